@@ -1,0 +1,39 @@
+"""What every engine can do. An engine runs an artifact; it holds one sequence and its KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+__all__ = ["Engine"]
+
+
+class Engine(Protocol):
+    """One loaded artifact, one sequence.
+
+    Construct with `(path, threads, context)`: `path` is a .gguf file or an ONNX folder, `context` the number of
+    tokens the KV cache must hold.
+    """
+
+    name: str
+    vocab_size: int
+
+    def __init__(self, path: Path, threads: int, context: int) -> None: ...
+
+    def reset(self) -> None:
+        """Forget the sequence; the KV cache is empty again."""
+
+    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
+        """Append `tokens` to the sequence and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
+
+        Many tokens are prefill, one token is a decode step. The array may be reused by the next call.
+        Raises ValueError when the sequence would outgrow `context`.
+        """
+        ...
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes in this engine."""
+        ...

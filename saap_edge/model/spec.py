@@ -1,0 +1,125 @@
+"""The shape of a dense or pruned model, read from config.json alone: no torch, no weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saap_edge.errors import SaapError
+from saap_edge.families import Family, family_of
+
+__all__ = ["PRUNED_TYPE", "LayerShape", "ModelSpec", "linear_shapes", "read_spec"]
+
+PRUNED_TYPE = "saap_edge"  # model_type of a folder with per-layer widths
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Widths of one decoder layer: query heads, kv heads, FFN width."""
+
+    heads: int
+    kv_heads: int
+    ffn: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All an exporter or an engine must know of a model beside its tensors."""
+
+    family: Family
+    vocab_size: int
+    hidden: int
+    head_dim: int
+    layers: tuple[LayerShape, ...]
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None  # llama3 parameters, or None
+    tied: bool
+    context: int
+    qkv_bias: bool
+    o_bias: bool
+    down_bias: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def uniform(self) -> bool:
+        """All layers have the same widths."""
+        return len(set(self.layers)) == 1
+
+    def kv_bytes_per_token(self, element_bytes: int) -> int:
+        """KV cache bytes one token costs: keys and values of every layer."""
+        return sum(2 * layer.kv_heads * self.head_dim * element_bytes for layer in self.layers)
+
+    def layer_parameters(self) -> int:
+        """Parameters in attention and FFN projections (what pruning can remove; no embeddings, norms, biases)."""
+        return sum(rows * columns for index in range(len(self.layers)) for rows, columns in linear_shapes(self, index).values())
+
+
+def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
+    """Weight shapes [out, in] of the projections of layer `index`, by full tensor name."""
+    layer, prefix = spec.layers[index], f"model.layers.{index}."
+    q, kv = layer.heads * spec.head_dim, layer.kv_heads * spec.head_dim
+    shapes = {
+        "self_attn.q_proj": (q, spec.hidden),
+        "self_attn.k_proj": (kv, spec.hidden),
+        "self_attn.v_proj": (kv, spec.hidden),
+        "self_attn.o_proj": (spec.hidden, q),
+        "mlp.gate_proj": (layer.ffn, spec.hidden),
+        "mlp.up_proj": (layer.ffn, spec.hidden),
+        "mlp.down_proj": (spec.hidden, layer.ffn),
+    }
+    return {f"{prefix}{name}.weight": shape for name, shape in shapes.items()}
+
+
+def read_spec(folder: str | Path) -> ModelSpec:
+    """Read a Hugging Face folder's config.json, dense or pruned.
+
+    Raises SaapError when the folder or config is missing, the family is unknown, or it uses an unsupported feature.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise SaapError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+    return spec_from_config(config)
+
+
+def spec_from_config(config: dict[str, Any]) -> ModelSpec:
+    """The spec of a parsed config.json. Raises SaapError as `read_spec` does."""
+    pruned = config.get("model_type") == PRUNED_TYPE
+    model_type = config.get("base_model_type") if pruned else config.get("model_type")
+    family = family_of(str(model_type))
+    reason = family.refuse(config)
+    if reason:
+        raise SaapError(f"this {family.title} model cannot be handled: {reason}")
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    if pruned:
+        layers = tuple(LayerShape(*widths) for widths in config["layer_widths"])
+    else:
+        kv_heads = int(config.get("num_key_value_heads") or heads)
+        layers = (LayerShape(heads, kv_heads, int(config["intermediate_size"])),) * int(config["num_hidden_layers"])
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaled = rope.get("rope_type", rope.get("type", "default")) == "llama3"
+    eos = config.get("eos_token_id")
+    return ModelSpec(
+        family=family,
+        vocab_size=int(config["vocab_size"]),
+        hidden=hidden,
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        layers=layers,
+        rms_norm_eps=float(config["rms_norm_eps"]),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        rope_scaling=dict(rope) if scaled else None,
+        tied=bool(config.get("tie_word_embeddings", False)),
+        context=int(config.get("max_position_embeddings", 2048)),
+        qkv_bias=bool(config["qkv_bias"]) if pruned else family.qkv_bias(config),
+        o_bias=bool(config["o_bias"]) if pruned else family.o_bias(config),
+        down_bias=bool(config["down_bias"]) if pruned else family.mlp_bias(config),
+        bos_token_id=config.get("bos_token_id"),
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+    )

@@ -1,0 +1,83 @@
+"""Lazy, one-at-a-time access to the tensors of a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from saap_edge.errors import SaapError
+
+__all__ = ["Codes", "TensorStore"]
+
+
+class TensorStore:
+    """Tensors of a safetensors folder (single file or sharded), read when asked for.
+
+    Raises SaapError when there are no safetensors, or a file is damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        index = self.folder / "model.safetensors.index.json"
+        files: set[str]
+        if index.is_file():
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        else:
+            files = {path.name for path in self.folder.glob("model*.safetensors")}
+        if not files:
+            raise SaapError(f"no model.safetensors in '{folder}': only safetensors weights are read (no pickles)")
+        self._handles = {}
+        for name in sorted(files):
+            try:
+                handle = safe_open(str(self.folder / name), framework="pt")
+            except (SafetensorError, FileNotFoundError) as error:
+                raise SaapError(f"{self.folder / name}: damaged or missing safetensors file ({error})") from None
+            for key in handle.keys():
+                self._handles[key] = handle
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._handles
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handles)
+
+    def torch(self, name: str) -> torch.Tensor:
+        """The tensor in its stored dtype. Raises SaapError when there is none of that name."""
+        if name not in self._handles:
+            raise SaapError(f"tensor '{name}' is missing from '{self.folder}'")
+        tensor: torch.Tensor = self._handles[name].get_tensor(name)
+        return tensor
+
+    def numpy(self, name: str) -> np.ndarray:
+        """The tensor as float32."""
+        return self.torch(name).float().numpy()
+
+
+class Codes:
+    """4-bit codes of a tuned model (`codes.safetensors` of the recover stage).
+
+    For a weight `w` [out, in]: `w.codes` uint8 [out, in] in 0..15 and `w.scales` float16 [out, in / group], with
+    w = scales * (codes - 8): GGUF Q4_0 and symmetric 4-bit MatMulNBits are both exactly this.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._handle = safe_open(str(Path(folder) / "codes.safetensors"), framework="pt")
+        self._names = {key.removesuffix(".codes") for key in self._handle.keys() if key.endswith(".codes")}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def get(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(codes uint8 [out, in], scales float16 [out, in / group]) of a weight."""
+        return self._handle.get_tensor(name + ".codes").numpy(), self._handle.get_tensor(name + ".scales").numpy()
+
+    def dequantise(self, name: str) -> np.ndarray:
+        """The weight the codes stand for, float32 [out, in]."""
+        codes, scales = self.get(name)
+        group = codes.shape[1] // scales.shape[1]
+        return (codes.astype(np.float32) - 8.0) * np.repeat(scales.astype(np.float32), group, axis=1)

@@ -1,0 +1,88 @@
+"""Tiny random models of every family, dense and pruned: enough to check arithmetic, small enough to be quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from saap_edge.model.folder import build_pruned, save_model
+from saap_edge.model.spec import LayerShape
+
+TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs, 12345 times!\n" * 40
+VOCABULARY = 320
+# Differs in every layer, on the grid of 32 (head_dim 16, two query heads a kv head).
+WIDTHS = [LayerShape(8, 4, 96), LayerShape(4, 2, 64), LayerShape(2, 1, 32)]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>")
+
+
+def tiny_model(family: str, tied: bool = True, seed: int = 0, **overrides: object) -> PreTrainedModel:
+    """A random 3-layer model, hidden 64, weights large enough that every structure matters to the logits."""
+    torch.manual_seed(seed)
+    shape: dict = {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 128,
+        "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1,
+    } | overrides  # fmt: skip
+    model = {"llama": lambda: LlamaForCausalLM(LlamaConfig(**shape)), "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**shape))}[family]()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+            elif "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def randomise_projections(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
+    """Random values for what `build_pruned` leaves uninitialised."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "_proj" in name:
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def write_folder(model: PreTrainedModel, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_tokenizer().save_pretrained(folder)
+    save_model(model, folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["llama", "qwen2"])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def dense_folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tiny_model(family), tmp_path_factory.mktemp(f"{family}-dense"))
+
+
+@pytest.fixture(scope="session")
+def pruned_folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose layers all have different widths."""
+    model = randomise_projections(build_pruned(tiny_model(family), WIDTHS))
+    return write_folder(model, tmp_path_factory.mktemp(f"{family}-pruned"))
