@@ -1,0 +1,92 @@
+"""What both exporters write: the folder's tensors, brought to the grid of 32, read one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from saap_edge.errors import SaapError
+from saap_edge.model.blocks import BLOCK, quantise_q4
+from saap_edge.model.spec import ModelSpec, read_spec
+from saap_edge.model.tensors import Codes, TensorStore
+
+__all__ = ["ExportWeights"]
+
+
+class ExportWeights:
+    """A Hugging Face folder (dense or pruned, tuned or not) as the exporters see it.
+
+    An FFN width off the grid of 32 is padded with zero channels: they change no output, and without them the runtimes
+    would leave `down_proj` unquantised and run slower than the dense model. `spec` holds the padded widths. Nothing
+    is kept in memory between calls.
+
+    Raises SaapError when the folder is not a model, or a width cannot be brought to the grid.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        source = read_spec(folder)
+        self.spec: ModelSpec = replace(
+            source, layers=tuple(replace(layer, ffn=-(-layer.ffn // BLOCK) * BLOCK) for layer in source.layers)
+        )
+        self._store = TensorStore(folder)
+        self._codes = Codes(folder) if (self.folder / "codes.safetensors").is_file() else None
+        self._check()
+
+    def _check(self) -> None:
+        spec = self.spec
+        if spec.hidden % BLOCK:
+            raise SaapError(f"hidden size {spec.hidden} is not a multiple of {BLOCK}: no runtime quantises such rows")
+        for index, layer in enumerate(spec.layers):
+            if layer.kv_heads < 1 or layer.heads % layer.kv_heads:
+                raise SaapError(
+                    f"layer {index}: {layer.heads} query heads cannot be shared by {layer.kv_heads} kv heads "
+                    "(llama.cpp would abort the process): keep whole kv groups"
+                )
+            if layer.ffn < BLOCK:
+                raise SaapError(f"layer {index}: an FFN of width {layer.ffn} makes llama.cpp drop the attention output")
+            if layer.heads * spec.head_dim % BLOCK:
+                raise SaapError(
+                    f"layer {index}: {layer.heads} heads of {spec.head_dim} are {layer.heads * spec.head_dim} wide, "
+                    f"not a multiple of {BLOCK}: o_proj could not be quantised"
+                )
+
+    @property
+    def tuned(self) -> bool:
+        """The folder holds tuned 4-bit codes, which are shipped as they are."""
+        return self._codes is not None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._store
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Any tensor as float32, projections and biases zero-padded to the grid."""
+        return self._pad(name, self._store.numpy(name), 0)
+
+    def q4(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A projection weight in 4 bits: (codes uint8 [out, in], scales float16 [out, in/32]).
+
+        The tuned codes where the folder has them, round to nearest otherwise.
+        """
+        if self._codes is None or name not in self._codes:
+            return quantise_q4(self.tensor(name))
+        codes, scales = self._codes.get(name)
+        repeat = codes.shape[1] // scales.shape[1] // BLOCK  # a group of 128 is one scale stored four times
+        codes = self._pad(name, codes, 8)
+        scales = np.repeat(scales, max(repeat, 1), axis=1)
+        padded = np.zeros((codes.shape[0], codes.shape[1] // BLOCK), dtype=np.float16)
+        padded[: scales.shape[0], : scales.shape[1]] = scales
+        return codes, padded
+
+    def _pad(self, name: str, array: np.ndarray, fill: int) -> np.ndarray:
+        if not any(part in name for part in ("gate_proj.", "up_proj.", "down_proj.weight")):
+            return array
+        ffn = self.spec.layers[int(name.split(".")[2])].ffn
+        axis = 1 if "down_proj" in name else 0
+        if array.shape[axis] == ffn:
+            return array
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, ffn - array.shape[axis])
+        return np.pad(array, widths, constant_values=fill)
