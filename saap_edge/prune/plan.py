@@ -1,0 +1,168 @@
+"""The plan: per layer, heads, kv heads and FFN width, before => after. What goes, not how; a file people edit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from saap_edge.errors import SaapError
+from saap_edge.model.spec import LayerShape
+
+__all__ = ["GRID", "Candidate", "Plan", "PlanLayer", "check_plan", "kv_unit", "layer_cost", "load_plan", "make_plan", "save_plan"]
+
+GRID = 32  # the quantisation block of Q4_0, Q8_0 and MatMulNBits: narrower steps would leave a tensor unquantised
+
+
+class PlanLayer(BaseModel):
+    """Widths of one layer, each [before, after]."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int
+    heads: tuple[int, int]
+    kv_heads: tuple[int, int]
+    ffn: tuple[int, int]
+
+    @property
+    def before(self) -> LayerShape:
+        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0])
+
+    @property
+    def after(self) -> LayerShape:
+        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1])
+
+
+class Candidate(BaseModel):
+    """One plan that was built, repaired and judged on held-out text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    achieved_ratio: float
+    heldout_perplexity: float
+    uniform: bool
+    chosen: bool
+
+
+class Plan(BaseModel):
+    """A pruning plan. `ratio` counts parameters of attention and FFN projections removed, 0 to 1.
+
+    `order` names the score by which structures leave inside a layer, so that an edited width needs no list of
+    structures.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 1
+    method: str
+    order: str
+    ratio: float
+    achieved_ratio: float
+    parameters: tuple[int, int]
+    candidates: list[Candidate] = Field(default_factory=list)
+    layers: list[PlanLayer]
+
+    @property
+    def shapes(self) -> list[LayerShape]:
+        return [layer.after for layer in self.layers]
+
+    @property
+    def uniform(self) -> bool:
+        return len(set(self.shapes)) == 1
+
+
+def layer_cost(shape: LayerShape, hidden: int, head_dim: int) -> int:
+    """Projection parameters of a layer: q, k, v, o, gate, up, down (no biases)."""
+    return 2 * hidden * head_dim * (shape.heads + shape.kv_heads) + 3 * hidden * shape.ffn
+
+
+def kv_unit(heads_per_group: int, head_dim: int) -> int:
+    """The least number of KV groups whose query heads together are a multiple of GRID wide."""
+    return next(count for count in range(1, GRID + 1) if count * heads_per_group * head_dim % GRID == 0)
+
+
+def make_plan(
+    method: str, order: str, ratio: float, before: list[LayerShape], after: list[LayerShape], hidden: int, head_dim: int
+) -> Plan:
+    """A plan from widths before and after."""
+    costs = [sum(layer_cost(shape, hidden, head_dim) for shape in shapes) for shapes in (before, after)]
+    return Plan(
+        method=method,
+        order=order,
+        ratio=ratio,
+        achieved_ratio=1 - costs[1] / costs[0],
+        parameters=(costs[0], costs[1]),
+        layers=[
+            PlanLayer(layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn))
+            for i, (b, a) in enumerate(zip(before, after, strict=True))
+        ],
+    )
+
+
+def check_plan(plan: Plan, dense: list[LayerShape], head_dim: int) -> None:
+    """Refuse a plan that does not fit the model or breaks a runtime's rule, naming layer, rule and remedy.
+
+    The rules are llama.cpp's and ONNX Runtime's: query heads divisible by kv heads (llama.cpp aborts otherwise), at
+    least one head and a non-empty FFN in every layer (it drops the attention output otherwise), widths on the grid of
+    32 unless the layer keeps its dense width.
+    """
+    if len(plan.layers) != len(dense):
+        raise SaapError(f"the plan has {len(plan.layers)} layers, the model {len(dense)}")
+    for index, (layer, shape) in enumerate(zip(plan.layers, dense, strict=True)):
+        where = f"plan, layer {index}"
+        if layer.layer != index:
+            raise SaapError(f"{where}: it says layer {layer.layer}; layers must be listed in order")
+        if layer.before != shape:
+            raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
+        _check_layer(where, layer.after, shape, head_dim)
+
+
+def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int) -> None:
+    if not (1 <= after.kv_heads <= dense.kv_heads and GRID <= after.ffn <= max(dense.ffn, GRID)):
+        raise SaapError(
+            f"{where}: {after.kv_heads} kv heads and FFN {after.ffn} must lie within 1..{dense.kv_heads} and "
+            f"{GRID}..{dense.ffn} (llama.cpp cannot run a layer without attention or FFN)"
+        )
+    if after.heads % after.kv_heads:
+        raise SaapError(
+            f"{where}: {after.heads} query heads do not divide by {after.kv_heads} kv heads, and llama.cpp aborts on "
+            "that: keep whole kv groups"
+        )
+    group = dense.heads // dense.kv_heads
+    if after.heads != after.kv_heads * group:
+        raise SaapError(f"{where}: {after.kv_heads} kv heads need {after.kv_heads * group} query heads, not {after.heads}")
+    if after.kv_heads != dense.kv_heads and after.heads * head_dim % GRID:
+        raise SaapError(
+            f"{where}: {after.heads} heads of {head_dim} are {after.heads * head_dim} wide, not a multiple of {GRID}, "
+            f"so o_proj would stay unquantised: keep a multiple of {kv_unit(group, head_dim)} kv heads"
+        )
+    if after.ffn != dense.ffn and after.ffn % GRID:
+        raise SaapError(
+            f"{where}: FFN width {after.ffn} is not a multiple of {GRID}, so down_proj would stay unquantised and run "
+            f"slower than dense: use {after.ffn // GRID * GRID or GRID} or {-(-after.ffn // GRID) * GRID}"
+        )
+
+
+def load_plan(path: Path) -> Plan:
+    """Read plan.json (or a folder holding it). Raises SaapError naming the field that is wrong."""
+    path = path / "plan.json" if path.is_dir() else path
+    try:
+        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SaapError(f"cannot read the plan '{path}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SaapError(f"{path}: not a text file") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise SaapError(f"{path}: {field}: {first['msg']}") from None
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write plan.json, one line a layer."""
+    document = plan.model_dump(mode="json")
+    layers = ",\n  ".join(json.dumps(layer) for layer in document.pop("layers"))
+    head = json.dumps(document, indent=1)[:-2]
+    path.write_text(f'{head},\n "layers": [\n  {layers}\n ]\n}}\n', encoding="utf-8")
