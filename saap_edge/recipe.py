@@ -65,7 +65,7 @@ class PruneSettings(_Section):
     ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.3, description="share of attention and FFN parameters to remove"
     )
-    fluctuation: float = Field(default=0.5, ge=0, description="lambda: how much unstable importance counts against saap")
+    fluctuation: float = Field(default=0.0, ge=0, description="lambda: how much unstable importance counts against saap")
     repair: bool = Field(default=True, description="least-squares repair of o_proj and down_proj")
 
 

@@ -1,0 +1,97 @@
+"""Parity: does an artifact, in its own engine, answer as the torch model that holds exactly the shipped weights?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saap_edge.errors import SaapError
+from saap_edge.export.weights import ExportWeights
+from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
+from saap_edge.model.folder import load_model
+
+__all__ = ["MODES", "TOLERANCE", "Parity", "check_parity", "relative_error", "require", "shipped_model"]
+
+# Relative RMS error of centred logits, per format. What remains after the weights are made equal is the runtime's own
+# arithmetic: fp32 in another order; f16 KV cache and f16 rounding of activations in llama.cpp; activations rounded to
+# 8 bits before every quantised product, in blocks (llama.cpp Q8_0/Q8_K, MatMulNBits accuracy level 4). A permuted
+# head, a wrong rope or a lost bias gives 0.3 and more on the same models.
+TOLERANCE = {"gguf-f16": 0.01, "gguf-q8_0": 0.08, "gguf-q4_0": 0.08, "onnx-fp32": 0.0005, "onnx-int4": 0.08}
+# Whole prompt at once; one token at a time; a prompt, then steps.
+MODES = ("prefill", "steps", "mixed")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The worst relative error over all modes, beside the tolerance of the format."""
+
+    format: str
+    role: str
+    max_error: float
+    tolerance: float
+    passed: bool
+    greedy_text: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def shipped_model(folder: Path, artifact_format: str) -> Any:
+    """The torch model (float32) whose weights are, to the bit, what the artifact of that format holds.
+
+    Raises SaapError when the folder is not a model.
+    """
+    model = load_model(folder)
+    weights = ExportWeights(folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                value = torch.from_numpy(_shipped(weights, name, artifact_format))
+                parameter.copy_(value[: parameter.shape[0], : parameter.shape[1]])
+    return model
+
+
+def _shipped(weights: ExportWeights, name: str, artifact_format: str) -> np.ndarray:
+    if artifact_format == "onnx-fp32":
+        return weights.tensor(name)
+    if artifact_format == "gguf-f16":
+        return weights.tensor(name).astype(np.float16).astype(np.float32)
+    if artifact_format in ("gguf-q4_0", "onnx-int4") and "_proj" in name:
+        return dequantise_q4(*weights.q4(name))
+    return dequantise_q8(*quantise_q8(weights.tensor(name)))
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """RMS of the difference over RMS of `expected`, both [tokens, vocab] and centred per token (softmax ignores it).
+
+    Infinite when `actual` is not finite or has another shape.
+    """
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return float("inf")
+    actual = actual - actual.mean(axis=-1, keepdims=True)
+    expected = expected - expected.mean(axis=-1, keepdims=True)
+    return float(np.sqrt(np.square(actual - expected).mean() / np.square(expected).mean()))
+
+
+def check_parity(reference: Any, worker: Any, artifact_format: str, role: str, tokens: list[int], decode: Any) -> Parity:
+    """Compare an artifact running in `worker` with `reference` over all modes; greedy text from the worker.
+
+    `tokens` is a real text's ids, `decode` turns ids into text. Never raises for a difference: `passed` says it.
+    """
+    with torch.no_grad():
+        expected = reference(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
+    worst = max(relative_error(worker.logits(tokens, mode), expected) for mode in MODES)
+    tolerance = TOLERANCE[artifact_format]
+    text = decode(worker.generate(tokens[:16], 24))
+    return Parity(artifact_format, role, worst, tolerance, worst <= tolerance, text)
+
+
+def require(parities: list[Parity]) -> None:
+    """Raise SaapError naming every artifact that answers differently from its torch model."""
+    bad = [f"{p.role} {p.format} (error {p.max_error:.3g}, tolerance {p.tolerance:g})" for p in parities if not p.passed]
+    if bad:
+        raise SaapError(f"refused, answers differ from the torch model: {', '.join(bad)}")

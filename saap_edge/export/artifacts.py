@@ -1,0 +1,106 @@
+"""The export stage: every format of a model, with a manifest that says what each file is and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from saap_edge.errors import SaapError
+from saap_edge.pipeline import file_hash
+
+__all__ = ["Artifact", "Manifest", "engine_of", "export_artifacts", "read_manifest"]
+
+
+class Artifact(BaseModel):
+    """One file or folder a device can run. `path` is relative to the manifest; `details` is the exporter's summary."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: str
+    path: str
+    bytes: int
+    sha256: str
+    projection_bytes: int
+    details: dict[str, Any]
+
+
+class Manifest(BaseModel):
+    """All artifacts of one model. `tuned`: the 4-bit codes were trained; `layers` are [heads, kv heads, FFN width]."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 1
+    role: str
+    tuned: bool
+    layers: list[tuple[int, int, int]]
+    lineage: dict[str, str]
+    artifacts: list[Artifact]
+
+
+def engine_of(artifact_format: str) -> str:
+    """The engine that runs a format: "llama.cpp" or "onnxruntime"."""
+    return "llama.cpp" if artifact_format.startswith("gguf") else "onnxruntime"
+
+
+def export_artifacts(
+    folder: Path, out: Path, formats: tuple[str, ...], role: str, lineage: dict[str, str], progress: Callable[[str], None]
+) -> Manifest:
+    """Write every format of the model in `folder` under `out` and manifest.json beside them.
+
+    `role` is "dense" or "pruned"; `lineage` maps what it was made from to hashes. Raises SaapError when the model
+    cannot go to a runtime.
+    """
+    from saap_edge.export.gguf import write_gguf
+    from saap_edge.export.onnx import write_onnx
+    from saap_edge.export.weights import ExportWeights
+
+    weights = ExportWeights(folder)
+    artifacts = []
+    for name in formats:
+        kind, _, quantisation = name.partition("-")
+        path = out / "gguf" / f"model-{quantisation}.gguf" if kind == "gguf" else out / "onnx" / quantisation
+        path.parent.mkdir(exist_ok=True)
+        summary = (write_gguf if kind == "gguf" else write_onnx)(folder, path, quantisation)
+        size, digest = _measure(path)
+        artifacts.append(
+            Artifact(
+                format=name, path=str(path.relative_to(out)), bytes=size, sha256=digest,
+                projection_bytes=summary["projection_bytes"], details=summary,
+            )
+        )  # fmt: skip
+        progress(name)
+    layers = [(shape.heads, shape.kv_heads, shape.ffn) for shape in weights.spec.layers]
+    manifest = Manifest(role=role, tuned=weights.tuned, layers=layers, lineage=lineage, artifacts=artifacts)
+    (out / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    return manifest
+
+
+def _measure(path: Path) -> tuple[int, str]:
+    """Bytes and sha256 of a file; of a folder, the sum and the hash over its files' names and hashes."""
+    if path.is_file():
+        return path.stat().st_size, file_hash(path)
+    files = sorted(item for item in path.rglob("*") if item.is_file())
+    listing = "".join(f"{item.relative_to(path)}\0{file_hash(item)}\n" for item in files)
+    return sum(item.stat().st_size for item in files), hashlib.sha256(listing.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read manifest.json and check that every artifact still is what it says.
+
+    Raises SaapError when it is missing, malformed, or an artifact's sha256 differs.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        raise SaapError(f"'{path}' is not a manifest: {str(error).splitlines()[0]}") from None
+    for artifact in manifest.artifacts:
+        target = folder / artifact.path
+        if not target.exists() or _measure(target)[1] != artifact.sha256:
+            raise SaapError(f"'{target}' is missing or was changed since export (its sha256 differs): export again")
+    return manifest

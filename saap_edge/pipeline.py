@@ -1,0 +1,185 @@
+"""Stages in folders named by the hash of their inputs: caching, resuming, and nothing half-written. Knows no maths.
+
+A stage is a pure step: folders of earlier stages and its part of the recipe in, one new folder out. It writes into a
+temporary sibling that is renamed when it is whole, so a folder that exists is complete, and a killed run goes on where
+it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from saap_edge.errors import SaapError
+
+__all__ = ["Stage", "StageResult", "clean_leftovers", "file_hash", "folder_hash", "link", "read_stage", "run_stage"]
+
+_LIBRARIES = ("torch", "transformers", "gguf", "onnx", "onnx-ir", "onnxruntime", "llama-cpp-python", "numpy")
+_TEMPORARY = ".tmp-"
+_RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the chain.
+
+    `inputs` names earlier stages whose folders it reads; `reads` names outside files (model, texts) by their role;
+    `run(inputs, out)` does the work; `settings` is what else decides the result, JSON-able.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    reads: tuple[str, ...]
+    settings: dict[str, Any]
+    run: Callable[[Mapping[str, Path], Path], None]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage: its folder, whether it was already there, and how long it took in seconds."""
+
+    name: str
+    folder: Path
+    cached: bool
+    seconds: float
+
+
+def run_stage(
+    stage: Stage, folders: Mapping[str, Path], outside: Mapping[str, str], root: Path, recipe: dict[str, Any]
+) -> StageResult:
+    """Run a stage, or find that it has been run.
+
+    Args:
+        folders: folders of earlier stages, by name.
+        outside: content hashes of outside files, by role.
+        root: folder of stage folders.
+        recipe: written into the stage's record, so that later stages can be run alone from it.
+
+    Raises SaapError when the disk is full or not writable; nothing is left behind then.
+    """
+    inputs = {name: folders[name] for name in stage.inputs}
+    key = _key(stage, inputs, outside)
+    final = root / f"{stage.name}-{key}"
+    if final.is_dir():
+        return StageResult(stage.name, final, True, 0.0)
+    start = time.monotonic()
+    temporary = root / f"{_TEMPORARY}{stage.name}-{key}-{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True)
+        stage.run(inputs, temporary)
+        record = {
+            "stage": stage.name, "hash": key, "inputs": {name: path.name for name, path in inputs.items()},
+            "settings": stage.settings, "recipe": recipe, "versions": library_versions(),
+            "seconds": round(time.monotonic() - start, 2),
+        }  # fmt: skip
+        (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _publish(temporary, final)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SaapError(f"stage {stage.name}: cannot write to '{root}': {reason}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return StageResult(stage.name, final, False, time.monotonic() - start)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Flush to disk, then rename: after a power cut the folder is whole or not there."""
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.is_dir():  # another run finished the same stage first: its folder is as good
+            raise
+
+
+def _key(stage: Stage, inputs: Mapping[str, Path], outside: Mapping[str, str]) -> str:
+    document = {
+        "stage": stage.name,
+        "inputs": {name: path.name for name, path in inputs.items()},
+        "outside": {role: outside[role] for role in stage.reads},
+        "settings": stage.settings,
+        "versions": library_versions(),
+        "code": _code_hash(),
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide results; absent ones are left out."""
+    found = {}
+    for name in ("saap-edge", *_LIBRARIES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _code_hash() -> str:
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, read in pieces. Raises SaapError when it cannot be read."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise SaapError(f"cannot read '{path}': {error.strerror}") from None
+
+
+def folder_hash(folder: Path) -> str:
+    """sha256 over names and contents of a folder's files, hidden ones and sub-folders left out."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_stage(folder: Path) -> dict[str, Any]:
+    """The record of a stage folder. Raises SaapError when it is not one."""
+    try:
+        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        record["stage"], record["inputs"], record["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SaapError(f"'{folder}' is not a stage folder: give one that saap-edge printed, as OUT/stages/NAME-HASH") from None
+    return record
+
+
+def clean_leftovers(root: Path) -> None:
+    """Remove temporary folders of runs that died."""
+    for path in root.glob(f"{_TEMPORARY}*"):
+        process = path.name.rpartition("-")[2]
+        if not (process.isdigit() and psutil.pid_exists(int(process))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def link(target: Path, name: Path) -> None:
+    """Point the relative symbolic link `name` at `target`, in one step. Raises SaapError when a real file is there."""
+    if name.exists() and not name.is_symlink():
+        raise SaapError(f"'{name}' is in the way: move it, or choose another --out")
+    temporary = name.with_name(f".{name.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, name.parent))
+    temporary.replace(name)
