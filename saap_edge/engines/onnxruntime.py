@@ -1,0 +1,137 @@
+"""ONNX Runtime as an engine: numpy and onnxruntime only, one sequence, KV buffers shared between past and present."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from saap_edge.errors import SaapError
+
+__all__ = ["OnnxRuntimeEngine"]
+
+GRAPH_FILE = "model.onnx"
+LAST_ONLY = np.array([-1], dtype=np.int64)
+ALL = np.array([0], dtype=np.int64)
+
+
+class OnnxRuntimeEngine:
+    """An ONNX folder of `saap_edge.export.onnx`, on the CPU, through a plain InferenceSession.
+
+    Past and present keys and values are the same buffers of `context` tokens: attention then writes in place instead
+    of copying a growing cache at every token.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        """Load `path`, the folder or its model.onnx. Raises SaapError when it is missing, damaged, or too short."""
+        path = Path(path)
+        self.path = path / GRAPH_FILE if path.is_dir() else path
+        self.threads, self.context = threads, context
+        self._session = open_session(self.path, threads)
+        self._check_inputs()
+        self.vocab_size = int(self._session.get_outputs()[0].shape[-1])
+        self._binding = self._session.io_binding()
+        self._mask = np.ones((1, context), dtype=np.int64)
+        self._step_logits = np.empty((1, 1, self.vocab_size), dtype=np.float32)
+        self._kv_bytes = 0
+        self._bind_cache()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the sequence; the KV cache is empty again."""
+        self._length = 0
+
+    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
+        """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
+
+        The array of a [1, vocab] answer is reused by the next call. Raises ValueError on no tokens, on an id outside
+        the vocabulary, and when the sequence would outgrow `context`.
+        """
+        ids = np.array([tokens], dtype=np.int64)
+        self._check_tokens(ids)
+        total = self._length + ids.shape[1]
+        rows = ids.shape[1] if all_logits else 1
+        logits = self._step_logits if rows == 1 else np.empty((1, rows, self.vocab_size), dtype=np.float32)
+        # The arrays are bound by address: they must live until the run is over, and they do, as locals.
+        mask = self._mask[:, :total]
+        self._bind_input("input_ids", ids)
+        self._bind_input("attention_mask", mask)
+        self._bind_input("logits_from", ALL if all_logits else LAST_ONLY)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._session.run_with_iobinding(self._binding)
+        self._length = total
+        return logits[0]
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes: float32 keys and values of every layer."""
+        return self._kv_bytes
+
+    def describe(self) -> dict[str, Any]:
+        """What ran: the conditions that belong beside every figure."""
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        return {
+            "engine": self.name,
+            "version": ort.__version__,
+            "provider": self._session.get_providers()[0],
+            "quantisation": metadata.get("saap_edge.quantisation"),
+            "threads": self.threads,
+            "context": self.context,
+            "vocab_size": self.vocab_size,
+            "kv_type": "f32",
+            "kv_bytes_per_token": self._kv_bytes,
+        }
+
+    def _check_inputs(self) -> None:
+        names = {value.name for value in self._session.get_inputs()}
+        optional = {value.name for value in self._session.get_overridable_initializers()}
+        if not {"input_ids", "attention_mask", "past_key_values.0.key"} <= names or "logits_from" not in optional:
+            raise SaapError(f"{self.path}: not a decoder that saap-edge wrote: export the model again")
+        longest = int(self._session.get_modelmeta().custom_metadata_map.get("saap_edge.context", self.context))
+        if not 0 < self.context <= longest:
+            raise SaapError(f"{self.path}: a context of {self.context} tokens is outside 1 to {longest}, the model's own")
+
+    def _check_tokens(self, ids: np.ndarray) -> None:
+        if ids.size == 0:
+            raise ValueError("no tokens to run")
+        if self._length + ids.shape[1] > self.context:
+            raise ValueError(
+                f"{self._length} tokens and {ids.shape[1]} more do not fit into a context of {self.context}"
+            )
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            raise ValueError(f"token ids must be in 0 to {self.vocab_size - 1}")
+
+    def _bind_cache(self) -> None:
+        """One buffer [1, kv heads, context, head_dim] per layer and kind, bound once as past and as present."""
+        self._cache = []
+        for value in self._session.get_inputs():
+            if not value.name.startswith("past_key_values."):
+                continue
+            _, kv_heads, _, head_dim = value.shape
+            buffer = np.zeros((1, kv_heads, self.context, head_dim), dtype=np.float32)
+            self._cache.append(buffer)
+            self._kv_bytes += kv_heads * head_dim * buffer.itemsize
+            self._bind_input(value.name, buffer)
+            present = value.name.replace("past_key_values", "present")
+            self._binding.bind_output(present, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+
+    def _bind_input(self, name: str, array: np.ndarray) -> None:
+        self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def open_session(path: Path, threads: int) -> ort.InferenceSession:
+    """A CPU session of `threads` threads. Raises SaapError when the file is missing or the runtime refuses it."""
+    if not path.is_file():
+        raise SaapError(f"no ONNX model at '{path}': give the folder of an ONNX export")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors arrive as exceptions
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the binding's exceptions share no base class of their own
+        reason = str(error).splitlines()[0]
+        raise SaapError(f"{path}: ONNX Runtime cannot load it, export the model again ({reason})") from None

@@ -1,0 +1,410 @@
+"""ONNX for stock ONNX Runtime and onnxruntime-genai: a graph built directly, every layer with its own widths.
+
+The attention, norm and quantised operators are ONNX Runtime's contrib operators (docs/ContribOperators.md in its
+repository). Weights go to `model.onnx.data` one at a time, so that memory holds one tensor, never the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+from saap_edge.errors import SaapError
+from saap_edge.export.weights import ExportWeights
+from saap_edge.model.blocks import BLOCK, quantise_q8
+from saap_edge.model.folder import copy_tokenizer
+from saap_edge.model.spec import LayerShape, ModelSpec, read_spec
+
+__all__ = ["QUANTISATIONS", "rope_frequencies", "write_onnx"]
+
+QUANTISATIONS = ("fp32", "int4")
+GRAPH_FILE, DATA_FILE, GENAI_FILE = "model.onnx", "model.onnx.data", "genai_config.json"
+OPSETS = {"": 21, "com.microsoft": 1}
+IR_VERSION = 10
+CONTRIB = "com.microsoft"
+INT8_ARITHMETIC = 4  # MatMulNBits accuracy_level: activations in 8 bits with the weights' block; 0.61x the time of fp32
+PAGE, LARGE = 4096, 1 << 20  # large tensors start on a page, so that a runtime can map them instead of copying
+ROWS_AT_ONCE = 8192  # rows of the vocabulary quantised together
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def write_onnx(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
+    """Write the model in `folder` (dense, pruned or tuned) as an ONNX folder `out`, and say what it holds.
+
+    `out` gets model.onnx, model.onnx.data, genai_config.json and the tokenizer. In "fp32" all weights are float32; in
+    "int4" projections are MatMulNBits with the codes of `ExportWeights.q4` (block 32), token embedding and head have
+    exactly the 8-bit codes of `quantise_q8` (one copy when tied), norms and biases float32.
+
+    The graph takes input_ids, attention_mask int64 and past_key_values.N.key/.value float32 [batch, kv_heads of layer
+    N, past, head_dim]; it gives logits [batch, seq, vocab] and present.N.key/.value. The optional input
+    `logits_from` (int64 [1], default 0: all) starts the logits at that position; -1 computes the last one only.
+
+    Returns quantisation, initializers (type -> bytes), onnx_bytes, data_bytes, projection_bytes (read per decoded
+    token: projections, biases, head, norms), tuned, and padded_layers. Raises SaapError on an unknown quantisation, on a
+    folder that ExportWeights refuses, and on shapes that GroupQueryAttention cannot run.
+    """
+    if quantisation not in QUANTISATIONS:
+        raise SaapError(f"unknown ONNX quantisation '{quantisation}' (there are: {', '.join(QUANTISATIONS)})")
+    weights = ExportWeights(folder)
+    check_attention(weights.spec)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / DATA_FILE, "wb") as data:
+        graph = GraphWriter(data)
+        Decoder(graph, weights, quantisation).build()
+    model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
+    model.metadata_props.update(
+        {"saap_edge.quantisation": quantisation, "saap_edge.context": str(weights.spec.context)}
+    )
+    ir.save(model, out / GRAPH_FILE)
+    (out / GENAI_FILE).write_text(json.dumps(genai_config(weights.spec, folder), indent=2) + "\n", encoding="utf-8")
+    copy_tokenizer(folder, out)
+    return {
+        "quantisation": quantisation,
+        "initializers": dict(graph.bytes_by_type),
+        "onnx_bytes": (out / GRAPH_FILE).stat().st_size,
+        "data_bytes": (out / DATA_FILE).stat().st_size,
+        "projection_bytes": graph.bytes_per_token,
+        "tuned": weights.tuned,
+        "padded_layers": padded_layers(folder, weights.spec),
+    }
+
+
+def check_attention(spec: ModelSpec) -> None:
+    """Raise SaapError for shapes that the CPU kernel of GroupQueryAttention refuses."""
+    if spec.head_dim % 8:
+        raise SaapError(f"head_dim {spec.head_dim} is not a multiple of 8: ONNX Runtime's attention refuses it")
+    for index, layer in enumerate(spec.layers):
+        if layer.kv_heads < 1 or layer.heads % layer.kv_heads:
+            raise SaapError(
+                f"layer {index}: {layer.heads} query heads are not a multiple of {layer.kv_heads} kv heads: "
+                "ONNX Runtime's attention refuses it; keep whole kv groups"
+            )
+
+
+def padded_layers(folder: Path, padded: ModelSpec) -> dict[int, list[int]]:
+    """Layers whose FFN was padded to the grid: index -> [width in the folder, width in the file]."""
+    pairs = zip(read_spec(folder).layers, padded.layers, strict=True)
+    return {index: [old.ffn, new.ffn] for index, (old, new) in enumerate(pairs) if old.ffn != new.ffn}
+
+
+def rope_frequencies(spec: ModelSpec) -> np.ndarray:
+    """Rotary frequencies float32 [head_dim / 2], with Llama 3's stretching of the long wavelengths where it applies.
+
+    As transformers' `_compute_llama3_parameters`: wavelengths above original/low are slowed by `factor`, below
+    original/high kept, in between blended linearly.
+    """
+    exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+    frequencies = 1 / np.float32(spec.rope_theta) ** exponents
+    scaling = spec.rope_scaling
+    if scaling is None:
+        return frequencies
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * np.float32(np.pi))
+    keep = np.clip((turns - low) / (high - low), 0, 1)
+    blended: np.ndarray = frequencies * (keep + (1 - keep) / scaling["factor"])
+    return blended.astype(np.float32)
+
+
+def pack_nibbles(codes: np.ndarray) -> np.ndarray:
+    """uint8 [out, in] in 0..15 to MatMulNBits' uint8 [out, in/32, 16]: the even column in the low nibble."""
+    packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return packed.reshape(codes.shape[0], -1, BLOCK // 2)
+
+
+class GraphWriter:
+    """An ONNX graph under construction, whose weights stream to an external data file.
+
+    `bytes_by_type` sums the initializers' bytes, `bytes_per_token` those that one decoded token reads.
+    """
+
+    def __init__(self, data: BinaryIO) -> None:
+        self.inputs: list[ir.Value] = []
+        self.outputs: list[ir.Value] = []
+        self.bytes_by_type: dict[str, int] = defaultdict(int)
+        self.bytes_per_token = 0
+        self._data = data
+        self._nodes: list[ir.Node] = []
+        self._initializers: dict[str, ir.Value] = {}
+
+    def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> None:
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self.outputs.append(value)
+
+    def nodes(
+        self, count: int, op: str, inputs: list[ir.Value | None], domain: str = "", **attributes: Any
+    ) -> list[ir.Value]:
+        """Append a node with `count` outputs, return them."""
+        node = ir.node(op, inputs, attributes, domain=domain, num_outputs=count, name=f"{op}_{len(self._nodes)}")
+        for index, value in enumerate(node.outputs):
+            value.name = f"{node.name}.{index}"
+        self._nodes.append(node)
+        return list(node.outputs)
+
+    def node(self, op: str, inputs: list[ir.Value | None], domain: str = "", **attributes: Any) -> ir.Value:
+        """Append a node with one output, return it."""
+        return self.nodes(1, op, inputs, domain, **attributes)[0]
+
+    def constant(self, name: str, values: list[int], dtype: type = np.int64) -> ir.Value:
+        """A small constant inside the graph file, where shape inference can read it."""
+        return self._register(name, ir.tensor(np.array(values, dtype=dtype), name=name))
+
+    def default(self, value: ir.Value, array: np.ndarray) -> None:
+        """Make the graph input `value` optional."""
+        assert value.name
+        value.const_value = ir.tensor(array, name=value.name)
+        self._initializers[value.name] = value
+
+    def weight(self, name: str, array: np.ndarray, per_token: bool = True) -> ir.Value:
+        """Write a weight to the data file. `per_token`: all of it is read for every decoded token."""
+        return self.weight_rows(name, [array], array.shape, per_token)
+
+    def weight_rows(
+        self, name: str, parts: list[np.ndarray], shape: tuple[int, ...], per_token: bool = True
+    ) -> ir.Value:
+        """Write consecutive `parts` of one weight of `shape` to the data file."""
+        start = self._align(math.prod(shape) * parts[0].itemsize)
+        for part in parts:
+            self._data.write(np.ascontiguousarray(part).data)
+        size = self._data.tell() - start
+        dtype = ir.DataType.from_numpy(parts[0].dtype)
+        self.bytes_by_type[dtype.name.lower()] += size
+        self.bytes_per_token += size if per_token else 0
+        return self._external(name, start, size, dtype, shape)
+
+    def alias(self, name: str, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """The same bytes of the data file under another shape: costs nothing on disk, nor in mapped memory."""
+        tensor = value.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        assert tensor.offset is not None and tensor.length is not None
+        return self._external(name, tensor.offset, tensor.length, tensor.dtype, shape)
+
+    def finish(self) -> ir.Graph:
+        """The graph; the data file must be closed or flushed after it."""
+        return ir.Graph(
+            self.inputs, self.outputs, nodes=self._nodes, initializers=list(self._initializers.values()),
+            opset_imports=OPSETS, name="decoder",
+        )  # fmt: skip
+
+    def _align(self, size: int) -> int:
+        step = PAGE if size >= LARGE else 64
+        self._data.write(b"\0" * (-self._data.tell() % step))
+        return self._data.tell()
+
+    def _external(self, name: str, start: int, size: int, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        tensor = ir.ExternalTensor(DATA_FILE, start, size, dtype, shape=ir.Shape(shape), name=name)
+        return self._register(name, tensor)
+
+    def _register(self, name: str, tensor: Any) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self._initializers[name] = value
+        return value
+
+
+class Decoder:
+    """The Llama-like decoder, layer by layer, in a GraphWriter."""
+
+    def __init__(self, graph: GraphWriter, weights: ExportWeights, quantisation: str) -> None:
+        self.graph, self.weights, self.spec = graph, weights, weights.spec
+        self.linear: Callable[[ir.Value, str], ir.Value] = self._int4 if quantisation == "int4" else self._fp32
+        self.quantised = quantisation == "int4"
+
+    def build(self) -> None:
+        """Append the whole model: inputs, layers, head, outputs."""
+        graph, spec = self.graph, self.spec
+        ids = graph.input("input_ids", ir.DataType.INT64, ["batch", "seq"])
+        mask = graph.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+        self._sequence(mask)
+        embedded, table = self._embedding(ids)
+        normed = self._norm(embedded, "model.layers.0.input_layernorm.weight")
+        residual = embedded
+        for index in range(len(spec.layers)):
+            prefix = f"model.layers.{index}."
+            attended = self._attention(normed, index)
+            normed, residual = self._skip_norm(residual, attended, f"{prefix}post_attention_layernorm.weight")
+            last = index + 1 == len(spec.layers)
+            following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
+            normed, residual = self._skip_norm(residual, self._ffn(normed, prefix), following)
+        self._head(normed, table)
+        # The optional input comes last: position 0 is input_ids for everyone who counts inputs.
+        graph.inputs.append(self.logits_from)
+
+    def _sequence(self, mask: ir.Value) -> None:
+        """What every attention node shares: lengths from the mask, rotary tables."""
+        graph, spec = self.graph, self.spec
+        lengths = graph.node("ReduceSum", [mask, graph.constant("axis_1", [1])], keepdims=0)
+        lengths = graph.node("Sub", [lengths, graph.constant("one", [1])])
+        self.seqlens = graph.node("Cast", [lengths], to=ir.DataType.INT32)
+        total = graph.node("Gather", [graph.node("Shape", [mask]), graph.constant("index_1", 1)], axis=0)  # type: ignore[arg-type]
+        self.total = graph.node("Cast", [total], to=ir.DataType.INT32)
+        angles = np.outer(np.arange(spec.context, dtype=np.float32), rope_frequencies(spec))
+        self.cos = graph.weight("cos_cache", np.cos(angles), per_token=False)
+        self.sin = graph.weight("sin_cache", np.sin(angles), per_token=False)
+
+    def _embedding(self, ids: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        """Token vectors, and the table's values (weight, or codes and scales) for a tied head."""
+        table = self._vocabulary(EMBEDDING, per_token=self.spec.tied)
+        if not self.quantised:
+            return self.graph.node("Gather", [table[0], ids]), table
+        codes = self.graph.alias(f"{EMBEDDING}.rows", table[0], (self.spec.vocab_size, self.spec.hidden))
+        vectors = self.graph.node(
+            "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=8, block_size=BLOCK, gather_axis=0,
+            quantize_axis=1,
+        )  # fmt: skip
+        return vectors, table
+
+    def _head(self, normed: ir.Value, table: tuple[ir.Value, ...]) -> None:
+        graph, spec = self.graph, self.spec
+        self.logits_from = ir.Value(name="logits_from", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+        graph.default(self.logits_from, np.array([0]))
+        end, axis = graph.constant("end", [2**63 - 1]), graph.constant("axes_1", [1])
+        normed = graph.node("Slice", [normed, self.logits_from, end, axis])
+        table = table if spec.tied else self._vocabulary(HEAD, per_token=True)
+        logits = self._matmul_bits(normed, *table, None, 8) if self.quantised else self._matmul(normed, table[0])
+        graph.output(logits, "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
+        # Logits first: that is where callers who do not look at names expect them.
+        graph.outputs.insert(0, graph.outputs.pop())
+
+    def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
+        """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, 32], scales)."""
+        weight = self.weights.tensor(name)
+        if not self.quantised:
+            return (self.graph.weight(name, weight, per_token),)
+        vocab, blocks = weight.shape[0], weight.shape[1] // BLOCK
+        codes, scales = [], []
+        for start in range(0, vocab, ROWS_AT_ONCE):
+            part, part_scales = quantise_q8(weight[start : start + ROWS_AT_ONCE])
+            codes.append((part.view(np.uint8) ^ 0x80))  # adds 128: the default zero point of both operators
+            scales.append(part_scales.astype(np.float32))
+        return (
+            self.graph.weight_rows(f"{name}.codes", codes, (vocab, blocks, BLOCK), per_token),
+            self.graph.weight_rows(f"{name}.scales", scales, (vocab, blocks), per_token),
+        )
+
+    def _norm(self, x: ir.Value, name: str) -> ir.Value:
+        return self.graph.node(
+            "SimplifiedLayerNormalization", [x, self._plain(name)], axis=-1, epsilon=self.spec.rms_norm_eps
+        )
+
+    def _skip_norm(self, residual: ir.Value, x: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+        """(norm(residual + x), residual + x)."""
+        outputs = self.graph.nodes(
+            4, "SkipSimplifiedLayerNormalization", [residual, x, self._plain(name)], CONTRIB,
+            epsilon=self.spec.rms_norm_eps,
+        )  # fmt: skip
+        outputs[1].name = outputs[2].name = ""  # mean and variance are not computed on CPU
+        return outputs[0], outputs[3]
+
+    def _attention(self, x: ir.Value, index: int) -> ir.Value:
+        graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
+        prefix = f"model.layers.{index}.self_attn."
+        query, key, value = (self.linear(x, f"{prefix}{name}_proj") for name in "qkv")
+        past = [graph.input(f"past_key_values.{index}.{name}", *self._cache(layer, "past")) for name in ("key", "value")]
+        outputs = graph.nodes(
+            3, "GroupQueryAttention", [query, key, value, *past, self.seqlens, self.total, self.cos, self.sin], CONTRIB,
+            num_heads=layer.heads, kv_num_heads=layer.kv_heads, do_rotary=1, scale=1 / math.sqrt(spec.head_dim),
+        )  # fmt: skip
+        for present, name in zip(outputs[1:], ("key", "value"), strict=True):
+            graph.output(present, f"present.{index}.{name}", *self._cache(layer, "total"))
+        return self.linear(outputs[0], f"{prefix}o_proj")
+
+    def _cache(self, layer: LayerShape, length: str) -> tuple[ir.DataType, list[int | str]]:
+        return ir.DataType.FLOAT, ["batch", layer.kv_heads, length, self.spec.head_dim]
+
+    def _ffn(self, x: ir.Value, prefix: str) -> ir.Value:
+        gate = self.linear(x, f"{prefix}mlp.gate_proj")
+        gate = self.graph.node("QuickGelu", [gate], CONTRIB, alpha=1.0)  # x * sigmoid(x) in one pass: SiLU
+        up = self.linear(x, f"{prefix}mlp.up_proj")
+        return self.linear(self.graph.node("Mul", [gate, up]), f"{prefix}mlp.down_proj")
+
+    def _fp32(self, x: ir.Value, module: str) -> ir.Value:
+        y = self._matmul(x, self._plain(f"{module}.weight"))
+        bias = self._bias(module)
+        return y if bias is None else self.graph.node("Add", [y, bias])
+
+    def _int4(self, x: ir.Value, module: str) -> ir.Value:
+        name = f"{module}.weight"
+        codes, scales = self.weights.q4(name)
+        return self._matmul_bits(
+            x,
+            self.graph.weight(f"{name}.codes", pack_nibbles(codes)),
+            self.graph.weight(f"{name}.scales", scales.astype(np.float32)),
+            self._bias(module),
+            bits=4,
+        )
+
+    def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
+        # FusedMatMul takes weights [out, in] as they are stored: no transposed copy, and a tied table stays one.
+        return self.graph.node("FusedMatMul", [x, weight], CONTRIB, transB=1)
+
+    def _matmul_bits(
+        self, x: ir.Value, codes: ir.Value, scales: ir.Value, bias: ir.Value | None, bits: int
+    ) -> ir.Value:
+        assert codes.shape is not None
+        rows, blocks = int(codes.shape[0]), int(codes.shape[1])  # type: ignore[arg-type]
+        extra = [] if bias is None else [None, None, bias]  # zero points default to the middle: 8 and 128
+        return self.graph.node(
+            "MatMulNBits", [x, codes, scales, *extra], CONTRIB, K=blocks * BLOCK, N=rows, bits=bits, block_size=BLOCK,
+            accuracy_level=INT8_ARITHMETIC,
+        )  # fmt: skip
+
+    def _plain(self, name: str) -> ir.Value:
+        return self.graph.weight(name, self.weights.tensor(name))
+
+    def _bias(self, module: str) -> ir.Value | None:
+        name = f"{module}.bias"
+        return self._plain(name) if name in self.weights else None
+
+
+def genai_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
+    """genai_config.json: what onnxruntime-genai must know to load the folder.
+
+    Its `type` only picks the decoder-only runtime; per-layer widths come from the graph's own input shapes.
+    """
+    widest = max(spec.layers, key=lambda layer: layer.heads)
+    ends = spec.eos_token_ids
+    names = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in ("key", "value")}
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": GRAPH_FILE,
+        "head_size": spec.head_dim,
+        "hidden_size": spec.hidden,
+        "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **names},
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": widest.heads,
+        "num_hidden_layers": len(spec.layers),
+        "num_key_value_heads": widest.kv_heads,
+    }
+    model = {
+        "type": "llama",
+        "bos_token_id": -1 if spec.bos_token_id is None else spec.bos_token_id,
+        "eos_token_id": list(ends) if len(ends) != 1 else ends[0],
+        "pad_token_id": pad_token(spec, folder),
+        "context_length": spec.context,
+        "vocab_size": spec.vocab_size,
+        "decoder": decoder,
+    }
+    return {"model": model, "search": {"do_sample": False, "max_length": spec.context, "past_present_share_buffer": True}}
+
+
+def pad_token(spec: ModelSpec, folder: Path) -> int:
+    """The model's padding id, or an end-of-text id where it has none: genai demands one."""
+    pad = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("pad_token_id")
+    if pad is not None:
+        return int(pad)
+    return spec.eos_token_ids[0] if spec.eos_token_ids else 0
