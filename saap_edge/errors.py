@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EXIT_FAILED", "EXIT_INCONCLUSIVE", "EXIT_INPUT", "EXIT_OK", "SaapError"]
+__all__ = ["EXIT_FAILED", "EXIT_INCONCLUSIVE", "EXIT_INPUT", "EXIT_OK", "ParityError", "SaapError"]
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -12,3 +12,11 @@ EXIT_INCONCLUSIVE = 3
 
 class SaapError(Exception):
     """Input, file or environment that saap-edge cannot work with. The CLI prints it in one line and exits 2."""
+
+    exit_code = EXIT_INPUT
+
+
+class ParityError(SaapError):
+    """An artifact that answers differently from its torch model. The CLI exits 1: the input was fine."""
+
+    exit_code = EXIT_FAILED

@@ -23,7 +23,7 @@ import psutil
 
 from saap_edge.errors import SaapError
 
-__all__ = ["Stage", "StageResult", "clean_leftovers", "file_hash", "folder_hash", "link", "read_stage", "run_stage"]
+__all__ = ["Stage", "StageResult", "ancestors", "clean_leftovers", "file_hash", "folder_hash", "link", "read_stage", "run_stage"]
 
 _LIBRARIES = ("torch", "transformers", "gguf", "onnx", "onnx-ir", "onnxruntime", "llama-cpp-python", "numpy")
 _TEMPORARY = ".tmp-"
@@ -165,6 +165,21 @@ def read_stage(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise SaapError(f"'{folder}' is not a stage folder: give one that saap-edge printed, as OUT/stages/NAME-HASH") from None
     return record
+
+
+def ancestors(folder: Path) -> dict[str, Path]:
+    """A stage folder and all it was made from, by stage name.
+
+    Raises SaapError when one of them was removed: its maker has to run again.
+    """
+    record = read_stage(folder)
+    found: dict[str, Path] = {}
+    for name in record["inputs"].values():
+        parent = folder.resolve().parent / name
+        if not parent.is_dir():
+            raise SaapError(f"'{folder}' was made from '{name}', which is gone: run `saap-edge compile` again")
+        found |= ancestors(parent)
+    return found | {record["stage"]: folder.resolve()}
 
 
 def clean_leftovers(root: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saap_edge.errors import SaapError
+from saap_edge.errors import ParityError
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
 from saap_edge.model.folder import load_model
@@ -91,7 +91,7 @@ def check_parity(reference: Any, worker: Any, artifact_format: str, role: str, t
 
 
 def require(parities: list[Parity]) -> None:
-    """Raise SaapError naming every artifact that answers differently from its torch model."""
+    """Raise ParityError naming every artifact that answers differently from its torch model."""
     bad = [f"{p.role} {p.format} (error {p.max_error:.3g}, tolerance {p.tolerance:g})" for p in parities if not p.passed]
     if bad:
-        raise SaapError(f"refused, answers differ from the torch model: {', '.join(bad)}")
+        raise ParityError(f"refused, answers differ from the torch model: {', '.join(bad)}")

@@ -31,7 +31,6 @@ def choose_plan(
     scores: Scores,
     plans: list[Plan],
     method: str,
-    fluctuation_weight: float,
     calibration: torch.Tensor,
     heldout: torch.Tensor,
     progress: Callable[[str], None] = lambda name: None,
@@ -43,7 +42,7 @@ def choose_plan(
     """
     judged: list[float] = []
     for plan in plans:
-        kept = kept_structures(scores, plan.order, fluctuation_weight, plan.shapes)
+        kept = kept_structures(scores, plan)
         pruned = cut(dense, kept)
         repair(dense, pruned, kept, calibration)
         judged.append(perplexity(pruned, heldout).value)

@@ -49,8 +49,8 @@ class Candidate(BaseModel):
 class Plan(BaseModel):
     """A pruning plan. `ratio` counts parameters of attention and FFN projections removed, 0 to 1.
 
-    `order` names the score by which structures leave inside a layer, so that an edited width needs no list of
-    structures.
+    `order` and `fluctuation` name the score by which structures leave inside a layer, so that an edited width needs no
+    list of structures.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,6 +58,7 @@ class Plan(BaseModel):
     version: int = 1
     method: str
     order: str
+    fluctuation: float = 0.0
     ratio: float
     achieved_ratio: float
     parameters: tuple[int, int]
@@ -84,13 +85,15 @@ def kv_unit(heads_per_group: int, head_dim: int) -> int:
 
 
 def make_plan(
-    method: str, order: str, ratio: float, before: list[LayerShape], after: list[LayerShape], hidden: int, head_dim: int
+    method: str, fluctuation: float, ratio: float, before: list[LayerShape], after: list[LayerShape], hidden: int,
+    head_dim: int,
 ) -> Plan:
-    """A plan from widths before and after."""
+    """A plan from widths before and after. `fluctuation` is the weight the scores were ranked with."""
     costs = [sum(layer_cost(shape, hidden, head_dim) for shape in shapes) for shapes in (before, after)]
     return Plan(
         method=method,
-        order=order,
+        order=method,
+        fluctuation=fluctuation,
         ratio=ratio,
         achieved_ratio=1 - costs[1] / costs[0],
         parameters=(costs[0], costs[1]),

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from saap_edge.errors import SaapError
-from saap_edge.model.spec import LayerShape
+from saap_edge.model.spec import LayerShape, ModelSpec
 from saap_edge.prune.fusion import fluctuation, fuse, standardise
 from saap_edge.prune.plan import GRID, Plan, kv_unit, layer_cost, make_plan
 from saap_edge.prune.score import KINDS, Scores
 
-__all__ = ["METHODS", "kept_structures", "plan_from_scores", "structure_scores"]
+__all__ = ["METHODS", "check_ratio", "kept_structures", "plan_from_scores", "structure_scores"]
 
 METHODS = ("saap", "taylor", "uniform")
 
@@ -67,19 +67,29 @@ def plan_from_scores(scores: Scores, method: str, ratio: float, fluctuation_weig
         after = _uniform_widths(scores, ratio)
     else:
         after = _global_widths(scores, structure_scores(scores, method, fluctuation_weight), method, ratio)
-    return make_plan(method, method, ratio, scores.shapes, after, scores.hidden, scores.head_dim)
+    return make_plan(method, fluctuation_weight, ratio, scores.shapes, after, scores.hidden, scores.head_dim)
 
 
-def kept_structures(
-    scores: Scores, order: str, fluctuation_weight: float, shapes: list[LayerShape]
-) -> list[dict[str, np.ndarray]]:
-    """Indices that stay, `[layer][kind]` int64, ascending: the best-scored of every sublayer, as many as its width."""
-    ranked = structure_scores(scores, order, fluctuation_weight)
-    widths = [{"attention": shape.kv_heads, "ffn": shape.ffn} for shape in shapes]
+def kept_structures(scores: Scores, plan: Plan) -> list[dict[str, np.ndarray]]:
+    """Indices that stay, `[layer][kind]` int64, ascending: the best-scored of every sublayer, as many as its width.
+
+    Raises SaapError when the plan names an order that these scores do not have.
+    """
+    if plan.order not in METHODS:
+        raise SaapError(f"the plan's order '{plan.order}' is unknown (known: {', '.join(METHODS)})")
+    ranked = structure_scores(scores, plan.order, plan.fluctuation)
+    widths = [{"attention": shape.kv_heads, "ffn": shape.ffn} for shape in plan.shapes]
     return [
         {kind: np.sort(np.argsort(-layer[kind], kind="stable")[: width[kind]]) for kind in KINDS}
         for layer, width in zip(ranked, widths, strict=True)
     ]
+
+
+def check_ratio(spec: ModelSpec, ratio: float) -> None:
+    """Raise SaapError when `ratio` cannot be reached on the grid: known from the shape, before any scoring."""
+    sizes = [{"attention": shape.kv_heads, "ffn": shape.ffn} for shape in spec.layers]
+    blank = [{kind: np.ones((2, 2, size[kind]), dtype=np.float32) for kind in KINDS} for size in sizes]
+    plan_from_scores(Scores(blank, list(spec.layers), spec.hidden, spec.head_dim, {}), "taylor", ratio, 0.0)
 
 
 def _total(scores: Scores, shapes: list[LayerShape]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from saap_edge.evaluate.perplexity import perplexity
@@ -160,10 +160,12 @@ def train_adapters(
                 dataloader_pin_memory=torch.cuda.is_available(),
             )  # fmt: skip
             transformers_logging.set_verbosity_error()
-            _Distiller(
+            trainer = _Distiller(
                 model=student, args=arguments, train_dataset=_Windows(windows), callbacks=[watcher],
                 teacher=dense, distillation=distillation,
-            ).train()  # fmt: skip
+            )  # fmt: skip
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
     watcher.restore()
     student.eval()
     done = watcher.history[-1][0]

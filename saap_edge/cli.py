@@ -1,0 +1,277 @@
+"""The command line: the only place that prints for people and exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from saap_edge import __version__
+from saap_edge.errors import EXIT_INPUT, EXIT_OK, SaapError
+
+__all__ = ["app", "main"]
+
+HELP = """Edge deployment compiler.
+
+Give it a Hugging Face causal LM, a target board and a budget; it gives back a pruned, recovered, quantised model as
+GGUF and ONNX that stock llama.cpp and ONNX Runtime run, measured, with an exit code CI can trust.
+
+    saap-edge compile --ratio 0.3 --out out                  the bundled model, this machine
+    saap-edge compile --model ./TinyLlama --target rpi5 --ratio 0.3 --out out
+    saap-edge compile recipe.yaml --out out
+
+compile runs score, plan, prune, recover, export, verify, bench, gate, report. Each is also a command of its own that
+works on the folder of the stage before it, and prints its own. Finished stages are found again and not repeated.
+
+Exit codes: 0 ok, 1 a budget limit or verification failed, 2 bad input, 3 inconclusive.
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+target_app = typer.Typer(help="Boards: list, show, and probe this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(target_app, name="target")
+
+# People read stderr, machines read stdout: with --json, stdout holds one JSON document and nothing else.
+console = Console(stderr=True, highlight=False)
+
+ModelOption = Annotated[str | None, typer.Option("--model", help="Hugging Face folder or hub name (default: the bundled model)")]
+TargetOption = Annotated[str | None, typer.Option("--target", help="Board: a name (see `target list`) or a YAML file")]
+RatioOption = Annotated[float | None, typer.Option("--ratio", help="Share of attention and FFN parameters to remove, 0 to 1")]
+MethodOption = Annotated[str | None, typer.Option("--method", help="auto, saap, taylor or uniform")]
+TokensOption = Annotated[int | None, typer.Option("--tokens", help="Training tokens of recovery; 0 only rounds")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder with calibration.txt, heldout.txt and test.txt")]
+BudgetOption = Annotated[Path | None, typer.Option("--budget", help="YAML file with limits for the gate")]
+PlanOption = Annotated[Path | None, typer.Option("--plan", help="plan.json to use instead of searching for one")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write (made when needed)")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
+RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe YAML; options override it")]
+FolderArgument = Annotated[Path, typer.Argument(help="Folder of the previous stage, as printed by saap-edge")]
+
+
+def main() -> None:
+    """Entry point: turns every expected error into one line and an exit code."""
+    try:
+        app()
+    except SaapError as error:
+        _die(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _die("interrupted; finished stages are kept, run the same command to go on", 130)
+    except BrokenPipeError:
+        os._exit(EXIT_OK)
+    except MemoryError:
+        _die("out of memory: use a smaller model, fewer samples or a smaller recover.batch", EXIT_INPUT)
+    except OSError as error:
+        name = f" '{error.filename}'" if error.filename else ""
+        _die(f"{error.strerror or error}{name}", EXIT_INPUT)
+
+
+def _die(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    console.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
+    sys.exit(code)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda steps: progress.advance(task, steps)
+
+
+def _quiet_libraries() -> None:
+    """Our own bars tell what happens; other libraries' bars and warnings would bury them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        return
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _recipe(path: Path | None, base: dict[str, Any] | None = None, **options: Any) -> Any:
+    """The recipe of a file (or of a stage's record), with command line options on top."""
+    from pydantic import ValidationError
+
+    from saap_edge.gate import Budget
+    from saap_edge.recipe import Recipe
+    from saap_edge.yaml_lines import load_yaml_model
+
+    document = base if base is not None else load_yaml_model(path, Recipe).model_dump(mode="json") if path else {}
+    document = json.loads(json.dumps(document))
+    places = {"model": "model", "target": "target", "ratio": "prune.ratio", "method": "prune.method", "tokens": "recover.tokens"}
+    for name, place in places.items():
+        if options.get(name) is not None:
+            section, _, field = place.rpartition(".")
+            (document.setdefault(section, {}) if section else document)[field] = options[name]
+    if options.get("data"):
+        document["data"] = {role: str(options["data"] / f"{role}.txt") for role in ("calibration", "heldout", "test")}
+    if options.get("budget"):
+        document["budget"] = load_yaml_model(options["budget"], Budget).model_dump(mode="json")
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        option = next((f"--{name} ({place})" for name, known in places.items() if known == place), place)
+        raise SaapError(f"{option}: {first['msg']}, got {first['input']!r}") from None
+
+
+@app.command()
+def compile(
+    recipe: RecipeArgument = None, *, model: ModelOption = None, target: TargetOption = None, ratio: RatioOption = None,
+    method: MethodOption = None, tokens: TokensOption = None, data: DataOption = None, plan: PlanOption = None,
+    budget: BudgetOption = None, out: OutOption, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Run the whole chain: score, plan, prune, recover, export, verify, bench, gate, report."""
+    from saap_edge.stages import ORDER
+
+    settings = _recipe(recipe, model=model, target=target, ratio=ratio, method=method, tokens=tokens, data=data, budget=budget)
+    _run(settings, ORDER, {}, out, plan, as_json)
+
+
+@app.command()
+def score(
+    recipe: RecipeArgument = None, *, model: ModelOption = None, data: DataOption = None, out: OutOption,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Importance of every KV group and FFN channel, per calibration batch."""
+    _run(_recipe(recipe, model=model, data=data), ("score",), {}, out, None, as_json)
+
+
+@app.command()
+def plan(
+    folder: FolderArgument, *, ratio: RatioOption = None, method: MethodOption = None, plan: PlanOption = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Search widths per layer from saved scores: seconds, no scoring again."""
+    _after(folder, "plan", as_json, plan_file=plan, ratio=ratio, method=method)
+
+
+@app.command()
+def prune(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
+    """Cut the model to its plan and repair it: a Hugging Face folder."""
+    _after(folder, "prune", as_json)
+
+
+@app.command()
+def recover(folder: FolderArgument, *, tokens: TokensOption = None, as_json: JsonOption = False) -> None:
+    """Group fine-tuning in 4-bit blocks; never returns worse than it got."""
+    _after(folder, "recover", as_json, tokens=tokens)
+
+
+@app.command()
+def export(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
+    """Write GGUF and ONNX."""
+    _after(folder, "export", as_json)
+
+
+@app.command()
+def verify(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
+    """Load every artifact in its runtime and compare it with torch; also exports the dense model to compare with."""
+    _after(folder, "verify", as_json)
+
+
+@app.command()
+def bench(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
+    """Measure dense against pruned in alternating runs."""
+    _after(folder, "bench", as_json)
+
+
+@app.command()
+def gate(folder: FolderArgument, *, budget: BudgetOption = None, target: TargetOption = None, as_json: JsonOption = False) -> None:
+    """Judge measurements against a budget: exit 0 pass, 1 fail, 3 inconclusive."""
+    _after(folder, "gate", as_json, budget=budget, target=target)
+
+
+@app.command()
+def report(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
+    """Write report.json and report.html, print the tables."""
+    _after(folder, "report", as_json)
+
+
+def _after(folder: Path, name: str, as_json: bool, plan_file: Path | None = None, **options: Any) -> None:
+    """Run one stage on the folder of the stage before it, with that run's recipe."""
+    from saap_edge.pipeline import ancestors, read_stage
+
+    record = read_stage(folder)
+    settings = _recipe(None, base=record["recipe"], **options)
+    _run(settings, (name,), ancestors(folder), folder.resolve().parent.parent, plan_file, as_json, after=record["stage"])
+
+
+def _run(
+    recipe: Any, names: tuple[str, ...], folders: dict[str, Path], out: Path, plan_file: Path | None, as_json: bool,
+    after: str | None = None,
+) -> None:  # fmt: skip
+    _quiet_libraries()
+    from saap_edge.run import run_stages
+    from saap_edge.stages import Job
+
+    def done(result: Any, summary: Any) -> None:
+        note = "already done" if result.cached else f"{result.seconds:.1f} s"
+        console.print(f"[bold]{result.name:8}[/] {note:>12}  {escape(str(result.folder))}", soft_wrap=True)
+        for part in summary:
+            console.print(part)
+
+    outcome = run_stages(Job(recipe, plan_file, _bar), names, folders, out, after, done)
+    if all(result.cached for result in outcome.results):
+        console.print("nothing to do: every stage was already there")
+    for what, path in outcome.links.items():
+        console.print(f"{what:8} {escape(str(path))}", soft_wrap=True)
+    if as_json:
+        print(json.dumps(outcome.as_dict()))
+    sys.exit(outcome.exit_code)
+
+
+@target_app.command("list")
+def target_list(as_json: JsonOption = False) -> None:
+    """Known boards."""
+    from saap_edge.targets import list_targets, load_target
+
+    targets = [load_target(name) for name in list_targets()]
+    if as_json:
+        print(json.dumps([target.model_dump(mode="json") for target in targets]))
+    for target in [] if as_json else targets:
+        print(f"{target.name:12} {target.title}")
+
+
+@target_app.command("show")
+def target_show(name: Annotated[str, typer.Argument(help="Name or YAML file")]) -> None:
+    """A board's figures with their sources."""
+    from saap_edge.targets import dump_yaml, load_target
+
+    print(dump_yaml(load_target(name)), end="")
+
+
+@target_app.command("probe")
+def target_probe() -> None:
+    """Measure this machine and print it as a target file: `saap-edge target probe > targets/host.yaml`."""
+    from saap_edge.targets import dump_yaml, probe_target
+
+    with console.status("measuring memory bandwidth"):
+        target = probe_target()
+    print(dump_yaml(target), end="")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+if __name__ == "__main__":
+    main()

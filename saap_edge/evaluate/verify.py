@@ -1,0 +1,58 @@
+"""The verify stage: each artifact in a child process of its own, against the torch model that holds its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from saap_edge.engines.worker import Worker
+from saap_edge.errors import ParityError
+from saap_edge.evaluate.parity import Parity, check_parity, shipped_model
+from saap_edge.export.artifacts import engine_of, read_manifest
+from saap_edge.model.folder import load_tokenizer
+
+__all__ = ["HARD_TEXT", "verify_folder"]
+
+TOKENS = 48
+# What tokenizers get wrong: runs of spaces, tabs, code, digits, accents, other scripts, emoji, contractions.
+HARD_TEXT = (
+    "Hello,  world!\n\n\tdef f(x_1):   return x**2 # it's 12345.67\n"
+    "Zürich — “naïve” café… Привет, мир! 你好，世界。 日本語 العربية 🙂👩‍💻 don't I'LL\r\n  end "
+)
+
+
+def verify_folder(
+    artifacts: Path, model_folder: Path, text: str, threads: int, progress: Callable[[], None]
+) -> list[Parity]:
+    """Check all artifacts of an export folder against `model_folder`, the Hugging Face folder they were made from.
+
+    `text` gives the token ids that are run. Raises SaapError when an artifact was changed, does not load or kills its
+    process, ParityError when its tokenizer gives other ids than transformers.
+    """
+    manifest = read_manifest(artifacts)
+    tokenizer = load_tokenizer(model_folder)
+    # Token ids of plain text: enough for any vocabulary, and cheap even where tokens are bytes.
+    tokens = tokenizer(text[:2000], add_special_tokens=False)["input_ids"][:TOKENS]
+    results, references = [], {}
+    for artifact in manifest.artifacts:
+        same = "q4" if artifact.format in ("gguf-q4_0", "onnx-int4") else artifact.format
+        if same not in references:
+            references = {same: shipped_model(model_folder, artifact.format)}  # one at a time: memory
+        with Worker(engine_of(artifact.format), artifacts / artifact.path, threads, 2 * TOKENS) as worker:
+            if artifact.format.startswith("gguf"):
+                _check_tokens(worker, tokenizer, text, f"{manifest.role} {artifact.format}")
+            results.append(check_parity(references[same], worker, artifact.format, manifest.role, tokens, tokenizer.decode))
+        progress()
+    return results
+
+
+def _check_tokens(worker: Worker, tokenizer: Any, text: str, what: str) -> None:
+    for sample in (HARD_TEXT, text[:2000]):
+        expected = tokenizer(sample, add_special_tokens=False)["input_ids"]
+        actual = worker.tokenize(sample, False, False)
+        if actual != expected:
+            at = next((i for i, (a, b) in enumerate(zip(actual, expected, strict=False)) if a != b), len(expected) - 1)
+            near = re.sub(r"\s+", " ", tokenizer.decode(expected[max(0, at - 2) : at + 3]))
+            raise ParityError(f"{what}: llama.cpp splits text into other tokens than transformers, near '{near}'")

@@ -1,0 +1,114 @@
+"""Running stages in order: what `saap-edge compile` and the commands of single stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saap_edge.errors import EXIT_OK, SaapError
+from saap_edge.pipeline import StageResult, clean_leftovers, link, run_stage
+from saap_edge.stages import ORDER, Job, read_json
+
+__all__ = ["Outcome", "run_stages"]
+
+# What people look for, under names that stay the same from run to run.
+_LINKS = {
+    "plan": {"plan.json": "plan.json"},
+    "recover": {"model": "model"},
+    "export": {"gguf": "gguf", "onnx": "onnx"},
+    "report": {"report.json": "report.json", "report.html": "report.html"},
+}
+
+
+@dataclass
+class Outcome:
+    """What a run did: every stage's result, the links it set, and the gate's exit code."""
+
+    results: list[StageResult] = field(default_factory=list)
+    links: dict[str, Path] = field(default_factory=dict)
+    exit_code: int = EXIT_OK
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able, for --json."""
+        stages = [
+            {"stage": r.name, "folder": str(r.folder), "cached": r.cached, "seconds": round(r.seconds, 2)} for r in self.results
+        ]
+        return {
+            "exit_code": self.exit_code,
+            "stages": stages,
+            "files": {name: str(path) for name, path in self.links.items()},
+        }
+
+
+def run_stages(
+    job: Job, names: tuple[str, ...], folders: dict[str, Path], out: Path, after: str | None,
+    done: Callable[[StageResult], None],
+) -> Outcome:  # fmt: skip
+    """Run `names` in order, and before them whatever they need that `folders` lacks and that needs nothing else.
+
+    Args:
+        folders: stage folders that are already there, by name.
+        out: the run's folder; stage folders live in out/stages.
+        after: the stage that `folders` ends with, to say what is missing; None at the start of a chain.
+        done: called after every stage.
+
+    Raises SaapError when a needed stage is missing, and whatever the stages refuse.
+    """
+    root = out / "stages"
+    made = _make(out)
+    outcome, folders = Outcome(), dict(folders)
+    try:
+        clean_leftovers(root)
+        for name in _with_needs(job, names, folders, after):
+            stage = job.stage(name)
+            result = run_stage(stage, folders, job.outside(stage.reads), root, job.recipe.model_dump(mode="json"))
+            folders[name] = result.folder
+            outcome.results.append(result)
+            done(result)
+            for public, inside in _LINKS.get(name, {}).items():
+                if (result.folder / inside).exists():
+                    link(result.folder / inside, out / public)
+                    outcome.links[public] = out / public
+            if name == "gate":
+                outcome.exit_code = int(read_json(result.folder / "gate.json")["exit_code"])
+    finally:
+        _unmake(made)
+    return outcome
+
+
+def _with_needs(job: Job, names: tuple[str, ...], folders: dict[str, Path], after: str | None) -> list[str]:
+    have, order = set(folders), []
+    for name in names:
+        for need in sorted(set(job.stage(name).inputs) - have, key=ORDER.index):
+            if job.stage(need).inputs:
+                given = f"a {after} folder" if after else "no folder"
+                raise SaapError(f"{name} works on the folder of {need} or a later stage, and {given} was given")
+            order.append(need)
+            have.add(need)
+        order.append(name)
+        have.add(name)
+    return list(dict.fromkeys(order))
+
+
+def _make(out: Path) -> list[Path]:
+    """Create out/stages; returns the folders that were not there before, deepest first."""
+    wanted = [out / "stages", out, *out.absolute().parents]
+    missing = [path for path in wanted if not path.exists()]
+    if out.exists() and not out.is_dir():
+        raise SaapError(f"--out '{out}' is a file: choose a folder")
+    try:
+        (out / "stages").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaapError(f"cannot create '{out}': {error.strerror}") from None
+    return missing
+
+
+def _unmake(made: list[Path]) -> None:
+    """Remove folders this run created that stayed empty: a refused run leaves nothing behind."""
+    for path in made:
+        try:
+            path.rmdir()
+        except OSError:
+            return

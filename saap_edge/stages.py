@@ -1,0 +1,276 @@
+"""The stages of the chain: what each reads, and the few lines that call the part of the package that does it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from saap_edge.errors import SaapError
+from saap_edge.model.spec import ModelSpec, read_spec
+from saap_edge.pipeline import Stage, file_hash, folder_hash
+from saap_edge.recipe import Recipe
+from saap_edge.targets import Target, load_target, matches_this_machine
+
+__all__ = ["ORDER", "Bar", "Job", "resolve_model"]
+
+ORDER = ("score", "plan", "prune", "recover", "dense", "export", "verify", "bench", "gate", "report")
+
+# bar(what, total) gives a context whose value is called with the number of steps done: the CLI draws it.
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Inputs = Mapping[str, Path]
+
+
+def resolve_model(name: str) -> Path:
+    """A local folder for a folder path or a hub name. Raises SaapError when there is neither."""
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise SaapError(f"no model folder '{name}': give a Hugging Face folder or a hub name (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SaapError(f"no model folder '{name}', and no such model on the hub: {reason}") from None
+
+
+class Job:
+    """A checked recipe: everything that can be refused is refused here, before anything is written.
+
+    Raises SaapError for a missing or unsupported model, an unreachable ratio, an unknown target, missing texts, a
+    window longer than the model's context, or a plan file that breaks a rule.
+    """
+
+    def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar) -> None:
+        from saap_edge.prune.plan import check_plan, load_plan
+        from saap_edge.prune.search import check_ratio
+
+        self.recipe, self.bar = recipe, bar
+        self.target: Target = load_target(recipe.target)
+        self.model = resolve_model(recipe.model)
+        self.spec: ModelSpec = read_spec(self.model)
+        self.plan_override = load_plan(plan_file) if plan_file else None
+        if self.plan_override:
+            check_plan(self.plan_override, list(self.spec.layers), self.spec.head_dim)
+        else:
+            check_ratio(self.spec, recipe.prune.ratio)
+        if recipe.score.window > self.spec.context:
+            raise SaapError(f"score.window {recipe.score.window} is longer than the model's context {self.spec.context}")
+        for role, path in recipe.data:
+            if not Path(path).is_file():
+                raise SaapError(f"data.{role}: no text file '{path}'")
+        if not any(self.model.glob("*.safetensors")):
+            raise SaapError(f"no model.safetensors in '{self.model}': only safetensors weights are read (no pickles)")
+        if not (self.model / "tokenizer.json").is_file():
+            raise SaapError(f"no tokenizer.json in '{self.model}': the runtimes need the model's fast tokenizer")
+        self._hashes: dict[str, str] = {}
+
+    @property
+    def threads(self) -> int:
+        """Threads of the engines: the recipe's, or the target's as far as this machine has them."""
+        return self.recipe.bench.threads or min(self.target.threads, os.cpu_count() or 1)
+
+    def outside(self, roles: tuple[str, ...]) -> dict[str, str]:
+        """Content hashes of the outside files of these roles, each computed once."""
+        for role in roles:
+            if role not in self._hashes:
+                data = self.recipe.data
+                self._hashes[role] = folder_hash(self.model) if role == "model" else file_hash(getattr(data, role))
+        return {role: self._hashes[role] for role in roles}
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name for this recipe."""
+        recipe, run = self.recipe, getattr(self, f"_{name}")
+        score, seed = recipe.score.model_dump(mode="json"), {"seed": recipe.seed}
+        plan = {"plan": self.plan_override.model_dump(mode="json")} if self.plan_override else {}
+        prune = recipe.prune.model_dump(mode="json")
+        windows = {"window": recipe.score.window}
+        texts = ("model", "calibration", "heldout")
+        table: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
+            "score": ((), ("model", "calibration"), score),
+            "plan": (("score",), texts, plan or prune | score),
+            "prune": (("score", "plan"), texts, score | {"repair": recipe.prune.repair}),
+            "recover": (("prune",), texts, recipe.recover.model_dump(mode="json") | windows | seed),
+            "dense": ((), ("model",), {"formats": recipe.export.formats}),
+            "export": (("recover", "plan"), (), {"formats": recipe.export.formats}),
+            "verify": (("export", "dense", "recover"), ("model", "test"), {}),
+            "bench": (("verify", "export", "dense"), ("test",), self._bench_settings()),
+            "gate": (("bench",), (), {"budget": recipe.budget.model_dump(mode="json"), "on_target": self.on_target}),
+            "report": (ORDER[1:-1], (), {"target": self.target.model_dump(mode="json"), "model": recipe.model}),
+        }
+        inputs, reads, settings = table[name]
+        return Stage(name, inputs, reads, settings, run)
+
+    @property
+    def on_target(self) -> bool:
+        """This machine is the target."""
+        return matches_this_machine(self.target)
+
+    def _bench_settings(self) -> dict[str, Any]:
+        from saap_edge.bench.machine import machine_facts
+
+        facts = machine_facts()
+        settings = self.recipe.bench.model_dump(mode="json") | {"threads": self.threads, "window": self.recipe.score.window}
+        return settings | {name: facts[name] for name in ("cpu", "cores", "memory_bytes")}
+
+    # The stages. torch and transformers are imported where they are used: measuring alone must not need them.
+
+    def _dense_model(self) -> Any:
+        from saap_edge.model.folder import load_model
+
+        return load_model(self.model)
+
+    def _windows(self, role: str, limit: int | None = None) -> Any:
+        from saap_edge.evaluate.perplexity import text_windows
+        from saap_edge.model.folder import load_tokenizer
+
+        path = Path(getattr(self.recipe.data, role))
+        try:
+            text = path.read_text(encoding="utf-8")
+            return text_windows(load_tokenizer(self.model), text, self.recipe.score.window, limit)
+        except (UnicodeDecodeError, ValueError) as error:
+            raise SaapError(f"data.{role}: '{path}': {error}") from None
+
+    def _score(self, inputs: Inputs, out: Path) -> None:
+        import torch
+
+        from saap_edge.evaluate.perplexity import text_hash
+        from saap_edge.prune.score import save_scores, score_model
+
+        settings = self.recipe.score
+        batches = list(torch.tensor_split(self._windows("calibration", settings.samples), settings.batches))
+        batches = [batch for batch in batches if len(batch)]
+        if len(batches) < 2:
+            raise SaapError(f"data.calibration: '{self.recipe.data.calibration}' fills fewer than 2 windows")
+        conditions = {"text_sha256": text_hash(self.recipe.data.calibration), **settings.model_dump()}
+        with self.bar("score: calibration batches", len(batches)) as advance:
+            scores = score_model(self._dense_model(), batches, conditions, lambda: advance(1))
+        save_scores(scores, out)
+
+    def _plan(self, inputs: Inputs, out: Path) -> None:
+        from saap_edge.prune.choose import candidate_plans, choose_plan
+        from saap_edge.prune.plan import save_plan
+        from saap_edge.prune.score import load_scores
+
+        plan = self.plan_override
+        if plan is None:
+            settings, scores = self.recipe.prune, load_scores(inputs["score"])
+            plans = candidate_plans(scores, settings.method, settings.ratio, settings.fluctuation)
+            with self.bar("plan: candidates", len(plans)) as advance:
+                plan = choose_plan(
+                    self._dense_model(), scores, plans, settings.method,
+                    self._windows("calibration", self.recipe.score.samples), self._windows("heldout", 40),
+                    lambda _: advance(1),
+                )  # fmt: skip
+        save_plan(plan, out / "plan.json")
+
+    def _prune(self, inputs: Inputs, out: Path) -> None:
+        from saap_edge.evaluate.perplexity import perplexity
+        from saap_edge.model.folder import save_model
+        from saap_edge.prune.plan import check_plan, load_plan
+        from saap_edge.prune.repair import repair
+        from saap_edge.prune.score import load_scores
+        from saap_edge.prune.search import kept_structures
+        from saap_edge.prune.surgery import cut
+
+        plan, dense = load_plan(inputs["plan"]), self._dense_model()
+        check_plan(plan, list(self.spec.layers), self.spec.head_dim)
+        kept, heldout = kept_structures(load_scores(inputs["score"]), plan), self._windows("heldout", 40)
+        pruned = cut(dense, kept)
+        figures = {"dense": perplexity(dense, heldout).value, "cut": perplexity(pruned, heldout).value}
+        if self.recipe.prune.repair:
+            with self.bar("prune: layers repaired", len(kept)) as advance:
+                repair(dense, pruned, kept, self._windows("calibration", self.recipe.score.samples), lambda: advance(1))
+            figures["repaired"] = perplexity(pruned, heldout).value
+        (out / "model").mkdir()
+        save_model(pruned, self.model, out / "model")
+        document = {
+            "heldout_perplexity": figures, "window": heldout.shape[1], "heldout_tokens": heldout.numel(),
+            "kept": [{kind: indices.tolist() for kind, indices in layer.items()} for layer in kept],
+        }  # fmt: skip
+        _write_json(out / "prune.json", document)
+
+    def _recover(self, inputs: Inputs, out: Path) -> None:
+        from saap_edge.model.folder import load_model
+        from saap_edge.recover.run import recover
+
+        settings, folder = self.recipe.recover, inputs["prune"] / "model"
+        windows, heldout = self._windows("calibration"), self._windows("heldout", 40)
+        steps = settings.tokens // (settings.batch * windows.shape[1])
+        with self.bar("recover: training steps", max(steps, 1)) as advance:
+            recover(
+                self._dense_model(), load_model(folder), folder, windows, heldout, settings, self.recipe.seed, out,
+                lambda step, loss: advance(1),
+            )  # fmt: skip
+
+    def _dense(self, inputs: Inputs, out: Path) -> None:
+        self._export_model(self.model, out, "dense", {"model": self.outside(("model",))["model"]})
+
+    def _export(self, inputs: Inputs, out: Path) -> None:
+        lineage = {name: folder.name for name, folder in inputs.items()}
+        self._export_model(inputs["recover"] / "model", out, "pruned", lineage)
+        (out / "plan.json").write_bytes((inputs["plan"] / "plan.json").read_bytes())
+
+    def _export_model(self, folder: Path, out: Path, role: str, lineage: dict[str, str]) -> None:
+        from saap_edge.export.artifacts import export_artifacts
+
+        formats = self.recipe.export.formats
+        with self.bar(f"export: {role} formats", len(formats)) as advance:
+            export_artifacts(folder, out, formats, role, lineage, lambda _: advance(1))
+
+    def _verify(self, inputs: Inputs, out: Path) -> None:
+        from saap_edge.evaluate.parity import require
+        from saap_edge.evaluate.verify import verify_folder
+
+        text = Path(self.recipe.data.test).read_text(encoding="utf-8")
+        folders = {"dense": (inputs["dense"], self.model), "pruned": (inputs["export"], inputs["recover"] / "model")}
+        with self.bar("verify: artifacts", 2 * len(self.recipe.export.formats)) as advance:
+            parities = [
+                parity
+                for artifacts, model in folders.values()
+                for parity in verify_folder(artifacts, model, text, self.threads, lambda: advance(1))
+            ]
+        require(parities)
+        _write_json(out / "verify.json", [parity.as_dict() for parity in parities])
+
+    def _bench(self, inputs: Inputs, out: Path) -> None:
+        from saap_edge.bench.artifacts import bench_folders
+
+        settings = self.recipe.bench
+        windows = self._windows("test", settings.perplexity_windows).tolist()
+        document = bench_folders(
+            inputs["dense"], inputs["export"], settings, self.threads, windows, file_hash(self.recipe.data.test)[:12], self.bar
+        )
+        _write_json(out / "bench.json", document)
+
+    def _gate(self, inputs: Inputs, out: Path) -> None:
+        from saap_edge.gate import exit_code, judge
+
+        bench = read_json(inputs["bench"] / "bench.json")
+        verdicts = judge(bench, self.recipe.budget, self.on_target)
+        document = {"exit_code": exit_code(verdicts), "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts]}
+        _write_json(out / "gate.json", document)
+
+    def _report(self, inputs: Inputs, out: Path) -> None:
+        from saap_edge.report.write import write_report
+
+        write_report(inputs, self.recipe, self.target, self.spec, out)
+
+
+def _write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a stage. Raises SaapError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SaapError(f"cannot read '{path}': {error}") from None
