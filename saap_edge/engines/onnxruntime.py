@@ -93,7 +93,7 @@ class OnnxRuntimeEngine:
             raise SaapError(f"{self.path}: not a decoder that saap-edge wrote: export the model again")
         longest = int(self._session.get_modelmeta().custom_metadata_map.get("saap_edge.context", self.context))
         if not 0 < self.context <= longest:
-            raise SaapError(f"{self.path}: a context of {self.context} tokens is outside 1 to {longest}, the model's own")
+            raise SaapError(f"{self.path}: a context of {self.context} tokens is outside the model's 1 to {longest}")
 
     def _check_tokens(self, ids: np.ndarray) -> None:
         if ids.size == 0:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from saap_edge.errors import SaapError
@@ -32,6 +33,7 @@ CONTRIB = "com.microsoft"
 INT8_ARITHMETIC = 4  # MatMulNBits accuracy_level: activations in 8 bits with the weights' block; 0.61x the time of fp32
 PAGE, LARGE = 4096, 1 << 20  # large tensors start on a page, so that a runtime can map them instead of copying
 ROWS_AT_ONCE = 8192  # rows of the vocabulary quantised together
+KINDS = ("key", "value")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -47,8 +49,8 @@ def write_onnx(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     `logits_from` (int64 [1], default 0: all) starts the logits at that position; -1 computes the last one only.
 
     Returns quantisation, initializers (type -> bytes), onnx_bytes, data_bytes, projection_bytes (read per decoded
-    token: projections, biases, head, norms), tuned, and padded_layers. Raises SaapError on an unknown quantisation, on a
-    folder that ExportWeights refuses, and on shapes that GroupQueryAttention cannot run.
+    token: projections, biases, head, norms), tuned, and padded_layers. Raises SaapError on an unknown quantisation,
+    on a folder that ExportWeights refuses, and on shapes that GroupQueryAttention cannot run.
     """
     if quantisation not in QUANTISATIONS:
         raise SaapError(f"unknown ONNX quantisation '{quantisation}' (there are: {', '.join(QUANTISATIONS)})")
@@ -156,9 +158,9 @@ class GraphWriter:
         """Append a node with one output, return it."""
         return self.nodes(1, op, inputs, domain, **attributes)[0]
 
-    def constant(self, name: str, values: list[int], dtype: type = np.int64) -> ir.Value:
-        """A small constant inside the graph file, where shape inference can read it."""
-        return self._register(name, ir.tensor(np.array(values, dtype=dtype), name=name))
+    def constant(self, name: str, values: int | list[int]) -> ir.Value:
+        """A small int64 constant inside the graph file, where shape inference can read it."""
+        return self._register(name, ir.tensor(np.array(values, dtype=np.int64), name=name))
 
     def default(self, value: ir.Value, array: np.ndarray) -> None:
         """Make the graph input `value` optional."""
@@ -168,20 +170,20 @@ class GraphWriter:
 
     def weight(self, name: str, array: np.ndarray, per_token: bool = True) -> ir.Value:
         """Write a weight to the data file. `per_token`: all of it is read for every decoded token."""
-        return self.weight_rows(name, [array], array.shape, per_token)
+        return self.weight_rows(name, [array], array.shape, array.dtype, per_token)
 
     def weight_rows(
-        self, name: str, parts: list[np.ndarray], shape: tuple[int, ...], per_token: bool = True
+        self, name: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: npt.DTypeLike, per_token: bool
     ) -> ir.Value:
-        """Write consecutive `parts` of one weight of `shape` to the data file."""
-        start = self._align(math.prod(shape) * parts[0].itemsize)
+        """Write a weight of `shape` that comes in consecutive `parts`."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        start = self._align(size)
         for part in parts:
             self._data.write(np.ascontiguousarray(part).data)
-        size = self._data.tell() - start
-        dtype = ir.DataType.from_numpy(parts[0].dtype)
-        self.bytes_by_type[dtype.name.lower()] += size
+        kind = ir.DataType.from_numpy(np.dtype(dtype))
+        self.bytes_by_type[kind.name.lower()] += size
         self.bytes_per_token += size if per_token else 0
-        return self._external(name, start, size, dtype, shape)
+        return self._external(name, start, size, kind, shape)
 
     def alias(self, name: str, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
         """The same bytes of the data file under another shape: costs nothing on disk, nor in mapped memory."""
@@ -225,7 +227,7 @@ class Decoder:
         graph, spec = self.graph, self.spec
         ids = graph.input("input_ids", ir.DataType.INT64, ["batch", "seq"])
         mask = graph.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
-        self._sequence(mask)
+        self._sequence(ids, mask)
         embedded, table = self._embedding(ids)
         normed = self._norm(embedded, "model.layers.0.input_layernorm.weight")
         residual = embedded
@@ -240,17 +242,31 @@ class Decoder:
         # The optional input comes last: position 0 is input_ids for everyone who counts inputs.
         graph.inputs.append(self.logits_from)
 
-    def _sequence(self, mask: ir.Value) -> None:
-        """What every attention node shares: lengths from the mask, rotary tables."""
+    def _sequence(self, ids: ir.Value, mask: ir.Value) -> None:
+        """What every attention node shares: lengths from the mask, rotary tables, positions where it needs them."""
         graph, spec = self.graph, self.spec
         lengths = graph.node("ReduceSum", [mask, graph.constant("axis_1", [1])], keepdims=0)
-        lengths = graph.node("Sub", [lengths, graph.constant("one", [1])])
-        self.seqlens = graph.node("Cast", [lengths], to=ir.DataType.INT32)
-        total = graph.node("Gather", [graph.node("Shape", [mask]), graph.constant("index_1", 1)], axis=0)  # type: ignore[arg-type]
+        last = graph.node("Sub", [lengths, graph.constant("one", 1)])
+        self.seqlens = graph.node("Cast", [last], to=ir.DataType.INT32)
+        total = graph.node("Gather", [graph.node("Shape", [mask]), graph.constant("index_1", 1)], axis=0)
         self.total = graph.node("Cast", [total], to=ir.DataType.INT32)
+        self.positions = None if self.spec.head_dim % 16 == 0 else self._positions(ids, lengths)
         angles = np.outer(np.arange(spec.context, dtype=np.float32), rope_frequencies(spec))
         self.cos = graph.weight("cos_cache", np.cos(angles), per_token=False)
         self.sin = graph.weight("sin_cache", np.sin(angles), per_token=False)
+
+    def _positions(self, ids: ir.Value, lengths: ir.Value) -> ir.Value:
+        """Positions int64 [batch, seq] of the new tokens: they end where the mask does (right padding)."""
+        graph = self.graph
+        seq = graph.node("Gather", [graph.node("Shape", [ids]), graph.constant("index_seq", 1)], axis=0)
+        start = graph.node("Max", [graph.node("Sub", [lengths, seq]), graph.constant("zero", 0)])
+        steps = graph.node("Range", [graph.constant("range_from", 0), seq, graph.constant("range_by", 1)])
+        return graph.node("Add", [graph.node("Unsqueeze", [start, graph.constant("column", [1])]), steps])
+
+    def _rotate(self, x: ir.Value, heads: int) -> ir.Value:
+        """Rotary embedding outside of attention, whose own takes only multiples of 16 as head_dim."""
+        inputs = [x, self.positions, self.cos, self.sin]
+        return self.graph.node("RotaryEmbedding", inputs, CONTRIB, num_heads=heads)
 
     def _embedding(self, ids: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         """Token vectors, and the table's values (weight, or codes and scales) for a tied head."""
@@ -271,7 +287,10 @@ class Decoder:
         end, axis = graph.constant("end", [2**63 - 1]), graph.constant("axes_1", [1])
         normed = graph.node("Slice", [normed, self.logits_from, end, axis])
         table = table if spec.tied else self._vocabulary(HEAD, per_token=True)
-        logits = self._matmul_bits(normed, *table, None, 8) if self.quantised else self._matmul(normed, table[0])
+        if self.quantised:
+            logits = self._matmul_bits(normed, table[0], table[1], None, bits=8)
+        else:
+            logits = self._matmul(normed, table[0])
         graph.output(logits, "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
         # Logits first: that is where callers who do not look at names expect them.
         graph.outputs.insert(0, graph.outputs.pop())
@@ -282,14 +301,17 @@ class Decoder:
         if not self.quantised:
             return (self.graph.weight(name, weight, per_token),)
         vocab, blocks = weight.shape[0], weight.shape[1] // BLOCK
-        codes, scales = [], []
-        for start in range(0, vocab, ROWS_AT_ONCE):
-            part, part_scales = quantise_q8(weight[start : start + ROWS_AT_ONCE])
-            codes.append((part.view(np.uint8) ^ 0x80))  # adds 128: the default zero point of both operators
-            scales.append(part_scales.astype(np.float32))
+        scales = np.empty((vocab, blocks), dtype=np.float32)
+
+        def codes() -> Iterator[np.ndarray]:
+            for start in range(0, vocab, ROWS_AT_ONCE):
+                rows = slice(start, start + ROWS_AT_ONCE)
+                part, scales[rows] = quantise_q8(weight[rows])
+                yield part.view(np.uint8) ^ 0x80  # adds 128: the default zero point of both operators
+
         return (
-            self.graph.weight_rows(f"{name}.codes", codes, (vocab, blocks, BLOCK), per_token),
-            self.graph.weight_rows(f"{name}.scales", scales, (vocab, blocks), per_token),
+            self.graph.weight_rows(f"{name}.codes", codes(), (vocab, blocks, BLOCK), np.uint8, per_token),
+            self.graph.weight(f"{name}.scales", scales, per_token),
         )
 
     def _norm(self, x: ir.Value, name: str) -> ir.Value:
@@ -310,13 +332,18 @@ class Decoder:
         graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
         prefix = f"model.layers.{index}.self_attn."
         query, key, value = (self.linear(x, f"{prefix}{name}_proj") for name in "qkv")
-        past = [graph.input(f"past_key_values.{index}.{name}", *self._cache(layer, "past")) for name in ("key", "value")]
+        past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
+        fused = self.positions is None
+        if not fused:
+            query, key = self._rotate(query, layer.heads), self._rotate(key, layer.kv_heads)
+        rotary = [self.cos, self.sin] if fused else []
         outputs = graph.nodes(
-            3, "GroupQueryAttention", [query, key, value, *past, self.seqlens, self.total, self.cos, self.sin], CONTRIB,
-            num_heads=layer.heads, kv_num_heads=layer.kv_heads, do_rotary=1, scale=1 / math.sqrt(spec.head_dim),
+            3, "GroupQueryAttention", [query, key, value, *past, self.seqlens, self.total, *rotary], CONTRIB,
+            num_heads=layer.heads, kv_num_heads=layer.kv_heads, scale=1 / math.sqrt(spec.head_dim),
+            do_rotary=int(fused),
         )  # fmt: skip
-        for present, name in zip(outputs[1:], ("key", "value"), strict=True):
-            graph.output(present, f"present.{index}.{name}", *self._cache(layer, "total"))
+        for present, kind in zip(outputs[1:], KINDS, strict=True):
+            graph.output(present, f"present.{index}.{kind}", *self._cache(layer, "total"))
         return self.linear(outputs[0], f"{prefix}o_proj")
 
     def _cache(self, layer: LayerShape, length: str) -> tuple[ir.DataType, list[int | str]]:
@@ -373,8 +400,8 @@ def genai_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
     Its `type` only picks the decoder-only runtime; per-layer widths come from the graph's own input shapes.
     """
     widest = max(spec.layers, key=lambda layer: layer.heads)
-    ends = spec.eos_token_ids
-    names = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in ("key", "value")}
+    ends = end_tokens(spec, folder)
+    names = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in KINDS}
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": GRAPH_FILE,
@@ -393,18 +420,26 @@ def genai_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
     model = {
         "type": "llama",
         "bos_token_id": -1 if spec.bos_token_id is None else spec.bos_token_id,
-        "eos_token_id": list(ends) if len(ends) != 1 else ends[0],
-        "pad_token_id": pad_token(spec, folder),
+        "eos_token_id": ends[0] if len(ends) == 1 else ends,
+        "pad_token_id": pad_token(folder, ends[0] if ends else 0),
         "context_length": spec.context,
         "vocab_size": spec.vocab_size,
         "decoder": decoder,
     }
-    return {"model": model, "search": {"do_sample": False, "max_length": spec.context, "past_present_share_buffer": True}}
+    search = {"do_sample": False, "max_length": spec.context, "past_present_share_buffer": True}
+    return {"model": model, "search": search}
 
 
-def pad_token(spec: ModelSpec, folder: Path) -> int:
-    """The model's padding id, or an end-of-text id where it has none: genai demands one."""
+def end_tokens(spec: ModelSpec, folder: Path) -> list[int]:
+    """Ids that end generation: those of generation_config.json (chat models add theirs there), else of config.json."""
+    path = Path(folder) / "generation_config.json"
+    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    if isinstance(ends, int):
+        ends = [ends]
+    return list(ends or spec.eos_token_ids)
+
+
+def pad_token(folder: Path, otherwise: int) -> int:
+    """The model's padding id, or `otherwise`: genai demands one."""
     pad = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("pad_token_id")
-    if pad is not None:
-        return int(pad)
-    return spec.eos_token_ids[0] if spec.eos_token_ids else 0
+    return otherwise if pad is None else int(pad)

@@ -1,0 +1,82 @@
+"""What the ONNX tests share: references in torch, and a plain session with growing caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from transformers import PreTrainedModel
+
+from saap_edge.export.weights import ExportWeights
+from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
+from saap_edge.model.folder import load_model
+
+
+def reference(model: PreTrainedModel, tokens: list[int]) -> np.ndarray:
+    """Logits [len(tokens), vocab] of transformers."""
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+def random_tokens(vocabulary: int, count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocabulary, count).tolist()
+
+
+def dequantised_model(folder: Path) -> PreTrainedModel:
+    """The folder's model, holding exactly the values that the int4 file stands for."""
+    weights, model = ExportWeights(folder), load_model(folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_tokens" in name or "lm_head" in name:
+                parameter.copy_(torch.from_numpy(dequantise_q8(*quantise_q8(weights.tensor(name)))))
+            elif name.endswith("_proj.weight"):
+                values = torch.from_numpy(dequantise_q4(*weights.q4(name)))
+                parameter.copy_(values[: parameter.shape[0], : parameter.shape[1]])
+    return model
+
+
+def with_int8_activations(model: PreTrainedModel) -> PreTrainedModel:
+    """Round the input of every linear layer to 8 bits in blocks of 32, as MatMulNBits does at accuracy level 4."""
+
+    def rounded(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        x = inputs[0]
+        padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32)).unflatten(-1, (-1, 32))
+        scale = padded.abs().amax(-1, keepdim=True) / 127
+        codes = (padded / scale.clamp_min(1e-30)).round()
+        return ((codes * scale).flatten(-2)[..., : x.shape[-1]],)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(rounded)
+    return model
+
+
+class PlainSession:
+    """The graph as anyone would run it: past in, present out, no shared buffers, no option of ours."""
+
+    def __init__(self, folder: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        self.names = [value.name for value in self.session.get_outputs()]
+        self.reset()
+
+    def reset(self, batch: int = 1) -> None:
+        self.past = {
+            value.name: np.zeros((batch, value.shape[1], 0, value.shape[3]), np.float32)
+            for value in self.session.get_inputs()
+            if value.name.startswith("past")
+        }
+
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        feeds = {"input_ids": ids, "attention_mask": mask, **self.past}
+        results = dict(zip(self.names, self.session.run(None, feeds), strict=True))
+        logits = results.pop("logits")
+        self.past = {name.replace("present", "past_key_values"): value for name, value in results.items()}
+        return logits
+
+    def forward(self, tokens: list[int]) -> np.ndarray:
+        past = next(iter(self.past.values())).shape[2]
+        return self.run(np.array([tokens]), np.ones((1, past + len(tokens)), np.int64))[0]
