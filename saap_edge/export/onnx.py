@@ -21,7 +21,7 @@ from saap_edge.errors import SaapError
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK, quantise_q8
 from saap_edge.model.folder import copy_tokenizer
-from saap_edge.model.spec import LayerShape, ModelSpec, read_spec
+from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 
 __all__ = ["QUANTISATIONS", "rope_frequencies", "write_onnx"]
 
@@ -221,6 +221,9 @@ class Decoder:
         self.graph, self.weights, self.spec = graph, weights, weights.spec
         self.linear: Callable[[ir.Value, str], ir.Value] = self._int4 if quantisation == "int4" else self._fp32
         self.quantised = quantisation == "int4"
+        self.shapes: dict[str, tuple[int, int]] = {}
+        for index in range(len(self.spec.layers)):
+            self.shapes |= linear_shapes(self.spec, index)
 
     def build(self) -> None:
         """Append the whole model: inputs, layers, head, outputs."""
@@ -297,7 +300,7 @@ class Decoder:
 
     def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
         """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, 32], scales)."""
-        weight = self.weights.tensor(name)
+        weight = self._checked(name, self.weights.tensor(name), (self.spec.vocab_size, self.spec.hidden))
         if not self.quantised:
             return (self.graph.weight(name, weight, per_token),)
         vocab, blocks = weight.shape[0], weight.shape[1] // BLOCK
@@ -356,13 +359,16 @@ class Decoder:
         return self.linear(self.graph.node("Mul", [gate, up]), f"{prefix}mlp.down_proj")
 
     def _fp32(self, x: ir.Value, module: str) -> ir.Value:
-        y = self._matmul(x, self._plain(f"{module}.weight"))
+        name = f"{module}.weight"
+        weight = self._checked(name, self.weights.tensor(name), self.shapes[name])
+        y = self._matmul(x, self.graph.weight(name, weight))
         bias = self._bias(module)
         return y if bias is None else self.graph.node("Add", [y, bias])
 
     def _int4(self, x: ir.Value, module: str) -> ir.Value:
         name = f"{module}.weight"
         codes, scales = self.weights.q4(name)
+        self._checked(name, codes, self.shapes[name])
         return self._matmul_bits(
             x,
             self.graph.weight(f"{name}.codes", pack_nibbles(codes)),
@@ -386,6 +392,11 @@ class Decoder:
             accuracy_level=INT8_ARITHMETIC,
         )  # fmt: skip
 
+    def _checked(self, name: str, array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        if array.shape != shape:
+            raise SaapError(f"{self.weights.folder}: {name} is {array.shape}, config.json says {shape}")
+        return array
+
     def _plain(self, name: str) -> ir.Value:
         return self.graph.weight(name, self.weights.tensor(name))
 
@@ -397,7 +408,9 @@ class Decoder:
 def genai_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
     """genai_config.json: what onnxruntime-genai must know to load the folder.
 
-    Its `type` only picks the decoder-only runtime; per-layer widths come from the graph's own input shapes.
+    Its `type` only picks the decoder-only runtime; per-layer widths come from the graph's own input shapes. genai's
+    tokenizer adds no BOS unless asked (`tokenizer.update_options(add_special_tokens="true")`): that is its rule for
+    every model, no fault of the folder.
     """
     widest = max(spec.layers, key=lambda layer: layer.heads)
     ends = end_tokens(spec, folder)
@@ -433,7 +446,7 @@ def genai_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
 def end_tokens(spec: ModelSpec, folder: Path) -> list[int]:
     """Ids that end generation: those of generation_config.json (chat models add theirs there), else of config.json."""
     path = Path(folder) / "generation_config.json"
-    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    ends = read_json(path).get("eos_token_id") if path.is_file() else None
     if isinstance(ends, int):
         ends = [ends]
     return list(ends or spec.eos_token_ids)
@@ -441,5 +454,16 @@ def end_tokens(spec: ModelSpec, folder: Path) -> list[int]:
 
 def pad_token(folder: Path, otherwise: int) -> int:
     """The model's padding id, or `otherwise`: genai demands one."""
-    pad = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("pad_token_id")
+    pad = read_json(Path(folder) / "config.json").get("pad_token_id")
     return otherwise if pad is None else int(pad)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises SaapError when the file holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SaapError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise SaapError(f"{path}: not a JSON object")
+    return content

@@ -10,7 +10,9 @@ import onnx
 import onnxruntime_genai as og
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -241,10 +243,26 @@ def genai_tokens(out: Path, prompt: list[int], length: int, shared: bool) -> lis
     return [int(token) for token in generator.get_sequence(0)]
 
 
-def test_genai_tokenizer_gives_the_same_ids(tmp_path: Path) -> None:
+def add_bos(folder: Path, token: str) -> None:
+    """Make the tokenizer begin every text with `token` (genai confuses a BOS that is also the EOS: not that one)."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([token])
+    special = [(token, tokenizer.token_to_id(token))]
+    tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": token}))
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["plain", "adds-bos"])
+def test_genai_tokenizer_gives_the_same_ids(bos: bool, tmp_path: Path) -> None:
     folder = write_folder(tiny_model("llama"), tmp_path / "model")
+    if bos:
+        add_bos(folder, "Z")
     write_onnx(folder, tmp_path / "out", "fp32")
     tokenizer, theirs = load_tokenizer(folder), og.Tokenizer(og.Model(str(tmp_path / "out")))
+    theirs.update_options(add_special_tokens="true")
+    assert (len(tokenizer("")["input_ids"]) == 1) == bos
     for text in (TEXT[:90], "ünï, 😀 two  spaces\n\nend", "<|end|>The"):
         assert theirs.encode(text).tolist() == tokenizer(text)["input_ids"]
 
@@ -287,6 +305,24 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(SaapError, match="head_dim 4 is not a multiple of 8"):
         write_onnx(odd, tmp_path / "out", "fp32")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"])
+@pytest.mark.parametrize("quantisation", ["fp32", "int4"])
+def test_weights_that_are_not_what_the_config_says(name: str, quantisation: str, tmp_path: Path) -> None:
+    folder = write_folder(tiny_model("llama"), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name][:96].clone()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(SaapError, match=rf"{name} is \(96, 64\), config.json says"):
+        write_onnx(folder, tmp_path / "out", quantisation)
+
+
+def test_damaged_generation_config(tmp_path: Path) -> None:
+    folder = write_folder(tiny_model("llama"), tmp_path / "model")
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(SaapError, match=r"generation_config\.json: not valid JSON"):
+        write_onnx(folder, tmp_path / "out", "fp32")
 
 
 def test_one_layer_may_be_very_narrow(tmp_path: Path) -> None:
