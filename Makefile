@@ -10,6 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 LLAMA := llama-cpp-python==0.3.36
+# GCC drops the stores to llama.cpp's AMX tile configuration, and every quantised file then kills the process on CPUs
+# with AMX (ggml-org/llama.cpp#20824, #26954): build without it.
+NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+LLAMA_CMAKE := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)')
 
 .PHONY: setup demo test quality clean
 
@@ -35,7 +39,7 @@ $(VENV)/.torch:
 
 $(VENV)/.llama: $(VENV)/.torch
 	@echo "building llama.cpp from source, about 7 minutes on 2 cores (log: $(VENV)/llama-build.log)"
-	@$(PIP) -v $(LLAMA) 2>&1 | tee $(VENV)/llama-build.log \
+	@CMAKE_ARGS="$(LLAMA_CMAKE)" $(PIP) -v --no-binary llama-cpp-python --no-cache-dir $(LLAMA) 2>&1 | tee $(VENV)/llama-build.log \
 	  | awk 'match($$0, /^ *\[[0-9]+\/[0-9]+\]/) { if (++n % 10 == 1) { print "  llama.cpp " substr($$0, RSTART, RLENGTH); fflush() } }' \
 	  || { tail -40 $(VENV)/llama-build.log; exit 1; }
 	@touch $@

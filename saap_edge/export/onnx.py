@@ -18,12 +18,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from saap_edge.errors import SaapError
+from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK, quantise_q8
 from saap_edge.model.folder import copy_tokenizer
 from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 
-__all__ = ["QUANTISATIONS", "rope_frequencies", "write_onnx"]
+__all__ = ["QUANTISATIONS", "write_onnx"]
 
 QUANTISATIONS = ("fp32", "int4")
 GRAPH_FILE, DATA_FILE, GENAI_FILE = "model.onnx", "model.onnx.data", "genai_config.json"
@@ -94,24 +95,6 @@ def padded_layers(folder: Path, padded: ModelSpec) -> dict[int, list[int]]:
     """Layers whose FFN was padded to the grid: index -> [width in the folder, width in the file]."""
     pairs = zip(read_spec(folder).layers, padded.layers, strict=True)
     return {index: [old.ffn, new.ffn] for index, (old, new) in enumerate(pairs) if old.ffn != new.ffn}
-
-
-def rope_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Rotary frequencies float32 [head_dim / 2], with Llama 3's stretching of the long wavelengths where it applies.
-
-    As transformers' `_compute_llama3_parameters`: wavelengths above original/low are slowed by `factor`, below
-    original/high kept, in between blended linearly.
-    """
-    exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-    frequencies = 1 / np.float32(spec.rope_theta) ** exponents
-    scaling = spec.rope_scaling
-    if scaling is None:
-        return frequencies
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * np.float32(np.pi))
-    keep = np.clip((turns - low) / (high - low), 0, 1)
-    blended: np.ndarray = frequencies * (keep + (1 - keep) / scaling["factor"])
-    return blended.astype(np.float32)
 
 
 def pack_nibbles(codes: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.errors import SaapError
-from saap_edge.export.onnx import rope_frequencies, write_onnx
+from saap_edge.export.onnx import write_onnx
+from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import quantise_q8
 from saap_edge.model.folder import build_pruned, load_model, load_tokenizer

@@ -1,0 +1,138 @@
+"""llama.cpp as an engine, through llama-cpp-python's low-level binding: numpy and the runtime only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Without this, an abort inside ggml tries to attach a debugger to the process.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+
+import llama_cpp
+
+from saap_edge.engines.gguf_header import read_metadata
+from saap_edge.errors import SaapError
+
+__all__ = ["LlamaCppEngine"]
+
+_LOG_ERROR = 4  # ggml_log_level: 1 debug, 2 info, 3 warn, 4 error
+
+
+@llama_cpp.llama_log_callback
+def _log_errors(level: int, text: bytes, _user_data: Any) -> None:
+    if level == _LOG_ERROR:
+        os.write(2, text)
+
+
+class LlamaCppEngine:
+    """A GGUF file in llama.cpp on the CPU: one sequence, F16 KV cache, flash attention.
+
+    Flash attention is not for speed alone: without it llama.cpp pads every layer's V cache to the widest layer.
+    """
+
+    name = "llama.cpp"
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        """Load `path`. Raises SaapError when it is missing, damaged, or refused by llama.cpp."""
+        self.path, self.threads, self.context = Path(path), threads, context
+        self._metadata = read_metadata(self.path)
+        llama_cpp.llama_log_set(_log_errors, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        self._model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), parameters)
+        if not self._model:
+            raise SaapError(f"'{self.path}': llama.cpp cannot load it, export the model again")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self._context = self._open_context()
+        self._batch = llama_cpp.llama_batch_init(context, 0, 1)
+        self.reset()
+
+    def _open_context(self) -> Any:
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.context
+        parameters.n_threads = parameters.n_threads_batch = self.threads
+        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.no_perf = True
+        context = llama_cpp.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise SaapError(f"'{self.path}': llama.cpp cannot open a context of {self.context} tokens")
+        return context
+
+    def reset(self) -> None:
+        """Forget the sequence; the KV cache is empty again."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
+        self._length = 0
+
+    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
+        """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
+
+        The array is llama.cpp's own buffer, reused by the next call. Raises ValueError on no tokens, on an id outside
+        the vocabulary (llama.cpp would abort), and when the sequence would outgrow `context`.
+        """
+        count = len(tokens)
+        if not count or min(tokens) < 0 or max(tokens) >= self.vocab_size:
+            raise ValueError(f"token ids must be in 0 to {self.vocab_size - 1}, at least one")
+        if self._length + count > self.context:
+            raise ValueError(f"{self._length} tokens and {count} more do not fit into a context of {self.context}")
+        batch = self._batch
+        batch.n_tokens = count
+        for index, token in enumerate(tokens):
+            batch.token[index] = token
+            batch.pos[index] = self._length + index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = 0
+            batch.logits[index] = all_logits or index == count - 1
+        status = llama_cpp.llama_decode(self._context, batch)
+        if status:
+            raise SaapError(f"'{self.path}': llama.cpp could not decode {count} tokens (status {status})")
+        self._length += count
+        rows = count if all_logits else 1
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(rows, self.vocab_size))
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes: F16 keys and values of every layer's own kv heads."""
+        architecture = self._metadata["general.architecture"]
+        blocks = int(self._metadata[f"{architecture}.block_count"])
+        heads = self._metadata[f"{architecture}.attention.head_count_kv"]
+        total = sum(heads) if isinstance(heads, list) else heads * blocks
+        width = self._metadata[f"{architecture}.attention.key_length"] + self._metadata[f"{architecture}.attention.value_length"]
+        return int(total * width * 2)
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`. `add_special` adds BOS/EOS as the file asks, `parse_special` reads special tokens in text."""
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        ids = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
+        if count < 0:
+            raise SaapError(f"'{self.path}': llama.cpp cannot tokenise the text")
+        return list(ids[:count])
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of token ids; special tokens are left out."""
+        ids = (llama_cpp.llama_token * len(tokens))(*tokens)
+        room = 64 * (len(tokens) + 1)
+        buffer = ctypes.create_string_buffer(room)
+        count = llama_cpp.llama_detokenize(self._vocab, ids, len(tokens), buffer, room, True, False)
+        return buffer.raw[: max(count, 0)].decode("utf-8", errors="replace")
+
+    def describe(self) -> dict[str, Any]:
+        """What ran: the conditions that belong beside every figure."""
+        return {
+            "engine": self.name,
+            "version": llama_cpp.__version__,
+            "architecture": self._metadata["general.architecture"],
+            "parameters": int(llama_cpp.llama_model_n_params(self._model)),
+            "threads": self.threads,
+            "context": self.context,
+            "vocab_size": self.vocab_size,
+            "kv_type": "f16",
+            "kv_bytes_per_token": self.kv_bytes_per_token(),
+        }

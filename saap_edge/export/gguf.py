@@ -1,0 +1,217 @@
+"""GGUF that stock llama.cpp runs, with heads, kv heads and FFN width per layer.
+
+Per-layer widths go through architecture `deci`, the one that reads all three as arrays; a uniform model goes to its
+family's own architecture. Layout: GGUF specification (ggml/docs/gguf.md); tensor names: gguf-py's `constants.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from saap_edge.errors import SaapError
+from saap_edge.export.gguf_tokenizer import add_tokenizer
+from saap_edge.export.rope import rope_frequencies
+from saap_edge.export.weights import ExportWeights
+from saap_edge.model.blocks import quantise_q8
+from saap_edge.model.spec import ModelSpec
+
+__all__ = ["QUANTISATIONS", "pack_q4_0", "pack_q8_0", "permute", "write_gguf"]
+
+_TYPE = gguf.GGMLQuantizationType
+_FILE_TYPE = gguf.LlamaFileType
+QUANTISATIONS = ("f16", "q8_0", "q4_0")
+_PROJECTIONS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor to be written: its place, type and shape are known before its data is read."""
+
+    name: str
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[self.kind]
+        return int(np.prod(self.shape)) // block * size
+
+
+def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
+    """Write the model in `folder` as one GGUF file.
+
+    Projections are F16, Q8_0 or Q4_0 (the tuned codes where the folder has them); token embedding and output matrix
+    F16, or Q8_0 in both quantised files; norms and biases F32. Tensors are read, coded and written one at a time.
+
+    Args:
+        folder: Hugging Face folder, dense or pruned.
+        out: the file.
+        quantisation: "f16", "q8_0" or "q4_0".
+
+    Returns a summary: architecture, bytes by type, file bytes, and `projection_bytes`, the weight bytes that decoding
+    one token reads. Raises SaapError for a model or tokenizer that llama.cpp cannot run.
+    """
+    if quantisation not in QUANTISATIONS:
+        raise SaapError(f"GGUF quantisation '{quantisation}' is unknown (known: {', '.join(QUANTISATIONS)})")
+    weights = ExportWeights(folder)
+    spec = weights.spec
+    architecture = spec.family.uniform_arch if spec.uniform and not spec.down_bias else None
+    architecture = architecture or "deci"
+    tensors = list(_tensors(weights, quantisation))
+    writer = gguf.GGUFWriter(out, architecture)
+    _add_metadata(writer, spec, quantisation)
+    add_tokenizer(writer, Path(folder), spec)
+    for tensor in tensors:
+        shape = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.kind) if _quantised(tensor.kind) else tensor.shape
+        dtype = {_TYPE.F32: np.float32, _TYPE.F16: np.float16}.get(tensor.kind, np.uint8)
+        writer.add_tensor_info(tensor.name, shape, np.dtype(dtype), tensor.nbytes, raw_dtype=tensor.kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.read())
+    finally:
+        writer.close()
+    return _summary(tensors, architecture, quantisation, out, spec)
+
+
+def _quantised(kind: gguf.GGMLQuantizationType) -> bool:
+    return kind not in (_TYPE.F32, _TYPE.F16)
+
+
+def _summary(tensors: list[_Tensor], architecture: str, quantisation: str, out: Path, spec: ModelSpec) -> dict[str, Any]:
+    by_type: dict[str, int] = {}
+    for tensor in tensors:
+        by_type[tensor.kind.name] = by_type.get(tensor.kind.name, 0) + tensor.nbytes
+    # Decoding reads every matrix once; of an untied embedding it reads a single row.
+    read = sum(tensor.nbytes for tensor in tensors if spec.tied or tensor.name != "token_embd.weight")
+    return {
+        "architecture": architecture,
+        "quantisation": quantisation,
+        "bytes_by_type": by_type,
+        "file_bytes": out.stat().st_size,
+        "projection_bytes": read,
+    }
+
+
+def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -> None:
+    uniform = writer.arch != "deci"
+    first = spec.layers[0]
+    writer.add_name(f"{spec.family.title}, saap-edge")
+    writer.add_context_length(spec.context)
+    writer.add_embedding_length(spec.hidden)
+    writer.add_block_count(len(spec.layers))
+    writer.add_head_count(first.heads if uniform else [layer.heads for layer in spec.layers])
+    writer.add_head_count_kv(first.kv_heads if uniform else [layer.kv_heads for layer in spec.layers])
+    writer.add_feed_forward_length(first.ffn if uniform else [layer.ffn for layer in spec.layers])
+    # llama.cpp's default of hidden / heads is wrong once heads are gone.
+    writer.add_key_length(spec.head_dim)
+    writer.add_value_length(spec.head_dim)
+    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_rope_freq_base(spec.rope_theta)
+    writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
+    writer.add_vocab_size(spec.vocab_size)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    kinds = {"f16": _FILE_TYPE.MOSTLY_F16, "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0}
+    writer.add_file_type(kinds[quantisation])
+
+
+def _tensors(weights: ExportWeights, quantisation: str) -> Iterator[_Tensor]:
+    spec = weights.spec
+    table = (spec.vocab_size, spec.hidden)
+    yield _matrix(weights, "model.embed_tokens.weight", "token_embd.weight", table, "f16" if quantisation == "f16" else "q8_0")
+    if spec.rope_scaling:
+        # llama.cpp divides its plain frequencies by these.
+        plain = 1 / spec.rope_theta ** (np.arange(0, spec.head_dim, 2) / spec.head_dim)
+        factors = (plain / rope_frequencies(spec)).astype(np.float32)
+        yield _Tensor("rope_freqs.weight", _TYPE.F32, factors.shape, lambda: factors)
+    for index in range(len(spec.layers)):
+        yield from _layer(weights, index, quantisation)
+    yield _vector(weights, "model.norm.weight", "output_norm.weight", spec.hidden)
+    if not spec.tied:
+        yield _matrix(weights, "lm_head.weight", "output.weight", table, "f16" if quantisation == "f16" else "q8_0")
+
+
+def _layer(weights: ExportWeights, index: int, quantisation: str) -> Iterator[_Tensor]:
+    spec, source, target = weights.spec, f"model.layers.{index}.", f"blk.{index}."
+    layer = spec.layers[index]
+    heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads}
+    q, kv = layer.heads * spec.head_dim, layer.kv_heads * spec.head_dim
+    shapes = {
+        "attn_q": (q, spec.hidden), "attn_k": (kv, spec.hidden), "attn_v": (kv, spec.hidden), "attn_output": (spec.hidden, q),
+        "ffn_gate": (layer.ffn, spec.hidden), "ffn_up": (layer.ffn, spec.hidden), "ffn_down": (spec.hidden, layer.ffn),
+    }  # fmt: skip
+    biased = {"attn_q": spec.qkv_bias, "attn_k": spec.qkv_bias, "attn_v": spec.qkv_bias}
+    biased |= {"attn_output": spec.o_bias, "ffn_down": spec.down_bias}
+    yield _vector(weights, source + "input_layernorm.weight", target + "attn_norm.weight", spec.hidden)
+    yield _vector(weights, source + "post_attention_layernorm.weight", target + "ffn_norm.weight", spec.hidden)
+    for theirs, ours in _PROJECTIONS.items():
+        count = heads.get(ours)
+        yield _matrix(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", shapes[ours], quantisation, count)
+        if biased.get(ours):
+            yield _vector(weights, f"{source}{theirs}.bias", f"{target}{ours}.bias", shapes[ours][0], count)
+
+
+def _vector(weights: ExportWeights, source: str, name: str, size: int, heads: int | None = None) -> _Tensor:
+    def read() -> np.ndarray:
+        return np.ascontiguousarray(permute(weights.tensor(source), heads), dtype=np.float32)
+
+    return _Tensor(name, _TYPE.F32, (size,), read)
+
+
+def _matrix(
+    weights: ExportWeights, source: str, name: str, shape: tuple[int, int], quantisation: str, heads: int | None = None
+) -> _Tensor:
+    def read() -> np.ndarray:
+        if quantisation == "q4_0":
+            codes, scales = weights.q4(source)
+            return pack_q4_0(permute(codes, heads), permute(scales, heads))
+        weight = permute(weights.tensor(source), heads)
+        return pack_q8_0(*quantise_q8(weight)) if quantisation == "q8_0" else weight.astype(np.float16)
+
+    kinds = {"f16": _TYPE.F16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0}
+    return _Tensor(name, kinds[quantisation], shape, read)
+
+
+def permute(rows: np.ndarray, heads: int | None) -> np.ndarray:
+    """Reorder the rows of q or k from halves (Hugging Face) to pairs, as llama.cpp's NORM rope wants them.
+
+    `rows` is [heads * head_dim, ...]; None leaves it alone. Works on weights, biases, codes and scales alike, because
+    only whole rows move (llama.cpp, LlamaModel.permute).
+    """
+    if heads is None:
+        return rows
+    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def pack_q4_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Blocks of Q4_0, uint8 [out, in/32*18]: fp16 scale, then 16 bytes with code i low and code i+16 high."""
+    blocks = codes.reshape(codes.shape[0], -1, 2, 16)
+    packed = blocks[:, :, 0] | (blocks[:, :, 1] << 4)
+    return _join(scales, packed)
+
+
+def pack_q8_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Blocks of Q8_0, uint8 [out, in/32*34]: fp16 scale, then 32 signed bytes."""
+    return _join(scales, codes.view(np.uint8).reshape(codes.shape[0], -1, 32))
+
+
+def _join(scales: np.ndarray, packed: np.ndarray) -> np.ndarray:
+    head = np.ascontiguousarray(scales).view(np.uint8).reshape(*scales.shape, 2)
+    return np.concatenate([head, packed], axis=-1).reshape(scales.shape[0], -1)

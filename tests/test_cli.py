@@ -1,0 +1,247 @@
+"""The whole chain by the command line, on models off the beaten path, and every kind of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from saap_edge import cli
+from saap_edge.model.spec import read_spec
+from tests.conftest import TEXT, tiny_model, write_folder
+
+SMALL = {
+    "score": {"samples": 8, "batches": 4, "window": 32},
+    "prune": {"ratio": 0.3},
+    "recover": {"tokens": 1024, "batch": 4, "rank": 4},
+    "bench": {"prompt_tokens": 8, "decode_tokens": 4, "rounds": 3, "perplexity_windows": 2},
+}
+# The 260K Llama of the wild: FFN off the grid, heads so narrow that one kv group is half a block.
+ODD = {"hidden_size": 64, "intermediate_size": 172, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+
+
+def call(monkeypatch, capsys, *arguments):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["saap-edge", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture
+def saap(monkeypatch, capsys):
+    return lambda *arguments: call(monkeypatch, capsys, *arguments)
+
+
+def write_recipe(folder: Path, model: Path, **changes) -> Path:
+    data = folder / "text.txt"
+    data.write_text(TEXT * 3)
+    texts = dict.fromkeys(("calibration", "heldout", "test"), str(data))
+    recipe = {"model": str(model), "data": texts, **SMALL, **changes}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module", params=["llama-off-grid", "qwen2"])
+def compiled(request, tmp_path_factory):
+    """A whole run in a process of its own, as a user starts it: (out, recipe, stdout document)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = tiny_model("llama", **ODD) if request.param == "llama-off-grid" else tiny_model("qwen2")
+    recipe = write_recipe(
+        folder, write_folder(model, folder / "dense"), prune={"ratio": 0.3, "method": "saap"},
+        budget={"limits": [{"metric": "kv_bytes_per_token", "max": 10_000}]},
+    )  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-m", "saap_edge.cli", "compile", str(recipe), "--out", str(folder / "out"), "--json"],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return folder / "out", recipe, json.loads(result.stdout)
+
+
+def test_compile_gives_verified_files(compiled):
+    out, _, document = compiled
+    assert [stage["stage"] for stage in document["stages"]][-1] == "report"
+    assert (out / "report.html").stat().st_size > 10_000
+    report = json.loads((out / "report.json").read_text())
+    assert report["schema_version"] == 1
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["achieved_ratio"] >= 0.3
+    verify = json.loads(next((out / "stages").glob("verify-*/verify.json")).read_text())
+    assert len(verify) == 10 and all(entry["passed"] for entry in verify)
+    assert AutoModelForCausalLM.from_pretrained(out / "model") is not None
+
+
+def test_second_run_does_nothing(compiled, saap):
+    out, recipe, _ = compiled
+    code, stdout, stderr = saap("compile", recipe, "--out", out, "--json")
+    assert code == 0 and "nothing to do" in stderr
+    assert all(stage["cached"] for stage in json.loads(stdout)["stages"])
+
+
+def test_stock_runtimes_run_the_files(compiled):
+    """llama_cpp.Llama, a plain InferenceSession and onnxruntime-genai, each as its users call it."""
+    import llama_cpp
+    import onnxruntime
+    import onnxruntime_genai
+
+    out = compiled[0]
+    llama = llama_cpp.Llama(str(out / "gguf" / "model-q4_0.gguf"), n_ctx=64, verbose=False, flash_attn=True)
+    answer = llama.create_completion("The quick brown", max_tokens=4, temperature=0)
+    assert answer["usage"]["completion_tokens"] > 0
+    session = onnxruntime.InferenceSession(out / "onnx" / "int4" / "model.onnx", providers=["CPUExecutionProvider"])
+    feeds = {"input_ids": np.array([[1, 2, 3]]), "attention_mask": np.ones((1, 3), dtype=np.int64)}
+    for entry in session.get_inputs():
+        if entry.name.startswith("past"):
+            feeds[entry.name] = np.zeros((1, entry.shape[1], 0, entry.shape[3]), dtype=np.float32)
+    assert np.isfinite(session.run(["logits"], feeds)[0]).all()
+    model = onnxruntime_genai.Model(str(out / "onnx" / "int4"))
+    parameters = onnxruntime_genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=8, do_sample=False)
+    generator = onnxruntime_genai.Generator(model, parameters)
+    generator.append_tokens([5, 6, 7])
+    generator.generate_next_token()
+    assert len(generator.get_sequence(0)) == 4
+
+
+def test_each_stage_alone(compiled, saap):
+    """A new ratio from the saved scores, then on from its folder."""
+    out = compiled[0]
+    folder = next((out / "stages").glob("score-*"))
+    for name, options in (("plan", ("--ratio", "0.4", "--method", "taylor")), ("prune", ()), ("recover", ("--tokens", "0"))):
+        code, stdout, stderr = saap(name, folder, *options, "--json")
+        assert code == 0, stderr
+        folder = Path(json.loads(stdout)["stages"][-1]["folder"])
+        assert folder.name.startswith(name)
+    shapes = read_spec(folder / "model").layers
+    assert len(shapes) == 3 and shapes != read_spec(out / "model").layers
+
+
+def test_gate_fails_with_exit_1_and_says_why(compiled, saap, tmp_path):
+    bench = next((compiled[0] / "stages").glob("bench-*"))
+    (tmp_path / "budget.yaml").write_text("limits:\n  - {metric: file_mib, max: 0.001, artifact: gguf-q4_0}\n")
+    code, _, stderr = saap("gate", bench, "--budget", tmp_path / "budget.yaml")
+    assert code == 1 and "file_mib" in stderr
+
+
+def test_edited_plan_is_used(compiled, saap, tmp_path):
+    out = compiled[0]
+    plan = json.loads((out / "plan.json").read_text())
+    plan["layers"][0]["ffn"][1] = 32
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    code, stdout, stderr = saap("plan", next((out / "stages").glob("score-*")), "--plan", tmp_path / "plan.json", "--json")
+    assert code == 0, stderr
+    code, stdout, _ = saap("prune", json.loads(stdout)["stages"][-1]["folder"], "--json")
+    assert read_spec(Path(json.loads(stdout)["stages"][-1]["folder"]) / "model").layers[0].ffn == 32
+
+
+# Bad input: one line, exit 2, nothing left behind.
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_folder(tiny_model("llama"), tmp_path_factory.mktemp("tiny"))
+
+
+def refused(saap, tmp_path, *arguments):
+    out = tmp_path / "deep" / "out"
+    code, stdout, stderr = saap("compile", *arguments, "--out", out)
+    assert code == 2, stderr
+    assert stderr.count("\n") == 1 and stderr.startswith("error: ") and not stdout
+    assert not (tmp_path / "deep").exists()
+    return stderr
+
+
+def test_missing_model(saap, tmp_path):
+    assert "no model folder" in refused(saap, tmp_path, "--model", tmp_path / "none")
+
+
+def test_unsupported_family_is_named_with_the_list(saap, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    message = refused(saap, tmp_path, "--model", tmp_path / "m")
+    assert "'mamba'" in message and "llama, qwen2" in message
+
+
+@pytest.mark.parametrize("ratio", ["0", "1", "-0.2", "1.5", "nan"])
+def test_ratio_out_of_range(saap, tmp_path, tiny, ratio):
+    assert "--ratio" in refused(saap, tmp_path, "--model", tiny, "--ratio", ratio)
+
+
+def test_ratio_beyond_the_grid(saap, tmp_path, tiny):
+    assert "at most" in refused(saap, tmp_path, "--model", tiny, "--ratio", "0.97")
+
+
+def test_unknown_target(saap, tmp_path, tiny):
+    message = refused(saap, tmp_path, "--model", tiny, "--target", "toaster")
+    assert "toaster" in message and "rpi5" in message
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("  ratio: [much]", "recipe.yaml:3"), ("  ratoi: 0.3", "ratoi"), ("  ratio: 0.3\n bad: : yaml", "recipe.yaml:4"),
+    ("  method: magic", "prune.method"),
+])  # fmt: skip
+def test_malformed_recipe_names_field_and_line(saap, tmp_path, tiny, line, expected):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {tiny}\nprune:\n{line}\n")
+    message = refused(saap, tmp_path, recipe)
+    assert expected in message and "recipe.yaml" in message
+
+
+def test_a_plan_that_breaks_a_rule(saap, tmp_path, tiny):
+    layer = {"heads": [8, 5], "kv_heads": [4, 2], "ffn": [128, 64]}
+    plan = {
+        "method": "mine", "order": "saap", "ratio": 0.3, "achieved_ratio": 0.3, "parameters": [1, 1],
+        "layers": [{"layer": i, **layer} for i in range(3)],
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert "aborts" in refused(saap, tmp_path, "--model", tiny, "--plan", tmp_path / "plan.json")
+
+
+def test_text_that_fills_no_window(saap, tmp_path, tiny):
+    for name in ("calibration", "heldout", "test"):
+        (tmp_path / f"{name}.txt").write_text("short")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": str(tiny), "score": {"window": 32}}))
+    assert "calibration.txt" in refused(saap, tmp_path, recipe, "--data", tmp_path)
+
+
+def test_damaged_weights(saap, tmp_path, tiny):
+    import shutil
+
+    shutil.copytree(tiny, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"not safetensors at all")
+    recipe = write_recipe(tmp_path, tmp_path / "m")
+    assert "model" in refused(saap, tmp_path, recipe)
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+from saap_edge import cli
+sys.argv = ["saap-edge", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_full_disk(tmp_path, tiny):
+    recipe = write_recipe(tmp_path, tiny)
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED, "compile", str(recipe), "--out", str(tmp_path / "out")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert "error: stage score: cannot write" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_teaches(saap):
+    code, stdout, _ = saap("--help")
+    assert code == 0 and "saap-edge compile --ratio 0.3 --out out" in stdout
