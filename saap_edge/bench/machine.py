@@ -1,0 +1,63 @@
+"""Facts of the machine that belong beside every measurement."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["cpu_flags", "cpu_name", "machine_facts", "versions"]
+
+_RUNTIMES = ("saap-edge", "llama-cpp-python", "onnxruntime", "numpy")
+
+
+def machine_facts() -> dict[str, Any]:
+    """CPU model, cores, memory in bytes, frequency governor (None where the system has none), load, versions."""
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "memory_bytes": psutil.virtual_memory().total,
+        "governor": governor.read_text().strip() if governor.is_file() else None,
+        "load_average": round(os.getloadavg()[0], 2),
+        "architecture": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what measures and what is measured; absent packages are left out."""
+    found = {}
+    for name in _RUNTIMES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """The CPU's model as the kernel names it; on boards, the board's."""
+    for key in ("model name", "Model"):
+        for line in _cpuinfo():
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Instruction set flags of the first CPU."""
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []

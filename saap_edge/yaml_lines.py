@@ -1,0 +1,79 @@
+"""YAML files checked against a schema, with errors that name file, line and field."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from saap_edge.errors import SaapError
+
+__all__ = ["load_yaml_model"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_yaml_model(path: Path, schema: type[Model]) -> Model:
+    """Read a YAML file into `schema`; an empty file is an empty mapping.
+
+    Raises SaapError in one line, as "recipe.yaml:12: prune.ratio: Input should be less than 1".
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SaapError(f"cannot read '{path}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SaapError(f"'{path}' is not a text file") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        document = {} if root is None else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise SaapError(f"{place}: not valid YAML: {problem or 'it cannot be read'}") from None
+    if not isinstance(document, dict):
+        raise SaapError(f"{path}:1: fields as 'name: value' are expected at the top, not a {type(document).__name__}")
+    try:
+        return schema.model_validate(document)
+    except ValidationError as error:
+        raise SaapError(_explain(path, root, error.errors()[0], schema)) from None
+
+
+def _explain(path: Path, root: yaml.Node | None, error: Any, schema: type[BaseModel]) -> str:
+    location = [part for part in error["loc"] if not str(part).startswith("function-")]
+    field = ".".join(str(part) for part in location)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _fields(schema, location[:-1]), n=1)
+        message = "unknown field" + (f", did you mean '{near[0]}'?" if near else "")
+    return f"{path}:{_line(root, location)}: {field + ': ' if field else ''}{message}"
+
+
+def _line(node: yaml.Node | None, location: list[Any]) -> int:
+    """Line of the field at `location`, or of the innermost part of it that is there."""
+    line = node.start_mark.line + 1 if node else 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if str(k.value) == str(part)), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _fields(schema: type[BaseModel], location: list[Any]) -> list[str]:
+    """Field names of the section at `location`."""
+    for part in location:
+        kind = schema.model_fields[part].annotation if part in schema.model_fields else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        schema = kind
+    return list(schema.model_fields)
