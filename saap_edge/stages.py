@@ -242,12 +242,14 @@ class Job:
 
     def _bench(self, inputs: Inputs, out: Path) -> None:
         from saap_edge.bench.artifacts import bench_folders
+        from saap_edge.bench.measure import BenchConditions
 
         settings = self.recipe.bench
-        windows = self._windows("test", settings.perplexity_windows).tolist()
-        document = bench_folders(
-            inputs["dense"], inputs["export"], settings, self.threads, windows, file_hash(self.recipe.data.test)[:12], self.bar
-        )
+        conditions = BenchConditions(
+            self.threads, settings.prompt_tokens, settings.decode_tokens, settings.rounds,
+            self._windows("test", settings.perplexity_windows).tolist(), file_hash(self.recipe.data.test)[:12],
+        )  # fmt: skip
+        document = bench_folders(inputs["dense"], inputs["export"], conditions, self.bar)
         _write_json(out / "bench.json", document)
 
     def _gate(self, inputs: Inputs, out: Path) -> None:

@@ -1,0 +1,138 @@
+"""An engine in a child process: it may die, the parent does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from saap_edge.errors import SaapError
+
+__all__ = ["Worker"]
+
+TIMEOUT = 1800.0  # seconds for one request: a large model on a slow board, not a hang
+
+
+class Worker:
+    """A child process with one artifact loaded. Use it as a context manager.
+
+    `loaded` is what the child told of the artifact: seconds, vocab_size, kv_bytes_per_token and the engine's own
+    description. Raises SaapError, in one line, when the artifact cannot be loaded or kills the child.
+    """
+
+    def __init__(self, engine: str, path: Path, threads: int, context: int) -> None:
+        self.engine, self.path = engine, Path(path)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "saap_edge.engines.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._stderr, env=_environment(threads),
+        )  # fmt: skip
+        try:
+            self.loaded = self._ask("load", engine=engine, path=str(path), threads=threads, context=context)
+        except BaseException:
+            self.close()
+            raise
+
+    def logits(self, tokens: list[int], mode: str) -> np.ndarray:
+        """float32 [len(tokens), vocab]; `mode` is "prefill", "steps" or "mixed"."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "logits.npy"
+            self._ask("logits", tokens=tokens, mode=mode, out=str(out))
+            logits: np.ndarray = np.load(out, allow_pickle=False)
+        return logits
+
+    def generate(self, tokens: list[int], count: int) -> list[int]:
+        """`count` greedy token ids after `tokens`."""
+        ids: list[int] = self._ask("generate", tokens=tokens, count=count)
+        return ids
+
+    def time(self, tokens: list[int], decode_tokens: int) -> dict[str, Any]:
+        """{"ttft_s": seconds, "decode_s": [seconds of each step]}."""
+        timing: dict[str, Any] = self._ask("time", tokens=tokens, decode_tokens=decode_tokens)
+        return timing
+
+    def nll(self, windows: list[list[int]]) -> tuple[float, int]:
+        """(total negative log-likelihood in nats, predicted tokens)."""
+        answer = self._ask("nll", windows=windows)
+        return answer["nll"], answer["tokens"]
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids by llama.cpp's tokenizer."""
+        ids: list[int] = self._ask("tokenize", text=text, add_special=add_special, parse_special=parse_special)
+        return ids
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of the child: {"peak", "now"}."""
+        memory: dict[str, int] = self._ask("memory")
+        return memory
+
+    def close(self) -> None:
+        """End the child; safe to call twice."""
+        if self._process.stdin and not self._process.stdin.closed:
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                pass
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._stderr.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _ask(self, what: str, **arguments: Any) -> Any:
+        assert self._process.stdin and self._process.stdout
+        try:
+            self._process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            self._died(what)
+        line = self._answer(what)
+        if not line:
+            self._died(what)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise SaapError(f"{self.engine}, '{self.path.name}': {answer['error']}")
+        return answer["ok"]
+
+    def _answer(self, what: str) -> bytes:
+        assert self._process.stdout
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(TIMEOUT):
+                self._process.kill()
+                raise SaapError(f"{self.engine}, '{self.path.name}': no answer to '{what}' in {TIMEOUT:.0f} s")
+        return self._process.stdout.readline()
+
+    def _died(self, what: str) -> None:
+        code = self._process.wait()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        last = f": {lines[-1][:200]}" if lines else ""
+        raise SaapError(f"{self.engine} died in '{what}' of '{self.path}' with {name}{hint}{last}")
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The package on the path wherever we were started, no debugger on aborts, and no more threads than asked for."""
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": str(threads)}

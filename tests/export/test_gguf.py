@@ -1,0 +1,241 @@
+"""GGUF against transformers (logits, token ids) and gguf-py (bytes). llama.cpp runs in this process only after a check."""
+
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from saap_edge.engines.llama_cpp import LlamaCppEngine
+from saap_edge.errors import SaapError
+from saap_edge.evaluate.parity import TOLERANCE, relative_error, shipped_model
+from saap_edge.evaluate.verify import HARD_TEXT
+from saap_edge.export.gguf import permute, write_gguf
+from saap_edge.export.weights import ExportWeights
+from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
+from saap_edge.model.folder import build_pruned, load_tokenizer
+from saap_edge.model.spec import LayerShape
+from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
+
+IDS = list(range(1, 30))
+
+
+def engine_logits(path, mode):
+    engine = LlamaCppEngine(path, 1, 64)
+    if mode == "prefill":
+        return engine.forward(IDS, all_logits=True).copy()
+    head = [engine.forward(IDS[:10], all_logits=True).copy()] if mode == "mixed" else []
+    return np.concatenate(head + [engine.forward([token]).copy() for token in IDS[10 if head else 0 :]])
+
+
+def assert_parity(folder, path, quantisation):
+    with torch.no_grad():
+        expected = shipped_model(folder, f"gguf-{quantisation}")(torch.tensor([IDS])).logits[0].numpy()
+    for mode in ("prefill", "steps", "mixed"):
+        error = relative_error(engine_logits(path, mode), expected)
+        assert error < TOLERANCE[f"gguf-{quantisation}"], (mode, error)
+
+
+@pytest.mark.parametrize("quantisation", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("kind", ["dense_folder", "pruned_folder"])
+def test_answers_as_torch_does(kind, quantisation, request, tmp_path):
+    folder = request.getfixturevalue(kind)
+    summary = write_gguf(folder, tmp_path / "m.gguf", quantisation)
+    assert_parity(folder, tmp_path / "m.gguf", quantisation)
+    assert summary["file_bytes"] > summary["projection_bytes"] > 0
+
+
+def build(tmp_path, family="llama", widths=WIDTHS, **overrides):
+    dense = tiny_model(family, **overrides)
+    return write_folder(randomise_projections(build_pruned(dense, widths)), tmp_path / "model")
+
+
+SCALED = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", [
+    {"tied": False}, {"rope_parameters": SCALED}, {"attention_bias": True}, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+])  # fmt: skip
+def test_variants(overrides, tmp_path):
+    folder = build(tmp_path, **overrides)
+    write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert_parity(folder, tmp_path / "m.gguf", "f16")
+
+
+@pytest.mark.parametrize("quantisation", ["f16", "q4_0"])
+def test_off_grid_ffn_is_padded_and_answers_the_same(tmp_path, quantisation):
+    folder = write_folder(tiny_model("llama", intermediate_size=44), tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", quantisation)
+    assert_parity(folder, tmp_path / "m.gguf", quantisation)
+    kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors if "ffn_down" in tensor.name}
+    assert kinds == {quantisation.upper()}
+
+
+def architecture(path):
+    return str(gguf.GGUFReader(path).fields["general.architecture"].contents())
+
+
+def test_uniform_plan_is_a_plain_llama(tmp_path):
+    folder = build(tmp_path, widths=[LayerShape(4, 2, 64)] * 3)
+    write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert architecture(tmp_path / "m.gguf") == "llama"
+    assert_parity(folder, tmp_path / "m.gguf", "f16")
+    write_gguf(build(tmp_path / "other"), tmp_path / "o.gguf", "f16")
+    assert architecture(tmp_path / "o.gguf") == "deci"
+
+
+def by_name(path):
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+
+
+def test_quantised_tensors_are_bit_for_bit_the_shared_codes(pruned_folder, tmp_path):
+    """What gguf-py dequantises equals the codes that the ONNX exporter ships, and q, k rows are only reordered."""
+    weights = ExportWeights(pruned_folder)
+    write_gguf(pruned_folder, tmp_path / "4.gguf", "q4_0")
+    write_gguf(pruned_folder, tmp_path / "8.gguf", "q8_0")
+    four, eight = by_name(tmp_path / "4.gguf"), by_name(tmp_path / "8.gguf")
+    layer = weights.spec.layers[0]
+    for theirs, ours, heads in (("q_proj", "attn_q", layer.heads), ("k_proj", "attn_k", layer.kv_heads), ("v_proj", "attn_v", None)):
+        name = f"model.layers.0.self_attn.{theirs}.weight"
+        tensor = four[f"blk.0.{ours}.weight"]
+        actual = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(actual, permute(dequantise_q4(*weights.q4(name)), heads))
+        tensor = eight[f"blk.0.{ours}.weight"]
+        expected = permute(dequantise_q8(*quantise_q8(weights.tensor(name))), heads)
+        np.testing.assert_array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), expected)
+    embedding = four["token_embd.weight"]
+    assert embedding.tensor_type.name == "Q8_0"
+
+
+def test_tuned_codes_arrive_untouched(tmp_path):
+    folder = build(tmp_path)
+    name, rng = "model.layers.1.mlp.down_proj.weight", np.random.default_rng(0)
+    codes = rng.integers(0, 16, (64, 64), dtype=np.uint8)
+    scales = rng.normal(0, 0.01, (64, 2)).astype(np.float16)
+    save_file({f"{name}.codes": codes, f"{name}.scales": scales}, folder / "codes.safetensors")
+    write_gguf(folder, tmp_path / "m.gguf", "q4_0")
+    tensor = by_name(tmp_path / "m.gguf")["blk.1.ffn_down.weight"]
+    np.testing.assert_array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dequantise_q4(codes, scales))
+
+
+def test_permute_pairs_the_halves():
+    np.testing.assert_array_equal(permute(np.arange(8), 1), [0, 4, 1, 5, 2, 6, 3, 7])
+    np.testing.assert_array_equal(permute(np.arange(8), 2), [0, 2, 1, 3, 4, 6, 5, 7])
+
+
+# Tokenizers
+
+
+def ids_agree(folder, tmp_path):
+    write_gguf(folder, tmp_path / "m.gguf", "f16")
+    engine, tokenizer = LlamaCppEngine(tmp_path / "m.gguf", 1, 16), load_tokenizer(folder)
+    for text in (HARD_TEXT, TEXT[:200], "", " ", "a  b\n\n c"):
+        assert engine.tokenize(text, False, False) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+    assert engine.tokenize("dog", True, False) == tokenizer("dog")["input_ids"]
+    return engine
+
+
+def test_byte_level_bpe(dense_folder, tmp_path):
+    engine = ids_agree(dense_folder, tmp_path)
+    assert engine.detokenize(engine.tokenize("quick fox", False, False)) == "quick fox"
+
+
+QWEN2 = (
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+"
+    "|\\s+(?!\\S)|\\s+"
+)
+
+
+def trained(tokenizer, folder, **names):
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if isinstance(tokenizer.decoder, decoders.ByteLevel) else [],
+    )  # fmt: skip
+    tokenizer.train_from_iterator([TEXT], trainer)
+    write_folder(tiny_model("llama"), folder)
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **names).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("rule", ["qwen2", "smollm"])
+def test_other_splitting_rules(rule, tmp_path):
+    tokenizer = Tokenizer(models.BPE())
+    steps = {
+        "qwen2": [pre_tokenizers.Split(Regex(QWEN2), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)],
+    }[rule]
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
+    ids_agree(trained(tokenizer, tmp_path / "model"), tmp_path)
+
+
+def test_sentencepiece_like_bpe(tmp_path):
+    """As Llama 1 and 2: metaspace, byte fallback, BOS before every text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    folder = trained(tokenizer, tmp_path / "model", unk_token="<unk>")
+    document = json.loads((folder / "tokenizer.json").read_text())
+    room = VOCABULARY - len(document["model"]["vocab"])
+    assert room > 0
+    # Byte tokens take the ids after the trained ones; there are as many as the table has room for, from 0 up.
+    for byte in range(min(room, 256)):
+        document["model"]["vocab"][f"<0x{byte:02X}>"] = len(document["model"]["vocab"])
+    document["post_processor"] = json.loads(
+        processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]).__getstate__()
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    write_gguf(folder, tmp_path / "m.gguf", "f16")
+    engine, theirs = LlamaCppEngine(tmp_path / "m.gguf", 1, 16), load_tokenizer(folder)
+    for text in (TEXT[:150], "the dog  jumps\n over", "Pack my box"):
+        assert engine.tokenize(text, True, False) == theirs(text)["input_ids"], text
+
+
+def test_unknown_splitting_rule_is_refused(tmp_path):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Split(Regex("a+"), "isolated"), decoders.ByteLevel()
+    with pytest.raises(SaapError, match="splitting rule 'a\\+'"):
+        write_gguf(trained(tokenizer, tmp_path / "model"), tmp_path / "m.gguf", "f16")
+
+
+def test_chat_template_and_metadata(dense_folder, tmp_path):
+    (dense_folder / "chat_template.jinja").write_text("{{ messages }}")
+    write_gguf(dense_folder, tmp_path / "m.gguf", "f16")
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == "{{ messages }}"
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 0
+
+
+def test_no_tokenizer_is_refused(tmp_path):
+    folder = build(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(SaapError, match=r"no tokenizer\.json"):
+        write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path):
+    folder = write_folder(tiny_model("llama", vocab_size=300), tmp_path / "model")
+    with pytest.raises(SaapError, match="do not belong together"):
+        write_gguf(folder, tmp_path / "m.gguf", "f16")
+
+
+@pytest.mark.parametrize(("widths", "reason"), [
+    ([5, 2, 64], "abort the process"), ([8, 4, 0], "drop the attention"), ([0, 0, 64], "shared by 0"),
+])  # fmt: skip
+def test_traps_of_deci_are_refused_before_a_file_is_written(tmp_path, widths, reason):
+    folder = build(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["layer_widths"][1] = widths
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SaapError, match=f"layer 1.*{reason}"):
+        write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert not (tmp_path / "m.gguf").exists()
