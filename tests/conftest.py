@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -25,9 +25,18 @@ VOCABULARY = 320
 WIDTHS = [LayerShape(8, 4, 96), LayerShape(4, 2, 64), LayerShape(2, 1, 32)]
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+# What Qwen2's tokenizer splits text with; transformers gives every qwen2 folder this rule.
+QWEN2_SPLIT = (
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+"
+    "|\\s+(?!\\S)|\\s+"
+)
+
+
+def tiny_tokenizer(family: str = "llama") -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=family != "qwen2")
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level]) if family == "qwen2" else byte_level
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
@@ -66,7 +75,8 @@ def randomise_projections(model: PreTrainedModel, seed: int = 1) -> PreTrainedMo
 
 def write_folder(model: PreTrainedModel, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    tiny_tokenizer().save_pretrained(folder)
+    config = model.config.to_dict()
+    tiny_tokenizer(config.get("base_model_type") or config["model_type"]).save_pretrained(folder)
     save_model(model, folder, folder)
     return folder
 

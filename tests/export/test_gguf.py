@@ -19,7 +19,7 @@ from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
 from saap_edge.model.folder import build_pruned, load_tokenizer
 from saap_edge.model.spec import LayerShape
-from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.conftest import QWEN2_SPLIT, TEXT, VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
 
 IDS = list(range(1, 30))
 
@@ -41,9 +41,9 @@ def assert_parity(folder, path, quantisation):
 
 
 @pytest.mark.parametrize("quantisation", ["f16", "q8_0", "q4_0"])
-@pytest.mark.parametrize("kind", ["dense_folder", "pruned_folder"])
-def test_answers_as_torch_does(kind, quantisation, request, tmp_path):
-    folder = request.getfixturevalue(kind)
+@pytest.mark.parametrize("kind", ["dense", "pruned"])
+def test_answers_as_torch_does(kind, quantisation, dense_folder, pruned_folder, tmp_path):
+    folder = {"dense": dense_folder, "pruned": pruned_folder}[kind]
     summary = write_gguf(folder, tmp_path / "m.gguf", quantisation)
     assert_parity(folder, tmp_path / "m.gguf", quantisation)
     assert summary["file_bytes"] > summary["projection_bytes"] > 0
@@ -147,12 +147,6 @@ def test_byte_level_bpe(dense_folder, tmp_path):
     assert engine.detokenize(engine.tokenize("quick fox", False, False)) == "quick fox"
 
 
-QWEN2 = (
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+"
-    "|\\s+(?!\\S)|\\s+"
-)
-
-
 def trained(tokenizer, folder, **names):
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"],
@@ -170,7 +164,7 @@ def trained(tokenizer, folder, **names):
 def test_other_splitting_rules(rule, tmp_path):
     tokenizer = Tokenizer(models.BPE())
     steps = {
-        "qwen2": [pre_tokenizers.Split(Regex(QWEN2), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)],
+        "qwen2": [pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)],
     }[rule]
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
