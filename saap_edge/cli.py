@@ -218,13 +218,14 @@ def _run(
     after: str | None = None,
 ) -> None:  # fmt: skip
     _quiet_libraries()
+    from saap_edge.report.terminal import render_stage
     from saap_edge.run import run_stages
     from saap_edge.stages import Job
 
-    def done(result: Any, summary: Any) -> None:
+    def done(result: Any) -> None:
         note = "already done" if result.cached else f"{result.seconds:.1f} s"
         console.print(f"[bold]{result.name:8}[/] {note:>12}  {escape(str(result.folder))}", soft_wrap=True)
-        for part in summary:
+        for part in render_stage(result.name, result.folder):
             console.print(part)
 
     outcome = run_stages(Job(recipe, plan_file, _bar), names, folders, out, after, done)

@@ -263,7 +263,14 @@ class Job:
     def _report(self, inputs: Inputs, out: Path) -> None:
         from saap_edge.report.write import write_report
 
-        write_report(inputs, self.recipe, self.target, self.spec, out)
+        first = self.spec.layers[0]
+        model = {
+            "name": Path(self.recipe.model).name if Path(self.recipe.model).is_dir() else self.recipe.model,
+            "family": self.spec.family.title, "layers": len(self.spec.layers), "hidden": self.spec.hidden,
+            "heads": first.heads, "kv_heads": first.kv_heads, "head_dim": self.spec.head_dim, "ffn": first.ffn,
+            "vocab_size": self.spec.vocab_size,
+        }  # fmt: skip
+        write_report(inputs, model, self.target.model_dump(mode="json"), out)
 
 
 def _write_json(path: Path, document: Any) -> None:

@@ -1,0 +1,125 @@
+"""What each stage has to say, as tables for the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["render_bench", "render_gate", "render_plan", "render_prune", "render_recover", "render_stage", "render_verify"]
+
+_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+
+
+def render_stage(name: str, folder: Path) -> list[RenderableType]:
+    """The renderables of a finished stage; none for stages that have nothing to show."""
+    renderers = {
+        "plan": render_plan, "prune": render_prune, "recover": render_recover, "verify": render_verify, "bench": render_bench,
+        "gate": render_gate,
+    }  # fmt: skip
+    path = folder / f"{name}.json"
+    if name not in renderers or not path.is_file():
+        return []
+    return renderers[name](json.loads(path.read_text(encoding="utf-8")))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, expand=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before} => {after}" if before != after else str(before)
+
+
+def render_plan(plan: dict[str, Any]) -> list[RenderableType]:
+    """Widths before => after, and the plans that competed."""
+    before, after = plan["parameters"]
+    title = f"plan ({plan['method']}): {before:,} => {after:,} attention and FFN parameters ({plan['achieved_ratio']:.1%} removed)"
+    table = _table(title, "layer", "heads", "kv heads", "FFN width")
+    for layer in plan["layers"]:
+        table.add_row(str(layer["layer"]), *(_change(*layer[name]) for name in ("heads", "kv_heads", "ffn")))
+    parts: list[RenderableType] = [table]
+    if plan["candidates"]:
+        rivals = _table("candidates, repaired, on held-out text", "method", "removed", "perplexity", "")
+        for rival in plan["candidates"]:
+            chosen = "[green]kept[/]" if rival["chosen"] else ""
+            rivals.add_row(rival["method"], f"{rival['achieved_ratio']:.1%}", f"{rival['heldout_perplexity']:.2f}", chosen)
+        parts.append(rivals)
+    return parts
+
+
+def render_prune(prune: dict[str, Any]) -> list[RenderableType]:
+    """Held-out perplexity: dense, cut, repaired."""
+    figures = prune["heldout_perplexity"]
+    return ["  held-out perplexity: " + ", ".join(f"{name} {value:.2f}" for name, value in figures.items())]
+
+
+def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
+    """Held-out perplexity before and after, in full precision and in 4 bits."""
+    table = _table(f"recovery, {recover['tokens']:,} tokens: {recover['kept']}", "held-out perplexity", "full precision", "4 bits")
+    for row in ("dense", "before", "after"):
+        table.add_row(row, f"{recover[row]['perplexity_fp']:.2f}", f"{recover[row]['perplexity_q4']:.2f}")
+    return [table]
+
+
+def render_verify(parities: list[dict[str, Any]]) -> list[RenderableType]:
+    """Every artifact's distance from torch, and what the pruned ones say."""
+    table = _table("artifacts against torch (relative error of logits)", "artifact", "error", "tolerance", "greedy text")
+    for entry in parities:
+        text = escape(" ".join(entry["greedy_text"].split())[:70])
+        table.add_row(f"{entry['role']} {entry['format']}", f"{entry['max_error']:.1e}", f"{entry['tolerance']:.0e}", text)
+    return [table]
+
+
+def _stat(stat: dict[str, Any], digits: int = 1) -> str:
+    return f"{stat['median']:.{digits}f}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def render_bench(bench: dict[str, Any]) -> list[RenderableType]:
+    """Speed with ratios and their intervals; then memory, bytes and perplexity, dense => pruned."""
+    conditions, machine = bench["conditions"], bench["machine"]
+    title = (
+        f"dense => pruned on {machine['cpu']}, {conditions['threads']} threads, prompt {conditions['prompt_tokens']}, "
+        f"{conditions['rounds']} alternating rounds"
+    )
+    speed = _table(title, "format", "decode tok/s", "speedup [95 %]", "ideal", "prefill tok/s", "TTFT ms", "load ms")
+    rest = _table("memory, bytes, quality", "format", "peak RSS MiB", "file MiB", "KV bytes/token", "perplexity")
+    for pair in bench["pairs"]:
+        dense, pruned, ratio = pair["dense"], pair["pruned"], pair["ratios"]["decode_tok_s"]
+
+        def both(name: str, digits: int = 1, dense: dict = dense, pruned: dict = pruned) -> str:
+            return f"{_stat(dense[name], digits)} => {_stat(pruned[name], digits)}"
+
+        speed.add_row(
+            pair["format"], both("decode_tok_s", 0), f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+            f"{pair['ideal_decode_ratio']:.2f}", both("prefill_tok_s", 0), both("ttft_ms"), both("load_ms", 0),
+        )  # fmt: skip
+        rest.add_row(
+            pair["format"], both("peak_rss_mib", 0), f"{dense['file_bytes'] / 2**20:.2f} => {pruned['file_bytes'] / 2**20:.2f}",
+            _change(dense["kv_bytes_per_token"], pruned["kv_bytes_per_token"]),
+            f"{_number(dense['perplexity'])} => {_number(pruned['perplexity'])}",
+        )  # fmt: skip
+    return [speed, rest]
+
+
+def render_gate(gate: dict[str, Any]) -> list[RenderableType]:
+    """A verdict per limit, with its reason."""
+    if not gate["verdicts"]:
+        return ["  no limits given: nothing to judge"]
+    table = _table("budget", "limit", "artifact", "verdict", "measured")
+    for entry in gate["verdicts"]:
+        colour = _COLOURS[entry["verdict"]]
+        limit = f"{entry['metric']} {entry['limit']}"
+        table.add_row(escape(limit), entry["artifact"] or "-", f"[{colour}]{entry['verdict']}[/]", escape(entry["reason"]))
+    return [table]
