@@ -41,6 +41,8 @@ app.add_typer(target_app, name="target")
 
 # People read stderr, machines read stdout: with --json, stdout holds one JSON document and nothing else.
 console = Console(stderr=True, highlight=False)
+if not console.is_terminal:
+    console = Console(stderr=True, highlight=False, width=120)  # logs have no width of their own: 80 breaks the tables
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Hugging Face folder or hub name (default: the bundled model)")]
 TargetOption = Annotated[str | None, typer.Option("--target", help="Board: a name (see `target list`) or a YAML file")]
@@ -82,7 +84,7 @@ def _die(message: str, code: int) -> NoReturn:
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda steps: progress.advance(task, steps)
 

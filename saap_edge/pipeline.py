@@ -21,6 +21,14 @@ from typing import Any
 
 import psutil
 
+try:
+    from safetensors import SafetensorError
+except ImportError:  # a board measures and gates without it
+
+    class SafetensorError(Exception):  # type: ignore[no-redef]
+        """Never raised where safetensors is absent."""
+
+
 from saap_edge.errors import SaapError
 
 __all__ = ["Stage", "StageResult", "ancestors", "clean_leftovers", "file_hash", "folder_hash", "link", "read_stage", "run_stage"]
@@ -85,8 +93,8 @@ def run_stage(
         }  # fmt: skip
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         _publish(temporary, final)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise SaapError(f"stage {stage.name}: cannot write to '{root}': {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -72,7 +72,7 @@ class PruneSettings(_Section):
 class RecoverSettings(_Section):
     """Group fine-tuning in 4-bit blocks of 32."""
 
-    tokens: int = Field(default=120_000, ge=0, description="training tokens; 0 rounds to nearest without tuning")
+    tokens: int = Field(default=240_000, ge=0, description="training tokens; 0 rounds to nearest without tuning")
     rank: int = Field(default=16, ge=1, description="rank of both adapters")
     batch: int = Field(default=8, ge=1, description="windows a step")
     learning_rate: float = Field(default=3e-3, gt=0)

@@ -13,7 +13,7 @@ from saap_edge.stages import ORDER, Job, read_json
 
 __all__ = ["Outcome", "run_stages"]
 
-# What people look for, under names that stay the same from run to run.
+# What people look for, under names that stay the same from run to run, set when a chain is complete.
 _LINKS = {
     "plan": {"plan.json": "plan.json"},
     "recover": {"model": "model"},
@@ -67,15 +67,23 @@ def run_stages(
             folders[name] = result.folder
             outcome.results.append(result)
             done(result)
-            for public, inside in _LINKS.get(name, {}).items():
-                if (result.folder / inside).exists():
-                    link(result.folder / inside, out / public)
-                    outcome.links[public] = out / public
             if name == "gate":
                 outcome.exit_code = int(read_json(result.folder / "gate.json")["exit_code"])
+        if names[-1] == "report":
+            outcome.links = _publish(folders, out)
     finally:
         _unmake(made)
     return outcome
+
+
+def _publish(folders: dict[str, Path], out: Path) -> dict[str, Path]:
+    """Point the public names at one finished chain, all of it: never a plan of one run beside files of another."""
+    links = {}
+    for stage, names in _LINKS.items():
+        for public, inside in names.items():
+            link(folders[stage] / inside, out / public)
+            links[public] = out / public
+    return links
 
 
 def _with_needs(job: Job, names: tuple[str, ...], folders: dict[str, Path], after: str | None) -> list[str]:

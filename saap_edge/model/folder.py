@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from saap_edge.errors import SaapError
@@ -31,7 +32,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     """Load a dense or pruned folder in evaluation mode. Raises SaapError when transformers cannot load it."""
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise SaapError(f"cannot load the model in '{folder}': {str(error).splitlines()[0]}") from error
     return model.eval()
 
