@@ -35,8 +35,12 @@ works on the folder of the stage before it, and prints its own. Finished stages 
 Exit codes: 0 ok, 1 a budget limit or verification failed, 2 bad input, 3 inconclusive.
 """
 
-app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-target_app = typer.Typer(help="Boards: list, show, and probe this machine.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+target_app = typer.Typer(
+    help="Boards: list, show, and probe this machine.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(target_app, name="target")
 
 # People read stderr, machines read stdout: with --json, stdout holds one JSON document and nothing else.
@@ -44,12 +48,18 @@ console = Console(stderr=True, highlight=False)
 if not console.is_terminal:
     console = Console(stderr=True, highlight=False, width=120)  # logs have no width of their own: 80 breaks the tables
 
-ModelOption = Annotated[str | None, typer.Option("--model", help="Hugging Face folder or hub name (default: the bundled model)")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Hugging Face folder or hub name (default: the bundled model)")
+]
 TargetOption = Annotated[str | None, typer.Option("--target", help="Board: a name (see `target list`) or a YAML file")]
-RatioOption = Annotated[float | None, typer.Option("--ratio", help="Share of attention and FFN parameters to remove, 0 to 1")]
+RatioOption = Annotated[
+    float | None, typer.Option("--ratio", help="Share of attention and FFN parameters to remove, 0 to 1")
+]
 MethodOption = Annotated[str | None, typer.Option("--method", help="auto, saap, taylor or uniform")]
 TokensOption = Annotated[int | None, typer.Option("--tokens", help="Training tokens of recovery; 0 only rounds")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder with calibration.txt, heldout.txt and test.txt")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder with calibration.txt, heldout.txt and test.txt")
+]
 BudgetOption = Annotated[Path | None, typer.Option("--budget", help="YAML file with limits for the gate")]
 PlanOption = Annotated[Path | None, typer.Option("--plan", help="plan.json to use instead of searching for one")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write (made when needed)")]
@@ -83,7 +93,14 @@ def _die(message: str, code: int) -> NoReturn:
 
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda steps: progress.advance(task, steps)
@@ -115,7 +132,13 @@ def _recipe(path: Path | None, base: dict[str, Any] | None = None, **options: An
 
     document = base if base is not None else load_yaml_model(path, Recipe).model_dump(mode="json") if path else {}
     document = json.loads(json.dumps(document))
-    places = {"model": "model", "target": "target", "ratio": "prune.ratio", "method": "prune.method", "tokens": "recover.tokens"}
+    places = {
+        "model": "model",
+        "target": "target",
+        "ratio": "prune.ratio",
+        "method": "prune.method",
+        "tokens": "recover.tokens",
+    }
     for name, place in places.items():
         if options.get(name) is not None:
             section, _, field = place.rpartition(".")
@@ -142,7 +165,9 @@ def compile(
     """Run the whole chain: score, plan, prune, recover, export, verify, bench, gate, report."""
     from saap_edge.stages import ORDER
 
-    settings = _recipe(recipe, model=model, target=target, ratio=ratio, method=method, tokens=tokens, data=data, budget=budget)
+    settings = _recipe(
+        recipe, model=model, target=target, ratio=ratio, method=method, tokens=tokens, data=data, budget=budget
+    )
     _run(settings, ORDER, {}, out, plan, as_json)
 
 
@@ -195,7 +220,9 @@ def bench(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def gate(folder: FolderArgument, *, budget: BudgetOption = None, target: TargetOption = None, as_json: JsonOption = False) -> None:
+def gate(
+    folder: FolderArgument, *, budget: BudgetOption = None, target: TargetOption = None, as_json: JsonOption = False
+) -> None:
     """Judge measurements against a budget: exit 0 pass, 1 fail, 3 inconclusive."""
     _after(folder, "gate", as_json, budget=budget, target=target)
 
@@ -212,7 +239,9 @@ def _after(folder: Path, name: str, as_json: bool, plan_file: Path | None = None
 
     record = read_stage(folder)
     settings = _recipe(None, base=record["recipe"], **options)
-    _run(settings, (name,), ancestors(folder), folder.resolve().parent.parent, plan_file, as_json, after=record["stage"])
+    _run(
+        settings, (name,), ancestors(folder), folder.resolve().parent.parent, plan_file, as_json, after=record["stage"]
+    )
 
 
 def _run(

@@ -12,7 +12,8 @@ from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK
 __all__ = ["Budget", "Limit", "Verdict", "exit_code", "judge"]
 
 Metric = Literal[
-    "decode_tok_s", "prefill_tok_s", "ttft_ms", "load_ms", "peak_rss_mib", "file_mib", "kv_bytes_per_token", "perplexity",
+    "decode_tok_s", "prefill_tok_s", "ttft_ms", "load_ms", "peak_rss_mib", "file_mib", "kv_bytes_per_token",
+    "perplexity",
     "perplexity_increase_pct", "speedup_vs_dense",
 ]  # fmt: skip
 _Format = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int4"]
@@ -105,7 +106,14 @@ def _judge_one(limit: Limit, artifact: str | None, pair: dict[str, Any] | None, 
     elif value is not None and limit.metric in _OF_THE_MACHINE and not on_target:
         verdict, reason = "inconclusive", "measured on this machine, which is not the target"
     return Verdict(
-        metric=limit.metric, artifact=artifact, limit=limit.text, value=value, low=low, high=high, verdict=verdict, reason=reason
+        metric=limit.metric,
+        artifact=artifact,
+        limit=limit.text,
+        value=value,
+        low=low,
+        high=high,
+        verdict=verdict,
+        reason=reason,
     )
 
 

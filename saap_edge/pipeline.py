@@ -31,7 +31,17 @@ except ImportError:  # a board measures and gates without it
 
 from saap_edge.errors import SaapError
 
-__all__ = ["Stage", "StageResult", "ancestors", "clean_leftovers", "file_hash", "folder_hash", "link", "read_stage", "run_stage"]
+__all__ = [
+    "Stage",
+    "StageResult",
+    "ancestors",
+    "clean_leftovers",
+    "file_hash",
+    "folder_hash",
+    "link",
+    "read_stage",
+    "run_stage",
+]
 
 _LIBRARIES = ("torch", "transformers", "gguf", "onnx", "onnx-ir", "onnxruntime", "llama-cpp-python", "numpy")
 _TEMPORARY = ".tmp-"
@@ -171,7 +181,9 @@ def read_stage(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         record["stage"], record["inputs"], record["recipe"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise SaapError(f"'{folder}' is not a stage folder: give one that saap-edge printed, as OUT/stages/NAME-HASH") from None
+        raise SaapError(
+            f"'{folder}' is not a stage folder: give one that saap-edge printed, as OUT/stages/NAME-HASH"
+        ) from None
     return record
 
 

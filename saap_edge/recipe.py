@@ -37,7 +37,9 @@ class _Section(BaseModel):
 class DataSettings(_Section):
     """Plain text files. They must not overlap: calibration is learnt from, heldout decides, test is reported."""
 
-    calibration: Path = Field(default=bundled_text("calibration"), description="scores, repair and recovery learn from it")
+    calibration: Path = Field(
+        default=bundled_text("calibration"), description="scores, repair and recovery learn from it"
+    )
     heldout: Path = Field(default=bundled_text("heldout"), description="chooses plans and what recovery keeps")
     test: Path = Field(default=bundled_text("test"), description="perplexity that is reported; nothing is chosen on it")
 
@@ -65,7 +67,9 @@ class PruneSettings(_Section):
     ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.3, description="share of attention and FFN parameters to remove"
     )
-    fluctuation: float = Field(default=0.0, ge=0, description="lambda: how much unstable importance counts against saap")
+    fluctuation: float = Field(
+        default=0.0, ge=0, description="lambda: how much unstable importance counts against saap"
+    )
     repair: bool = Field(default=True, description="least-squares repair of o_proj and down_proj")
 
 
@@ -76,7 +80,9 @@ class RecoverSettings(_Section):
     rank: int = Field(default=16, ge=1, description="rank of both adapters")
     batch: int = Field(default=8, ge=1, description="windows a step")
     learning_rate: float = Field(default=3e-3, gt=0)
-    distillation: float = Field(default=1.0, ge=0, le=1, description="share of the dense model's distribution in the loss")
+    distillation: float = Field(
+        default=1.0, ge=0, le=1, description="share of the dense model's distribution in the loss"
+    )
 
 
 class ExportSettings(_Section):

@@ -33,7 +33,8 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, for --json."""
         stages = [
-            {"stage": r.name, "folder": str(r.folder), "cached": r.cached, "seconds": round(r.seconds, 2)} for r in self.results
+            {"stage": r.name, "folder": str(r.folder), "cached": r.cached, "seconds": round(r.seconds, 2)}
+            for r in self.results
         ]
         return {
             "exit_code": self.exit_code,

@@ -62,7 +62,9 @@ class Job:
         else:
             check_ratio(self.spec, recipe.prune.ratio)
         if recipe.score.window > self.spec.context:
-            raise SaapError(f"score.window {recipe.score.window} is longer than the model's context {self.spec.context}")
+            raise SaapError(
+                f"score.window {recipe.score.window} is longer than the model's context {self.spec.context}"
+            )
         for role, path in recipe.data:
             if not Path(path).is_file():
                 raise SaapError(f"data.{role}: no text file '{path}'")
@@ -117,7 +119,10 @@ class Job:
         from saap_edge.bench.machine import machine_facts
 
         facts = machine_facts()
-        settings = self.recipe.bench.model_dump(mode="json") | {"threads": self.threads, "window": self.recipe.score.window}
+        settings = self.recipe.bench.model_dump(mode="json") | {
+            "threads": self.threads,
+            "window": self.recipe.score.window,
+        }
         return settings | {name: facts[name] for name in ("cpu", "cores", "memory_bytes")}
 
     # The stages. torch and transformers are imported where they are used: measuring alone must not need them.
@@ -257,7 +262,10 @@ class Job:
 
         bench = read_json(inputs["bench"] / "bench.json")
         verdicts = judge(bench, self.recipe.budget, self.on_target)
-        document = {"exit_code": exit_code(verdicts), "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts]}
+        document = {
+            "exit_code": exit_code(verdicts),
+            "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts],
+        }
         _write_json(out / "gate.json", document)
 
     def _report(self, inputs: Inputs, out: Path) -> None:

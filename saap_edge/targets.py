@@ -17,13 +17,15 @@ from saap_edge.errors import SaapError
 from saap_edge.yaml_lines import load_yaml_model
 
 __all__ = [
-    "Figure", "Target", "dump_yaml", "list_targets", "load_target", "matches_this_machine", "measure_bandwidth", "probe_target",
+    "Figure", "Target", "dump_yaml", "list_targets", "load_target", "matches_this_machine", "measure_bandwidth",
+    "probe_target", "this_machine",
 ]  # fmt: skip
 
 HOST = "host"
 # Instruction sets that decide which kernels the runtimes take.
 _FLAGS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "neon", "asimd", "asimdhp", "asimddp", "i8mm",
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "neon", "asimd", "asimdhp", "asimddp",
+    "i8mm",
     "bf16", "sve", "sve2",
 )  # fmt: skip
 

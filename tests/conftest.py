@@ -53,7 +53,10 @@ def tiny_model(family: str, tied: bool = True, seed: int = 0, **overrides: objec
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 128,
         "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1,
     } | overrides  # fmt: skip
-    model = {"llama": lambda: LlamaForCausalLM(LlamaConfig(**shape)), "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**shape))}[family]()
+    model = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**shape)),
+    }[family]()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -115,7 +115,11 @@ def test_each_stage_alone(compiled, saap):
     """A new ratio from the saved scores, then on from its folder."""
     out = compiled[0]
     folder = next((out / "stages").glob("score-*"))
-    for name, options in (("plan", ("--ratio", "0.4", "--method", "taylor")), ("prune", ()), ("recover", ("--tokens", "0"))):
+    for name, options in (
+        ("plan", ("--ratio", "0.4", "--method", "taylor")),
+        ("prune", ()),
+        ("recover", ("--tokens", "0")),
+    ):
         code, stdout, stderr = saap(name, folder, *options, "--json")
         assert code == 0, stderr
         folder = Path(json.loads(stdout)["stages"][-1]["folder"])
@@ -136,7 +140,9 @@ def test_edited_plan_is_used(compiled, saap, tmp_path):
     plan = json.loads((out / "plan.json").read_text())
     plan["layers"][0]["ffn"][1] = 32
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    code, stdout, stderr = saap("plan", next((out / "stages").glob("score-*")), "--plan", tmp_path / "plan.json", "--json")
+    code, stdout, stderr = saap(
+        "plan", next((out / "stages").glob("score-*")), "--plan", tmp_path / "plan.json", "--json"
+    )
     assert code == 0, stderr
     code, stdout, _ = saap("prune", json.loads(stdout)["stages"][-1]["folder"], "--json")
     assert read_spec(Path(json.loads(stdout)["stages"][-1]["folder"]) / "model").layers[0].ffn == 32

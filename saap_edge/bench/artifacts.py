@@ -15,7 +15,10 @@ __all__ = ["bench_folders"]
 
 
 def bench_folders(
-    dense: Path, pruned: Path, conditions: BenchConditions, bar: Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+    dense: Path,
+    pruned: Path,
+    conditions: BenchConditions,
+    bar: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
 ) -> dict[str, Any]:
     """Measure every format that both folders (with manifest.json) hold; returns the bench document.
 
@@ -23,7 +26,9 @@ def bench_folders(
     """
     twins = _subjects(dense)
     pairs = [
-        Pair(engine_of(name), name, twins[name], subject) for name, subject in _subjects(pruned).items() if name in twins
+        Pair(engine_of(name), name, twins[name], subject)
+        for name, subject in _subjects(pruned).items()
+        if name in twins
     ]
     if not pairs:
         raise SaapError(f"'{dense}' and '{pruned}' share no format: there is nothing to compare")

@@ -111,7 +111,8 @@ def _measure_pair(pair: Pair, conditions: BenchConditions, progress: Callable[[]
             progress()
         kv_bytes = {role: int(workers[role].loaded["kv_bytes_per_token"]) for role in ROLES}
     metrics = {
-        role: _metrics(subjects[role], loads[role], timings[role], kv_bytes[role], perplexities[role], conditions) for role in ROLES
+        role: _metrics(subjects[role], loads[role], timings[role], kv_bytes[role], perplexities[role], conditions)
+        for role in ROLES
     }
     dense, pruned = timings["dense"], timings["pruned"]
     ttft = paired_ratio(dense["ttft_s"], pruned["ttft_s"])
@@ -173,7 +174,8 @@ def _perplexity(worker: Worker, windows: list[list[int]]) -> float | None:
 
 
 def _metrics(
-    subject: Subject, loads: dict[str, list[float]], timing: dict[str, list[float]], kv_bytes: int, perplexity: float | None,
+    subject: Subject, loads: dict[str, list[float]], timing: dict[str, list[float]], kv_bytes: int,
+    perplexity: float | None,
     conditions: BenchConditions,
 ) -> dict[str, Any]:  # fmt: skip
     middle = conditions.prompt_tokens + conditions.decode_tokens // 2

@@ -52,7 +52,12 @@ class Server:
         self._engine = load_engine(engine, path, threads, context)
         seconds = time.perf_counter() - start
         described: dict[str, Any] = getattr(self._engine, "describe", dict)()
-        return {"seconds": seconds, "vocab_size": self._engine.vocab_size, "kv_bytes_per_token": self._engine.kv_bytes_per_token(), **described}
+        return {
+            "seconds": seconds,
+            "vocab_size": self._engine.vocab_size,
+            "kv_bytes_per_token": self._engine.kv_bytes_per_token(),
+            **described,
+        }
 
     def logits(self, tokens: list[int], mode: str, out: str) -> None:
         """Logits of every position, float32 [len(tokens), vocab], to the .npy file `out`.
@@ -109,7 +114,9 @@ class Server:
     def memory(self) -> dict[str, int]:
         """Bytes of resident memory, now and at its highest, of the whole process."""
         status = Path("/proc/self/status").read_text()
-        found = {key: int(value) * 1024 for key, value in re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", status, re.MULTILINE)}
+        found = {
+            key: int(value) * 1024 for key, value in re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", status, re.MULTILINE)
+        }
         return {"peak": found["VmHWM"], "now": found["VmRSS"]}
 
 

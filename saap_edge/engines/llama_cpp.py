@@ -23,9 +23,13 @@ __all__ = ["LlamaCppEngine"]
 _LOG_ERROR = 4  # ggml_log_level: 1 debug, 2 info, 3 warn, 4 error
 
 
+_errors: list[str] = []  # what llama.cpp said last: its log callback takes a plain function
+
+
 @llama_cpp.llama_log_callback
 def _log_errors(level: int, text: bytes, _user_data: Any) -> None:
     if level == _LOG_ERROR:
+        _errors[:] = [*_errors[-1:], text.decode(errors="replace").strip()]
         os.write(2, text)
 
 
@@ -47,7 +51,8 @@ class LlamaCppEngine:
         parameters.n_gpu_layers = 0
         self._model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), parameters)
         if not self._model:
-            raise SaapError(f"'{self.path}': llama.cpp cannot load it, export the model again")
+            reason = "; ".join(dict.fromkeys(_errors)) or "no reason given"
+            raise SaapError(f"'{self.path}': llama.cpp cannot load it: {reason}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self._context = self._open_context()
@@ -102,11 +107,14 @@ class LlamaCppEngine:
         blocks = int(self._metadata[f"{architecture}.block_count"])
         heads = self._metadata[f"{architecture}.attention.head_count_kv"]
         total = sum(heads) if isinstance(heads, list) else heads * blocks
-        width = self._metadata[f"{architecture}.attention.key_length"] + self._metadata[f"{architecture}.attention.value_length"]
+        width = (
+            self._metadata[f"{architecture}.attention.key_length"]
+            + self._metadata[f"{architecture}.attention.value_length"]
+        )
         return int(total * width * 2)
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`. `add_special` adds BOS/EOS as the file asks, `parse_special` reads special tokens in text."""
+        """Token ids of `text`. `add_special` adds BOS/EOS as the file asks, `parse_special` reads them in the text."""
         data = text.encode("utf-8")
         room = len(data) + 8
         ids = (llama_cpp.llama_token * room)()

@@ -77,7 +77,9 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(np.square(actual - expected).mean() / np.square(expected).mean()))
 
 
-def check_parity(reference: Any, worker: Any, artifact_format: str, role: str, tokens: list[int], decode: Any) -> Parity:
+def check_parity(
+    reference: Any, worker: Any, artifact_format: str, role: str, tokens: list[int], decode: Any
+) -> Parity:
     """Compare an artifact running in `worker` with `reference` over all modes; greedy text from the worker.
 
     `tokens` is a real text's ids, `decode` turns ids into text. Never raises for a difference: `passed` says it.
@@ -92,6 +94,8 @@ def check_parity(reference: Any, worker: Any, artifact_format: str, role: str, t
 
 def require(parities: list[Parity]) -> None:
     """Raise ParityError naming every artifact that answers differently from its torch model."""
-    bad = [f"{p.role} {p.format} (error {p.max_error:.3g}, tolerance {p.tolerance:g})" for p in parities if not p.passed]
+    bad = [
+        f"{p.role} {p.format} (error {p.max_error:.3g}, tolerance {p.tolerance:g})" for p in parities if not p.passed
+    ]
     if bad:
         raise ParityError(f"refused, answers differ from the torch model: {', '.join(bad)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Perplexity", "text_windows", "perplexity", "text_hash"]
+__all__ = ["Perplexity", "perplexity", "text_hash", "text_windows"]
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,12 @@ def engine_of(artifact_format: str) -> str:
 
 
 def export_artifacts(
-    folder: Path, out: Path, formats: tuple[str, ...], role: str, lineage: dict[str, str], progress: Callable[[str], None]
+    folder: Path,
+    out: Path,
+    formats: tuple[str, ...],
+    role: str,
+    lineage: dict[str, str],
+    progress: Callable[[str], None],
 ) -> Manifest:
     """Write every format of the model in `folder` under `out` and manifest.json beside them.
 

@@ -95,7 +95,9 @@ def _quantised(kind: gguf.GGMLQuantizationType) -> bool:
     return kind not in (_TYPE.F32, _TYPE.F16)
 
 
-def _summary(tensors: list[_Tensor], architecture: str, quantisation: str, out: Path, spec: ModelSpec) -> dict[str, Any]:
+def _summary(
+    tensors: list[_Tensor], architecture: str, quantisation: str, out: Path, spec: ModelSpec
+) -> dict[str, Any]:
     by_type: dict[str, int] = {}
     for tensor in tensors:
         by_type[tensor.kind.name] = by_type.get(tensor.kind.name, 0) + tensor.nbytes
@@ -135,7 +137,9 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
 def _tensors(weights: ExportWeights, quantisation: str) -> Iterator[_Tensor]:
     spec = weights.spec
     table = (spec.vocab_size, spec.hidden)
-    yield _matrix(weights, "model.embed_tokens.weight", "token_embd.weight", table, "f16" if quantisation == "f16" else "q8_0")
+    yield _matrix(
+        weights, "model.embed_tokens.weight", "token_embd.weight", table, "f16" if quantisation == "f16" else "q8_0"
+    )
     if spec.rope_scaling:
         # llama.cpp divides its plain frequencies by these.
         plain = 1 / spec.rope_theta ** (np.arange(0, spec.head_dim, 2) / spec.head_dim)
@@ -154,7 +158,8 @@ def _layer(weights: ExportWeights, index: int, quantisation: str) -> Iterator[_T
     heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads}
     q, kv = layer.heads * spec.head_dim, layer.kv_heads * spec.head_dim
     shapes = {
-        "attn_q": (q, spec.hidden), "attn_k": (kv, spec.hidden), "attn_v": (kv, spec.hidden), "attn_output": (spec.hidden, q),
+        "attn_q": (q, spec.hidden), "attn_k": (kv, spec.hidden), "attn_v": (kv, spec.hidden),
+        "attn_output": (spec.hidden, q),
         "ffn_gate": (layer.ffn, spec.hidden), "ffn_up": (layer.ffn, spec.hidden), "ffn_down": (spec.hidden, layer.ffn),
     }  # fmt: skip
     biased = {"attn_q": spec.qkv_bias, "attn_k": spec.qkv_bias, "attn_v": spec.qkv_bias}

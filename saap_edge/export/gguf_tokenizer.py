@@ -24,8 +24,8 @@ _KIND = gguf.TokenType
 _PATTERNS = {
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+"
     "|\\s+(?!\\S)|\\s+": "qwen2",
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+"
-    "|\\s+(?!\\S)|\\s+": "llama-bpe",
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+    "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+": "llama-bpe",
     "Digits,ByteLevel": "smollm",
     "ByteLevel": "gpt-2",
 }
@@ -129,9 +129,7 @@ def _prefixes_space(document: dict[str, Any]) -> bool:
     return prepends or metaspace.get("prepend_scheme", "never") in ("always", "first")
 
 
-def _add_special(
-    writer: gguf.GGUFWriter, document: dict[str, Any], config: dict[str, Any], spec: ModelSpec
-) -> None:
+def _add_special(writer: gguf.GGUFWriter, document: dict[str, Any], config: dict[str, Any], spec: ModelSpec) -> None:
     ids = {added["content"]: added["id"] for added in document.get("added_tokens", [])}
     ids = document["model"]["vocab"] | ids
 

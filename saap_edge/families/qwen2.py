@@ -11,8 +11,6 @@ FAMILY = Family(
     # llama.cpp's own `qwen2` demands n_head * head_dim == n_embd, which pruning breaks.
     uniform_arch=None,
     refuse=lambda config: (
-        "sliding-window attention is not supported"
-        if config.get("use_sliding_window")
-        else refuse_common(config)
+        "sliding-window attention is not supported" if config.get("use_sliding_window") else refuse_common(config)
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -60,7 +60,7 @@ def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrained
     config = _pruned_config(dense, spec, layers)
     with torch.device("meta"):
         model = (type(dense) if len(set(layers)) == 1 and not _is_pruned(dense) else SaapEdgeForCausalLM)(config)
-    model = model.to_empty(device=dense.device).to(dense.dtype)
+    model = cast(Any, model).to_empty(device=dense.device).to(dense.dtype)
     model.model.rotary_emb = type(dense.model.rotary_emb)(config=model.config).to(dense.device)
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(dense.model.embed_tokens.weight)

@@ -6,6 +6,7 @@ imports nothing but torch and transformers, and leaves attention, rotary embeddi
 """
 
 import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -34,6 +35,7 @@ class SaapEdgeConfig(LlamaConfig):
 def build_layer(config: SaapEdgeConfig, index: int) -> LlamaDecoderLayer:
     """A decoder layer of that layer's own widths."""
     local = copy.copy(config)
+    assert config.layer_widths is not None
     local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = config.layer_widths[index]
     local.attention_bias, local.mlp_bias = config.qkv_bias, False
     layer = LlamaDecoderLayer(local, index)
@@ -49,7 +51,7 @@ def build_layer(config: SaapEdgeConfig, index: int) -> LlamaDecoderLayer:
 
 
 @contextmanager
-def without_layers(config: SaapEdgeConfig):
+def without_layers(config: SaapEdgeConfig) -> Iterator[None]:
     """The parent classes would first build every layer at dense width: let them build none.
 
     The config itself is changed for that moment, not a copy: transformers writes its choice of attention into the

@@ -55,7 +55,9 @@ class ModelSpec:
 
     def layer_parameters(self) -> int:
         """Parameters in attention and FFN projections (what pruning can remove; no embeddings, norms, biases)."""
-        return sum(rows * columns for index in range(len(self.layers)) for rows, columns in linear_shapes(self, index).values())
+        return sum(
+            rows * columns for index in range(len(self.layers)) for rows, columns in linear_shapes(self, index).values()
+        )
 
 
 def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:

@@ -37,7 +37,7 @@ class TensorStore:
                 handle = safe_open(str(self.folder / name), framework="pt")
             except (SafetensorError, FileNotFoundError) as error:
                 raise SaapError(f"{self.folder / name}: damaged or missing safetensors file ({error})") from None
-            for key in handle.keys():
+            for key in handle.keys():  # noqa: SIM118 (a handle cannot be iterated)
                 self._handles[key] = handle
 
     def __contains__(self, name: str) -> bool:
@@ -67,7 +67,8 @@ class Codes:
 
     def __init__(self, folder: str | Path) -> None:
         self._handle = safe_open(str(Path(folder) / "codes.safetensors"), framework="pt")
-        self._names = {key.removesuffix(".codes") for key in self._handle.keys() if key.endswith(".codes")}
+        keys = self._handle.keys()
+        self._names = {key.removesuffix(".codes") for key in keys if key.endswith(".codes")}
 
     def __contains__(self, name: str) -> bool:
         return name in self._names

@@ -10,7 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import LayerShape
 
-__all__ = ["GRID", "Candidate", "Plan", "PlanLayer", "check_plan", "kv_unit", "layer_cost", "load_plan", "make_plan", "save_plan"]
+__all__ = [
+    "GRID",
+    "Candidate",
+    "Plan",
+    "PlanLayer",
+    "check_plan",
+    "kv_unit",
+    "layer_cost",
+    "load_plan",
+    "make_plan",
+    "save_plan",
+]
 
 GRID = 32  # the quantisation block of Q4_0, Q8_0 and MatMulNBits: narrower steps would leave a tensor unquantised
 
@@ -85,7 +96,12 @@ def kv_unit(heads_per_group: int, head_dim: int) -> int:
 
 
 def make_plan(
-    method: str, fluctuation: float, ratio: float, before: list[LayerShape], after: list[LayerShape], hidden: int,
+    method: str,
+    fluctuation: float,
+    ratio: float,
+    before: list[LayerShape],
+    after: list[LayerShape],
+    hidden: int,
     head_dim: int,
 ) -> Plan:
     """A plan from widths before and after. `fluctuation` is the weight the scores were ranked with."""
@@ -135,7 +151,9 @@ def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int
         )
     group = dense.heads // dense.kv_heads
     if after.heads != after.kv_heads * group:
-        raise SaapError(f"{where}: {after.kv_heads} kv heads need {after.kv_heads * group} query heads, not {after.heads}")
+        raise SaapError(
+            f"{where}: {after.kv_heads} kv heads need {after.kv_heads * group} query heads, not {after.heads}"
+        )
     if after.kv_heads != dense.kv_heads and after.heads * head_dim % GRID:
         raise SaapError(
             f"{where}: {after.heads} heads of {head_dim} are {after.heads * head_dim} wide, not a multiple of {GRID}, "

@@ -8,7 +8,8 @@ layers before it produce.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,9 @@ def least_squares(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor, 
 
 
 @torch.no_grad()
-def repair(dense: Any, pruned: Any, kept: Kept, windows: torch.Tensor, progress: Callable[[], None] = lambda: None) -> None:
+def repair(
+    dense: Any, pruned: Any, kept: Kept, windows: torch.Tensor, progress: Callable[[], None] = lambda: None
+) -> None:
     """Mend `pruned` in place, layer by layer.
 
     Args:
@@ -57,13 +60,15 @@ def repair(dense: Any, pruned: Any, kept: Kept, windows: torch.Tensor, progress:
     positions = torch.arange(windows.shape[1], device=device)[None]
     rotary = dense.model.rotary_emb(states[0], positions)
     for old, new, kinds in zip(dense.model.layers, pruned.model.layers, kept, strict=True):
-        head_rows = old.self_attn.o_proj.weight.shape[1] // (old.self_attn.v_proj.weight.shape[0] // old.self_attn.head_dim)
+        head_rows = old.self_attn.o_proj.weight.shape[1] // (
+            old.self_attn.v_proj.weight.shape[0] // old.self_attn.head_dim
+        )
         _mend_attention(old, new, expand(kinds["attention"], head_rows), states, rotary)
         for index, state in enumerate(states):
             states[index] = state + _attend(new, state, rotary)
         _mend_ffn(old, new, torch.from_numpy(kinds["ffn"]), states)
         for index, state in enumerate(states):
-            states[index] = state + new.mlp(new.post_attention_layernorm(state))
+            states[index] = state + _feed(new, state)
         progress()
 
 
@@ -74,22 +79,26 @@ def _attend(layer: Any, state: torch.Tensor, rotary: Any) -> torch.Tensor:
     return output
 
 
+def _feed(layer: Any, state: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = layer.mlp(layer.post_attention_layernorm(state))
+    return output
+
+
 def _mend_attention(old: Any, new: Any, kept: torch.Tensor, states: list[torch.Tensor], rotary: Any) -> None:
     if len(kept) == old.self_attn.o_proj.weight.shape[1]:
         return
-    gram = _input_gram(old.self_attn.o_proj, [lambda s=state: _attend(old, s, rotary) for state in states])
+    gram = _input_gram(old.self_attn.o_proj, [partial(_attend, old, state, rotary) for state in states])
     new.self_attn.o_proj.weight.copy_(least_squares(old.self_attn.o_proj.weight.cpu(), gram, kept))
 
 
 def _mend_ffn(old: Any, new: Any, kept: torch.Tensor, states: list[torch.Tensor]) -> None:
     if len(kept) == old.mlp.down_proj.weight.shape[1]:
         return
-    calls = [lambda s=state: old.mlp(old.post_attention_layernorm(s)) for state in states]
-    gram = _input_gram(old.mlp.down_proj, calls)
+    gram = _input_gram(old.mlp.down_proj, [partial(_feed, old, state) for state in states])
     new.mlp.down_proj.weight.copy_(least_squares(old.mlp.down_proj.weight.cpu(), gram, kept))
 
 
-def _input_gram(module: Any, calls: list[Callable[[], Any]]) -> torch.Tensor:
+def _input_gram(module: Any, calls: Sequence[Callable[[], Any]]) -> torch.Tensor:
     """Sum of x x^T over all inputs x that `module` sees during `calls`, float32 [in, in] on the CPU."""
     width = module.weight.shape[1]
     gram = torch.zeros(width, width, device=module.weight.device)

@@ -119,9 +119,7 @@ def _units(scores: Scores, layer: int, kind: str, values: np.ndarray, per_cost: 
         start, step = start + count, step + 1
 
 
-def _global_widths(
-    scores: Scores, ranked: list[dict[str, np.ndarray]], method: str, ratio: float
-) -> list[LayerShape]:
+def _global_widths(scores: Scores, ranked: list[dict[str, np.ndarray]], method: str, ratio: float) -> list[LayerShape]:
     units = [
         unit
         for layer, kinds in enumerate(ranked)

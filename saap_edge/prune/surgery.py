@@ -54,7 +54,7 @@ def expand(indices: np.ndarray, width: int) -> torch.Tensor:
 
 @torch.no_grad()
 def zero_removed(dense: Any, kept: Kept) -> None:
-    """Zero, in place, every weight and bias of the structures `kept` leaves out: the definition that `cut` must meet."""
+    """Zero, in place, all weights and biases of the structures `kept` leaves out: the definition that `cut` meets."""
     spec = spec_of(dense)
     for layer, shape, kinds in zip(dense.model.layers, spec.layers, kept, strict=True):
         counts = {"attention": shape.kv_heads, "ffn": shape.ffn}

@@ -50,6 +50,7 @@ class GroupLinear(nn.Module):
         weight = nn.functional.pad(linear.weight.detach().float(), (0, -inputs % BLOCK))
         blocks = weight.shape[1] // BLOCK
         self.inputs = inputs
+        self.weight: torch.Tensor
         self.register_buffer("weight", weight)
         self.bias = linear.bias
         self.lora_a = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)

@@ -69,7 +69,9 @@ class _Distiller(Trainer):
         super().__init__(*args, **kwargs)
         self.teacher, self.distillation = teacher, distillation
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
+    ) -> Any:
         ids = inputs["input_ids"]
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
         loss = (1 - self.distillation) * nn.functional.cross_entropy(logits, ids[:, 1:].flatten())

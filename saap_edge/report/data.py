@@ -13,9 +13,11 @@ SCHEMA_VERSION = 1
 def build_report(sections: dict[str, Any]) -> dict[str, Any]:
     """Put sections together; figures that are not finite become null, because JSON has no word for them.
 
-    `sections`: model, target, plan, prune, recover, artifacts, verify, bench, gate, versions, as their stages wrote them.
+    `sections`: model, target, plan, prune, recover, artifacts, verify, bench, gate, versions, as the stages wrote them.
     """
-    report: dict[str, Any] = _finite({"schema_version": SCHEMA_VERSION, "verdict": overall(sections.get("gate")), **sections})
+    report: dict[str, Any] = _finite(
+        {"schema_version": SCHEMA_VERSION, "verdict": overall(sections.get("gate")), **sections}
+    )
     return report
 
 

@@ -18,10 +18,12 @@ __all__ = ["render_html"]
 
 _COLOURS = {"dense": "#8a94a6", "pruned": "#1f77d0"}
 _MARKERS = {"gguf": "o", "onnx": "s"}
-_STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+_STYLE: Any = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
+    "axes.spines.right": False,
     "axes.edgecolor": "#8a94a6", "axes.labelcolor": "#6b7585", "xtick.color": "#6b7585", "ytick.color": "#6b7585",
-    "text.color": "#6b7585", "axes.grid": True, "grid.color": "#8a94a6", "grid.alpha": 0.25, "svg.hashsalt": "saap-edge",
+    "text.color": "#6b7585", "axes.grid": True, "grid.color": "#8a94a6", "grid.alpha": 0.25,
+    "svg.hashsalt": "saap-edge",
 }  # fmt: skip
 
 
@@ -43,9 +45,9 @@ def frontier(bench: dict[str, Any]) -> Figure:
         _points(axis, bench, by_speed=label.startswith("decode"))
         axis.set_xlabel(label)
     axes[0].set_ylabel("perplexity (lower is better)")
-    handles = [
-        axes[0].plot([], [], "D", color=colour, label=f"{role}")[0] for role, colour in _COLOURS.items()
-    ] + [axes[0].plot([], [], marker, color="#6b7585", mfc="none", label=kind)[0] for kind, marker in _MARKERS.items()]
+    handles = [axes[0].plot([], [], "D", color=colour, label=f"{role}")[0] for role, colour in _COLOURS.items()] + [
+        axes[0].plot([], [], marker, color="#6b7585", mfc="none", label=kind)[0] for kind, marker in _MARKERS.items()
+    ]
     axes[1].legend(handles=handles, frameon=False, loc="best")
     return figure
 
@@ -63,7 +65,9 @@ def _points(axis: Axes, bench: dict[str, Any], by_speed: bool) -> None:
                 low, high = metrics["decode_tok_s"]["low"], metrics["decode_tok_s"]["high"]
                 axis.plot([low, high], [metrics["perplexity"]] * 2, color=colour, linewidth=1)
             axis.plot(x, metrics["perplexity"], _MARKERS[kind], color=colour, markersize=6)
-            axis.annotate(quantisation, (x, metrics["perplexity"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            axis.annotate(
+                quantisation, (x, metrics["perplexity"]), xytext=(5, 5), textcoords="offset points", fontsize=8
+            )
             xs.append(x)
             ys.append(metrics["perplexity"])
         if len(xs) == 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,24 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["render_bench", "render_gate", "render_plan", "render_prune", "render_recover", "render_stage", "render_verify"]
+__all__ = [
+    "render_bench",
+    "render_gate",
+    "render_plan",
+    "render_prune",
+    "render_recover",
+    "render_stage",
+    "render_verify",
+]
 
 _COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 
 
 def render_stage(name: str, folder: Path) -> list[RenderableType]:
     """The renderables of a finished stage; none for stages that have nothing to show."""
-    renderers = {
-        "plan": render_plan, "prune": render_prune, "recover": render_recover, "verify": render_verify, "bench": render_bench,
-        "gate": render_gate,
+    renderers: dict[str, Callable[[Any], list[RenderableType]]] = {
+        "plan": render_plan, "prune": render_prune, "recover": render_recover, "verify": render_verify,
+        "bench": render_bench, "gate": render_gate,
     }  # fmt: skip
     path = folder / f"{name}.json"
     if name not in renderers or not path.is_file():
@@ -41,7 +50,8 @@ def _change(before: int, after: int) -> str:
 def render_plan(plan: dict[str, Any]) -> list[RenderableType]:
     """Widths before => after, and the plans that competed."""
     before, after = plan["parameters"]
-    title = f"plan ({plan['method']}): {before:,} => {after:,} attention and FFN parameters ({plan['achieved_ratio']:.1%} removed)"
+    removed = f"{plan['achieved_ratio']:.1%} removed"
+    title = f"plan ({plan['method']}): {before:,} => {after:,} attention and FFN parameters ({removed})"
     table = _table(title, "layer", "heads", "kv heads", "FFN width")
     for layer in plan["layers"]:
         table.add_row(str(layer["layer"]), *(_change(*layer[name]) for name in ("heads", "kv_heads", "ffn")))
@@ -50,7 +60,9 @@ def render_plan(plan: dict[str, Any]) -> list[RenderableType]:
         rivals = _table("candidates, repaired, on held-out text", "method", "removed", "perplexity", "")
         for rival in plan["candidates"]:
             chosen = "[green]kept[/]" if rival["chosen"] else ""
-            rivals.add_row(rival["method"], f"{rival['achieved_ratio']:.1%}", f"{rival['heldout_perplexity']:.2f}", chosen)
+            rivals.add_row(
+                rival["method"], f"{rival['achieved_ratio']:.1%}", f"{rival['heldout_perplexity']:.2f}", chosen
+            )
         parts.append(rivals)
     return parts
 
@@ -63,7 +75,9 @@ def render_prune(prune: dict[str, Any]) -> list[RenderableType]:
 
 def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
     """Held-out perplexity before and after, in full precision and in 4 bits."""
-    table = _table(f"recovery, {recover['tokens']:,} tokens: {recover['kept']}", "held-out perplexity", "full precision", "4 bits")
+    table = _table(
+        f"recovery, {recover['tokens']:,} tokens: {recover['kept']}", "held-out perplexity", "full precision", "4 bits"
+    )
     for row in ("dense", "before", "after"):
         table.add_row(row, f"{recover[row]['perplexity_fp']:.2f}", f"{recover[row]['perplexity_q4']:.2f}")
     return [table]
@@ -71,10 +85,14 @@ def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
 
 def render_verify(parities: list[dict[str, Any]]) -> list[RenderableType]:
     """Every artifact's distance from torch, and what the pruned ones say."""
-    table = _table("artifacts against torch (relative error of logits)", "artifact", "error", "tolerance", "greedy text")
+    table = _table(
+        "artifacts against torch (relative error of logits)", "artifact", "error", "tolerance", "greedy text"
+    )
     for entry in parities:
         text = escape(" ".join(entry["greedy_text"].split())[:70])
-        table.add_row(f"{entry['role']} {entry['format']}", f"{entry['max_error']:.1e}", f"{entry['tolerance']:.0e}", text)
+        table.add_row(
+            f"{entry['role']} {entry['format']}", f"{entry['max_error']:.1e}", f"{entry['tolerance']:.0e}", text
+        )
     return [table]
 
 
@@ -106,7 +124,8 @@ def render_bench(bench: dict[str, Any]) -> list[RenderableType]:
             f"{pair['ideal_decode_ratio']:.2f}", both("prefill_tok_s", 0), both("ttft_ms"), both("load_ms", 0),
         )  # fmt: skip
         rest.add_row(
-            pair["format"], both("peak_rss_mib", 0), f"{dense['file_bytes'] / 2**20:.2f} => {pruned['file_bytes'] / 2**20:.2f}",
+            pair["format"], both("peak_rss_mib", 0),
+            f"{dense['file_bytes'] / 2**20:.2f} => {pruned['file_bytes'] / 2**20:.2f}",
             _change(dense["kv_bytes_per_token"], pruned["kv_bytes_per_token"]),
             f"{_number(dense['perplexity'])} => {_number(pruned['perplexity'])}",
         )  # fmt: skip
@@ -121,5 +140,7 @@ def render_gate(gate: dict[str, Any]) -> list[RenderableType]:
     for entry in gate["verdicts"]:
         colour = _COLOURS[entry["verdict"]]
         limit = f"{entry['metric']} {entry['limit']}"
-        table.add_row(escape(limit), entry["artifact"] or "-", f"[{colour}]{entry['verdict']}[/]", escape(entry["reason"]))
+        table.add_row(
+            escape(limit), entry["artifact"] or "-", f"[{colour}]{entry['verdict']}[/]", escape(entry["reason"])
+        )
     return [table]

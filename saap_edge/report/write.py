@@ -16,7 +16,9 @@ __all__ = ["write_report"]
 _DOCUMENTS = ("plan", "prune", "recover", "verify", "bench", "gate")
 
 
-def write_report(folders: Mapping[str, Path], model: dict[str, Any], target: dict[str, Any], out: Path) -> dict[str, Any]:
+def write_report(
+    folders: Mapping[str, Path], model: dict[str, Any], target: dict[str, Any], out: Path
+) -> dict[str, Any]:
     """Write `out/report.json` and `out/report.html`; returns the report.
 
     `folders` maps stage names to their folders; `model` and `target` describe what was compiled and for what.
@@ -24,7 +26,13 @@ def write_report(folders: Mapping[str, Path], model: dict[str, Any], target: dic
     """
     sections = {name: _read(folders[name] / f"{name}.json") for name in _DOCUMENTS}
     artifacts = [
-        {"role": role, "format": entry["format"], "path": entry["path"], "bytes": entry["bytes"], "sha256": entry["sha256"]}
+        {
+            "role": role,
+            "format": entry["format"],
+            "path": entry["path"],
+            "bytes": entry["bytes"],
+            "sha256": entry["sha256"],
+        }
         for role, stage in (("dense", "dense"), ("pruned", "export"))
         for entry in _read(folders[stage] / "manifest.json")["artifacts"]
     ]

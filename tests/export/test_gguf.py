@@ -1,4 +1,4 @@
-"""GGUF against transformers (logits, token ids) and gguf-py (bytes). llama.cpp runs in this process only after a check."""
+"""GGUF against transformers (logits, token ids) and gguf-py (bytes)."""
 
 import json
 
@@ -61,7 +61,8 @@ SCALED = {
 
 
 @pytest.mark.parametrize("overrides", [
-    {"tied": False}, {"rope_parameters": SCALED}, {"attention_bias": True}, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+    {"tied": False}, {"rope_parameters": SCALED}, {"attention_bias": True},
+    {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
 ])  # fmt: skip
 def test_variants(overrides, tmp_path):
     folder = build(tmp_path, **overrides)
@@ -74,7 +75,9 @@ def test_off_grid_ffn_is_padded_and_answers_the_same(tmp_path, quantisation):
     folder = write_folder(tiny_model("llama", intermediate_size=44), tmp_path / "model")
     write_gguf(folder, tmp_path / "m.gguf", quantisation)
     assert_parity(folder, tmp_path / "m.gguf", quantisation)
-    kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors if "ffn_down" in tensor.name}
+    kinds = {
+        tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors if "ffn_down" in tensor.name
+    }
     assert kinds == {quantisation.upper()}
 
 
@@ -102,7 +105,11 @@ def test_quantised_tensors_are_bit_for_bit_the_shared_codes(pruned_folder, tmp_p
     write_gguf(pruned_folder, tmp_path / "8.gguf", "q8_0")
     four, eight = by_name(tmp_path / "4.gguf"), by_name(tmp_path / "8.gguf")
     layer = weights.spec.layers[0]
-    for theirs, ours, heads in (("q_proj", "attn_q", layer.heads), ("k_proj", "attn_k", layer.kv_heads), ("v_proj", "attn_v", None)):
+    for theirs, ours, heads in (
+        ("q_proj", "attn_q", layer.heads),
+        ("k_proj", "attn_k", layer.kv_heads),
+        ("v_proj", "attn_v", None),
+    ):
         name = f"model.layers.0.self_attn.{theirs}.weight"
         tensor = four[f"blk.0.{ours}.weight"]
         actual = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
@@ -148,15 +155,18 @@ def test_byte_level_bpe(dense_folder, tmp_path):
 
 
 def trained(tokenizer, folder, **names):
+    byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if isinstance(tokenizer.decoder, decoders.ByteLevel) else [],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if byte_level else [],
     )  # fmt: skip
     tokenizer.train_from_iterator([TEXT], trainer)
     write_folder(tiny_model("llama"), folder)
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **names).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **names).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -164,7 +174,10 @@ def trained(tokenizer, folder, **names):
 def test_other_splitting_rules(rule, tmp_path):
     tokenizer = Tokenizer(models.BPE())
     steps = {
-        "qwen2": [pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)],
+        "qwen2": [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(False, use_regex=False),
+        ],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)],
     }[rule]
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()

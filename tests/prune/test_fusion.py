@@ -1,5 +1,7 @@
 """Fusion and fluctuation against their definitions."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_fused_importance_is_nearer_the_truth_than_the_plain_mean():
 
 def test_likelihood_never_worsens():
     steps = fuse(views(seed=3)[1]).likelihood
-    assert len(steps) > 1 and all(b <= a + 1e-12 for a, b in zip(steps, steps[1:], strict=False))
+    assert len(steps) > 1 and all(b <= a + 1e-12 for a, b in itertools.pairwise(steps))
 
 
 def test_importance_is_the_papers_form():
