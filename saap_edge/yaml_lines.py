@@ -39,7 +39,9 @@ def load_yaml_model(path: Path, schema: type[Model]) -> Model:
     try:
         return schema.model_validate(document)
     except ValidationError as error:
-        raise SaapError(_explain(path, root, error.errors()[0], schema)) from None
+        # A mistyped name is both unknown and missing: the unknown one is where the mistake stands.
+        first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+        raise SaapError(_explain(path, root, first, schema)) from None
 
 
 def _explain(path: Path, root: yaml.Node | None, error: Any, schema: type[BaseModel]) -> str:

@@ -33,8 +33,8 @@ def by_hand(model, batch, layer, kind, index):
     slices = [(m.weight[s], m.weight.grad[s]) for m, s in rows]
     slices += [(m.bias[s], m.bias.grad[s]) for m, s in rows if m.bias is not None]
     slices.append((column.weight[:, columns], column.weight.grad[:, columns]))
-    vector = sum(float((g * w).sum().abs()) for w, g in slices)
-    element = sum(float((g * w - 0.5 * g**2 * w**2).abs().sum()) for w, g in slices)
+    vector = sum(float((g * w).sum().abs().detach()) for w, g in slices)
+    element = sum(float((g * w - 0.5 * g**2 * w**2).abs().sum().detach()) for w, g in slices)
     model.zero_grad()
     return vector, element
 

@@ -1,0 +1,82 @@
+"""Child processes: the same answers as in this process, and a death that does not spread."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from saap_edge.engines.worker import Worker
+from saap_edge.errors import SaapError
+from saap_edge.evaluate.perplexity import perplexity
+from saap_edge.export.gguf import write_gguf
+from saap_edge.export.onnx import write_onnx
+from saap_edge.model.folder import load_model
+
+IDS = list(range(1, 25))
+
+
+@pytest.fixture(scope="module", params=["llama.cpp", "onnxruntime"])
+def artifact(request, pruned_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifact")
+    if request.param == "llama.cpp":
+        write_gguf(pruned_folder, folder / "m.gguf", "f16")
+        return request.param, folder / "m.gguf"
+    write_onnx(pruned_folder, folder / "onnx", "fp32")
+    return request.param, folder / "onnx"
+
+
+@pytest.fixture(scope="module")
+def worker(artifact):
+    with Worker(*artifact, 1, 64) as worker:
+        yield worker
+
+
+@pytest.mark.parametrize("mode", ["prefill", "steps", "mixed"])
+def test_logits(worker, pruned_folder, mode):
+    with torch.no_grad():
+        expected = load_model(pruned_folder)(torch.tensor([IDS])).logits[0].numpy()
+    np.testing.assert_allclose(worker.logits(IDS, mode), expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_nll_is_the_perplexity_of_torch(worker, pruned_folder):
+    windows = torch.tensor([IDS, IDS[::-1]])
+    total, count = worker.nll(windows.tolist())
+    expected = perplexity(load_model(pruned_folder), windows)
+    assert count == expected.tokens and total / count == pytest.approx(expected.nll, rel=2e-3)
+
+
+def test_generate_is_greedy(worker, pruned_folder):
+    with torch.no_grad():
+        expected = load_model(pruned_folder).generate(
+            torch.tensor([IDS]), max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+    assert worker.generate(IDS, 3) == expected[0, len(IDS) :].tolist()
+
+
+def test_timing_and_memory(worker):
+    timing = worker.time(IDS, 5)
+    assert timing["ttft_s"] > 0 and len(timing["decode_s"]) == 5
+    memory = worker.memory()
+    assert memory["peak"] >= memory["now"] > 2**20
+
+
+def test_errors_come_back_in_words(worker):
+    with pytest.raises(SaapError, match="fit into a context"):
+        worker.generate(IDS * 4, 1)
+    assert len(worker.generate(IDS, 1)) == 1, "the child goes on after an error"
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL])
+def test_death_of_the_child_is_an_error_here(artifact, number):
+    with Worker(*artifact, 1, 64) as worker:
+        os.kill(worker._process.pid, number)
+        worker._process.wait()
+        with pytest.raises(SaapError, match=f"died in 'generate'.*{number.name}"):
+            worker.generate(IDS, 1)
+
+
+def test_what_cannot_be_loaded_is_named(artifact, tmp_path):
+    with pytest.raises(SaapError, match="none"):
+        Worker(artifact[0], tmp_path / "none", 1, 64)

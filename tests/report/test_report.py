@@ -1,0 +1,99 @@
+"""The report: one JSON, one page that needs nothing from anywhere."""
+
+import json
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from saap_edge.report.data import build_report, overall
+from saap_edge.report.html import render_html
+from saap_edge.report.terminal import (
+    render_bench,
+    render_gate,
+    render_plan,
+    render_prune,
+    render_recover,
+    render_verify,
+)
+from tests.test_gate import stat
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def sections():
+    metrics = {
+        "decode_tok_s": stat(100, 95, 105), "prefill_tok_s": stat(900), "ttft_ms": stat(50), "load_ms": stat(9),
+        "peak_rss_mib": stat(60), "file_bytes": 3_000_000, "kv_bytes_per_token": 512, "bytes_per_token": 9,
+        "perplexity": 12.5,
+    }  # fmt: skip
+    ratio = {"ratio": 1.31, "low": 1.2, "high": 1.4, "confidence": 0.95}
+    pairs = [
+        {"engine": "e", "format": name, "dense": metrics, "pruned": metrics | {"perplexity": 14.0},
+         "ratios": {"decode_tok_s": ratio, "prefill_tok_s": ratio, "ttft_ms": ratio}, "ideal_decode_ratio": 1.4}
+        for name in ("gguf-q4_0", "onnx-int4")
+    ]  # fmt: skip
+    figures = {"perplexity_fp": 10.0, "perplexity_q4": math.inf}
+    verdict = {"metric": "ttft_ms", "artifact": "gguf-q4_0", "limit": "<= 9", "value": 50, "low": 50, "high": 50}
+    return {
+        "model": {"name": HOSTILE, "family": "Llama", "layers": 2, "hidden": 64}, "target": {"title": "A board"},
+        "plan": {
+            "method": "taylor", "ratio": 0.3, "achieved_ratio": 0.31, "parameters": [1000, 690],
+            "candidates": [{"method": "saap", "achieved_ratio": 0.3, "heldout_perplexity": 9.0,
+            "uniform": False, "chosen": True}],
+            "layers": [{"layer": i, "heads": [8, 4], "kv_heads": [4, 2], "ffn": [777, 555 + i]} for i in range(2)],
+        },
+        "prune": {"heldout_perplexity": {"dense": 9.0, "cut": 12.0, "repaired": 11.0}},
+        "recover": {"dense": figures, "before": figures, "after": figures, "tokens": 1000, "kept": "codes of step 5"},
+        "artifacts": [{"role": "pruned", "format": "gguf-q4_0", "path": "x", "bytes": 3, "sha256": "f" * 64}],
+        "verify": [{"format": "gguf-q4_0", "role": "pruned", "max_error": 0.01, "tolerance": 0.08,
+        "passed": True, "greedy_text": "[b] hi"}],
+        "bench": {
+            "machine": {"cpu": "A CPU", "cores": 2, "governor": None, "load_average": 0.1}, "pairs": pairs,
+            "conditions": {"threads": 2, "prompt_tokens": 64, "decode_tokens": 32, "rounds": 7, "versions": {},
+                           "perplexity_window": 256, "perplexity_tokens": 4080, "perplexity_text_sha256": "abc123"},
+        },
+        "gate": {"exit_code": 1, "verdicts": [verdict | {"verdict": "fail", "reason": "50"}]},
+        "versions": {"torch": "2"}, "lineage": {"plan": "plan-1"},
+    }  # fmt: skip
+
+
+def test_json_has_no_nan_and_a_schema():
+    report = json.loads(json.dumps(build_report(sections()), allow_nan=False))
+    assert report["schema_version"] == 1 and report["verdict"] == "fail"
+    assert report["recover"]["after"]["perplexity_q4"] is None
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    ([], "no limits given"), (["pass"], "pass"), (["pass", "inconclusive"], "inconclusive"), (["inconclusive",
+    "fail"], "fail"),
+])  # fmt: skip
+def test_overall(words, expected):
+    assert overall({"verdicts": [{"verdict": word} for word in words]}) == expected
+
+
+def test_html_is_self_contained_complete_and_escaped():
+    page = render_html(build_report(sections()))
+    assert HOSTILE not in page and "&lt;script&gt;" in page
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|@import|url\((?!#)""", page)
+    assert page.count("<svg") == 2 and "777 ⇒ 555" in page and "777 ⇒ 556" in page
+    assert "1.31 [1.20, 1.40]" in page and "abc123" in page and ">fail<" in page
+
+
+def test_the_same_report_gives_the_same_page():
+    report = build_report(sections())
+    assert render_html(report) == render_html(report)
+
+
+def test_terminal_shows_everything():
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    made, report = sections(), build_report(sections())
+    parts = render_plan(made["plan"]) + render_prune(made["prune"]) + render_verify(made["verify"])
+    for part in parts + render_bench(report["bench"]) + render_gate(made["gate"]):
+        console.print(part)
+    for part in render_recover(made["recover"]):
+        console.print(part)
+    text = console.export_text()
+    for expected in ("8 => 4", "777 => 555", "31.0% removed", "1.31 [1.20, 1.40]", "fail", "[b] hi", "repaired 11.00"):
+        assert expected in text, expected
