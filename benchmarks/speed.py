@@ -3,7 +3,8 @@
     python benchmarks/speed.py --threads 1 --out benchmarks/results/speed.json
 
 Decoding one token reads every weight once, so it is bound by memory: the ideal speed-up is the ratio of the bytes read
-(weights, scales and KV cache). Prefill is bound by arithmetic. The model is random with SmolLM2-135M's shape (speed
+(weights, scales and KV cache). Where a cache holds the pruned model but not the dense one, reading gets faster too: the
+column "floors" is the ratio of the times one thread needs to read as many bytes. Prefill is bound by arithmetic. The model is random with SmolLM2-135M's shape (speed
 does not depend on the weights' values), pruned at random but non-uniform widths on the runtimes' grid. Dense and
 pruned run in alternating rounds, each in a child process of its own. Needs 2 GB of disk in the temporary folder and
 about 10 minutes on 2 cores; ends with one JSON line.
@@ -32,7 +33,7 @@ from saap_edge.targets import measure_bandwidth
 
 HIDDEN, HEAD_DIM, LAYERS = 576, 64, 30
 DENSE = LayerShape(heads=9, kv_heads=3, ffn=1536)
-FORMATS = ("gguf-q8_0", "gguf-q4_0", "onnx-int4")
+FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int4")
 console = Console(width=120)
 
 
@@ -105,18 +106,21 @@ def export(folders: dict[str, Path], scratch: Path, formats: list[str]) -> dict[
     return found
 
 
-def show_costs(subjects: dict[str, dict[str, Subject]], bandwidth: float) -> None:
-    table = Table(
-        title=f"cost card: bytes of weights read per token; floor at {bandwidth:.1f} GB/s (one thread reading)"
-    )
-    for column in ("format", "model", "MB/token", "floor ms/token", "ceiling tok/s"):
+def floor_seconds(subject: Subject) -> float:
+    """Seconds one thread needs to read as many bytes as a token does, again and again: caches count, as they do there."""
+    size = subject.projection_bytes
+    return size / measure_bandwidth(max(1, size >> 20), rounds=9)[1] / 1e9
+
+
+def show_costs(subjects: dict[str, dict[str, Subject]], floors: dict[str, dict[str, float]]) -> None:
+    table = Table(title="cost card: bytes of weights read per token, and the time one thread needs to read them")
+    for column in ("format", "model", "MB/token", "read at GB/s", "floor ms/token", "ceiling tok/s"):
         table.add_column(column, justify="right")
     for name, formats in subjects.items():
         for kind, subject in formats.items():
-            seconds = subject.projection_bytes / bandwidth / 1e9
-            table.add_row(
-                kind, name, f"{subject.projection_bytes / 1e6:.1f}", f"{1000 * seconds:.2f}", f"{1 / seconds:.0f}"
-            )
+            size, seconds = subject.projection_bytes, floors[name][kind]
+            figures = (size / 1e6, size / seconds / 1e9, 1000 * seconds, 1 / seconds)
+            table.add_row(kind, name, *(f"{figure:.1f}" for figure in figures))
     console.print(table)
 
 
@@ -130,6 +134,7 @@ def show_results(rows: list[dict]) -> None:
         "speed-up [95 %]",
         "ideal",
         "of ideal",
+        "floors",
         "prefill",
     ):
         table.add_column(column, justify="right")
@@ -137,17 +142,18 @@ def show_results(rows: list[dict]) -> None:
         table.add_row(
             row["format"], row["pruned"], f"{row['dense_tok_s']:.0f}", f"{row['pruned_tok_s']:.0f}",
             f"{row['speedup']:.2f} [{row['low']:.2f}, {row['high']:.2f}]", f"{row['ideal']:.2f}",
-            f"{row['speedup'] / row['ideal']:.2f}", f"{row['prefill_speedup']:.2f}",
+            f"{row['speedup'] / row['ideal']:.2f}", f"{row['floor_ratio']:.2f}", f"{row['prefill_speedup']:.2f}",
         )  # fmt: skip
     console.print(table)
 
 
-def row_of(ratio: str, pair: dict) -> dict:
+def row_of(ratio: str, pair: dict, floors: dict[str, dict[str, float]]) -> dict:
     decode = pair["ratios"]["decode_tok_s"]
     return {
         "format": pair["format"], "pruned": ratio, "dense_tok_s": round(pair["dense"]["decode_tok_s"]["median"], 1),
         "pruned_tok_s": round(pair["pruned"]["decode_tok_s"]["median"], 1), "speedup": round(decode["ratio"], 4),
         "low": round(decode["low"], 4), "high": round(decode["high"], 4), "ideal": round(pair["ideal_decode_ratio"], 4),
+        "floor_ratio": round(floors["dense"][pair["format"]] / floors[ratio][pair["format"]], 3),
         "of_ideal": round(decode["ratio"] / pair["ideal_decode_ratio"], 3),
         "prefill_speedup": round(pair["ratios"]["prefill_tok_s"]["ratio"], 3),
         "dense_bytes_per_token": pair["dense"]["bytes_per_token"],
@@ -171,14 +177,15 @@ def main() -> None:
         with console.status("building and exporting"):
             subjects = export(write_models(scratch, args.ratios), scratch, args.formats)
         bandwidth = measure_bandwidth()[1]
-        show_costs(subjects, bandwidth)
+        floors = {name: {kind: floor_seconds(s) for kind, s in formats.items()} for name, formats in subjects.items()}
+        show_costs(subjects, floors)
         conditions = BenchConditions(args.threads, prompt_tokens=64, decode_tokens=32, rounds=args.rounds)
         rows = []
         for ratio in list(subjects)[1:]:
             pairs = [Pair(engine_of(f), f, subjects["dense"][f], subjects[ratio][f]) for f in args.formats]
             with console.status(f"measuring {ratio}"):
                 document = measure_pairs(pairs, conditions)
-            rows += [row_of(ratio, pair) for pair in document["pairs"]]
+            rows += [row_of(ratio, pair, floors) for pair in document["pairs"]]
         show_results(rows)
     result = {
         "benchmark": "speed", "shape": "SmolLM2-135M, random weights", "machine": document["machine"],
