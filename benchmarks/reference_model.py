@@ -80,7 +80,7 @@ def excerpt(source: Path, destination: Path, size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.txt, valid.txt, test.txt")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write (model/ and text/ inside)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write (wikitext-llama/ and text/ inside)")
     parser.add_argument("--tokens", type=int, default=6_000_000, help="training tokens (default 6 M)")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--window", type=int, default=256)
@@ -102,8 +102,8 @@ def main() -> None:
 
     model = model.half().float()  # measure what is shipped: fp16 weights
     trained = perplexity(model, test)
-    model.half().save_pretrained(args.out / "model")
-    tokenizer.save_pretrained(args.out / "model")
+    model.half().save_pretrained(args.out / "wikitext-llama")
+    tokenizer.save_pretrained(args.out / "wikitext-llama")
     text = args.out / "text"
     text.mkdir(exist_ok=True)
     excerpt(args.data / "train.txt", text / "calibration.txt", 1_500_000)

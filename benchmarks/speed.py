@@ -3,11 +3,12 @@
     python benchmarks/speed.py --threads 1 --out benchmarks/results/speed.json
 
 Decoding one token reads every weight once, so it is bound by memory: the ideal speed-up is the ratio of the bytes read
-(weights, scales and KV cache). Where a cache holds the pruned model but not the dense one, reading gets faster too: the
-column "floors" is the ratio of the times one thread needs to read as many bytes. Prefill is bound by arithmetic. The model is random with SmolLM2-135M's shape (speed
-does not depend on the weights' values), pruned at random but non-uniform widths on the runtimes' grid. Dense and
-pruned run in alternating rounds, each in a child process of its own. Needs 2 GB of disk in the temporary folder and
-about 10 minutes on 2 cores; ends with one JSON line.
+(weights, scales and KV cache). Where a cache holds the pruned model but not the dense one, reading gets faster too:
+the column "floors" is the ratio of the times one thread needs to read as many bytes. Prefill is bound by arithmetic.
+
+The model is random with SmolLM2-135M's shape (speed does not depend on the weights' values), pruned at random but
+non-uniform widths on the runtimes' grid. Dense and pruned run in alternating rounds, each in a child process of its
+own. Needs 4 GB of disk in the temporary folder and about 5 minutes on 2 cores; ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def export(folders: dict[str, Path], scratch: Path, formats: list[str]) -> dict[
 
 
 def floor_seconds(subject: Subject) -> float:
-    """Seconds one thread needs to read as many bytes as a token does, again and again: caches count, as they do there."""
+    """Seconds one thread needs to read as many bytes as a token does, over and over: caches count, as they do there."""
     size = subject.projection_bytes
     return size / measure_bandwidth(max(1, size >> 20), rounds=9)[1] / 1e9
 

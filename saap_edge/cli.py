@@ -131,7 +131,7 @@ def _recipe(path: Path | None, base: dict[str, Any] | None = None, **options: An
     from saap_edge.yaml_lines import load_yaml_model
 
     document = base if base is not None else load_yaml_model(path, Recipe).model_dump(mode="json") if path else {}
-    document = json.loads(json.dumps(document))
+    document = json.loads(json.dumps(document))  # a copy: options must not change the record they came from
     places = {
         "model": "model",
         "target": "target",
@@ -148,12 +148,20 @@ def _recipe(path: Path | None, base: dict[str, Any] | None = None, **options: An
     if options.get("budget"):
         document["budget"] = load_yaml_model(options["budget"], Budget).model_dump(mode="json")
     try:
-        return Recipe.model_validate(document)
+        return _anchored(Recipe.model_validate(document))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         option = next((f"--{name} ({place})" for name, known in places.items() if known == place), place)
         raise SaapError(f"{option}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _anchored(recipe: Any) -> Any:
+    """Paths made absolute, so that a later stage can be run from anywhere."""
+    texts = {role: Path(path).absolute() for role, path in recipe.data}
+    local = Path(recipe.model)
+    model = str(local.absolute()) if local.is_dir() else recipe.model
+    return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=texts)})
 
 
 @app.command()

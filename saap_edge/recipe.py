@@ -22,7 +22,7 @@ _REFERENCE = Path(__file__).parent / "reference"
 
 def bundled_model() -> Path:
     """Folder of the small Llama that ships with the package."""
-    return _REFERENCE / "model"
+    return _REFERENCE / "wikitext-llama"
 
 
 def bundled_text(name: str) -> Path:

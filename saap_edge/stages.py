@@ -105,10 +105,15 @@ class Job:
             "verify": (("export", "dense", "recover"), ("model", "test"), {}),
             "bench": (("verify", "export", "dense"), ("test",), self._bench_settings()),
             "gate": (("bench",), (), {"budget": recipe.budget.model_dump(mode="json"), "on_target": self.on_target}),
-            "report": (ORDER[1:-1], (), {"target": self.target.model_dump(mode="json"), "model": recipe.model}),
+            "report": (ORDER[1:-1], (), {"target": self.target.model_dump(mode="json"), "model": self.model_name}),
         }
         inputs, reads, settings = table[name]
         return Stage(name, inputs, reads, settings, run)
+
+    @property
+    def model_name(self) -> str:
+        """The folder's name, or the hub's: paths of this machine have no place in a report."""
+        return self.model.resolve().name if Path(self.recipe.model).is_dir() else self.recipe.model
 
     @property
     def on_target(self) -> bool:
@@ -273,7 +278,7 @@ class Job:
 
         first = self.spec.layers[0]
         model = {
-            "name": Path(self.recipe.model).name if Path(self.recipe.model).is_dir() else self.recipe.model,
+            "name": self.model_name,
             "family": self.spec.family.title, "layers": len(self.spec.layers), "hidden": self.spec.hidden,
             "heads": first.heads, "kv_heads": first.kv_heads, "head_dim": self.spec.head_dim, "ffn": first.ffn,
             "vocab_size": self.spec.vocab_size,
