@@ -44,6 +44,7 @@ def frontier(bench: dict[str, Any]) -> Figure:
     for axis, label in zip(axes, ("decode tokens per second (measured)", "file size, MiB"), strict=True):
         _points(axis, bench, by_speed=label.startswith("decode"))
         axis.set_xlabel(label)
+        axis.margins(0.12)  # room for the labels
     axes[0].set_ylabel("perplexity (lower is better)")
     handles = [axes[0].plot([], [], "D", color=colour, label=f"{role}")[0] for role, colour in _COLOURS.items()] + [
         axes[0].plot([], [], marker, color="#6b7585", mfc="none", label=kind)[0] for kind, marker in _MARKERS.items()
@@ -66,7 +67,11 @@ def _points(axis: Axes, bench: dict[str, Any], by_speed: bool) -> None:
                 axis.plot([low, high], [metrics["perplexity"]] * 2, color=colour, linewidth=1)
             axis.plot(x, metrics["perplexity"], _MARKERS[kind], color=colour, markersize=6)
             axis.annotate(
-                quantisation, (x, metrics["perplexity"]), xytext=(5, 5), textcoords="offset points", fontsize=8
+                quantisation,
+                (x, metrics["perplexity"]),
+                xytext=(5, 5 if kind == "gguf" else -11),
+                textcoords="offset points",
+                fontsize=8,
             )
             xs.append(x)
             ys.append(metrics["perplexity"])
