@@ -37,7 +37,8 @@ def render_stage(name: str, folder: Path) -> list[RenderableType]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, expand=False)
+    # As wide as its title: a title broken over a narrow table is hard to read.
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, min_width=min(len(title), 110))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return table
