@@ -19,7 +19,8 @@ __all__ = ["MODES", "TOLERANCE", "Parity", "check_parity", "relative_error", "re
 # Relative RMS error of centred logits, per format. What remains after the weights are made equal is the runtime's own
 # arithmetic: fp32 in another order; f16 KV cache and f16 rounding of activations in llama.cpp; activations rounded to
 # 8 bits before every quantised product, in blocks (llama.cpp Q8_0/Q8_K, MatMulNBits accuracy level 4). Measured on
-# trained models: 6e-7, 4e-4, 9e-3; on tiny random ones, whose logits amplify rounding, up to 2e-3 in F16 and 3e-2 in 8 and 4 bits.
+# trained models: 6e-7, 4e-4, 9e-3; on tiny random ones, whose logits amplify rounding, up to 2e-3 in F16 and 3e-2 in 8
+# and 4 bits.
 # A fault in a single layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope
 # 0.4: the full-precision formats, which share all code with the quantised ones, see the smallest of them too.
 TOLERANCE = {"gguf-f16": 0.005, "gguf-q8_0": 0.06, "gguf-q4_0": 0.06, "onnx-fp32": 0.00005, "onnx-int4": 0.06}
