@@ -1,15 +1,15 @@
-"""Scoring: one backward pass per calibration batch, reduced to one figure per structure on the fly.
+"""Scoring: one forward and backward pass per calibration batch, reduced to one figure per structure on the fly.
 
 Every parameter's gradient is reduced and freed the moment it is ready, so memory peaks at weights + activations + one
-gradient, not weights + all gradients.
+layer's gradients, not weights + all gradients. Activation metrics come from the same pass.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,22 @@ from safetensors.numpy import load_file, save_file
 from saap_edge.errors import SaapError
 from saap_edge.model.folder import spec_of
 from saap_edge.model.spec import LayerShape
-from saap_edge.prune.importance import structure_importance
+from saap_edge.prune.importance import column_importance, gradient_importance, per_structure
 
-__all__ = ["KINDS", "METRICS", "Scores", "load_scores", "save_scores", "score_model"]
+__all__ = ["KINDS", "SUBLAYERS", "VIEWS", "Scores", "counts", "load_scores", "save_scores", "score_model"]
 
-KINDS = ("attention", "ffn")
-METRICS = ("vector", "element")
+KINDS = ("attention", "slots", "ffn")  # kv groups, query slots, FFN channels
+SUBLAYERS = ("attention", "ffn")  # each has one output projection, o_proj or down_proj
+VIEWS = ("vector", "element", "wanda", "flap", "magnitude")
 
 
 @dataclass(frozen=True)
 class Scores:
     """Importance per batch, saved so that planning again needs no model.
 
-    `values[layer][kind]` is float32 [2, B, structures]: metrics (vector, element), batches, KV groups or channels.
-    `parameters[kind]`: parameters one structure of that kind costs, and `shape`: the dense widths (every layer alike
-    in the models handled, but kept per layer).
+    `values[layer][kind]`: float32 [views, B, structures], views in the order of VIEWS. `fisher[layer][sublayer]`:
+    float32 [hidden], mean over tokens of the squared gradient of the summed loss at the output of o_proj or
+    down_proj, in nats^2. `influence`: float32 [layers], ShortGPT's 1 - cos(input, output) of a layer.
     """
 
     values: list[dict[str, np.ndarray]]
@@ -43,84 +44,223 @@ class Scores:
     hidden: int
     head_dim: int
     calibration: dict[str, Any]
+    fisher: list[dict[str, np.ndarray]] = field(default_factory=list)
+    influence: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+
+    def view(self, layer: int, kind: str, name: str) -> np.ndarray:
+        """One view of one sublayer's structures, [B, structures]."""
+        view: np.ndarray = self.values[layer][kind][VIEWS.index(name)]
+        return view
+
+
+def counts(shape: LayerShape) -> dict[str, int]:
+    """Structures of each kind in a dense layer."""
+    return {"attention": shape.kv_heads, "slots": shape.heads // shape.kv_heads, "ffn": shape.ffn}
 
 
 def score_model(
-    model: Any, batches: list[torch.Tensor], calibration: dict[str, Any], progress: Callable[[], None] = lambda: None
+    model: Any,
+    batches: list[torch.Tensor],
+    calibration: dict[str, Any],
+    progress: Callable[[], None] = lambda: None,
+    *,
+    second_order: bool = False,
+    running_fisher: bool = False,
+    checkpointing: bool = False,
 ) -> Scores:
-    """Score every KV group and FFN channel of a dense model.
+    """Score every KV group, query slot and FFN channel of a dense model.
 
     Args:
         model: a transformers causal LM of a supported family, evaluation mode; its weights are not changed.
         batches: token ids, each [sequences, window]; at least 2.
         calibration: conditions kept beside the scores (text hash, window, ...).
         progress: called after every batch.
+        second_order: the second-order term in the vector-wise metric too.
+        running_fisher: the diagonal Fisher is the mean over batches so far, not the batch's own; costs one more
+            float32 copy of the projections.
+        checkpointing: recompute activations in the backward pass: less memory, a third more time.
 
     Raises SaapError when the loss is not finite.
     """
     spec = spec_of(model)
     values = [
-        {kind: np.zeros((2, len(batches), count), dtype=np.float32) for kind, count in _counts(layer).items()}
-        for layer in spec.layers
+        {kind: np.zeros((len(VIEWS), len(batches), n), dtype=np.float32) for kind, n in counts(shape).items()}
+        for shape in spec.layers
     ]
-    for number, batch in enumerate(batches):
-        with _reducing_hooks(model, spec, values, number):
-            batch = batch.to(next(model.parameters()).device)
-            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+    watch = _Watch(model, spec, values, second_order, running_fisher)
+    with watch.attached(), _checkpointed(model, checkpointing):
+        for number, batch in enumerate(batches):
+            watch.start(number)
+            loss = _loss(model, batch.to(model.get_input_embeddings().weight.device))
             if not torch.isfinite(loss):
                 raise SaapError(f"the loss on calibration batch {number} is {float(loss)}: the model or text is broken")
+            watch.finish(batch)
             loss.backward()
-        progress()
-    return Scores(values, list(spec.layers), spec.hidden, spec.head_dim, calibration)
+            progress()
+    tokens = sum(batch[:, 1:].numel() for batch in batches)
+    fisher = [{name: (total / tokens).cpu().numpy() for name, total in layer.items()} for layer in watch.fisher]
+    influence = np.array(watch.influence, dtype=np.float32) / len(batches)
+    return Scores(values, list(spec.layers), spec.hidden, spec.head_dim, calibration, fisher, influence)
 
 
-def _counts(layer: LayerShape) -> dict[str, int]:
-    return {"attention": layer.kv_heads, "ffn": layer.ffn}
+def _loss(model: Any, batch: torch.Tensor) -> torch.Tensor:
+    loss: torch.Tensor = model(input_ids=batch, labels=batch, use_cache=False).loss
+    return loss
 
 
 @contextmanager
-def _reducing_hooks(model: Any, spec: Any, values: list[dict[str, np.ndarray]], number: int) -> Iterator[None]:
-    """Only coupled parameters get gradients, each reduced into `values` and dropped."""
-    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    handles = []
-    for index, layer in enumerate(model.model.layers):
-        for kind, coupling in zip(KINDS, (spec.family.attention, spec.family.ffn), strict=True):
-            target = values[index][kind][:, number]
-            for name in (*coupling.rows, *coupling.columns):
-                columns = name in coupling.columns
-                module = layer.get_submodule(name)
-                parameters = [module.weight] if columns or module.bias is None else [module.weight, module.bias]
-                for parameter in parameters:
-                    parameter.requires_grad_(True)
-                    handles.append(parameter.register_post_accumulate_grad_hook(_reducer(target, columns)))
+def _checkpointed(model: Any, wanted: bool) -> Iterator[None]:
+    """Activation checkpointing, which transformers only does in training mode: dropout there is 0 in these families."""
+    if not wanted:
+        yield
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(wanted[name])
+        model.eval()
+        model.gradient_checkpointing_disable()
 
 
-def _reducer(target: np.ndarray, columns: bool) -> Callable[[torch.Tensor], None]:
-    def reduce(parameter: torch.Tensor) -> None:
-        assert parameter.grad is not None
-        vector, element = structure_importance(parameter.detach(), parameter.grad, target.shape[1], columns)
-        target[0] += vector.cpu().numpy()
-        target[1] += element.cpu().numpy()
-        parameter.grad = None
+class _Watch:
+    """The hooks of one scoring run and what they collect."""
 
-    return reduce
+    def __init__(
+        self, model: Any, spec: Any, values: list[dict[str, np.ndarray]], second_order: bool, running_fisher: bool
+    ) -> None:
+        self.model, self.spec, self.values = model, spec, values
+        self.second_order, self.running_fisher = second_order, running_fisher
+        self.curvature: dict[int, torch.Tensor] = {}
+        device = next(model.parameters()).device
+        self.fisher = [{name: torch.zeros(spec.hidden, device=device) for name in SUBLAYERS} for _ in spec.layers]
+        self.influence = [0.0 for _ in spec.layers]
+        self.number, self.forward, self.predicted = 0, False, 1
+        self.sums: dict[tuple[int, str], torch.Tensor] = {}
+
+    def start(self, number: int) -> None:
+        """A batch begins: what forward hooks see counts (checkpointing runs them again in the backward pass)."""
+        self.number, self.forward, self.sums = number, True, {}
+
+    def finish(self, batch: torch.Tensor) -> None:
+        """The forward pass is over: activation metrics of the batch."""
+        self.forward, self.predicted = False, batch[:, 1:].numel()
+        for index, layer in enumerate(self.model.model.layers):
+            for name, module in _outputs(layer, self.spec).items():
+                mean, square = self.sums[index, name] / batch.numel()
+                columns = column_importance(module.weight.detach(), mean, square)
+                for view, figures in columns.items():
+                    self._add(index, name, view, figures)
+        self.sums = {}
+
+    def _add(self, index: int, sublayer: str, view: str, figures: torch.Tensor) -> None:
+        """Add per-column or per-row figures of an attention or FFN module to its structures."""
+        row, number, shape = VIEWS.index(view), self.number, counts(self.spec.layers[index])
+        for kind, outer in _slicing(sublayer, figures.shape[0], self.spec.layers[index], self.spec.head_dim):
+            figure = per_structure(figures, shape[kind], outer)
+            self.values[index][kind][row, number] += figure.cpu().numpy()
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Only coupled parameters get gradients, each reduced and dropped; everything is undone at the end."""
+        wanted = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        with ExitStack() as handles:
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(False)
+            for index, layer in enumerate(self.model.model.layers):
+                handles.callback(layer.register_forward_hook(self._influence(index)).remove)
+                for name, module in _outputs(layer, self.spec).items():
+                    handles.callback(module.register_forward_hook(self._activation(index, name)).remove)
+                for coupling, sublayer in ((self.spec.family.attention, "attention"), (self.spec.family.ffn, "ffn")):
+                    for name in (*coupling.rows, *coupling.columns):
+                        columns = name in coupling.columns
+                        module = layer.get_submodule(name)
+                        parameters = [module.weight] if columns or module.bias is None else [module.weight, module.bias]
+                        for parameter in parameters:
+                            parameter.requires_grad_(True)
+                            hook = self._gradient(index, sublayer, columns)
+                            handles.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
+            try:
+                yield
+            finally:
+                for name, parameter in self.model.named_parameters():
+                    parameter.requires_grad_(wanted[name])
+
+    def _gradient(self, index: int, sublayer: str, columns: bool) -> Callable[[torch.Tensor], None]:
+        def reduce(parameter: torch.Tensor) -> None:
+            gradient, number, shape = parameter.grad, self.number, self.spec.layers[index]
+            assert gradient is not None
+            parameter.grad = None
+            weight, fisher = parameter.detach(), self._running(parameter, gradient)
+            size = weight.shape[1] if columns else weight.shape[0]
+            for kind, outer in _slicing(sublayer, size, shape, self.spec.head_dim):
+                structures = counts(shape)[kind]
+                pair = gradient_importance(weight, gradient, structures, columns, outer, fisher, self.second_order)
+                target = self.values[index][kind][:, number]
+                target[0] += pair[0].cpu().numpy()
+                target[1] += pair[1].cpu().numpy()
+                magnitude = weight.abs() if not columns else weight.abs().T
+                target[VIEWS.index("magnitude")] += per_structure(magnitude, structures, outer).float().cpu().numpy()
+
+        return reduce
+
+    def _running(self, parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor | None:
+        if not self.running_fisher:
+            return None
+        old = self.curvature.setdefault(id(parameter), torch.zeros_like(gradient, dtype=torch.float32))
+        return old.mul_(self.number / (self.number + 1)).add_(gradient.float().square(), alpha=1 / (self.number + 1))
+
+    def _activation(self, index: int, name: str) -> Callable[..., None]:
+        def collect(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if not self.forward:
+                return
+            rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+            # Norms accumulate in float32 without a float32 copy of the activations.
+            square = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square()
+            self.sums[index, name] = torch.stack([rows.sum(0, dtype=torch.float32), square])
+            output.register_hook(self._output_gradient(index, name))
+
+        return collect
+
+    def _output_gradient(self, index: int, name: str) -> Callable[[torch.Tensor], None]:
+        def collect(gradient: torch.Tensor) -> None:
+            # The loss is a mean over predicted tokens; curvature is wanted for their sum.
+            norm = torch.linalg.vector_norm(gradient.reshape(-1, gradient.shape[-1]), dim=0, dtype=torch.float32)
+            self.fisher[index][name] += (norm * self.predicted).square().to(self.fisher[index][name].device)
+
+        return collect
+
+    def _influence(self, index: int) -> Callable[..., None]:
+        def collect(module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+            if self.forward:
+                after = output[0] if isinstance(output, tuple) else output
+                similar = torch.nn.functional.cosine_similarity(inputs[0].detach(), after.detach(), dim=-1)
+                self.influence[index] += float(1 - similar.float().mean())
+
+        return collect
+
+
+def _outputs(layer: Any, spec: Any) -> dict[str, Any]:
+    """The output projection of each sublayer."""
+    couplings = zip(SUBLAYERS, (spec.family.attention, spec.family.ffn), strict=True)
+    return {name: layer.get_submodule(coupling.columns[0]) for name, coupling in couplings}
+
+
+def _slicing(sublayer: str, size: int, shape: LayerShape, head_dim: int) -> list[tuple[str, int]]:
+    """Kinds of structures that an axis of `size` holds, with `outer` of `per_structure`: q and o hold slots too."""
+    if sublayer == "ffn":
+        return [("ffn", 1)]
+    is_query = size == shape.heads * head_dim
+    return [("attention", 1), ("slots", shape.kv_heads)] if is_query else [("attention", 1)]
 
 
 def save_scores(scores: Scores, folder: Path) -> None:
-    """Write scores.safetensors (layers.N.kind, [2, B, structures]) and scores.json (shapes and conditions)."""
+    """Write scores.safetensors (layers.N.kind, [views, B, structures]) and scores.json (shapes and conditions)."""
     arrays = {f"layers.{i}.{kind}": layer[kind] for i, layer in enumerate(scores.values) for kind in KINDS}
-    save_file(arrays, folder / "scores.safetensors")
+    arrays |= {f"fisher.{i}.{name}": layer[name] for i, layer in enumerate(scores.fisher) for name in SUBLAYERS}
+    save_file(arrays | {"influence": scores.influence}, folder / "scores.safetensors")
     document = {
-        "metrics": METRICS,
+        "views": VIEWS,
         "hidden": scores.hidden,
         "head_dim": scores.head_dim,
         "layers": [asdict(shape) for shape in scores.shapes],
@@ -135,7 +275,10 @@ def load_scores(folder: Path) -> Scores:
         document = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         arrays = load_file(folder / "scores.safetensors")
         shapes = [LayerShape(**layer) for layer in document["layers"]]
-        values = [{kind: arrays[f"layers.{i}.{kind}"] for kind in KINDS} for i in range(len(shapes))]
+        layers = range(len(shapes))
+        values = [{kind: arrays[f"layers.{i}.{kind}"] for kind in KINDS} for i in layers]
+        fisher = [{name: arrays[f"fisher.{i}.{name}"] for name in SUBLAYERS} for i in layers]
+        hidden, head_dim, conditions = document["hidden"], document["head_dim"], document["calibration"]
+        return Scores(values, shapes, hidden, head_dim, conditions, fisher, arrays["influence"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise SaapError(f"'{folder}' holds no readable scores ({error}): run `saap-edge score` first") from None
-    return Scores(values, shapes, document["hidden"], document["head_dim"], document["calibration"])

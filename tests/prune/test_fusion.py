@@ -16,7 +16,7 @@ def views(noise=(0.1, 0.5), structures=400, batches=16, seed=0):
 
 def test_sigmas_are_the_noise_levels():
     _, seen = views()
-    assert fuse(seen).sigmas == pytest.approx([0.1, 0.5], rel=0.1)
+    assert fuse(seen).sigmas[:, 0] == pytest.approx([0.1, 0.5], rel=0.1)
 
 
 def test_fused_importance_is_nearer_the_truth_than_the_plain_mean():
@@ -34,7 +34,7 @@ def test_importance_is_the_papers_form():
     _, seen = views(seed=1)
     fusion = fuse(seen)
     scaled = seen / seen.mean(axis=(1, 2), keepdims=True)
-    by_hand = sum(scaled[k].mean(0) / (2 * fusion.sigmas[k] ** 2) for k in range(2)) + np.log(fusion.sigmas.prod())
+    by_hand = sum(scaled[k].mean(0) / (2 * fusion.sigmas[k, 0] ** 2) for k in range(2)) + np.log(fusion.sigmas.prod())
     np.testing.assert_allclose(fusion.importance, by_hand)
 
 
@@ -57,3 +57,19 @@ def test_fluctuation_is_relative_variance():
 def test_standardise_within_groups():
     out = standardise(np.array([1.0, 3.0, 10.0, 30.0, 7.0]), np.array([0, 0, 1, 1, 2]))
     np.testing.assert_allclose(out, [-1, 1, -1, 1, 0])
+
+
+def test_groups_have_noise_of_their_own():
+    """One layer is twice as noisy in one view: its sigma says so, and the log term then sets the layers apart."""
+    _, seen = views(noise=(0.2, 0.2))
+    groups = np.repeat([0, 1], 200)
+    rng = np.random.default_rng(1)
+    seen[0, :, groups == 1] += rng.normal(0, 0.6, (200, 16))
+    fusion = fuse(seen, groups)
+    assert fusion.sigmas[0, 1] > 2 * fusion.sigmas[0, 0]
+    assert fusion.sigmas[1, 0] == pytest.approx(fusion.sigmas[1, 1], rel=0.3)
+
+
+def test_any_number_of_views_and_log_scale():
+    latent, seen = views(noise=(0.05, 0.1, 0.2, 0.1))
+    assert np.corrcoef(fuse(np.exp(seen), scale="log").importance, latent)[0, 1] > 0.98
