@@ -9,21 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import LayerShape
+from saap_edge.prune.space import GRID, Cost, Space, Unit, Widths, kv_unit, shape_widths
 
-__all__ = [
-    "GRID",
-    "Candidate",
-    "Plan",
-    "PlanLayer",
-    "check_plan",
-    "kv_unit",
-    "layer_cost",
-    "load_plan",
-    "make_plan",
-    "save_plan",
-]
-
-GRID = 32  # the quantisation block of Q4_0, Q8_0 and MatMulNBits: narrower steps would leave a tensor unquantised
+__all__ = ["Candidate", "Plan", "PlanLayer", "check_plan", "load_plan", "make_plan", "save_plan"]
 
 
 class PlanLayer(BaseModel):
@@ -58,18 +46,19 @@ class Candidate(BaseModel):
 
 
 class Plan(BaseModel):
-    """A pruning plan. `ratio` counts parameters of attention and FFN projections removed, 0 to 1.
+    """A pruning plan.
 
-    `order` and `fluctuation` name the score by which structures leave inside a layer, so that an edited width needs no
-    list of structures.
+    `ratio` is the share of the dense cost to save, in `unit`; `parameters` counts attention and FFN weights, before
+    and after. `order` names the values by which structures leave inside a layer, so that an edited width needs no list
+    of structures.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    version: int = 1
+    version: int = 2
     method: str
     order: str
-    fluctuation: float = 0.0
+    unit: Unit = "parameters"
     ratio: float
     achieved_ratio: float
     parameters: tuple[int, int]
@@ -81,41 +70,32 @@ class Plan(BaseModel):
         return [layer.after for layer in self.layers]
 
     @property
+    def widths(self) -> Widths:
+        """Structures that stay, `[layer][kind]`."""
+        return [shape_widths(shape) for shape in self.shapes]
+
+    @property
     def uniform(self) -> bool:
         return len(set(self.shapes)) == 1
 
 
-def layer_cost(shape: LayerShape, hidden: int, head_dim: int) -> int:
-    """Projection parameters of a layer: q, k, v, o, gate, up, down (no biases)."""
-    return 2 * hidden * head_dim * (shape.heads + shape.kv_heads) + 3 * hidden * shape.ffn
-
-
-def kv_unit(heads_per_group: int, head_dim: int) -> int:
-    """The least number of KV groups whose query heads together are a multiple of GRID wide."""
-    return next(count for count in range(1, GRID + 1) if count * heads_per_group * head_dim % GRID == 0)
-
-
-def make_plan(
-    method: str,
-    fluctuation: float,
-    ratio: float,
-    before: list[LayerShape],
-    after: list[LayerShape],
-    hidden: int,
-    head_dim: int,
-) -> Plan:
-    """A plan from widths before and after. `fluctuation` is the weight the scores were ranked with."""
-    costs = [sum(layer_cost(shape, hidden, head_dim) for shape in shapes) for shapes in (before, after)]
+def make_plan(method: str, order: str, ratio: float, space: Space, widths: Widths) -> Plan:
+    """A plan of these widths."""
+    after = [space.shape(layer) for layer in widths]
+    weights = [
+        round(sum(Cost().layer(shape, space.hidden, space.head_dim) for shape in shapes))
+        for shapes in (space.shapes, after)
+    ]
     return Plan(
         method=method,
-        order=method,
-        fluctuation=fluctuation,
+        order=order,
+        unit=space.cost.unit,
         ratio=ratio,
-        achieved_ratio=1 - costs[1] / costs[0],
-        parameters=(costs[0], costs[1]),
+        achieved_ratio=space.removed(widths),
+        parameters=(weights[0], weights[1]),
         layers=[
             PlanLayer(layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn))
-            for i, (b, a) in enumerate(zip(before, after, strict=True))
+            for i, (b, a) in enumerate(zip(space.shapes, after, strict=True))
         ],
     )
 
@@ -144,17 +124,19 @@ def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int
             f"{where}: {after.kv_heads} kv heads and FFN {after.ffn} must lie within 1..{dense.kv_heads} and "
             f"{GRID}..{dense.ffn} (llama.cpp cannot run a layer without attention or FFN)"
         )
+    if not after.heads:
+        raise SaapError(f"{where}: {after.kv_heads} kv heads, but no query heads: keep at least {after.kv_heads}")
     if after.heads % after.kv_heads:
         raise SaapError(
             f"{where}: {after.heads} query heads do not divide by {after.kv_heads} kv heads, and llama.cpp aborts on "
             "that: keep whole kv groups"
         )
     group = dense.heads // dense.kv_heads
-    if after.heads != after.kv_heads * group:
+    if after.heads > after.kv_heads * group:
         raise SaapError(
-            f"{where}: {after.kv_heads} kv heads need {after.kv_heads * group} query heads, not {after.heads}"
+            f"{where}: {after.kv_heads} kv heads have at most {after.kv_heads * group} query heads, not {after.heads}"
         )
-    if after.kv_heads != dense.kv_heads and after.heads * head_dim % GRID:
+    if after.heads != dense.heads and after.heads * head_dim % GRID:
         raise SaapError(
             f"{where}: {after.heads} heads of {head_dim} are {after.heads * head_dim} wide, not a multiple of {GRID}, "
             f"so o_proj would stay unquantised: keep a multiple of {kv_unit(group, head_dim)} kv heads"

@@ -1,116 +1,165 @@
 """Repair: least-squares update of `o_proj` and `down_proj` after some of their inputs are gone.
 
-For a projection y = W x whose inputs are cut to `kept`, the best W' under calibration inputs has a closed form,
-    W' = W G[:, kept] (G[kept, kept] + ridge)^-1,    G = sum x x^T,
-so no gradient and no training is needed. Layers are mended in order, each on the activations that the already mended
-layers before it produce.
+For a projection y = W x + b whose inputs are cut to `kept`, the weights that come closest to a wanted output t have a
+closed form, W' = T X^T (X X^T + ridge)^-1, so no gradient and no training is needed. Layers are mended in order, each
+on the activations that the already mended layers before it produce. What is wanted is a mixture of two targets:
+
+  local   what the dense projection gives on these same activations: mends the cut of this layer alone
+  dense   what brings the residual stream back to the dense model's: mends the errors of the layers before it too
+
+(GPTQ-style methods use the first; the second is the asymmetric target of GPTAQ, 2504.02692, here for structures.)
+Either end is worse than a mixture: docs/method.md has the figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from saap_edge.errors import SaapError
-from saap_edge.prune.surgery import Kept, expand
+from saap_edge.prune.score import SUBLAYERS
+from saap_edge.prune.stream import Branch, attention_branch, ffn_branch, layer_arguments, layer_inputs, sandwiched
+from saap_edge.prune.surgery import Kept, output_columns
 
-__all__ = ["least_squares", "repair"]
+__all__ = ["MIX", "least_squares", "repair", "restored"]
 
-RIDGE = 1e-3  # of the mean diagonal of G: enough for channels that are nearly collinear
+RIDGE = 1e-3  # of the mean diagonal of X X^T: enough for channels that are nearly collinear
+MIX = 0.6  # share of the dense target
 
 
-def least_squares(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
-    """W' [out, kept] closest to W [out, in] in the metric of `gram` [in, in]. Solved in float64.
+def least_squares(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
+    """Weights [out, in] that minimise || t - W x ||^2 + ridge || W - start ||^2 over the data. Solved in float64.
 
-    The ridge pulls towards W[:, kept], not towards zero, so that with no data W' is the plain cut.
+    `gram` [in, in] = sum x x^T, `cross` [out, in] = sum t x^T, `start` [out, in]. The ridge, relative to the mean
+    diagonal of `gram`, pulls towards `start`, so that with no data the result is `start`.
     """
-    gram = gram.double()
-    inner = gram[kept][:, kept]
-    inner = inner + ridge * inner.diagonal().mean().clamp_min(1e-30) * torch.eye(len(kept), dtype=torch.float64)
-    plain = weight.double()[:, kept]
-    # What the cut weights still miss: the removed columns' output, projected on the kept inputs.
-    gone = torch.ones(gram.shape[0], dtype=torch.bool)
-    gone[kept] = False
-    missing = weight.double()[:, gone] @ gram[gone][:, kept]
-    return (plain + torch.linalg.solve(inner, missing.T).T).to(weight.dtype)
+    gram, start64 = gram.double(), start.double()
+    weight = ridge * gram.diagonal().mean().clamp_min(1e-30)
+    system = gram + weight * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    missing = cross.double() - start64 @ gram
+    return (start64 + torch.linalg.solve(system, missing.T).T).to(start.dtype)
+
+
+@contextmanager
+def restored(model: Any) -> Iterator[None]:
+    """Output projections are put back as they were at the end: several repairs can be tried on one model."""
+    modules = [module for layer in model.model.layers for module in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+    before = [(module.weight.detach().clone(), module.bias) for module in modules]
+    try:
+        yield
+    finally:
+        for module, (weight, bias) in zip(modules, before, strict=True):
+            module.weight.data.copy_(weight)
+            module.bias = bias
 
 
 @torch.no_grad()
 def repair(
-    dense: Any, pruned: Any, kept: Kept, windows: torch.Tensor, progress: Callable[[], None] = lambda: None
+    model: Any,
+    kept: Kept,
+    windows: torch.Tensor,
+    mix: float = MIX,
+    bias: bool = False,
+    progress: Callable[[], None] = lambda: None,
 ) -> None:
-    """Mend `pruned` in place, layer by layer.
+    """Mend the dense `model` in place, layer by layer, for a cut to `kept`: removed columns become zero.
+
+    `surgery.cut` of the result is the repaired pruned model.
 
     Args:
-        dense: the model it was cut from.
-        pruned: what `surgery.cut` gave; changed in place.
-        kept: `[layer][kind]` ascending indices, as given to `cut`.
+        model: dense transformers causal LM, evaluation mode.
+        kept: structures that stay, `[layer][kind]` ascending indices.
         windows: calibration token ids [n, window].
+        mix: share of the dense target, 0 to 1. Families that norm a sublayer's output take the local target only,
+            because there the residual is no linear function of the projection.
+        bias: compensate with a bias as well (FLAP, 2312.11983; here part of the least squares).
         progress: called after every layer.
-
-    Raises SaapError when attention is not transformers' own SDPA, which alone is causal without a mask.
     """
-    if dense.config._attn_implementation != "sdpa":
-        raise SaapError(f"repair needs attention 'sdpa', not '{dense.config._attn_implementation}'")
-    device = next(dense.parameters()).device
-    states = [dense.model.embed_tokens(chunk.to(device)) for chunk in windows.split(8)]
-    positions = torch.arange(windows.shape[1], device=device)[None]
-    rotary = dense.model.rotary_emb(states[0], positions)
-    for old, new, kinds in zip(dense.model.layers, pruned.model.layers, kept, strict=True):
-        head_rows = old.self_attn.o_proj.weight.shape[1] // (
-            old.self_attn.v_proj.weight.shape[0] // old.self_attn.head_dim
-        )
-        _mend_attention(old, new, expand(kinds["attention"], head_rows), states, rotary)
-        for index, state in enumerate(states):
-            states[index] = state + _attend(new, state, rotary)
-        _mend_ffn(old, new, torch.from_numpy(kinds["ffn"]), states)
-        for index, state in enumerate(states):
-            states[index] = state + _feed(new, state)
+    arguments = layer_arguments(model, windows)
+    dense = layer_inputs(model, windows)
+    pruned = dense  # one stream until the first cut
+    for layer, keywords, kinds in zip(model.model.layers, arguments, kept, strict=True):
+        share = 0.0 if sandwiched(layer) else mix
+        branches = (attention_branch(layer, keywords), ffn_branch(layer))
+        for sublayer, branch, module in zip(
+            SUBLAYERS, branches, (layer.self_attn.o_proj, layer.mlp.down_proj), strict=True
+        ):
+            columns = output_columns(layer, sublayer, kinds)
+            if pruned is dense and len(columns) == module.weight.shape[1]:
+                dense[:] = [state + branch(state) for state in dense]
+                continue
+            pruned = list(dense) if pruned is dense else pruned
+            _mend(module, branch, columns, dense, pruned, share, bias)
         progress()
 
 
-def _attend(layer: Any, state: torch.Tensor, rotary: Any) -> torch.Tensor:
-    output: torch.Tensor = layer.self_attn(
-        hidden_states=layer.input_layernorm(state), position_embeddings=rotary, attention_mask=None
-    )[0]
-    return output
+def _mend(
+    module: Any,
+    branch: Branch,
+    columns: torch.Tensor,
+    dense: list[torch.Tensor],
+    pruned: list[torch.Tensor],
+    mix: float,
+    bias: bool,
+) -> None:
+    """Mend one output projection and carry both streams past its sublayer."""
+    columns = columns.to(module.weight.device)
+    moments = _Moments(module, columns, bias)
+    for index, state in enumerate(dense):
+        dense[index] = state + branch(state)
+        with moments.watching() as seen:
+            local = branch(pruned[index])
+        wanted = (1 - mix) * seen.output + mix * (dense[index] - pruned[index]) if mix else seen.output
+        moments.add(seen.inputs, wanted)
+        del local
+    if len(columns):
+        moments.solve()
+    else:
+        module.weight.zero_()
+    for index, state in enumerate(pruned):
+        pruned[index] = state + branch(state)
 
 
-def _feed(layer: Any, state: torch.Tensor) -> torch.Tensor:
-    output: torch.Tensor = layer.mlp(layer.post_attention_layernorm(state))
-    return output
+class _Moments:
+    """Second moments of one projection's kept inputs (and the constant 1, for a bias) with the wanted outputs."""
 
+    def __init__(self, module: Any, columns: torch.Tensor, bias: bool) -> None:
+        self.module, self.columns = module, columns
+        self.fits_bias = bias or module.bias is not None
+        width = len(columns) + self.fits_bias
+        device = module.weight.device
+        self.gram = torch.zeros(width, width, device=device)
+        self.cross = torch.zeros(module.weight.shape[0], width, device=device)
+        self.inputs = self.output = torch.empty(0)
 
-def _mend_attention(old: Any, new: Any, kept: torch.Tensor, states: list[torch.Tensor], rotary: Any) -> None:
-    if len(kept) == old.self_attn.o_proj.weight.shape[1]:
-        return
-    gram = _input_gram(old.self_attn.o_proj, [partial(_attend, old, state, rotary) for state in states])
-    new.self_attn.o_proj.weight.copy_(least_squares(old.self_attn.o_proj.weight.cpu(), gram, kept))
+    @contextmanager
+    def watching(self) -> Iterator[_Moments]:
+        def keep(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            self.inputs, self.output = inputs[0], output
 
+        handle = self.module.register_forward_hook(keep)
+        try:
+            yield self
+        finally:
+            handle.remove()
 
-def _mend_ffn(old: Any, new: Any, kept: torch.Tensor, states: list[torch.Tensor]) -> None:
-    if len(kept) == old.mlp.down_proj.weight.shape[1]:
-        return
-    gram = _input_gram(old.mlp.down_proj, [partial(_feed, old, state) for state in states])
-    new.mlp.down_proj.weight.copy_(least_squares(old.mlp.down_proj.weight.cpu(), gram, kept))
+    def add(self, inputs: torch.Tensor, wanted: torch.Tensor) -> None:
+        rows = inputs.reshape(-1, inputs.shape[-1]).index_select(1, self.columns).float()
+        if self.fits_bias:
+            rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+        self.gram.addmm_(rows.T, rows)
+        self.cross.addmm_(wanted.reshape(len(rows), -1).float().T, rows)
 
-
-def _input_gram(module: Any, calls: Sequence[Callable[[], Any]]) -> torch.Tensor:
-    """Sum of x x^T over all inputs x that `module` sees during `calls`, float32 [in, in] on the CPU."""
-    width = module.weight.shape[1]
-    gram = torch.zeros(width, width, device=module.weight.device)
-
-    def collect(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        rows = inputs[0].reshape(-1, width).float()
-        gram.addmm_(rows.T, rows)
-
-    handle = module.register_forward_pre_hook(collect)
-    try:
-        for call in calls:
-            call()
-    finally:
-        handle.remove()
-    return gram.cpu()
+    def solve(self) -> None:
+        module = self.module
+        start = module.weight.index_select(1, self.columns)
+        if self.fits_bias:
+            old = module.bias if module.bias is not None else torch.zeros_like(start[:, 0])
+            start = torch.cat([start, old[:, None].to(start.dtype)], dim=1)
+        solved = least_squares(self.gram, self.cross, start)
+        module.weight.zero_()
+        module.weight.index_copy_(1, self.columns, solved[:, : len(self.columns)].contiguous())
+        if self.fits_bias:
+            module.bias = torch.nn.Parameter(solved[:, -1].contiguous(), requires_grad=False)

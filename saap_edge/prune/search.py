@@ -1,28 +1,28 @@
-"""From scores to widths: which structures leave, over all layers at once, on the grid the runtimes are quick on.
+"""From values to widths, over all layers at once, on the grid the runtimes are quick on.
 
-Three ways, each a pure function of saved scores:
-  saap     the paper's: fused importance and its fluctuation, standardised within (layer, kind), lowest leave first
-  taylor   element-wise importance per parameter, compared across layers as it stands (LLM-Pruner's score, ours order)
-  uniform  every layer the same widths, the structures inside a layer in the order of fused importance
-No one of them wins on every model, so `auto` in the recipe builds all three and keeps the best on held-out text.
+Three ways: take structures in the order of their values until the budget is met (`ranked_widths`), give every layer
+the same widths (`uniform_widths`), or search the assignment of widths by the whole model's answers (evolve.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from saap_edge.errors import SaapError
-from saap_edge.model.spec import LayerShape, ModelSpec
-from saap_edge.prune.fusion import fluctuation, fuse, standardise
-from saap_edge.prune.plan import GRID, Plan, kv_unit, layer_cost, make_plan
-from saap_edge.prune.score import KINDS, Scores
+from saap_edge.prune.orders import ORDERS, Values
+from saap_edge.prune.score import KINDS
+from saap_edge.prune.space import Space, Widths
+from saap_edge.prune.surgery import Kept
 
-__all__ = ["METHODS", "check_ratio", "kept_structures", "plan_from_scores", "structure_scores"]
+__all__ = [
+    "TOLERANCE", "kept_structures", "method_widths", "one_step", "ranked_widths", "tighten", "uniform_widths",
+]  # fmt: skip
 
-METHODS = ("saap", "taylor", "uniform")
+TOLERANCE = 0.01  # of the dense cost: plans within it count as the same budget
 
 
 @dataclass(frozen=True)
@@ -32,145 +32,166 @@ class _Unit:
     layer: int
     kind: str
     step: int
-    count: int
-    parameters: int
+    width: int  # what stays of the kind
     score: float
 
 
-def structure_scores(scores: Scores, order: str, fluctuation_weight: float) -> list[dict[str, np.ndarray]]:
-    """One figure per structure, `[layer][kind]` float64 [structures]; the lowest leaves first.
-
-    `order` is "saap" (ASI), "taylor" (element-wise mean) or "uniform" (fused importance without fluctuation).
-    Raises SaapError when the scores carry nothing to rank by.
-    """
-    if order == "taylor":
-        return [{kind: layer[kind][1].mean(0).astype(np.float64) for kind in KINDS} for layer in scores.values]
-    flat = np.concatenate([layer[kind] for layer in scores.values for kind in KINDS], axis=2)
-    sizes = [layer[kind].shape[2] for layer in scores.values for kind in KINDS]
-    try:
-        fusion = fuse(flat)
-    except ValueError as error:
-        raise SaapError(f"these scores cannot be ranked: {error}") from None
-    groups = np.repeat(np.arange(len(sizes)), sizes)
-    weight = fluctuation_weight if order == "saap" else 0.0
-    asi = standardise(fusion.importance, groups) - weight * standardise(fluctuation(fusion.per_batch), groups)
-    parts = iter(np.split(asi, np.cumsum(sizes)[:-1]))
-    return [{kind: next(parts) for kind in KINDS} for _ in scores.values]
+def method_widths(method: str, values: Values, space: Space, ratio: float) -> Widths:
+    """Widths by a method of ORDERS that save at least `ratio` of the dense cost. Raises SaapError as `Space.check`."""
+    if space.uniform_only and not ORDERS[method].uniform:
+        raise SaapError(f"method '{method}' makes layers of different widths: {space.uniform_only}; use 'uniform'")
+    return uniform_widths(space, ratio) if ORDERS[method].uniform else ranked_widths(values, space, ratio)
 
 
-def plan_from_scores(scores: Scores, method: str, ratio: float, fluctuation_weight: float) -> Plan:
-    """The plan of one method that removes at least `ratio` of the attention and FFN parameters.
-
-    Raises SaapError when so much cannot be removed with one unit left in every sublayer.
-    """
-    if method == "uniform":
-        after = _uniform_widths(scores, ratio)
-    else:
-        after = _global_widths(scores, structure_scores(scores, method, fluctuation_weight), method, ratio)
-    return make_plan(method, fluctuation_weight, ratio, scores.shapes, after, scores.hidden, scores.head_dim)
-
-
-def kept_structures(scores: Scores, plan: Plan) -> list[dict[str, np.ndarray]]:
-    """Indices that stay, `[layer][kind]` int64, ascending: the best-scored of every sublayer, as many as its width.
-
-    Raises SaapError when the plan names an order that these scores do not have.
-    """
-    if plan.order not in METHODS:
-        raise SaapError(f"the plan's order '{plan.order}' is unknown (known: {', '.join(METHODS)})")
-    ranked = structure_scores(scores, plan.order, plan.fluctuation)
-    widths = [{"attention": shape.kv_heads, "ffn": shape.ffn} for shape in plan.shapes]
+def kept_structures(values: Values, widths: Widths) -> Kept:
+    """Indices that stay, `[layer][kind]` int64, ascending: the best-valued of every sublayer, as many as its width."""
     return [
         {kind: np.sort(np.argsort(-layer[kind], kind="stable")[: width[kind]]) for kind in KINDS}
-        for layer, width in zip(ranked, widths, strict=True)
+        for layer, width in zip(values, widths, strict=True)
     ]
 
 
-def check_ratio(spec: ModelSpec, ratio: float) -> None:
-    """Raise SaapError when `ratio` cannot be reached on the grid: known from the shape, before any scoring."""
-    sizes = [{"attention": shape.kv_heads, "ffn": shape.ffn} for shape in spec.layers]
-    blank = [{kind: np.ones((2, 2, size[kind]), dtype=np.float32) for kind in KINDS} for size in sizes]
-    plan_from_scores(Scores(blank, list(spec.layers), spec.hidden, spec.head_dim, {}), "taylor", ratio, 0.0)
-
-
-def _total(scores: Scores, shapes: list[LayerShape]) -> int:
-    return sum(layer_cost(shape, scores.hidden, scores.head_dim) for shape in shapes)
-
-
-def _unit_size(scores: Scores, layer: int, kind: str) -> int:
-    shape = scores.shapes[layer]
-    return GRID if kind == "ffn" else kv_unit(shape.heads // shape.kv_heads, scores.head_dim)
-
-
-def _structure_parameters(scores: Scores, layer: int, kind: str) -> int:
-    shape = scores.shapes[layer]
-    group = shape.heads // shape.kv_heads
-    return 3 * scores.hidden if kind == "ffn" else 2 * scores.hidden * scores.head_dim * (group + 1)
-
-
-def _units(scores: Scores, layer: int, kind: str, values: np.ndarray, per_cost: bool) -> Iterator[_Unit]:
-    """The sublayer's units, worst first. The first may be short, to reach the grid; the last one is never offered."""
-    size, parameters = _unit_size(scores, layer, kind), _structure_parameters(scores, layer, kind)
-    worst_first = np.sort(values)
-    start, step = 0, 0
-    while len(values) - start > size:
-        count = (len(values) - start) % size or size
-        mean = float(worst_first[start : start + count].mean())
-        yield _Unit(layer, kind, step, count, count * parameters, mean / parameters if per_cost else mean)
-        start, step = start + count, step + 1
-
-
-def _global_widths(scores: Scores, ranked: list[dict[str, np.ndarray]], method: str, ratio: float) -> list[LayerShape]:
-    units = [
-        unit
-        for layer, kinds in enumerate(ranked)
-        for kind in KINDS
-        for unit in _units(scores, layer, kind, kinds[kind], per_cost=method == "taylor")
-    ]
-    # Unit means rise inside a sublayer because its structures are sorted, so this order never skips a step.
+def ranked_widths(values: Values, space: Space, ratio: float) -> Widths:
+    """Widths after the lowest-valued units are gone, over all layers, until `ratio` of the dense cost is saved."""
+    space.check(ratio)
+    units = [unit for layer, kind in space.sublayers() for unit in _units(space, layer, kind, values[layer][kind])]
     units.sort(key=lambda unit: (unit.score, unit.layer, unit.kind, unit.step))
-    goal = ratio * _total(scores, scores.shapes)
-    removed, gone = 0, [dict.fromkeys(KINDS, 0) for _ in ranked]
-    for unit in units:
-        if removed >= goal:
+    widths, taken = space.widest(), []
+    waiting = units
+    while waiting and not space.met(widths, ratio):
+        late = []
+        for unit in waiting:
+            if space.met(widths, ratio):
+                break
+            after = widths[unit.layer] | {unit.kind: unit.width}
+            # With query slots, a width may be off the grid until its partner has moved: such a unit waits.
+            if space.fits(unit.layer, after):
+                widths[unit.layer] = after
+                taken.append(unit)
+            else:
+                late.append(unit)
+        if len(late) == len(waiting):
             break
-        gone[unit.layer][unit.kind] += unit.count
-        removed += unit.parameters
-    if removed < goal:
-        _refuse(scores, ratio, removed)
-    return [_narrow(shape, left["attention"], left["ffn"]) for shape, left in zip(scores.shapes, gone, strict=True)]
+        waiting = late
+    if not space.met(widths, ratio):
+        raise SaapError(f"ratio {ratio:g} cannot be reached: at most {space.removed(widths):.3f} in this order")
+    return _give_back(widths, taken, space, ratio)
 
 
-def _narrow(shape: LayerShape, kv_gone: int, ffn_gone: int) -> LayerShape:
-    kv_heads = shape.kv_heads - kv_gone
-    return LayerShape(kv_heads * (shape.heads // shape.kv_heads), kv_heads, shape.ffn - ffn_gone)
+def _units(space: Space, layer: int, kind: str, values: np.ndarray) -> Iterator[_Unit]:
+    """The sublayer's units, worst first, with scores that never fall, so that sorting never skips a step."""
+    options = space.options(layer, kind)[::-1]
+    worst_first, reached = np.sort(values), -np.inf
+    for step, (wide, narrow) in enumerate(pairwise(options)):
+        gone = len(values) - np.array([wide, narrow])
+        reached = max(reached, float(worst_first[gone[0] : gone[1]].mean()))
+        yield _Unit(layer, kind, step, narrow, reached)
 
 
-def _uniform_widths(scores: Scores, ratio: float) -> list[LayerShape]:
-    """Of all uniform widths that remove enough, the ones closest to removing `ratio` of attention and of FFN alike."""
-    shape = scores.shapes[0]
-    goal = (1 - ratio) * _total(scores, scores.shapes)
-    best: tuple[float, LayerShape] | None = None
-    for kv_heads in _widths(shape.kv_heads, _unit_size(scores, 0, "attention")):
-        for ffn in _widths(shape.ffn, GRID):
-            widths = _narrow(shape, shape.kv_heads - kv_heads, shape.ffn - ffn)
-            slack = goal - _total(scores, [widths] * len(scores.shapes))
-            if slack < 0:
+def _give_back(widths: Widths, taken: list[_Unit], space: Space, ratio: float) -> Widths:
+    """Put back, dearest first, what the budget does not need: the last unit may have been larger than what lacked."""
+    for unit in reversed(taken):
+        options = space.options(unit.layer, unit.kind)
+        if widths[unit.layer][unit.kind] != unit.width:
+            continue
+        wider = widths[unit.layer] | {unit.kind: options[options.index(unit.width) + 1]}
+        trial = [*widths[: unit.layer], wider, *widths[unit.layer + 1 :]]
+        if space.fits(unit.layer, wider) and space.met(trial, ratio):
+            widths = trial
+    return tighten(space, widths, ratio, space.options)
+
+
+def tighten(space: Space, widths: Widths, ratio: float, options: Callable[[int, str], list[int]]) -> Widths:
+    """Bring a plan that saves more than TOLERANCE too much nearer to the budget: one sublayer a step wider, another
+    narrower, as long as that helps. Only coarse grids on small models need it."""
+    while space.removed(widths) - ratio > TOLERANCE:
+        trials = [_with(widths, *wider) for wider in one_step(space, widths, 1, options)]
+        trials += [_with(trial, *less) for trial in trials for less in one_step(space, trial, -1, options)]
+        nearest = min((trial for trial in trials if space.met(trial, ratio)), key=space.removed, default=widths)
+        if space.removed(nearest) >= space.removed(widths) - 1e-9:
+            return widths
+        widths = nearest
+    return widths
+
+
+def _with(widths: Widths, layer: int, after: dict[str, int]) -> Widths:
+    return [*widths[:layer], after, *widths[layer + 1 :]]
+
+
+def one_step(
+    space: Space, widths: Widths, direction: int, options: Callable[[int, str], list[int]]
+) -> list[tuple[int, dict[str, int]]]:
+    """All ways to narrow (-1) or widen (+1) one sublayer by one step of `options`: (layer, its new widths)."""
+    found = []
+    for layer, kind in space.sublayers():
+        choices = options(layer, kind)
+        at = choices.index(widths[layer][kind]) + direction
+        if 0 <= at < len(choices):
+            after = widths[layer] | {kind: choices[at]}
+            if space.fits(layer, after):
+                found.append((layer, after))
+    return found
+
+
+def uniform_widths(space: Space, ratio: float) -> Widths:
+    """The uniform plan: the widths, alike in all layers, that save enough and cut attention and FFN most alike.
+
+    Where the grid is so coarse that every uniform plan misses the budget by more than TOLERANCE, some layers keep one
+    step more than others, spread evenly: as uniform as an equal budget allows (never when only uniform plans may be).
+    """
+    space.check(ratio)
+    enough, short = _uniform_candidates(space, ratio)
+    if enough is None:
+        raise SaapError(f"no uniform plan saves {ratio:g} of the {space.cost.unit}: choose a lower ratio")
+    if space.uniform_only or space.removed(enough) - ratio <= TOLERANCE or short is None:
+        return enough
+    return _between(space, short, enough, ratio)
+
+
+def _uniform_candidates(space: Space, ratio: float) -> tuple[Widths | None, Widths | None]:
+    """The best uniform plan that saves at least `ratio`, and the best that saves less."""
+    best: dict[bool, tuple[float, Widths]] = {}
+    dense = space.dense()
+    for kv in space.options(_free(space), "attention"):
+        for ffn in space.options(_free(space), "ffn"):
+            if not kv or not ffn:
                 continue
-            skew = abs(kv_heads / shape.kv_heads - (1 - ratio)) + abs(ffn / shape.ffn - (1 - ratio))
-            badness = slack / goal + 0.25 * skew
-            if best is None or badness < best[0]:
-                best = (badness, widths)
-    if best is None:
-        smallest = _narrow(shape, shape.kv_heads - _unit_size(scores, 0, "attention"), shape.ffn - GRID)
-        _refuse(scores, ratio, _total(scores, scores.shapes) - _total(scores, [smallest] * len(scores.shapes)))
-    assert best is not None
-    return [best[1]] * len(scores.shapes)
+            widths = [_limited(space, index, kv, ffn) for index in range(len(dense))]
+            over = space.removed(widths) - ratio
+            first = dense[_free(space)]
+            skew = abs(kv / first["attention"] - (1 - ratio)) + abs(ffn / first["ffn"] - (1 - ratio))
+            badness = abs(over) + 0.25 * skew
+            enough = space.met(widths, ratio)
+            if enough not in best or badness < best[enough][0]:
+                best[enough] = (badness, widths)
+    return (best[True][1] if True in best else None), (best[False][1] if False in best else None)
 
 
-def _widths(dense: int, unit: int) -> list[int]:
-    return sorted({dense, *range(unit, dense, unit)})
+def _free(space: Space) -> int:
+    """The first layer that is not protected."""
+    return next((layer for layer, kind in space.sublayers() if kind == "ffn"), 0)
 
 
-def _refuse(scores: Scores, ratio: float, removable: int) -> None:
-    most = removable / _total(scores, scores.shapes)
-    raise SaapError(f"ratio {ratio:g} cannot be reached: with one unit left in every layer at most {most:.3f} can go")
+def _limited(space: Space, index: int, kv: int, ffn: int) -> dict[str, int]:
+    """These widths where the layer offers them, its dense ones where it is protected."""
+    dense = space.widest()[index]
+    allowed = (space.options(index, "attention"), space.options(index, "ffn"))
+    return dense | {
+        "attention": kv if kv in allowed[0] else dense["attention"],
+        "ffn": ffn if ffn in allowed[1] else dense["ffn"],
+    }
+
+
+def _between(space: Space, short: Widths, enough: Widths, ratio: float) -> Widths:
+    """Start from `short` and narrow FFNs, then attention, one step at a time in turn until the budget is met."""
+    widths = [dict(layer) for layer in short]
+    order = sorted(range(len(widths)), key=lambda i: (i * 0.618034) % 1)  # evenly spread at every count
+    for kind in ("ffn", "attention", "ffn", "attention", "ffn"):
+        for layer in order:
+            if space.met(widths, ratio):
+                return tighten(space, widths, ratio, space.options)
+            options = space.options(layer, kind)
+            at = options.index(widths[layer][kind])
+            if at > 0 and options[at - 1] > 0:
+                widths[layer][kind] = options[at - 1]
+    return widths if space.met(widths, ratio) else enough

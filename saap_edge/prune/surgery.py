@@ -10,62 +10,81 @@ import torch
 from saap_edge.families import Coupling
 from saap_edge.model.folder import build_pruned, spec_of
 from saap_edge.model.spec import LayerShape
-from saap_edge.prune.score import KINDS
 
-__all__ = ["Kept", "cut", "expand", "zero_removed"]
+__all__ = ["Kept", "cut", "kept_shapes", "output_columns", "zero_removed"]
 
+# [layer][kind] ascending indices of what stays: kv groups, query slots (r-th query head of every kv group), channels.
 Kept = list[dict[str, np.ndarray]]
 
 
+def kept_shapes(kept: Kept) -> list[LayerShape]:
+    """Widths of the layers that `kept` leaves."""
+    return [
+        LayerShape(len(kinds["attention"]) * len(kinds["slots"]), len(kinds["attention"]), len(kinds["ffn"]))
+        for kinds in kept
+    ]
+
+
 def cut(dense: Any, kept: Kept) -> Any:
-    """A pruned copy of `dense` that holds only the structures in `kept`, `[layer][kind]` ascending indices.
+    """A pruned copy of `dense` that holds only the structures in `kept`.
 
     Its logits equal the dense model's with the missing structures zeroed. Returns a transformers model.
     """
     spec = spec_of(dense)
-    group = spec.layers[0].heads // spec.layers[0].kv_heads
-    shapes = [LayerShape(len(k["attention"]) * group, len(k["attention"]), len(k["ffn"])) for k in kept]
-    pruned = build_pruned(dense, shapes)
+    pruned = build_pruned(dense, kept_shapes(kept))
     with torch.no_grad():
         for old, new, kinds in zip(dense.model.layers, pruned.model.layers, kept, strict=True):
-            for kind, coupling in zip(KINDS, (spec.family.attention, spec.family.ffn), strict=True):
-                _cut_coupling(old, new, coupling, kinds[kind])
+            for coupling in (spec.family.attention, spec.family.ffn):
+                for name in (*coupling.rows, *coupling.columns):
+                    _copy(old, new, name, coupling, kinds)
     return pruned
 
 
-def _cut_coupling(old: Any, new: Any, coupling: Coupling, indices: np.ndarray) -> None:
-    structures = old.get_submodule(coupling.rows[-1]).weight.shape[0]
-    if coupling.kind == "kv_group":
-        structures = old.self_attn.v_proj.weight.shape[0] // old.self_attn.head_dim
-    for name in (*coupling.rows, *coupling.columns):
-        source, target = old.get_submodule(name), new.get_submodule(name)
-        columns = name in coupling.columns
-        axis = 1 if columns else 0
-        index = expand(indices, source.weight.shape[axis] // structures).to(source.weight.device)
-        target.weight.copy_(source.weight.index_select(axis, index))
-        if source.bias is not None:
-            target.bias.copy_(source.bias if columns else source.bias[index])
+def _copy(old: Any, new: Any, name: str, coupling: Coupling, kinds: dict[str, np.ndarray]) -> None:
+    source, target = old.get_submodule(name), new.get_submodule(name)
+    columns = name in coupling.columns
+    index = _slices(old, source.weight.shape[1 if columns else 0], coupling, kinds).to(source.weight.device)
+    target.weight.copy_(source.weight.index_select(1 if columns else 0, index))
+    if source.bias is not None:
+        target.bias.copy_(source.bias if columns else source.bias[index])
 
 
-def expand(indices: np.ndarray, width: int) -> torch.Tensor:
-    """Structure indices to consecutive rows: structure j owns rows j*width .. (j+1)*width."""
-    return (torch.from_numpy(indices)[:, None] * width + torch.arange(width)).flatten()
+def _slices(layer: Any, size: int, coupling: Coupling, kinds: dict[str, np.ndarray]) -> torch.Tensor:
+    """Rows or columns that stay on an axis of `size`."""
+    if coupling.kind == "ffn":
+        return torch.from_numpy(kinds["ffn"])
+    width = layer.self_attn.head_dim
+    groups = layer.self_attn.v_proj.weight.shape[0] // width
+    per_group = size // width // groups  # query heads a kv group on q and o, 1 on k and v
+    slots = kinds["slots"] if per_group > 1 else np.zeros(1, dtype=np.int64)
+    heads = (kinds["attention"][:, None] * per_group + slots).flatten()
+    return torch.from_numpy((heads[:, None] * width + np.arange(width)).flatten())
+
+
+def output_columns(layer: Any, sublayer: str, kinds: dict[str, np.ndarray]) -> torch.Tensor:
+    """Input columns of the dense layer's `o_proj` ("attention") or `down_proj` ("ffn") that stay, ascending."""
+    if sublayer == "ffn":
+        return torch.from_numpy(kinds["ffn"])
+    return _slices(layer, layer.self_attn.o_proj.weight.shape[1], _ATTENTION, kinds)
+
+
+_ATTENTION = Coupling("kv_group", (), ())
 
 
 @torch.no_grad()
 def zero_removed(dense: Any, kept: Kept) -> None:
     """Zero, in place, all weights and biases of the structures `kept` leaves out: the definition that `cut` meets."""
     spec = spec_of(dense)
-    for layer, shape, kinds in zip(dense.model.layers, spec.layers, kept, strict=True):
-        counts = {"attention": shape.kv_heads, "ffn": shape.ffn}
-        for kind, coupling in zip(KINDS, (spec.family.attention, spec.family.ffn), strict=True):
-            gone = np.setdiff1d(np.arange(counts[kind]), kinds[kind])
-            for name in coupling.rows:
+    for layer, kinds in zip(dense.model.layers, kept, strict=True):
+        for coupling in (spec.family.attention, spec.family.ffn):
+            for name in (*coupling.rows, *coupling.columns):
                 module = layer.get_submodule(name)
-                rows = expand(gone, module.weight.shape[0] // counts[kind])
-                module.weight[rows] = 0
-                if module.bias is not None:
-                    module.bias[rows] = 0
-            for name in coupling.columns:
-                module = layer.get_submodule(name)
-                module.weight[:, expand(gone, module.weight.shape[1] // counts[kind])] = 0
+                axis = 1 if name in coupling.columns else 0
+                gone = torch.ones(module.weight.shape[axis], dtype=torch.bool)
+                gone[_slices(layer, len(gone), coupling, kinds)] = False
+                if axis:
+                    module.weight[:, gone] = 0
+                else:
+                    module.weight[gone] = 0
+                    if module.bias is not None:
+                        module.bias[gone] = 0

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from saap_edge.evaluate.perplexity import perplexity
-from saap_edge.prune.repair import least_squares, repair
+from saap_edge.prune.repair import least_squares, repair, restored
 from saap_edge.prune.surgery import cut, zero_removed
 from tests.conftest import tiny_model
 
@@ -18,7 +18,8 @@ def random_kept(seed, uniform=False):
     for layer in range(3):
         kv, ffn = (2, 64) if uniform else (layer + 1, 32 * (layer + 1))
         kept.append({
-            "attention": np.sort(rng.choice(4, kv, replace=False)), "ffn": np.sort(rng.choice(128, ffn, replace=False)),
+            "attention": np.sort(rng.choice(4, kv, replace=False)), "slots": np.arange(2),
+            "ffn": np.sort(rng.choice(128, ffn, replace=False)),
         })  # fmt: skip
     return kept
 
@@ -42,39 +43,68 @@ def test_cut_with_biases_on_o():
 
 def test_cutting_nothing_changes_nothing(family):
     dense = tiny_model(family)
-    kept = [{"attention": np.arange(4), "ffn": np.arange(128)}] * 3
+    kept = [{"attention": np.arange(4), "slots": np.arange(2), "ffn": np.arange(128)}] * 3
     torch.testing.assert_close(cut(dense, kept)(IDS).logits, dense(IDS).logits)
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_a_query_slot_removed_equals_zeroed(family, slot):
+    dense, kept = tiny_model(family), random_kept(4)
+    for layer in (0, 2):
+        kept[layer]["slots"] = np.array([slot])
+    pruned = cut(dense, kept)
+    assert pruned.model.layers[2].self_attn.q_proj.weight.shape[0] == 3 * 16
+    zero_removed(dense, kept)
+    torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=1e-5, rtol=1e-4)
 
 
 def test_least_squares_is_the_minimum():
     torch.manual_seed(0)
-    inputs = torch.randn(500, 24) @ torch.randn(24, 24)
-    weight, kept = torch.randn(8, 24), torch.arange(0, 24, 2)
-    mended = least_squares(weight, inputs.T @ inputs, kept, ridge=1e-9)
-    best = torch.linalg.lstsq(inputs[:, kept].double(), (inputs @ weight.T).double()).solution.T
-    torch.testing.assert_close(mended.double(), best, atol=1e-3, rtol=1e-3)
+    inputs, targets = torch.randn(500, 24) @ torch.randn(24, 24), torch.randn(500, 8)
+    solved = least_squares(inputs.T @ inputs, targets.T @ inputs, torch.zeros(8, 24), ridge=1e-9)
+    best = torch.linalg.lstsq(inputs.double(), targets.double()).solution.T
+    torch.testing.assert_close(solved.double(), best, atol=1e-3, rtol=1e-3)
 
 
-def test_least_squares_without_data_is_the_plain_cut():
-    weight, kept = torch.randn(4, 6), torch.tensor([1, 4])
-    torch.testing.assert_close(least_squares(weight, torch.zeros(6, 6), kept), weight[:, kept])
+def test_least_squares_without_data_is_the_start():
+    start = torch.randn(4, 2)
+    torch.testing.assert_close(least_squares(torch.zeros(2, 2), torch.zeros(4, 2), start), start)
 
 
-def test_repair_brings_the_logits_nearer_to_dense(family):
+@pytest.mark.parametrize("mix", [0.0, 0.6])
+def test_repair_brings_the_logits_nearer_to_dense(family, mix):
     dense, kept = tiny_model(family), random_kept(0)
     torch.manual_seed(0)
     windows, fresh = torch.randint(0, 320, (24, 32)), torch.randint(0, 320, (8, 32))
-    pruned = cut(dense, kept)
     target = dense(fresh).logits
-    before = float((pruned(fresh).logits - target).square().mean())
-    repair(dense, pruned, kept, windows)
-    assert float((pruned(fresh).logits - target).square().mean()) < before
+    before = float((cut(dense, kept)(fresh).logits - target).square().mean())
+    with restored(dense):
+        repair(dense, kept, windows, mix)
+        masked, pruned = dense(fresh).logits, cut(dense, kept)(fresh).logits
+    assert float((pruned - target).square().mean()) < before
+    torch.testing.assert_close(masked, pruned, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(dense(fresh).logits, target)
+
+
+def test_the_dense_target_mends_what_earlier_layers_broke(family):
+    """Only layer 0 is cut; layers 1 and 2 are whole, and still take part of the mending over."""
+    dense, kept = tiny_model(family), random_kept(0)
+    for layer in (1, 2):
+        kept[layer] = {"attention": np.arange(4), "slots": np.arange(2), "ffn": np.arange(128)}
+    torch.manual_seed(0)
+    windows = torch.randint(0, 320, (64, 32))
+    target, distance = dense(windows).logits, {}
+    for mix in (0.0, 0.6):
+        with restored(dense):
+            repair(dense, kept, windows, mix)
+            distance[mix] = float((dense(windows).logits - target).square().mean())
+    assert distance[0.6] < distance[0.0]
 
 
 def test_repair_of_an_uncut_model_does_nothing(family):
     dense = tiny_model(family)
-    kept = [{"attention": np.arange(4), "ffn": np.arange(128)}] * 3
-    pruned = cut(dense, kept)
-    repair(dense, pruned, kept, torch.randint(0, 320, (4, 16)))
-    torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits)
-    assert perplexity(pruned, IDS).value == pytest.approx(perplexity(dense, IDS).value)
+    kept = [{"attention": np.arange(4), "slots": np.arange(2), "ffn": np.arange(128)}] * 3
+    before = dense(IDS).logits
+    repair(dense, kept, torch.randint(0, 320, (4, 16)))
+    torch.testing.assert_close(dense(IDS).logits, before, atol=1e-5, rtol=1e-4)
+    assert perplexity(cut(dense, kept), IDS).value == pytest.approx(perplexity(dense, IDS).value)
