@@ -1,58 +1,145 @@
-"""Choosing a plan: candidates are cut, repaired and judged on held-out text, and the best is kept."""
+"""Choosing a plan: candidates are repaired and judged on held-out text, and the best is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import perplexity
-from saap_edge.prune.plan import Candidate, Plan
-from saap_edge.prune.repair import repair
-from saap_edge.prune.score import Scores
-from saap_edge.prune.search import METHODS, kept_structures, plan_from_scores
+from saap_edge.prune.bank import Bank
+from saap_edge.prune.evolve import Assembly, evolve, measured_values
+from saap_edge.prune.orders import ORDERS, Values, structure_values
+from saap_edge.prune.plan import Candidate, Plan, make_plan
+from saap_edge.prune.policy import policy_values
+from saap_edge.prune.repair import MIX, repair, restored
+from saap_edge.prune.score import KINDS, Scores
+from saap_edge.prune.search import kept_structures, method_widths, ranked_widths
+from saap_edge.prune.space import Space, Widths
 from saap_edge.prune.surgery import cut
+from saap_edge.recipe import RankingSettings
 
-__all__ = ["candidate_plans", "choose_plan"]
+__all__ = ["AUTO", "METHODS", "Planner", "load_values", "save_values"]
+
+SEARCH, POLICY = "search", "policy-gradient"  # these learn widths or an order with the model, by forward passes
+METHODS = (*ORDERS, SEARCH, POLICY)
+PAPER = RankingSettings()
+AUTO = (SEARCH, "kfac", "llm-pruner-element", "saap", "uniform")  # what `auto` builds and judges
+STARTS = ("kfac", "llm-pruner-element", "saap", "uniform")  # widths that the search starts from
 
 
-def candidate_plans(scores: Scores, method: str, ratio: float, fluctuation_weight: float) -> list[Plan]:
-    """The plans `method` asks for: its own and always the uniform rival; `auto` means every method.
+@dataclass(frozen=True)
+class Planner:
+    """Plans for any ratio from one set of scores and one bank.
 
-    Raises SaapError when the ratio cannot be reached.
+    `model` is the dense model (put back as it was after every call); `calibration`, `search` and `heldout` are token
+    ids [n, window]: for repair, for the search, and for the choice.
     """
-    wanted = METHODS if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
-    return [plan_from_scores(scores, name, ratio, fluctuation_weight) for name in wanted]
+
+    model: Any
+    scores: Scores
+    bank: Bank
+    space: Space
+    calibration: torch.Tensor
+    search: torch.Tensor
+    heldout: torch.Tensor
+    ranking: RankingSettings = PAPER
+    evaluations: int = 200
+    seed: int = 0
+    mix: float | None = MIX  # of the repair candidates are judged after; None judges them as cut
+    bias: bool = False
+
+    def work(self, method: str) -> int:
+        """Steps of `plan`: candidates judged, and plans tried by the search."""
+        wanted = self._wanted(method)
+        return len(wanted) + self.evaluations * len({SEARCH, POLICY} & set(wanted))
+
+    def plan(self, method: str, ratio: float, progress: Callable[[], None] = lambda: None) -> tuple[Plan, Values]:
+        """The plan of a method (METHODS), or with `auto` the best of AUTO, and the values its structures leave by.
+
+        A method that was asked for by name is kept, and the uniform rival's figure stands beside it. Raises SaapError
+        when the ratio cannot be reached.
+        """
+        wanted = self._wanted(method)
+        made = [(name, *self.widths(name, ratio, progress)) for name in wanted]
+        judged = []
+        for _, widths, values in made:
+            judged.append(self.judge(widths, values))
+            progress()
+        best = int(np.argmin(judged)) if method == "auto" else wanted.index(method)
+        plans = [
+            make_plan(name, "kfac" if name in (SEARCH, "uniform") else name, ratio, self.space, widths)
+            for name, widths, _ in made
+        ]
+        candidates = [
+            Candidate(
+                method=plan.method, achieved_ratio=plan.achieved_ratio, heldout_perplexity=value, uniform=plan.uniform,
+                chosen=index == best,
+            )
+            for index, (plan, value) in enumerate(zip(plans, judged, strict=True))
+        ]  # fmt: skip
+        return plans[best].model_copy(update={"candidates": candidates}), made[best][2]
+
+    def _wanted(self, method: str) -> tuple[str, ...]:
+        if self.space.uniform_only:
+            if method not in ("auto", *(name for name, order in ORDERS.items() if order.uniform)):
+                method_widths(method, [], self.space, 0.5)
+            return ("uniform",) if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
+        return AUTO if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
+
+    def values(self, order: str) -> Values:
+        """Values of an order (ORDERS). Raises SaapError for an unknown one."""
+        return structure_values(order, self.scores, self.space, self.bank, self.ranking, self.seed)
+
+    def widths(self, method: str, ratio: float, progress: Callable[[], None] = lambda: None) -> tuple[Widths, Values]:
+        """Widths of one method, and the values its structures leave by. `progress`: called for every plan tried."""
+        if method == SEARCH:
+            return self._search(ratio, progress), self.values("kfac")
+        if method == POLICY:
+            start = self.values("wanda-sp")
+            learnt = policy_values(
+                self.model, self.space, start, self.calibration, ratio, self.evaluations, self.seed, progress
+            )
+            return ranked_widths(learnt, self.space, ratio), learnt
+        values = self.values(method)
+        return method_widths(method, values, self.space, ratio), values
+
+    def _search(self, ratio: float, progress: Callable[[], None]) -> Widths:
+        starts = [self.widths(name, ratio)[0] for name in STARTS]
+        with Assembly(self.model, self.bank, self.space, self.search) as assembly:
+            corrected = measured_values(assembly, self.values("kfac"))
+            starts.insert(0, ranked_widths(corrected, self.space, ratio))
+            return evolve(assembly, starts, ratio, self.evaluations, self.seed, progress)[0]
+
+    def judge(self, widths: Widths, values: Values) -> float:
+        """Held-out perplexity of the model cut to these widths and repaired."""
+        kept = kept_structures(values, widths)
+        if self.mix is None:
+            return perplexity(cut(self.model, kept), self.heldout).value
+        with restored(self.model):
+            repair(self.model, kept, self.calibration, self.mix, self.bias)
+            return perplexity(self.model, self.heldout).value
 
 
-def choose_plan(
-    dense: Any,
-    scores: Scores,
-    plans: list[Plan],
-    method: str,
-    calibration: torch.Tensor,
-    heldout: torch.Tensor,
-    progress: Callable[[str], None] = lambda name: None,
-) -> Plan:
-    """Judge every plan after cut and repair; return the winner with all candidates' figures in it.
+def save_values(values: Values, folder: Path) -> None:
+    """Write order.safetensors: for every layer and kind, the figure each structure leaves by (lowest first)."""
+    arrays = {f"layers.{i}.{kind}": layer[kind].astype(np.float64) for i, layer in enumerate(values) for kind in KINDS}
+    save_file(arrays, folder / "order.safetensors")
 
-    `calibration` and `heldout` are token ids [n, window]. With `auto` the lowest held-out perplexity wins; a method
-    that was asked for by name is kept, and its rival's figure stands beside it.
-    """
-    judged: list[float] = []
-    for plan in plans:
-        kept = kept_structures(scores, plan)
-        pruned = cut(dense, kept)
-        repair(dense, pruned, kept, calibration)
-        judged.append(perplexity(pruned, heldout).value)
-        progress(plan.method)
-    best = judged.index(min(judged)) if method == "auto" else [plan.method for plan in plans].index(method)
-    candidates = [
-        Candidate(
-            method=plan.method, achieved_ratio=plan.achieved_ratio, heldout_perplexity=value, uniform=plan.uniform,
-            chosen=index == best,
-        )
-        for index, (plan, value) in enumerate(zip(plans, judged, strict=True))
-    ]  # fmt: skip
-    return plans[best].model_copy(update={"candidates": candidates})
+
+def load_values(folder: Path) -> Values:
+    """Read what `save_values` wrote. Raises SaapError when it is missing or damaged."""
+    try:
+        arrays = load_file(folder / "order.safetensors")
+        return [{kind: arrays[f"layers.{i}.{kind}"] for kind in KINDS} for i in range(len(arrays) // len(KINDS))]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise SaapError(
+            f"'{folder}' holds no readable order of removal ({error}): run `saap-edge plan` first"
+        ) from None

@@ -1,0 +1,126 @@
+"""The bank and the search, against brute force on tiny random models."""
+
+import numpy as np
+import pytest
+import torch
+
+from saap_edge.errors import SaapError
+from saap_edge.evaluate.perplexity import perplexity
+from saap_edge.model.folder import spec_of
+from saap_edge.prune.bank import Bank, build_bank, removal_costs
+from saap_edge.prune.choose import METHODS, Planner, load_values, save_values
+from saap_edge.prune.evolve import Assembly, evolve, measured_values
+from saap_edge.prune.repair import repair, restored
+from saap_edge.prune.score import score_model
+from saap_edge.prune.search import kept_structures, ranked_widths
+from saap_edge.prune.space import Space
+from saap_edge.prune.surgery import cut
+from tests.conftest import tiny_model
+
+
+@pytest.fixture(scope="module")
+def planner(family, tmp_path_factory):
+    model = tiny_model(family)
+    torch.manual_seed(0)
+    windows = torch.randint(0, 320, (24, 24))
+    scores = score_model(model, list(windows[:8].split(2)), {})
+    spec = spec_of(model)
+    space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True)
+    bank = build_bank(model, scores, space, windows[:16], tmp_path_factory.mktemp(f"{family}-bank"))
+    return Planner(model, scores, bank, space, windows[:16], windows[16:20], windows[20:], evaluations=12)
+
+
+def test_plain_cost_is_the_error_after_the_best_repair():
+    """Brute force: least squares without each structure, and the loss left under the curvature."""
+    torch.manual_seed(0)
+    mixing = torch.eye(12, dtype=torch.float64) + 0.3 * torch.randn(12, 12, dtype=torch.float64)
+    inputs = torch.randn(400, 12, dtype=torch.float64) @ mixing
+    weight, curvature = torch.randn(5, 12, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    columns = torch.arange(12).reshape(6, 2)
+    found = removal_costs(weight, inputs.T @ inputs / 400, curvature, columns, greedy=False)
+    for structure in range(6):
+        stay = [c for c in range(12) if c // 2 != structure]
+        best = torch.linalg.lstsq(inputs[:, stay], inputs @ weight.T).solution
+        error = (inputs @ weight.T - inputs[:, stay] @ best).square().mean(0)
+        assert float(found[structure]) == pytest.approx(float(0.5 * (curvature * error).sum()), rel=0.06)  # the ridge
+
+
+def test_greedy_takes_redundancy_into_account():
+    """Two equal inputs: either is free to remove, but not both."""
+    torch.manual_seed(0)
+    inputs = torch.randn(500, 4, dtype=torch.float64)
+    inputs[:, 1] = inputs[:, 0] + 1e-3 * torch.randn(500)
+    gram = inputs.T @ inputs / 500
+    weight, ones = torch.ones(3, 4, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    columns = torch.arange(4)[:, None]
+    plain = removal_costs(weight, gram, ones, columns, greedy=False)
+    greedy = removal_costs(weight, gram, ones, columns)
+    assert plain[:2].max() < 0.1 * plain[2:].min()
+    assert sorted(torch.argsort(greedy)[:1].tolist()) in ([0], [1]) and (greedy[:2] > 1).sum() == 1
+
+
+def test_banked_weights_are_least_squares(planner):
+    model, bank, space = planner.model, planner.bank, planner.space
+    dense = space.dense()
+    widths = [dense[0] | {"ffn": 64}, *dense[1:]]
+    with Assembly(model, bank, space, planner.search) as assembly:
+        assert assembly.divergence(dense) == pytest.approx(0, abs=1e-5)
+        assembly.divergence(widths)
+        banked = model.model.layers[0].mlp.down_proj.weight.detach().clone()
+    with restored(model):
+        repair(model, [bank.kept(i, layer) for i, layer in enumerate(widths)], planner.calibration, mix=0.0)
+        mended = model.model.layers[0].mlp.down_proj.weight.detach().clone()
+    torch.testing.assert_close(banked, mended, atol=2e-4, rtol=1e-3)
+    assert int((banked.abs().sum(0) == 0).sum()) == 64
+
+
+def test_the_assembly_leaves_the_model_as_it_was(planner):
+    before = {name: tensor.clone() for name, tensor in planner.model.state_dict().items()}
+    with Assembly(planner.model, planner.bank, planner.space, planner.search) as assembly:
+        measured_values(assembly, planner.values("kfac"))
+    for name, tensor in planner.model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_search_never_ends_worse_than_it_began_and_keeps_the_budget(planner, seed):
+    starts = [ranked_widths(planner.values(name), planner.space, 0.4) for name in ("kfac", "saap")]
+    with Assembly(planner.model, planner.bank, planner.space, planner.search) as assembly:
+        first = min(assembly.divergence(widths) for widths in starts)
+        widths, divergence = evolve(assembly, starts, 0.4, 15, seed)
+    assert divergence <= first + 1e-6
+    assert planner.space.met(widths, 0.4)
+    assert all(planner.space.fits(i, layer) for i, layer in enumerate(widths))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_a_plan_that_cuts(planner, method):
+    if method == "shortgpt":
+        pytest.skip("removes whole layers: tests/prune/test_depth.py")
+    plan, values = planner.plan(method, 0.3)
+    assert plan.method == method and planner.space.met(plan.widths, 0.3)
+    assert {c.method for c in plan.candidates} == {method, "uniform"}
+    pruned = cut(planner.model, kept_structures(values, plan.widths))
+    assert spec_of(pruned).layers == tuple(plan.shapes)
+
+
+def test_auto_keeps_the_best_and_its_figure_is_the_repaired_cut(planner):
+    plan, values = planner.plan("auto", 0.4)
+    best = min(plan.candidates, key=lambda c: c.heldout_perplexity)
+    assert best.chosen and best.method == plan.method
+    kept = kept_structures(values, plan.widths)
+    with restored(planner.model):
+        repair(planner.model, kept, planner.calibration, planner.mix)
+        pruned = cut(planner.model, kept)
+    assert perplexity(pruned, planner.heldout).value == pytest.approx(best.heldout_perplexity, rel=1e-4)
+
+
+def test_bank_and_order_files(planner, tmp_path):
+    again = Bank(planner.bank.folder)
+    np.testing.assert_array_equal(again.costs[1]["ffn"], planner.bank.costs[1]["ffn"])
+    save_values(planner.values("saap"), tmp_path)
+    np.testing.assert_array_equal(load_values(tmp_path)[2]["ffn"], planner.values("saap")[2]["ffn"])
+    with pytest.raises(SaapError, match="saap-edge bank"):
+        Bank(tmp_path / "none")
+    with pytest.raises(SaapError, match="saap-edge plan"):
+        load_values(tmp_path / "none")
