@@ -29,8 +29,8 @@ GGUF and ONNX that stock llama.cpp and ONNX Runtime run, measured, with an exit 
     saap-edge compile --model ./TinyLlama --target rpi5 --ratio 0.3 --out out
     saap-edge compile recipe.yaml --out out
 
-compile runs score, plan, prune, recover, export, verify, bench, gate, report. Each is also a command of its own that
-works on the folder of the stage before it, and prints its own. Finished stages are found again and not repeated.
+compile runs score, bank, plan, prune, recover, export, verify, bench, gate, report. Each is also a command of its own
+that works on the folder of the stage before it, and prints its own. Finished stages are found again and not repeated.
 
 Exit codes: 0 ok, 1 a budget limit or verification failed, 2 bad input, 3 inconclusive.
 """
@@ -55,7 +55,9 @@ TargetOption = Annotated[str | None, typer.Option("--target", help="Board: a nam
 RatioOption = Annotated[
     float | None, typer.Option("--ratio", help="Share of attention and FFN parameters to remove, 0 to 1")
 ]
-MethodOption = Annotated[str | None, typer.Option("--method", help="auto, saap, taylor or uniform")]
+MethodOption = Annotated[
+    str | None, typer.Option("--method", help="How the plan is made: auto, search, kfac, saap, uniform or a baseline")
+]
 TokensOption = Annotated[int | None, typer.Option("--tokens", help="Training tokens of recovery; 0 only rounds")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder with calibration.txt, heldout.txt and test.txt")
@@ -170,7 +172,7 @@ def compile(
     method: MethodOption = None, tokens: TokensOption = None, data: DataOption = None, plan: PlanOption = None,
     budget: BudgetOption = None, out: OutOption, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Run the whole chain: score, plan, prune, recover, export, verify, bench, gate, report."""
+    """Run the whole chain: score, bank, plan, prune, recover, export, verify, bench, gate, report."""
     from saap_edge.stages import ORDER
 
     settings = _recipe(
@@ -189,11 +191,17 @@ def score(
 
 
 @app.command()
+def bank(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
+    """Order of removal and repaired weights of every sublayer, at every width: one bank serves all budgets."""
+    _after(folder, "bank", as_json)
+
+
+@app.command()
 def plan(
     folder: FolderArgument, *, ratio: RatioOption = None, method: MethodOption = None, plan: PlanOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Search widths per layer from saved scores: seconds, no scoring again."""
+    """Search widths per layer from saved scores and bank: another budget needs no scoring again."""
     _after(folder, "plan", as_json, plan_file=plan, ratio=ratio, method=method)
 
 

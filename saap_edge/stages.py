@@ -17,7 +17,9 @@ from saap_edge.targets import Target, load_target, matches_this_machine
 
 __all__ = ["ORDER", "Bar", "Job", "resolve_model"]
 
-ORDER = ("score", "plan", "prune", "recover", "dense", "export", "verify", "bench", "gate", "report")
+ORDER = ("score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench", "gate", "report")
+
+SEARCH_WINDOWS = 8  # calibration windows behind the scored ones, on which the search compares plans
 
 # bar(what, total) gives a context whose value is called with the number of steps done: the CLI draws it.
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -50,7 +52,6 @@ class Job:
 
     def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar) -> None:
         from saap_edge.prune.plan import check_plan, load_plan
-        from saap_edge.prune.search import check_ratio
 
         self.recipe, self.bar = recipe, bar
         self.target: Target = load_target(recipe.target)
@@ -60,7 +61,7 @@ class Job:
         if self.plan_override:
             check_plan(self.plan_override, list(self.spec.layers), self.spec.head_dim)
         else:
-            check_ratio(self.spec, recipe.prune.ratio)
+            self.space.check(recipe.prune.ratio)
         if recipe.score.window > self.spec.context:
             raise SaapError(
                 f"score.window {recipe.score.window} is longer than the model's context {self.spec.context}"
@@ -91,14 +92,18 @@ class Job:
         """The stage of that name for this recipe."""
         recipe, run = self.recipe, getattr(self, f"_{name}")
         score, seed = recipe.score.model_dump(mode="json"), {"seed": recipe.seed}
-        plan = {"plan": self.plan_override.model_dump(mode="json")} if self.plan_override else {}
         prune = recipe.prune.model_dump(mode="json")
+        plan = {"plan": self.plan_override.model_dump(mode="json")} if self.plan_override else {}
+        plan |= prune | score | seed | self._target_settings()
+        offered = {name: prune[name] for name in ("off_grid", "protect", "minimum", "query_slots", "depth")}
+        mending = {name: prune[name] for name in ("repair", "mix", "bias")}
         windows = {"window": recipe.score.window}
         texts = ("model", "calibration", "heldout")
         table: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
             "score": ((), ("model", "calibration"), score),
-            "plan": (("score",), texts, plan or prune | score),
-            "prune": (("score", "plan"), texts, score | {"repair": recipe.prune.repair}),
+            "bank": (("score",), ("model", "calibration"), score | offered | {"grid": self.space.grid}),
+            "plan": (("score", "bank"), texts, plan),
+            "prune": (("plan",), texts, score | mending),
             "recover": (("prune",), texts, recipe.recover.model_dump(mode="json") | windows | seed),
             "dense": ((), ("model",), {"formats": recipe.export.formats}),
             "export": (("recover", "plan"), (), {"formats": recipe.export.formats}),
@@ -119,6 +124,24 @@ class Job:
     def on_target(self) -> bool:
         """This machine is the target."""
         return matches_this_machine(self.target)
+
+    @property
+    def space(self) -> Any:
+        """Widths a plan may choose, and what they cost."""
+        from saap_edge.prune.space import Space, model_cost
+
+        prune, target, spec = self.recipe.prune, self.target, self.spec
+        bandwidth = target.decode_bandwidth if prune.unit == "latency" else 1.0
+        cost = model_cost(spec, prune.unit, target.quantisation["gguf"], prune.context, bandwidth)
+        return Space(
+            spec.layers, spec.hidden, spec.head_dim, cost, prune.grid or target.grid, prune.protect, prune.minimum,
+            prune.query_slots, prune.depth, prune.off_grid == "trim",
+        )  # fmt: skip
+
+    def _target_settings(self) -> dict[str, Any]:
+        """What of the target a plan depends on."""
+        cost = self.space.cost
+        return {"grid": self.space.grid, "cost": [cost.per_weight, cost.per_kv_head, cost.fixed]}
 
     def _bench_settings(self) -> dict[str, Any]:
         from saap_edge.bench.machine import machine_facts
@@ -152,6 +175,7 @@ class Job:
         import torch
 
         from saap_edge.evaluate.perplexity import text_hash
+        from saap_edge.model.folder import load_model
         from saap_edge.prune.score import save_scores, score_model
 
         settings = self.recipe.score
@@ -160,44 +184,64 @@ class Job:
         if len(batches) < 2:
             raise SaapError(f"data.calibration: '{self.recipe.data.calibration}' fills fewer than 2 windows")
         conditions = {"text_sha256": text_hash(self.recipe.data.calibration), **settings.model_dump()}
+        model = load_model(self.model, getattr(torch, settings.dtype))
         with self.bar("score: calibration batches", len(batches)) as advance:
-            scores = score_model(self._dense_model(), batches, conditions, lambda: advance(1))
+            scores = score_model(
+                model, batches, conditions, lambda: advance(1), second_order=settings.second_order,
+                running_fisher=settings.running_fisher, checkpointing=settings.checkpointing,
+            )  # fmt: skip
         save_scores(scores, out)
 
+    def _bank(self, inputs: Inputs, out: Path) -> None:
+        from saap_edge.prune.bank import build_bank
+        from saap_edge.prune.score import load_scores
+
+        windows = self._windows("calibration", self.recipe.score.samples)
+        with self.bar("bank: layers", len(self.spec.layers)) as advance:
+            build_bank(self._dense_model(), load_scores(inputs["score"]), self.space, windows, out, lambda: advance(1))
+
     def _plan(self, inputs: Inputs, out: Path) -> None:
-        from saap_edge.prune.choose import candidate_plans, choose_plan
+        from saap_edge.prune.bank import Bank
+        from saap_edge.prune.choose import Planner, save_values
         from saap_edge.prune.plan import save_plan
         from saap_edge.prune.score import load_scores
 
+        settings, samples = self.recipe.prune, self.recipe.score.samples
+        windows = self._windows("calibration", samples + SEARCH_WINDOWS)
+        planner = Planner(
+            self._dense_model(), load_scores(inputs["score"]), Bank(inputs["bank"]), self.space, windows[:samples],
+            windows[-SEARCH_WINDOWS:], self._windows("heldout", 40), settings.ranking, settings.evaluations,
+            self.recipe.seed, settings.mix if settings.repair else None, settings.bias,
+        )  # fmt: skip
         plan = self.plan_override
         if plan is None:
-            settings, scores = self.recipe.prune, load_scores(inputs["score"])
-            plans = candidate_plans(scores, settings.method, settings.ratio, settings.fluctuation)
-            with self.bar("plan: candidates", len(plans)) as advance:
-                plan = choose_plan(
-                    self._dense_model(), scores, plans, settings.method,
-                    self._windows("calibration", self.recipe.score.samples), self._windows("heldout", 40),
-                    lambda _: advance(1),
-                )  # fmt: skip
+            with self.bar("plan", planner.work(settings.method)) as advance:
+                plan, values = planner.plan(settings.method, settings.ratio, lambda: advance(1))
+        else:
+            values = planner.values(plan.order)
         save_plan(plan, out / "plan.json")
+        save_values(values, out)
 
     def _prune(self, inputs: Inputs, out: Path) -> None:
         from saap_edge.evaluate.perplexity import perplexity
         from saap_edge.model.folder import save_model
+        from saap_edge.prune.choose import load_values
         from saap_edge.prune.plan import check_plan, load_plan
         from saap_edge.prune.repair import repair
-        from saap_edge.prune.score import load_scores
         from saap_edge.prune.search import kept_structures
         from saap_edge.prune.surgery import cut
 
-        plan, dense = load_plan(inputs["plan"]), self._dense_model()
+        plan, model, settings = load_plan(inputs["plan"]), self._dense_model(), self.recipe.prune
         check_plan(plan, list(self.spec.layers), self.spec.head_dim)
-        kept, heldout = kept_structures(load_scores(inputs["score"]), plan), self._windows("heldout", 40)
-        pruned = cut(dense, kept)
-        figures = {"dense": perplexity(dense, heldout).value, "cut": perplexity(pruned, heldout).value}
-        if self.recipe.prune.repair:
+        kept, heldout = kept_structures(load_values(inputs["plan"]), plan.widths), self._windows("heldout", 40)
+        figures = {"dense": perplexity(model, heldout).value}
+        pruned = cut(model, kept)
+        figures["cut"] = perplexity(pruned, heldout).value
+        if settings.repair:
+            windows = self._windows("calibration", self.recipe.score.samples)
             with self.bar("prune: layers repaired", len(kept)) as advance:
-                repair(dense, pruned, kept, self._windows("calibration", self.recipe.score.samples), lambda: advance(1))
+                repair(model, kept, windows, settings.mix, settings.bias, lambda: advance(1))
+            pruned = cut(model, kept)
             figures["repaired"] = perplexity(pruned, heldout).value
         (out / "model").mkdir()
         save_model(pruned, self.model, out / "model")

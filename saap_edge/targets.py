@@ -75,6 +75,18 @@ class Target(_Strict):
     grid: int = Field(default=32, ge=32, multiple_of=32)
     source: str
 
+    @property
+    def decode_bandwidth(self) -> float:
+        """Bytes a second that decoding reads: seen while decoding where known, else measured, else on paper.
+
+        Raises SaapError when the target states none.
+        """
+        known = self.bandwidth_gb_s
+        for figure in (known.effective_decode, known.read_measured, known.copy_measured, known.theoretical):
+            if figure is not None:
+                return figure.value * 1e9
+        raise SaapError(f"target '{self.name}' states no memory bandwidth: measure it with `saap-edge target probe`")
+
 
 def _folder() -> Path:
     """Inside an installed wheel the files lie in the package, in a checkout beside it."""

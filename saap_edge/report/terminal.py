@@ -51,7 +51,9 @@ def _change(before: int, after: int) -> str:
 def render_plan(plan: dict[str, Any]) -> list[RenderableType]:
     """Widths before => after, and the plans that competed."""
     before, after = plan["parameters"]
-    removed = f"{plan['achieved_ratio']:.1%} removed"
+    removed = f"{1 - after / before:.1%} removed"
+    if plan["unit"] != "parameters":
+        removed += f", {plan['achieved_ratio']:.1%} of the {plan['unit']}"
     title = f"plan ({plan['method']}): {before:,} => {after:,} attention and FFN parameters ({removed})"
     table = _table(title, "layer", "heads", "kv heads", "FFN width")
     for layer in plan["layers"]:
