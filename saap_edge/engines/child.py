@@ -141,7 +141,9 @@ def log_probabilities(logits: np.ndarray, tokens: list[int]) -> tuple[np.ndarray
 
 def _common(first: list[int], second: list[int]) -> int:
     """Length of the common beginning."""
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 __all__ = [
     "render_bench",
+    "render_evaluation",
     "render_gate",
     "render_plan",
     "render_prune",
@@ -147,3 +148,37 @@ def render_gate(gate: dict[str, Any]) -> list[RenderableType]:
             escape(limit), entry["artifact"] or "-", f"[{colour}]{entry['verdict']}[/]", escape(entry["reason"])
         )
     return [table]
+
+
+def render_evaluation(document: dict[str, Any]) -> list[RenderableType]:
+    """Every figure, artifacts side by side; the conditions of each stand in its row and in the title."""
+    names = [entry["name"] for entry in document["artifacts"]]
+    version = f", lm-eval {document['lm_eval']}" if document["lm_eval"] else ""
+    table = _table(f"{document['evaluated']}: quality{version}", "measured on", "text", "figure", "n", *names)
+    row: tuple[str, ...]
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for entry in document["tasks"]:
+        row = (entry["task"], entry["sha256"] or "-", entry["metric"], str(entry["n"] or "-"))
+        cells.setdefault(row, {})[entry["artifact"]] = _figure(entry)
+    for entry in document["perplexity"]:
+        row = (entry["text"], entry["sha256"], f"perplexity, window {entry['window']}", f"{entry['tokens']} tokens")
+        cells.setdefault(row, {})[entry["artifact"]] = _number(entry["value"], 3)
+    for labels, values in cells.items():
+        table.add_row(*map(escape, labels), *(values.get(name, "-") for name in names))
+    notes = [
+        f"  {entry['name']}: {entry['shortened_requests']} requests were longer than {entry['context']} tokens and "
+        "lost their beginning"
+        for entry in document["artifacts"]
+        if entry["shortened_requests"]
+    ]
+    seconds = ", ".join(f"{entry['name']} {entry['seconds']:.0f} s" for entry in document["artifacts"])
+    return [table, *notes, f"  {seconds}"]
+
+
+def _figure(entry: dict[str, Any]) -> str:
+    """A share in percent, anything else as it is; with its standard error."""
+    value, stderr = entry["value"], entry["stderr"]
+    if entry["metric"].startswith(("acc", "exact_match")):
+        return f"{value:.1%}" + (f" ± {100 * stderr:.1f}" if stderr is not None else "")
+    digits = 2 if value < 1e5 else 0
+    return f"{value:.{digits}f}" + (f" ± {stderr:.{digits}f}" if stderr is not None else "")
