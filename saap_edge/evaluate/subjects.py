@@ -59,7 +59,10 @@ def evaluate_path(path: Path, settings: Settings, bar: Any) -> dict[str, Any]:
         "schema": 1, "evaluated": str(path), "threads": settings.threads, "limit": settings.limit,
         "lm_eval": lm_eval_version() if settings.tasks else None, "artifacts": [], "tasks": [], "perplexity": [],
     }  # fmt: skip
-    tasks = load_tasks(list(settings.tasks)) if settings.tasks else []
+    # Names of lm-eval take a while: it reads all its thousands of task files to find one.
+    with bar("reading tasks", 1) as advance:
+        tasks = load_tasks(list(settings.tasks)) if settings.tasks else []
+        advance(1)
     for subject in subjects:
         start = time.perf_counter()
         scorer = subject.open()

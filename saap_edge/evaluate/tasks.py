@@ -10,10 +10,10 @@ Rows of a local file, all of one form (the names of MosaicML's llm-foundry):
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +83,12 @@ def load_tasks(names: list[str]) -> list[EvalTask]:
 
 @contextlib.contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """lm-eval prints and logs as it goes: stdout is for the result, and the terminal for our own bar."""
+    """lm-eval prints and logs as it goes: stdout is for the result alone, and the terminal for our own bar."""
     for name in ("lm_eval", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Read by lm-eval when it computes a standard error: without it, a pool of processes for one bootstrap.
     os.environ["DISABLE_MULTIPROC"] = "1"
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
