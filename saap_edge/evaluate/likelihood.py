@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from saap_edge.engines.worker import Worker
+from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import Perplexity
 
-__all__ = ["ArtifactScorer", "Request", "Score", "Scorer", "TorchScorer", "window_perplexity"]
+__all__ = ["ArtifactScorer", "Request", "Score", "Scorer", "TorchScorer", "finite_scores", "window_perplexity"]
 
 # Tokens of one forward pass in torch, padding included: enough to keep a CPU busy, little enough to fit anywhere.
 BATCH_TOKENS = 4096
@@ -119,8 +121,16 @@ class ArtifactScorer:
         return scores
 
 
+def finite_scores(scorer: Scorer, requests: list[Request], advance: Callable[[int], None]) -> list[Score]:
+    """`scorer.score`, refused with a SaapError when an answer is not a finite number: a mean would hide it."""
+    scores = scorer.score(requests, advance)
+    if not all(math.isfinite(value) for score in scores for value in score.values):
+        raise SaapError("the model answers with numbers that are not finite: its weights are damaged")
+    return scores
+
+
 def window_perplexity(scorer: Scorer, windows: torch.Tensor, advance: Callable[[int], None]) -> Perplexity:
     """Next-token perplexity over `windows` [n, window]; the first token of a window is context only."""
-    scores = scorer.score([Request(window, 1) for window in windows.tolist()], advance)
+    scores = finite_scores(scorer, [Request(window, 1) for window in windows.tolist()], advance)
     count = windows.shape[0] * (windows.shape[1] - 1)
     return Perplexity(nll=-sum(sum(score.values) for score in scores) / count, tokens=count, window=windows.shape[1])

@@ -66,6 +66,8 @@ def evaluate_path(path: Path, settings: Settings, bar: Any) -> dict[str, Any]:
     for subject in subjects:
         start = time.perf_counter()
         scorer = subject.open()
+        if windows is not None and windows.shape[1] > scorer.context:
+            raise SaapError(f"--window {windows.shape[1]} is more than the model's context of {scorer.context} tokens")
         shortened = 0
         if tasks:
             from saap_edge.evaluate.zeroshot import ScorerLM, run_tasks
@@ -100,8 +102,6 @@ def _windows(tokenizer: Any, settings: Settings) -> torch.Tensor | None:
 
 
 def _perplexity(subject: Subject, scorer: Scorer, windows: torch.Tensor, text: Path, bar: Any) -> dict[str, Any]:
-    if windows.shape[1] > scorer.context:
-        raise SaapError(f"--window {windows.shape[1]} is more than the model's context of {scorer.context} tokens")
     with bar(f"{subject.name}: windows of {text.name}", len(windows)) as advance:
         found = window_perplexity(scorer, windows, advance)
     return {

@@ -13,7 +13,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.likelihood import Request, Score, Scorer
+from saap_edge.evaluate.likelihood import Request, Score, Scorer, finite_scores
 from saap_edge.evaluate.tasks import EvalTask, quiet_lm_eval
 
 __all__ = ["Bar", "ScorerLM", "ZeroShot", "run_tasks"]
@@ -94,7 +94,7 @@ class ScorerLM(TemplateLM):
 
     def _score(self, requests: list[Request]) -> list[Score]:
         with self._bar(self._what, len(requests)) as advance:
-            return self._scorer.score(requests, advance)
+            return finite_scores(self._scorer, requests, advance)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,12 @@ LAST_WORDS = [
     {"context": "Pack my box with five dozen", "continuation": "liquor"},
     {"context": "The quick brown", "continuation": "fox"},
 ]
-FILES = {"choices.jsonl": CHOICES, "piqa.jsonl": PIQA, "schemas.jsonl": SCHEMAS, "words.jsonl": LAST_WORDS}
+FILES: dict[str, list[dict]] = {
+    "choices.jsonl": CHOICES,
+    "piqa.jsonl": PIQA,
+    "schemas.jsonl": SCHEMAS,
+    "words.jsonl": LAST_WORDS,
+}
 
 
 @contextlib.contextmanager
@@ -266,6 +271,20 @@ def test_limit_and_figures_do_not_leak_between_runs(reference, folder, files):
     assert run_tasks(lm, tasks, None) == first
 
 
+def test_one_row_has_no_standard_error(reference, folder, files):
+    tasks = load_tasks([str(files / name) for name in FILES])
+    lm = ScorerLM(TorchScorer(reference, CONTEXT), load_tokenizer(folder), no_bar, "x")
+    assert [figure.stderr for figure in run_tasks(lm, tasks, 1) if figure.metric != "perplexity"] == [None] * 6
+
+
+def test_answers_that_are_not_finite_are_refused(folder):
+    model = load_model(folder)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    with pytest.raises(SaapError, match="not finite"):
+        window_perplexity(TorchScorer(model, CONTEXT), torch.tensor([[1, 2, 3]]), ignore)
+
+
 def test_window_perplexity(reference, exported):
     windows = torch.tensor([list(range(1, 25)), list(range(30, 54))])
     expected = perplexity(reference, windows)
@@ -328,7 +347,7 @@ def test_evaluate_command(folder, exported, files, tmp_path, monkeypatch, capsys
     document = json.loads(out)
     assert code == 0 and document["lm_eval"] and document["limit"] == 3
     assert [entry["artifact"] for entry in document["perplexity"]] == ["gguf-f16", "onnx-fp32"]
-    assert text_hash(text) in err and text_hash(files / "choices.jsonl") in err and "window 32" in err
+    assert text_hash(text) in err and text_hash(files / "choices.jsonl") in err and "windows of 32 tokens" in err
     model = load_model(folder)
     windows = torch.tensor(load_tokenizer(folder)(TEXT[:600])["input_ids"])
     windows = windows[: len(windows) // 32 * 32].view(-1, 32)
@@ -359,6 +378,10 @@ def test_one_file_or_one_format(exported, folder):
         (["{exported}/gguf/model-f16.gguf", "--text", "x"], "no tokenizer beside .*--tokenizer"),
         (["{folder}", "--text", "none.txt"], "cannot read --text 'none.txt': No such file"),
         (["{folder}", "--text", "{files}/words.jsonl", "--window", "9999"], "fewer than one window of 9999"),
+        (
+            ["{folder}", "--text", "{files}/words.jsonl", "--window", "129"],
+            "--window 129 is more than .* of 128 tokens",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, exported, folder, files, monkeypatch, capsys):
