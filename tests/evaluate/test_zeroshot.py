@@ -109,7 +109,7 @@ def requests(seed=0):
     question = ids(20)
     found = [Request(question + ids(count), 20) for count in (1, 5, 3)]
     found += [Request(question[:12] + ids(4), 12), found[-1], Request(ids(2), 1), Request(ids(CONTEXT + 1), 100)]
-    return [*found, Request([7, 8, 9], 1), Request([7, 8, 9, 10], 3)]
+    return [Request([7, 8, 9], 1), Request([7, 8, 9, 10, 11], 4), *found]
 
 
 def scorers(reference, exported):
