@@ -19,14 +19,18 @@ from tests.conftest import tiny_model
 
 
 @pytest.fixture(scope="module")
-def planner(family, tmp_path_factory):
+def planner(exported_family, tmp_path_factory):
+    return planner_of(exported_family, tmp_path_factory.mktemp(f"{exported_family}-bank"))
+
+
+def planner_of(family, folder):
     model = tiny_model(family)
     torch.manual_seed(0)
     windows = torch.randint(0, 320, (24, 24))
     scores = score_model(model, list(windows[:8].split(2)), {})
     spec = spec_of(model)
-    space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True)
-    bank = build_bank(model, scores, space, windows[:16], tmp_path_factory.mktemp(f"{family}-bank"))
+    space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True, uniform_only=spec.family.uniform_only)
+    bank = build_bank(model, scores, space, windows[:16], folder)
     return Planner(model, scores, bank, space, windows[:16], windows[16:20], windows[20:], evaluations=12)
 
 
