@@ -56,6 +56,8 @@ class TensorStore:
             raise SaapError(f"tensor '{source.name}' is missing from '{self.folder}'")
         tensor: torch.Tensor = self._handles[source.name].get_tensor(source.name)
         if source.rows:
+            if source.rows[1] > len(tensor):
+                raise SaapError(f"{self.folder}: {source.name} has {len(tensor)} rows, fewer than config.json says")
             tensor = tensor[slice(*source.rows)]
         return tensor if source.factor == 1.0 else tensor.float() * source.factor
 

@@ -19,7 +19,17 @@ from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
 from saap_edge.model.folder import build_pruned, load_tokenizer
 from saap_edge.model.spec import LayerShape
-from tests.conftest import QWEN2_SPLIT, TEXT, VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.conftest import (
+    AS_LLAMA,
+    QWEN2_SPLIT,
+    TEXT,
+    VOCABULARY,
+    WIDTHS,
+    randomise_projections,
+    raw_model,
+    tiny_model,
+    write_folder,
+)
 
 IDS = list(range(1, 30))
 
@@ -92,6 +102,42 @@ def test_uniform_plan_is_a_plain_llama(tmp_path):
     assert_parity(folder, tmp_path / "m.gguf", "f16")
     write_gguf(build(tmp_path / "other"), tmp_path / "o.gguf", "f16")
     assert architecture(tmp_path / "o.gguf") == "deci"
+
+
+# Attention gone in the first layer, FFN gone in the last, query heads gone in the middle: widths that deci alone takes.
+DEPTH = [LayerShape(0, 0, 64), LayerShape(2, 2, 96), LayerShape(8, 4, 0)]
+
+
+@pytest.mark.parametrize("quantisation", ["f16", "q4_0"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "granite"])
+def test_removed_sublayers_and_query_slots_answer_as_torch_does(family, quantisation, tmp_path):
+    folder = build(tmp_path, family, DEPTH)
+    write_gguf(folder, tmp_path / "m.gguf", quantisation)
+    assert architecture(tmp_path / "m.gguf") == "deci"
+    heads = gguf.GGUFReader(tmp_path / "m.gguf").fields["deci.attention.head_count"].contents()
+    assert heads == [2, 2, 8]  # two heads of 16, all zero, fill a block of 32
+    assert_parity(folder, tmp_path / "m.gguf", quantisation)
+
+
+@pytest.mark.parametrize("family", AS_LLAMA)
+def test_dense_models_in_other_layouts_answer_as_transformers_do(family, tmp_path):
+    raw = raw_model(family)
+    folder = write_folder(raw, tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert_parity(folder, tmp_path / "m.gguf", "f16")
+    with torch.no_grad():
+        expected = raw(torch.tensor([IDS])).logits[0].numpy()
+    assert relative_error(engine_logits(tmp_path / "m.gguf", "prefill"), expected) < TOLERANCE["gguf-f16"]
+
+
+def test_families_without_a_writer_are_refused_before_a_file_is_written(tmp_path):
+    folder = build(tmp_path, "gemma2", [LayerShape(4, 2, 64)] * 3)
+    with pytest.raises(SaapError, match="Gemma 2.*no writer.*'gemma2'.*leave gguf-f16 out"):
+        write_gguf(folder, tmp_path / "m.gguf", "f16")
+    folder = build(tmp_path / "q", "qwen3", tied=False)
+    with pytest.raises(SaapError, match="different widths cannot go to gguf-f16: no architecture.*output matrix"):
+        write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def by_name(path):
@@ -236,7 +282,7 @@ def test_tokenizer_of_another_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("widths", "reason"), [
-    ([5, 2, 64], "abort the process"), ([8, 4, 0], "drop the attention"), ([0, 0, 64], "shared by 0"),
+    ([5, 2, 64], "abort the process"), ([8, 0, 64], "shared by 0"),
 ])  # fmt: skip
 def test_traps_of_deci_are_refused_before_a_file_is_written(tmp_path, widths, reason):
     folder = build(tmp_path)
