@@ -1,7 +1,8 @@
 """GGUF that stock llama.cpp runs, with heads, kv heads and FFN width per layer.
 
 Per-layer widths go through architecture `deci`, the one that reads all three as arrays; a uniform model goes to the
-architecture its family names (Exports). Layout: GGUF specification (ggml/docs/gguf.md); tensor names: gguf-py's `constants.py`.
+architecture its family names (Exports). Layout: GGUF specification (ggml/docs/gguf.md); tensor names: gguf-py's
+`constants.py`.
 """
 
 from __future__ import annotations

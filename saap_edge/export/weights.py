@@ -40,9 +40,7 @@ class ExportWeights:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         source = read_spec(folder)
-        self.spec: ModelSpec = replace(
-            source, layers=tuple(_mended(layer, source.head_dim) for layer in source.layers)
-        )
+        self.spec: ModelSpec = replace(source, layers=tuple(_mended(layer, source.head_dim) for layer in source.layers))
         self._blank = tuple(
             f"model.layers.{index}.{part}."
             for index, layer in enumerate(source.layers)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "FFN_CHANNEL", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Refusal", "Source", "as_llama",
-    "refuse_common", "within_window",
+    "FFN_CHANNEL", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Refusal", "Source",
+    "as_llama", "refuse_common", "within_window",
 ]  # fmt: skip
 
 Config = dict[str, Any]

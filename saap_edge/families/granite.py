@@ -35,9 +35,12 @@ FAMILY = Family(
     qkv_bias=lambda config: bool(config.get("attention_bias")),
     o_bias=lambda config: bool(config.get("attention_bias")),
     defaults={
-        "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0,
+        "embedding_multiplier": 1.0,
+        "logits_scaling": 1.0,
+        "residual_multiplier": 1.0,
+        "attention_multiplier": 1.0,
         "tie_word_embeddings": False,
-    },  # fmt: skip
+    },
     canonical=lambda config: as_llama(config) | {"attention_bias": bool(config.get("attention_bias"))},
     source=source,
 )

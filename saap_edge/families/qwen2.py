@@ -19,7 +19,10 @@ FAMILY = Family(
     exports=Exports(gguf_uniform="deci", gguf_layers="deci", onnx="llama"),
     qkv_bias=lambda config: True,
     defaults={
-        "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "max_position_embeddings": 32768,
-    },  # fmt: skip
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+        "max_position_embeddings": 32768,
+    },
     canonical=canonical,
 )

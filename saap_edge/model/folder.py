@@ -49,15 +49,15 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     canonical = canonical_config(config)
     try:
         if config["model_type"] == PRUNED_TYPE or (canonical == full and not family.source):
-            model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
         else:
             model = _load_canonical(Path(folder), canonical, dtype)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise SaapError(f"cannot load the model in '{folder}': {str(error).splitlines()[0]}") from error
-    return model.eval()
+    return cast(PreTrainedModel, model.eval())
 
 
-def _load_canonical(folder: Path, config: Config, dtype: torch.dtype) -> PreTrainedModel:
+def _load_canonical(folder: Path, config: Config, dtype: torch.dtype) -> Any:
     """Build the canonical class and fill it tensor by tensor."""
     store = TensorStore(folder)
     parsed = AutoConfig.for_model(**{name: value for name, value in config.items() if name != "architectures"})
@@ -110,7 +110,7 @@ def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrained
         raise SaapError("every layer would be removed whole: keep at least one")
     config = _pruned_config(dense, spec, layers, stay)
     plain = type(config) is type(dense.config) and not _is_pruned(dense)
-    device = dense.get_input_embeddings().weight.device
+    device = cast(torch.Tensor, dense.get_input_embeddings().weight).device
     model = _empty(type(dense) if plain else SaapEdgeForCausalLM, config, dense.dtype, device)
     _copy_rest(dense, model, spec, stay)
     model.generation_config = dense.generation_config
@@ -156,7 +156,8 @@ def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: 
     alike = len(set(shapes)) == 1 and first.heads > 0 and first.ffn > 0
     # transformers' plain classes refuse other numbers of heads.
     fits = alike and spec.hidden % first.heads == 0 and (o_bias, down_bias) == (spec.o_bias, spec.down_bias)
-    if fits and not _is_pruned(dense):
+    whole = len(stay) == len(layers) or not spec.family.uniform_only
+    if fits and whole and not _is_pruned(dense):
         return _plain_config(dense, spec, first, stay)
     if spec.family.uniform_only:
         raise SaapError(

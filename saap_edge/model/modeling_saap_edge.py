@@ -8,6 +8,7 @@ imports nothing but torch and transformers, and leaves attention, rotary embeddi
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,9 +51,10 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
         local.attention_bias, local.mlp_bias = config.qkv_bias, False
         self.input_layernorm = self.self_attn = self.post_attention_layernorm = self.mlp = None
+        attention: Any = Qwen3Attention if config.qk_norm else LlamaAttention
         if heads:
             self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-            self.self_attn = (Qwen3Attention if config.qk_norm else LlamaAttention)(local, cache_index)
+            self.self_attn = attention(local, cache_index)
             # Llama ties the bias of o to that of q, k, v, and the bias of down to gate and up; here they are free.
             if config.o_bias != config.qkv_bias:
                 inputs = self.self_attn.o_proj.in_features
@@ -66,11 +68,11 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
             if config.down_bias:
                 self.mlp.down_proj = nn.Linear(ffn, config.hidden_size, bias=True)
 
-    def forward(self, hidden_states: torch.Tensor, **keywords) -> torch.Tensor:
-        if self.self_attn is not None:
+    def forward(self, hidden_states: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        if self.self_attn is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
             hidden_states = hidden_states + self.self_attn(hidden_states=normed, **keywords)[0]
-        if self.mlp is not None:
+        if self.mlp is not None and self.post_attention_layernorm is not None:
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states
 

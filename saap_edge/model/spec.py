@@ -145,7 +145,7 @@ def spec_from_config(config: Config) -> ModelSpec:
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)
         layers = (LayerShape(heads, kv_heads, int(config["intermediate_size"])),) * int(config["num_hidden_layers"])
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope: Config = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = rope.get("full_attention", rope)
     scaled = rope.get("rope_type", rope.get("type", "default")) == "llama3"
     eos = config.get("eos_token_id")

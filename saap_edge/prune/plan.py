@@ -127,7 +127,7 @@ def check_plan(
         if layer.before != shape:
             raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
         if no_depth and not (layer.after.kv_heads and layer.after.ffn):
-            raise SaapError(f"{where}: attention and FFN cannot be removed whole, because {no_depth}: keep some of each")
+            raise SaapError(f"{where}: attention or FFN cannot be removed whole, because {no_depth}: keep some of both")
         _check_layer(where, layer.after, shape, head_dim)
         if uniform_only and layer.after != plan.layers[0].after:
             raise SaapError(

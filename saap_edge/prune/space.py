@@ -135,7 +135,7 @@ class Space:
     def fits(self, layer: int, widths: dict[str, int]) -> bool:
         """Heads together land on the grid, or attention is as dense.
 
-        Where only a family's own class will do, its heads must also divide the hidden size: transformers refuses others.
+        Where only a family's own class will do, heads must also divide the hidden size: transformers refuses others.
         """
         dense = shape_widths(self.shapes[layer])
         same = all(widths[kind] == dense[kind] for kind in ("attention", "slots"))

@@ -132,10 +132,10 @@ def test_dense_models_in_other_layouts_answer_as_transformers_do(family, tmp_pat
 
 def test_families_without_a_writer_are_refused_before_a_file_is_written(tmp_path):
     folder = build(tmp_path, "gemma2", [LayerShape(4, 2, 64)] * 3)
-    with pytest.raises(SaapError, match="Gemma 2.*no writer.*'gemma2'.*leave gguf-f16 out"):
+    with pytest.raises(SaapError, match=r"Gemma 2.*no writer.*'gemma2'.*leave gguf-f16 out"):
         write_gguf(folder, tmp_path / "m.gguf", "f16")
     folder = build(tmp_path / "q", "qwen3", tied=False)
-    with pytest.raises(SaapError, match="different widths cannot go to gguf-f16: no architecture.*output matrix"):
+    with pytest.raises(SaapError, match=r"different widths cannot go to gguf-f16: no architecture.*output matrix"):
         write_gguf(folder, tmp_path / "m.gguf", "f16")
     assert not (tmp_path / "m.gguf").exists()
 
