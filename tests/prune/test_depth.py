@@ -55,10 +55,13 @@ def test_every_kind_removed_equals_zeroed(family, kind):
     assert spec_of(pruned).layers == tuple(shape for shape in kept_shapes(kept) if not shape.gone)
 
 
-def test_what_is_left_of_deleted_blocks_is_the_plain_class(per_layer_family):
+def test_what_is_left_of_deleted_blocks_is_the_plain_class(per_layer_family, tmp_path):
     dense = tiny_model(per_layer_family)
     pruned = assert_cut_equals_zeroed(dense, [DENSE, DENSE | KINDS["block"], DENSE])
-    assert type(pruned) is type(dense) and pruned.config.num_hidden_layers == 2
+    loaded = load_model(write_folder(pruned, tmp_path))
+    assert type(loaded) is type(dense) and loaded.config.num_hidden_layers == len(loaded.model.layers) == 2
+    assert len(getattr(loaded.config, "layer_types", None) or [0, 0]) == 2
+    torch.testing.assert_close(loaded(IDS, use_cache=True).logits, dense(IDS).logits, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("first", ["attention", "ffn"])
