@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from saap_edge.engines.llama_cpp import LlamaCppEngine
@@ -200,10 +200,13 @@ def test_byte_level_bpe(dense_folder, tmp_path):
     assert engine.detokenize(engine.tokenize("quick fox", False, False)) == "quick fox"
 
 
-def trained(tokenizer, folder, **names):
+SPECIAL = ("<unk>", "<s>", "</s>")
+
+
+def trained(tokenizer, folder, special=SPECIAL, **names):
     byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"],
+        vocab_size=VOCABULARY, special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if byte_level else [],
     )  # fmt: skip
     tokenizer.train_from_iterator([TEXT], trainer)
@@ -250,6 +253,21 @@ def test_sentencepiece_like_bpe(tmp_path):
     engine, theirs = LlamaCppEngine(tmp_path / "m.gguf", 1, 16), load_tokenizer(folder)
     for text in (TEXT[:150], "the dog  jumps\n over", "Pack my box"):
         assert engine.tokenize(text, True, False) == theirs(text)["input_ids"], text
+
+
+def test_special_tokens_that_swallow_the_space_behind_them(tmp_path):
+    """As Phi-3's: llama.cpp has that rule only for models that are called so."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    special = [
+        AddedToken(name, rstrip=name in ("</s>", "<|user|>")) for name in (*SPECIAL, "<|endoftext|>", "<|user|>")
+    ]
+    folder = trained(tokenizer, tmp_path / "model", special)
+    write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert gguf.GGUFReader(tmp_path / "m.gguf").fields["general.name"].contents().startswith("Phi-3")
+    engine, theirs = LlamaCppEngine(tmp_path / "m.gguf", 1, 16), load_tokenizer(folder)
+    for text in ("<|user|>\n quick fox</s> dog", "<|endoftext|> the <|user|> dog"):
+        assert engine.tokenize(text, False, True) == theirs(text, add_special_tokens=False)["input_ids"], text
 
 
 def test_unknown_splitting_rule_is_refused(tmp_path):

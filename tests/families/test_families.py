@@ -75,6 +75,14 @@ def test_a_sliding_window_bounds_the_context_and_within_it_nothing_changes(name,
     assert same == (context == 128)
 
 
+@pytest.mark.parametrize("name", ["mistral", "phi3", "granite"])
+def test_rope_theta_where_older_folders_keep_it(name, tmp_path):
+    raw = raw_model(name, rope_parameters={"rope_type": "default", "rope_theta": 777.0})
+    folder = saved(raw, tmp_path, rope_parameters=..., rope_theta=777.0, rope_scaling=None)
+    assert read_spec(folder).rope_theta == 777.0
+    torch.testing.assert_close(load_model(folder)(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
 def test_what_config_json_leaves_out_is_what_transformers_assumes(family):
     """Hub folders leave out what is default; a spec read from such a folder must be transformers' own."""
     config = AutoConfig.for_model(family).to_dict()

@@ -102,7 +102,7 @@ def test_the_search_never_ends_worse_than_it_began_and_keeps_the_budget(planner,
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_a_plan_that_cuts(planner, method):
     if method == "shortgpt":
-        pytest.skip("removes whole layers: tests/prune/test_depth.py")
+        pytest.skip("removes whole layers: test_plans_with_whole_sublayers_gone")
     plan, values = planner.plan(method, 0.3)
     assert plan.method == method and planner.space.met(plan.widths, 0.3)
     assert {c.method for c in plan.candidates} == {method, "uniform"}
