@@ -117,7 +117,7 @@ def test_each_stage_alone(compiled, saap):
     out = compiled[0]
     folder = next((out / "stages").glob("score-*"))
     for name, options in (
-        ("plan", ("--ratio", "0.4", "--method", "taylor")),
+        ("plan", ("--ratio", "0.4", "--method", "llm-pruner-element")),
         ("prune", ()),
         ("recover", ("--tokens", "0")),
     ):
