@@ -5,7 +5,8 @@
 WIKITEXT_FOLDER holds WikiText-2 as train.txt, valid.txt and test.txt. The script trains a byte-level BPE
 tokenizer and a Llama (grouped-query attention, tied embeddings, every width on the grid of 32), measures
 held-out perplexity beside an untrained twin, writes a Hugging Face folder in fp16 and the text excerpts the
-chain uses, and ends with one JSON line. On 2 cores it takes about an hour; `--tokens` shortens it.
+chain uses, and ends with one JSON line. On 2 cores it takes about an hour; `--tokens` shortens it. On a GPU a larger
+twin for benchmarks/methods.py is trained the same way: --hidden 768 --layers 12 --ffn 2048 --vocabulary 16384.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ def train_tokenizer(text: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     return fast
 
 
-def model_config(vocabulary: int) -> LlamaConfig:
+def model_config(vocabulary: int, hidden: int, layers: int, ffn: int) -> LlamaConfig:
+    heads = hidden // 32
     return LlamaConfig(
-        vocab_size=vocabulary, hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=32, max_position_embeddings=512, rms_norm_eps=1e-6, tie_word_embeddings=True,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=32, max_position_embeddings=512,
+        rms_norm_eps=1e-6, tie_word_embeddings=True,
         bos_token_id=0, eos_token_id=0, pad_token_id=None,
     )  # fmt: skip
 
@@ -83,6 +86,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write (wikitext-llama/ and text/ inside)")
     parser.add_argument("--tokens", type=int, default=6_000_000, help="training tokens (default 6 M)")
     parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--hidden", type=int, default=256, help="a multiple of 64: heads are 32 wide, two a kv head")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--ffn", type=int, default=512)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -94,7 +100,7 @@ def main() -> None:
     windows = text_windows(tokenizer, (args.data / "train.txt").read_text(encoding="utf-8"), args.window)
     test = text_windows(tokenizer, (args.data / "test.txt").read_text(encoding="utf-8"), args.window, limit=100)
 
-    model = LlamaForCausalLM(model_config(args.vocabulary))
+    model = LlamaForCausalLM(model_config(args.vocabulary, args.hidden, args.layers, args.ffn))
     untrained = perplexity(model, test)
     start = time.monotonic()
     train(model, windows, args.tokens, args.batch, args.out / "scratch", args.threads)
