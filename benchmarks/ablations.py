@@ -125,7 +125,6 @@ LINES: list[tuple[str, str, Make, Judge]] = [
     ("search", "from uniform, 200 plans", searched(200, "uniform"), USUAL),
     ("search", "from all, 50 plans", searched(50), USUAL),
     ("search", "from all, 200 plans", searched(200), USUAL),
-    ("search", "from all, 800 plans", searched(800), USUAL),
     ("rounds", "kfac, 2 rounds", by("kfac", 2), USUAL),
     ("rounds", "kfac, 4 rounds", by("kfac", 4), USUAL),
     ("rounds", "element per cost, 4 rounds", by("llm-pruner-element", 4), USUAL),

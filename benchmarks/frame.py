@@ -23,7 +23,7 @@ from saap_edge.prune.score import Scores, score_model
 from saap_edge.prune.space import GRID, Space
 from saap_edge.recipe import bundled_text
 
-WINDOW, SAMPLES, BATCHES, SEARCH, HELDOUT, TEST = 256, 64, 16, 8, 32, 40
+WINDOW, SAMPLES, BATCHES, SEARCH, HELDOUT, TEST = 256, 64, 16, 8, 32, 32
 POOL_CHARACTERS = 2_000_000  # of the training text that calibration windows are drawn from
 
 
