@@ -54,7 +54,9 @@ class ScoreSettings(_Section):
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the model while it is scored")
     checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")
     second_order: bool = Field(default=False, description="second-order term in the vector-wise metric too")
-    running_fisher: bool = Field(default=False, description="Fisher averaged over batches; one more copy of weights")
+    running_fisher: bool = Field(
+        default=False, description="Fisher averaged over batches; 4 more bytes a parameter scored"
+    )
 
     @model_validator(mode="after")
     def _enough(self) -> ScoreSettings:

@@ -156,9 +156,9 @@ class Job:
     # The stages. torch and transformers are imported where they are used: measuring alone must not need them.
 
     def _dense_model(self) -> Any:
-        from saap_edge.model.folder import load_model
+        from saap_edge.model.folder import load_model, placement
 
-        return load_model(self.model)
+        return load_model(self.model, device_map=placement())
 
     def _windows(self, role: str, limit: int | None = None) -> Any:
         from saap_edge.evaluate.perplexity import text_windows
@@ -175,7 +175,7 @@ class Job:
         import torch
 
         from saap_edge.evaluate.perplexity import text_hash
-        from saap_edge.model.folder import load_model
+        from saap_edge.model.folder import load_model, placement
         from saap_edge.prune.score import save_scores, score_model
 
         settings = self.recipe.score
@@ -184,7 +184,7 @@ class Job:
         if len(batches) < 2:
             raise SaapError(f"data.calibration: '{self.recipe.data.calibration}' fills fewer than 2 windows")
         conditions = {"text_sha256": text_hash(self.recipe.data.calibration), **settings.model_dump()}
-        model = load_model(self.model, getattr(torch, settings.dtype))
+        model = load_model(self.model, getattr(torch, settings.dtype), placement())
         with self.bar("score: calibration batches", len(batches)) as advance:
             scores = score_model(
                 model, batches, conditions, lambda: advance(1), second_order=settings.second_order,
@@ -260,7 +260,7 @@ class Job:
         steps = settings.tokens // (settings.batch * windows.shape[1])
         with self.bar("recover: training steps", max(steps, 1)) as advance:
             recover(
-                self._dense_model(), load_model(folder), folder, windows, heldout, settings, self.recipe.seed, out,
+                load_model(self.model), load_model(folder), folder, windows, heldout, settings, self.recipe.seed, out,
                 lambda step, loss: advance(1),
             )  # fmt: skip
 

@@ -15,7 +15,10 @@ from saap_edge.model import modeling_saap_edge
 from saap_edge.model.modeling_saap_edge import SaapEdgeConfig, SaapEdgeForCausalLM
 from saap_edge.model.spec import PRUNED_TYPE, LayerShape, ModelSpec, spec_from_config
 
-__all__ = ["TOKENIZER_FILES", "build_pruned", "copy_tokenizer", "load_model", "load_tokenizer", "save_model", "spec_of"]
+__all__ = [
+    "TOKENIZER_FILES", "build_pruned", "copy_tokenizer", "load_model", "load_tokenizer", "placement", "save_model",
+    "spec_of",
+]  # fmt: skip
 
 AutoConfig.register(PRUNED_TYPE, SaapEdgeConfig)
 AutoModelForCausalLM.register(SaapEdgeConfig, SaapEdgeForCausalLM)
@@ -28,12 +31,29 @@ TOKENIZER_FILES = (
 MODELING_FILE = Path(modeling_saap_edge.__file__)
 
 
-def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a dense or pruned folder in evaluation mode. Raises SaapError when transformers cannot load it."""
+def placement() -> str | None:
+    """Where the weights of a model go that is only run and scored: over all GPUs, by accelerate; else None, the CPU."""
+    return "auto" if torch.cuda.is_available() else None
+
+
+def load_model(
+    folder: str | Path, dtype: torch.dtype = torch.float32, device_map: str | dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """Load a dense or pruned folder in evaluation mode, on the CPU or as `device_map` (accelerate's) says.
+
+    Weights whose file has the wanted dtype stay pages of the mapped file; others are converted tensor by tensor.
+    Raises SaapError when transformers cannot load it, or the devices do not hold all weights.
+    """
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, use_safetensors=True, device_map=device_map
+        )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise SaapError(f"cannot load the model in '{folder}': {str(error).splitlines()[0]}") from error
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SaapError(
+            f"the GPUs do not hold the model in '{folder}': score in bfloat16, or use the CPU (CUDA_VISIBLE_DEVICES=)"
+        )
     return model.eval()
 
 

@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from saap_edge.errors import SaapError
 from saap_edge.model.folder import build_pruned, load_model, save_model
 from saap_edge.model.spec import LayerShape, read_spec
 from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
@@ -68,3 +70,12 @@ def test_untied_head_is_kept(family, tmp_path):
     model = randomise_projections(build_pruned(dense, WIDTHS))
     save_model(model, tmp_path, tmp_path)
     torch.testing.assert_close(load_model(tmp_path).lm_head.weight, dense.lm_head.weight)
+
+
+def test_weights_that_no_device_holds_are_an_error(dense_folder, tmp_path, monkeypatch):
+    """accelerate would move them in and out of a GPU: nothing here could read or change them."""
+    monkeypatch.chdir(tmp_path)
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{index}": "disk" if index == 2 else "cpu" for index in range(3)}
+    with pytest.raises(SaapError, match="do not hold"):
+        load_model(dense_folder, device_map=places)
