@@ -25,7 +25,9 @@ from saap_edge.model.folder import spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.prune.importance import column_importance, gradient_sums, per_structure, weight_sums
 
-__all__ = ["KINDS", "SUBLAYERS", "VIEWS", "Scores", "counts", "load_scores", "save_scores", "score_model"]
+__all__ = [
+    "KINDS", "SUBLAYERS", "VIEWS", "Scores", "counts", "head_gradient", "load_scores", "save_scores", "score_model",
+]  # fmt: skip
 
 KINDS = ("attention", "slots", "ffn")  # kv groups, query slots, FFN channels
 SUBLAYERS = ("attention", "ffn")  # each has one output projection, o_proj or down_proj
@@ -243,8 +245,10 @@ class _Watch:
     def _running(self, parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor | None:
         if not self.running_fisher:
             return None
-        old = self.curvature.setdefault(id(parameter), torch.zeros_like(gradient, dtype=torch.float32))
-        return old.mul_(self.number / (self.number + 1)).add_(gradient.float().square(), alpha=1 / (self.number + 1))
+        if id(parameter) not in self.curvature:
+            self.curvature[id(parameter)] = torch.zeros_like(gradient, dtype=torch.float32)
+        wide, count = gradient.float(), self.number + 1
+        return self.curvature[id(parameter)].mul_(self.number / count).addcmul_(wide, wide, value=1 / count)
 
     def _activation(self, index: int, name: str) -> Callable[..., None]:
         def collect(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
