@@ -146,6 +146,21 @@ def test_no_gradient_outlives_scoring(scored):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+def test_one_gradient_at_a_time(scored, monkeypatch):
+    model, batches, _ = scored
+    reduce, seen = score.gradient_sums, []
+
+    def watched(*arguments):
+        assert all(parameter.grad is None for parameter in model.parameters())  # this one's is taken off already
+        seen.append(arguments[1].shape)
+        return reduce(*arguments)
+
+    monkeypatch.setattr(score, "gradient_sums", watched)
+    score_model(model, batches[:2], {})
+    biases = model.model.layers[0].self_attn.q_proj.bias is not None
+    assert len(seen) == 2 * 3 * (10 if biases else 7)
+
+
 def test_round_trip(scored, tmp_path):
     scores = scored[2]
     save_scores(scores, tmp_path)
