@@ -29,7 +29,7 @@ from saap_edge.bench.measure import BenchConditions, Pair, Subject, measure_pair
 from saap_edge.export.artifacts import Artifact, engine_of, export_artifacts
 from saap_edge.model.folder import build_pruned, save_model
 from saap_edge.model.spec import LayerShape
-from saap_edge.prune.plan import layer_cost
+from saap_edge.prune.space import Cost
 from saap_edge.targets import measure_bandwidth
 
 HIDDEN, HEAD_DIM, LAYERS = 576, 64, 30
@@ -41,10 +41,10 @@ console = Console(width=120)
 def random_widths(ratio: float, seed: int = 0) -> list[LayerShape]:
     """Non-uniform widths that remove `ratio` of attention and FFN parameters to within half a percent."""
     dice, widths = random.Random(seed), [DENSE] * LAYERS
-    total = LAYERS * layer_cost(DENSE, HIDDEN, HEAD_DIM)
+    total = LAYERS * Cost().layer(DENSE, HIDDEN, HEAD_DIM)
 
     def removed() -> float:
-        return 1 - sum(layer_cost(shape, HIDDEN, HEAD_DIM) for shape in widths) / total
+        return 1 - sum(Cost().layer(shape, HIDDEN, HEAD_DIM) for shape in widths) / total
 
     while removed() < ratio - 0.002:
         index = dice.randrange(LAYERS)

@@ -13,6 +13,8 @@ from saap_edge.stages import ORDER, Job, read_json
 
 __all__ = ["Outcome", "run_stages"]
 
+ON_THE_WAY = ("bank",)  # a stage people need not know of: made when missing, from what it needs
+
 # What people look for, under names that stay the same from run to run, set when a chain is complete.
 _LINKS = {
     "plan": {"plan.json": "plan.json"},
@@ -47,7 +49,8 @@ def run_stages(
     job: Job, names: tuple[str, ...], folders: dict[str, Path], out: Path, after: str | None,
     done: Callable[[StageResult], None],
 ) -> Outcome:  # fmt: skip
-    """Run `names` in order, and before them whatever they need that `folders` lacks and that needs nothing else.
+    """Run `names` in order, and before them whatever they need that `folders` lacks and that needs nothing else (the
+    bank needs scores, and is made on the way too).
 
     Args:
         folders: stage folders that are already there, by name.
@@ -91,7 +94,7 @@ def _with_needs(job: Job, names: tuple[str, ...], folders: dict[str, Path], afte
     have, order = set(folders), []
     for name in names:
         for need in sorted(set(job.stage(name).inputs) - have, key=ORDER.index):
-            if job.stage(need).inputs:
+            if not set(job.stage(need).inputs) <= (have if need in ON_THE_WAY else set()):
                 given = f"a {after} folder" if after else "no folder"
                 raise SaapError(f"{name} works on the folder of {need} or a later stage, and {given} was given")
             order.append(need)

@@ -12,7 +12,7 @@ from typing import Any
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import ModelSpec, read_spec
 from saap_edge.pipeline import Stage, file_hash, folder_hash
-from saap_edge.recipe import Recipe
+from saap_edge.recipe import FORMATS, Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
 
 __all__ = ["ORDER", "Bar", "Job", "resolve_model"]
@@ -51,15 +51,16 @@ class Job:
     """
 
     def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar) -> None:
-        from saap_edge.prune.plan import check_plan, load_plan
+        from saap_edge.prune.plan import load_plan
 
         self.recipe, self.bar = recipe, bar
         self.target: Target = load_target(recipe.target)
         self.model = resolve_model(recipe.model)
         self.spec: ModelSpec = read_spec(self.model)
         self.plan_override = load_plan(plan_file) if plan_file else None
+        self._check_family()
         if self.plan_override:
-            check_plan(self.plan_override, list(self.spec.layers), self.spec.head_dim)
+            self.check_plan(self.plan_override)
         else:
             self.space.check(recipe.prune.ratio)
         if recipe.score.window > self.spec.context:
@@ -74,6 +75,48 @@ class Job:
         if not (self.model / "tokenizer.json").is_file():
             raise SaapError(f"no tokenizer.json in '{self.model}': the runtimes need the model's fast tokenizer")
         self._hashes: dict[str, str] = {}
+
+    def _check_family(self) -> None:
+        """Refuse what this family or model cannot have: formats, depth, biases. Raises SaapError."""
+        from saap_edge.export.refusal import export_refusal
+
+        spec, prune = self.spec, self.recipe.prune
+        if any(not (layer.heads and layer.ffn) for layer in spec.layers):
+            raise SaapError("the model has layers without attention or FFN: prune the dense model it was made from")
+        if prune.depth and spec.no_depth:
+            raise SaapError(f"prune.depth: whole sublayers cannot be removed from this model: {spec.no_depth}")
+        if prune.bias and spec.family.uniform_only:
+            raise SaapError(f"prune.bias: {spec.family.title} models are saved as their plain class, which has none")
+        plan = self.plan_override
+        per_layer = not (plan.uniform if plan else self._uniform)
+        if all(export_refusal(spec, name) for name in FORMATS):
+            raise SaapError(f"{spec.family.title} models can be pruned from Python, but no format can be written yet")
+        for name in self.recipe.export.formats:
+            refusal = export_refusal(spec, name) or export_refusal(spec, name, per_layer)
+            if refusal:
+                raise SaapError(refusal)
+
+    @property
+    def _uniform(self) -> bool:
+        """The plan will be uniform: nothing else may be, or nothing else is asked for."""
+        return bool(self.spec.family.uniform_only) or self.recipe.prune.method == "uniform"
+
+    @property
+    def _uniform_only(self) -> str | None:
+        """Why all layers must have the same widths, or None."""
+        from saap_edge.export.refusal import export_refusal
+
+        # A coarse grid may leave a uniform plan slightly uneven: not where a format could not carry that.
+        refusals = (export_refusal(self.spec, name, per_layer=True) for name in self.recipe.export.formats)
+        return self.spec.family.uniform_only or (next(filter(None, refusals), None) if self._uniform else None)
+
+    def check_plan(self, plan: Any) -> None:
+        """Refuse a plan that this model cannot have. Raises SaapError."""
+        from saap_edge.prune.plan import check_plan
+
+        family, no_depth = self.spec.family, self.spec.no_depth
+        layers = list(self.spec.layers)
+        check_plan(plan, layers, self.spec.head_dim, uniform_only=family.uniform_only, no_depth=no_depth)
 
     @property
     def threads(self) -> int:
@@ -135,7 +178,7 @@ class Job:
         cost = model_cost(spec, prune.unit, target.quantisation["gguf"], prune.context, bandwidth)
         return Space(
             spec.layers, spec.hidden, spec.head_dim, cost, prune.grid or target.grid, prune.protect, prune.minimum,
-            prune.query_slots, prune.depth, prune.off_grid == "trim",
+            prune.query_slots, prune.depth, prune.off_grid == "trim", self._uniform_only,
         )  # fmt: skip
 
     def _target_settings(self) -> dict[str, Any]:
@@ -226,13 +269,13 @@ class Job:
         from saap_edge.evaluate.perplexity import perplexity
         from saap_edge.model.folder import save_model
         from saap_edge.prune.choose import load_values
-        from saap_edge.prune.plan import check_plan, load_plan
+        from saap_edge.prune.plan import load_plan
         from saap_edge.prune.repair import repair
         from saap_edge.prune.search import kept_structures
         from saap_edge.prune.surgery import cut
 
         plan, model, settings = load_plan(inputs["plan"]), self._dense_model(), self.recipe.prune
-        check_plan(plan, list(self.spec.layers), self.spec.head_dim)
+        self.check_plan(plan)
         kept, heldout = kept_structures(load_values(inputs["plan"]), plan.widths), self._windows("heldout", 40)
         figures = {"dense": perplexity(model, heldout).value}
         pruned = cut(model, kept)

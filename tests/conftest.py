@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from saap_edge.model.folder import build_pruned, save_model
+from saap_edge.families import FAMILIES
+from saap_edge.model.folder import build_pruned, load_model, save_model
 from saap_edge.model.spec import LayerShape
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs, 12345 times!\n" * 40
@@ -45,18 +40,27 @@ def tiny_tokenizer(family: str = "llama") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>")
 
 
-def tiny_model(family: str, tied: bool = True, seed: int = 0, **overrides: object) -> PreTrainedModel:
-    """A random 3-layer model, hidden 64, weights large enough that every structure matters to the logits."""
+# What makes a family itself, with values that matter to the answers.
+EXTRAS: dict[str, dict] = {
+    "mistral": {"sliding_window": 64},
+    "phi3": {"sliding_window": None, "pad_token_id": 0, "original_max_position_embeddings": 128},
+    "granite": {
+        "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,
+    },
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "pad_token_id": 0},
+    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "pad_token_id": 0},
+}  # fmt: skip
+
+
+def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object) -> PreTrainedModel:
+    """A random 3-layer model of transformers' own class, hidden 64; every structure matters to the logits."""
     torch.manual_seed(seed)
     shape: dict = {
         "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 128,
         "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1,
-    } | overrides  # fmt: skip
-    model = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape)),
-        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**shape)),
-    }[family]()
+    } | EXTRAS.get(family, {}) | overrides  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -64,6 +68,16 @@ def tiny_model(family: str, tied: bool = True, seed: int = 0, **overrides: objec
             elif "norm" in name:
                 parameter.uniform_(0.5, 1.5)
     return model.eval()
+
+
+def tiny_model(family: str, tied: bool = True, seed: int = 0, **overrides: object) -> PreTrainedModel:
+    """`raw_model` as saap-edge loads it: in its canonical form."""
+    model = raw_model(family, tied, seed, **overrides)
+    if FAMILIES[family].source is None and family != "mistral":
+        return model
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_model(folder)
 
 
 def randomise_projections(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
@@ -84,18 +98,36 @@ def write_folder(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen2"])
+# Enter as Llama: their exports are Llama's, so that one of them shows the way through both exporters.
+AS_LLAMA = ("mistral", "phi3", "granite")
+PER_LAYER = [name for name, family in FAMILIES.items() if not family.uniform_only]
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
+    """Every family."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session", params=PER_LAYER)
+def per_layer_family(request: pytest.FixtureRequest) -> str:
+    """Families whose layers may have different widths."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session", params=["llama", "qwen2"])
+def exported_family(request: pytest.FixtureRequest) -> str:
+    """Families that the slow tests of exporters and of whole chains run on."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
-def dense_folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tiny_model(family), tmp_path_factory.mktemp(f"{family}-dense"))
+def dense_folder(exported_family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tiny_model(exported_family), tmp_path_factory.mktemp(f"{exported_family}-dense"))
 
 
 @pytest.fixture(scope="session")
-def pruned_folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pruned_folder(exported_family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model whose layers all have different widths."""
-    model = randomise_projections(build_pruned(tiny_model(family), WIDTHS))
-    return write_folder(model, tmp_path_factory.mktemp(f"{family}-pruned"))
+    model = randomise_projections(build_pruned(tiny_model(exported_family), WIDTHS))
+    return write_folder(model, tmp_path_factory.mktemp(f"{exported_family}-pruned"))

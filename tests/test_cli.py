@@ -13,8 +13,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from saap_edge import cli
-from saap_edge.model.spec import read_spec
-from tests.conftest import TEXT, tiny_model, write_folder
+from saap_edge.model.folder import build_pruned
+from saap_edge.model.spec import LayerShape, read_spec
+from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
 
 SMALL = {
     "score": {"samples": 8, "batches": 4, "window": 32},
@@ -116,7 +117,7 @@ def test_each_stage_alone(compiled, saap):
     out = compiled[0]
     folder = next((out / "stages").glob("score-*"))
     for name, options in (
-        ("plan", ("--ratio", "0.4", "--method", "taylor")),
+        ("plan", ("--ratio", "0.4", "--method", "llm-pruner-element")),
         ("prune", ()),
         ("recover", ("--tokens", "0")),
     ):
@@ -173,7 +174,32 @@ def test_unsupported_family_is_named_with_the_list(saap, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     message = refused(saap, tmp_path, "--model", tmp_path / "m")
-    assert "'mamba'" in message and "llama, qwen2" in message
+    assert "'mamba'" in message and "llama, mistral" in message
+
+
+def test_what_a_family_cannot_have_is_refused_before_anything_is_written(saap, tmp_path, monkeypatch):
+    folder = write_folder(tiny_model("gemma2"), tmp_path / "gemma")
+    assert "no format can be written yet" in refused(saap, tmp_path, "--model", folder)
+    monkeypatch.setattr("saap_edge.export.refusal.GGUF_WRITERS", ("qwen3", "gemma2"))
+    recipe = write_recipe(tmp_path, folder, export={"formats": ["gguf-f16"]}, prune={"bias": True})
+    assert "prune.bias: Gemma 2" in refused(saap, tmp_path, recipe)
+    recipe = write_recipe(tmp_path, folder, export={"formats": ["gguf-f16"]}, prune={"depth": True})
+    assert "prune.depth: whole sublayers" in refused(saap, tmp_path, recipe)
+    recipe = write_recipe(tmp_path, folder, export={"formats": ["gguf-f16", "onnx-int4"]})
+    assert "leave onnx-int4 out" in refused(saap, tmp_path, recipe)
+    untied = write_folder(tiny_model("qwen3", tied=False), tmp_path / "qwen3")
+    recipe = write_recipe(tmp_path, untied, export={"formats": ["gguf-f16"]})
+    assert "use --method uniform, or leave gguf-f16 out" in refused(saap, tmp_path, recipe)
+    assert "at most" in refused(saap, tmp_path, recipe, "--method", "uniform", "--ratio", "0.97")  # else accepted
+
+
+def test_what_a_model_cannot_have_is_refused_before_anything_is_written(saap, tmp_path):
+    biased = write_folder(tiny_model("llama", attention_bias=True), tmp_path / "biased")
+    recipe = write_recipe(tmp_path, biased, prune={"depth": True})
+    assert "prune.depth" in refused(saap, tmp_path, recipe)
+    shallow = build_pruned(tiny_model("llama"), [LayerShape(0, 0, 64), LayerShape(8, 4, 64), LayerShape(8, 4, 0)])
+    folder = write_folder(randomise_projections(shallow), tmp_path / "shallow")
+    assert "prune the dense model it was made from" in refused(saap, tmp_path, "--model", folder)
 
 
 @pytest.mark.parametrize("ratio", ["0", "1", "-0.2", "1.5", "nan"])

@@ -26,6 +26,9 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Forget the sequence; the KV cache is empty again."""
 
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
+
     def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Append `tokens` to the sequence and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
 

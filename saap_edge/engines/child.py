@@ -19,7 +19,7 @@ import numpy as np
 from saap_edge.engines.base import Engine
 from saap_edge.errors import SaapError
 
-__all__ = ["Server", "main"]
+__all__ = ["Server", "log_probabilities", "main"]
 
 
 def load_engine(name: str, path: str, threads: int, context: int) -> Engine:
@@ -94,17 +94,28 @@ class Server:
             steps.append(time.perf_counter() - begin)
         return {"ttft_s": first - start, "decode_s": steps}
 
-    def nll(self, windows: list[list[int]]) -> dict[str, Any]:
-        """Negative log-likelihood in nats over `windows`, the first token of each being context only."""
-        total, count = 0.0, 0
-        for window in windows:
-            self.engine.reset()
-            logits = self.engine.forward(window, all_logits=True)[:-1].astype(np.float64)
-            peak = logits.max(axis=1, keepdims=True)
-            norm = np.log(np.exp(logits - peak).sum(axis=1)) + peak[:, 0]
-            total += float((norm - logits[np.arange(len(window) - 1), window[1:]]).sum())
-            count += len(window) - 1
-        return {"nll": total, "tokens": count}
+    def score(self, requests: list[tuple[list[int], int]]) -> list[tuple[list[float], list[bool]]]:
+        """Log-probabilities in nats of `tokens[start:]` for each `(tokens, start)`, and whether each is the likeliest.
+
+        What a request shares with the one before it (a question and its choices) is not run again. Only these values
+        leave the process: logits of whole vocabularies are megabytes a request.
+        """
+        self.engine.reset()
+        held: list[int] = []
+        answers = []
+        for tokens, start in requests:
+            if not 0 <= tokens[-1] < self.engine.vocab_size:  # the others are looked at when they are run
+                raise ValueError(f"token ids must be in 0 to {self.engine.vocab_size - 1}")
+            # Logits are asked for from the last context token on, so that one always has to be run.
+            shared = min(_common(held, tokens), start - 1)
+            self.engine.truncate(shared)
+            if shared < start - 1:
+                self.engine.forward(tokens[shared : start - 1])
+            logits = self.engine.forward(tokens[start - 1 : -1], all_logits=True)
+            held = tokens[:-1]
+            values, greedy = log_probabilities(logits, tokens[start:])
+            answers.append((values.tolist(), greedy.tolist()))
+        return answers
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids by the runtime's own tokenizer; llama.cpp only."""
@@ -118,6 +129,21 @@ class Server:
             key: int(value) * 1024 for key, value in re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", status, re.MULTILINE)
         }
         return {"peak": found["VmHWM"], "now": found["VmRSS"]}
+
+
+def log_probabilities(logits: np.ndarray, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Log-softmax of `logits` [n, vocab] at `tokens` [n], float64, and whether each token has the largest logit."""
+    peak = logits.max(axis=1)
+    chosen = logits[np.arange(len(tokens)), tokens]
+    norm = np.log(np.exp(logits - peak[:, None]).sum(axis=1, dtype=np.float64))
+    return (chosen - peak).astype(np.float64) - norm, logits.argmax(axis=1) == tokens
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """Length of the common beginning."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def main() -> None:

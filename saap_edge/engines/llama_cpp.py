@@ -75,6 +75,14 @@ class LlamaCppEngine:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
         self._length = 0
 
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot keep {length} of {self._length} tokens")
+        if not llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), 0, length, -1):
+            raise SaapError(f"'{self.path}': llama.cpp cannot shorten this model's sequence")
+        self._length = length
+
     def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
 

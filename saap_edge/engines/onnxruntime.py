@@ -46,6 +46,12 @@ class OnnxRuntimeEngine:
         """Forget the sequence; the KV cache is empty again."""
         self._length = 0
 
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot keep {length} of {self._length} tokens")
+        self._length = length
+
     def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
 

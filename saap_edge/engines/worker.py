@@ -61,10 +61,21 @@ class Worker:
         timing: dict[str, Any] = self._ask("time", tokens=tokens, decode_tokens=decode_tokens)
         return timing
 
+    def score(self, requests: list[tuple[list[int], int]]) -> list[tuple[list[float], list[bool]]]:
+        """For each `(tokens, start)`: log-probabilities in nats of `tokens[start:]`, and whether each is the likeliest.
+
+        `start` is at least 1; the last token is not run, so `tokens` may be one longer than the context.
+        """
+        answers: list[tuple[list[float], list[bool]]] = self._ask("score", requests=requests)
+        return answers
+
     def nll(self, windows: list[list[int]]) -> tuple[float, int]:
-        """(total negative log-likelihood in nats, predicted tokens)."""
-        answer = self._ask("nll", windows=windows)
-        return answer["nll"], answer["tokens"]
+        """(total negative log-likelihood in nats, predicted tokens); a window's first token is context only."""
+        total = 0.0
+        for window in windows:
+            [(values, _)] = self.score([(window, 1)])
+            total -= sum(values)
+        return total, sum(len(window) - 1 for window in windows)
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids by llama.cpp's tokenizer."""

@@ -62,9 +62,14 @@ def export_artifacts(
     """
     from saap_edge.export.gguf import write_gguf
     from saap_edge.export.onnx import write_onnx
+    from saap_edge.export.refusal import export_refusal
     from saap_edge.export.weights import ExportWeights
 
     weights = ExportWeights(folder)
+    for name in formats:
+        refusal = export_refusal(weights.spec, name)
+        if refusal:
+            raise SaapError(refusal)
     artifacts = []
     for name in formats:
         kind, _, quantisation = name.partition("-")

@@ -1,7 +1,8 @@
 """GGUF that stock llama.cpp runs, with heads, kv heads and FFN width per layer.
 
-Per-layer widths go through architecture `deci`, the one that reads all three as arrays; a uniform model goes to its
-family's own architecture. Layout: GGUF specification (ggml/docs/gguf.md); tensor names: gguf-py's `constants.py`.
+Per-layer widths go through architecture `deci`, the one that reads all three as arrays; a uniform model goes to the
+architecture its family names (Exports). Layout: GGUF specification (ggml/docs/gguf.md); tensor names: gguf-py's
+`constants.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import gguf
 import numpy as np
 
 from saap_edge.errors import SaapError
-from saap_edge.export.gguf_tokenizer import add_tokenizer
+from saap_edge.export.gguf_tokenizer import add_tokenizer, model_name
+from saap_edge.export.refusal import export_refusal, gguf_architecture
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import quantise_q8
@@ -70,10 +72,13 @@ def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
         raise SaapError(f"GGUF quantisation '{quantisation}' is unknown (known: {', '.join(QUANTISATIONS)})")
     weights = ExportWeights(folder)
     spec = weights.spec
-    architecture = spec.family.uniform_arch if spec.uniform and not spec.down_bias else None
-    architecture = architecture or "deci"
+    refusal = export_refusal(spec, f"gguf-{quantisation}")
+    if refusal:
+        raise SaapError(refusal)
+    architecture = gguf_architecture(spec)
     tensors = list(_tensors(weights, quantisation))
     writer = gguf.GGUFWriter(out, architecture)
+    writer.add_name(model_name(Path(folder), spec))
     _add_metadata(writer, spec, quantisation)
     add_tokenizer(writer, Path(folder), spec)
     for tensor in tensors:
@@ -115,7 +120,6 @@ def _summary(
 def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -> None:
     uniform = writer.arch != "deci"
     first = spec.layers[0]
-    writer.add_name(f"{spec.family.title}, saap-edge")
     writer.add_context_length(spec.context)
     writer.add_embedding_length(spec.hidden)
     writer.add_block_count(len(spec.layers))

@@ -15,7 +15,7 @@ import gguf
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import ModelSpec
 
-__all__ = ["add_tokenizer", "pre_tokenizer_name"]
+__all__ = ["add_tokenizer", "model_name", "pre_tokenizer_name"]
 
 _KIND = gguf.TokenType
 
@@ -55,6 +55,18 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, spec: ModelSpec) -> Non
     template = _chat_template(folder, config)
     if template:
         writer.add_chat_template(template)
+
+
+_PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
+
+
+def model_name(folder: Path, spec: ModelSpec) -> str:
+    """`general.name`. llama.cpp reads a rule out of it: in a model called "phi-3", special tokens swallow the space
+    behind them, and a vocabulary without _PHI3_TOKENS does not load (llama-vocab.cpp, "set attributes by name")."""
+    added = _read(folder / "tokenizer.json").get("added_tokens", [])
+    swallows = any(token["special"] and token.get("rstrip") for token in added)
+    phi3 = swallows and {token["content"] for token in added} >= _PHI3_TOKENS
+    return f"{'Phi-3' if phi3 else spec.family.title.replace('-', ' ')}, saap-edge"
 
 
 def _read(path: Path, optional: bool = False) -> dict[str, Any]:

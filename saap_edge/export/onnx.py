@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from saap_edge.errors import SaapError
+from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK, quantise_q8
@@ -56,6 +57,9 @@ def write_onnx(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     if quantisation not in QUANTISATIONS:
         raise SaapError(f"unknown ONNX quantisation '{quantisation}' (there are: {', '.join(QUANTISATIONS)})")
     weights = ExportWeights(folder)
+    refusal = export_refusal(weights.spec, f"onnx-{quantisation}")
+    if refusal:
+        raise SaapError(refusal)
     check_attention(weights.spec)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DATA_FILE, "wb") as data:

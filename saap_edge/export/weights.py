@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,18 +10,29 @@ import numpy as np
 
 from saap_edge.errors import SaapError
 from saap_edge.model.blocks import BLOCK, quantise_q4
-from saap_edge.model.spec import ModelSpec, read_spec
+from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 from saap_edge.model.tensors import Codes, TensorStore
 
 __all__ = ["ExportWeights"]
+
+
+_ATTENTION, _FFN = ("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")
+
+
+def _mended(layer: LayerShape, head_dim: int) -> LayerShape:
+    """The widths a runtime gets: FFN on the grid and never empty, attention never without heads."""
+    if layer.heads == layer.kv_heads == 0:
+        layer = replace(layer, heads=BLOCK // math.gcd(BLOCK, head_dim), kv_heads=1)
+    return replace(layer, ffn=max(-(-layer.ffn // BLOCK), 1) * BLOCK)
 
 
 class ExportWeights:
     """A Hugging Face folder (dense or pruned, tuned or not) as the exporters see it.
 
     An FFN width off the grid of 32 is padded with zero channels: they change no output, and without them the runtimes
-    would leave `down_proj` unquantised and run slower than the dense model. `spec` holds the padded widths. Nothing
-    is kept in memory between calls.
+    would leave `down_proj` unquantised and run slower than the dense model. What a layer lacks whole is put back as
+    small as it goes, all zero, because llama.cpp drops the attention output of a layer without FFN and cannot load a
+    first layer without heads. `spec` holds the widths so mended. Nothing is kept in memory between calls.
 
     Raises SaapError when the folder is not a model, or a width cannot be brought to the grid.
     """
@@ -28,8 +40,11 @@ class ExportWeights:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         source = read_spec(folder)
-        self.spec: ModelSpec = replace(
-            source, layers=tuple(replace(layer, ffn=-(-layer.ffn // BLOCK) * BLOCK) for layer in source.layers)
+        self.spec: ModelSpec = replace(source, layers=tuple(_mended(layer, source.head_dim) for layer in source.layers))
+        self._blank = tuple(
+            f"model.layers.{index}.{part}."
+            for index, layer in enumerate(source.layers)
+            for part in ((_ATTENTION if not layer.heads else ()) + (_FFN if not layer.ffn else ()))
         )
         self._store = TensorStore(folder)
         self._codes = Codes(folder) if (self.folder / "codes.safetensors").is_file() else None
@@ -45,8 +60,6 @@ class ExportWeights:
                     f"layer {index}: {layer.heads} query heads cannot be shared by {layer.kv_heads} kv heads "
                     "(llama.cpp would abort the process): keep whole kv groups"
                 )
-            if layer.ffn < BLOCK:
-                raise SaapError(f"layer {index}: an FFN of width {layer.ffn} makes llama.cpp drop the attention output")
             if layer.heads * spec.head_dim % BLOCK:
                 raise SaapError(
                     f"layer {index}: {layer.heads} heads of {spec.head_dim} are {layer.heads * spec.head_dim} wide, "
@@ -59,11 +72,21 @@ class ExportWeights:
         return self._codes is not None
 
     def __contains__(self, name: str) -> bool:
-        return name in self._store
+        return not name.startswith(self._blank) and name in self._store
 
     def tensor(self, name: str) -> np.ndarray:
         """Any tensor as float32, projections and biases zero-padded to the grid."""
+        if name.startswith(self._blank):
+            return self._put_back(name)
         return self._pad(name, self._store.numpy(name), 0)
+
+    def _put_back(self, name: str) -> np.ndarray:
+        """A tensor of a sublayer that is not there: zero projections and biases, neutral norms."""
+        if "norm." in name:
+            return np.ones(self.spec.head_dim if "self_attn." in name else self.spec.hidden, dtype=np.float32)
+        module, _, leaf = name.rpartition(".")
+        shape = linear_shapes(self.spec, int(name.split(".")[2]))[f"{module}.weight"]
+        return np.zeros(shape if leaf == "weight" else shape[:1], dtype=np.float32)
 
     def q4(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A projection weight in 4 bits: (codes uint8 [out, in], scales float16 [out, in/32]).

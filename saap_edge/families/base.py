@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["FFN_CHANNEL", "KV_GROUP", "Coupling", "Family"]
+__all__ = [
+    "FFN_CHANNEL", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Refusal", "Source",
+    "as_llama", "refuse_common", "within_window",
+]  # fmt: skip
 
 Config = dict[str, Any]
 
@@ -23,10 +26,42 @@ class Coupling:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
 
+    @property
+    def module(self) -> str:
+        """The sublayer that holds all of it."""
+        return self.columns[0].split(".")[0]
+
 
 # One KV group: a kv head with its n_rep query heads. The planner counts kv heads; surgery expands to rows.
 KV_GROUP = Coupling("kv_group", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",))
 FFN_CHANNEL = Coupling("ffn", ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor of the canonical form comes from: a stored tensor, rows [start, stop) of it, times a factor."""
+
+    name: str
+    rows: tuple[int, int] | None = None
+    factor: float = 1.0
+
+
+class Refusal(str):
+    """Why a runtime cannot take a model, in place of the architecture that would carry it."""
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What carries a family in each runtime: llama.cpp's architecture, the ONNX graph's kind, or a Refusal.
+
+    `gguf_layers` is for widths that differ from layer to layer, `gguf_layers_untied` for those with an output matrix of
+    their own, where that makes a difference.
+    """
+
+    gguf_uniform: str | Refusal
+    gguf_layers: str | Refusal
+    onnx: str | Refusal
+    gguf_layers_untied: str | Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -36,32 +71,84 @@ class Family:
     Attributes:
         model_type: `model_type` in config.json.
         title: the name people use.
-        qkv_bias, o_bias, mlp_bias: config -> does that projection carry a bias.
-        uniform_arch: llama.cpp architecture for uniform plans, or None where only `deci` works.
+        covers: models it is known for.
+        exports: what each runtime takes.
+        qkv_bias, o_bias: config -> does that projection carry a bias.
         refuse: config -> the reason why this model cannot be handled, or None.
+        defaults: what transformers assumes where config.json says nothing, as far as it is read here.
+        canonical: config -> the config the model is handled as; tensors and widths are then those of that config.
+        source: (config, canonical tensor name) -> where it comes from, for families stored in another layout.
+        qk_norm: queries and keys are normed head by head.
+        uniform_only: the reason why all layers must keep the same widths, or None.
     """
 
     model_type: str
     title: str
-    qkv_bias: Callable[[Config], bool]
-    o_bias: Callable[[Config], bool]
-    mlp_bias: Callable[[Config], bool]
-    uniform_arch: str | None
-    refuse: Callable[[Config], str | None]
+    covers: str
+    exports: Exports
+    qkv_bias: Callable[[Config], bool] = lambda config: False
+    o_bias: Callable[[Config], bool] = lambda config: False
+    refuse: Callable[[Config], str | None] = lambda config: refuse_common(config)
+    defaults: Config = field(default_factory=dict)
+    canonical: Callable[[Config], Config] = lambda config: config
+    source: Callable[[Config, str], Source] | None = None
+    qk_norm: bool = False
+    uniform_only: str | None = None
     attention: Coupling = KV_GROUP
     ffn: Coupling = FFN_CHANNEL
 
+    def projections(self, layer: Any) -> Iterator[tuple[Coupling, str]]:
+        """Every projection of a decoder layer and its coupling; a pruned layer may lack a whole sublayer."""
+        for coupling in (self.attention, self.ffn):
+            if getattr(layer, coupling.module, None) is not None:
+                for name in (*coupling.rows, *coupling.columns):
+                    yield coupling, name
 
-def refuse_common(config: Config) -> str | None:
+
+# What Llama's exports carry, for all families that are Llama once packaging and scalar factors are seen to.
+LLAMA_EXPORTS = Exports(gguf_uniform="llama", gguf_layers="deci", onnx="llama")
+
+_LLAMA_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+    "rope_parameters", "rope_scaling", "rope_theta", "tie_word_embeddings", "bos_token_id", "eos_token_id",
+    "pad_token_id", "use_cache", "dtype", "torch_dtype",
+)  # fmt: skip
+
+
+def as_llama(config: Config) -> Config:
+    """The Llama config that says the same of widths, rope, norms and vocabulary."""
+    kept = {name: config[name] for name in _LLAMA_FIELDS if config.get(name) is not None}
+    return kept | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+def within_window(config: Config, window: int | None) -> Config:
+    """The same model for contexts within its sliding window, where full attention is the same: no export has windows.
+
+    A token sees itself and the `window` - 1 before it, so that up to `window` tokens nothing is cut off.
+    """
+    dropped = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+    rest = {name: value for name, value in config.items() if name not in dropped}
+    if not window:
+        return rest
+    return rest | {"max_position_embeddings": min(int(config.get("max_position_embeddings", window)), window)}
+
+
+def refuse_common(config: Config, activation: str = "silu") -> str | None:
     """Features no family here carries to the runtimes yet."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        return f"rope scaling '{kind}' is not supported (supported: default, llama3)"
-    if config.get("hidden_act", "silu") != "silu":
-        return f"hidden_act '{config['hidden_act']}' is not supported (supported: silu)"
+    # Gemma 3 has one set of parameters for each type of layer.
+    for parameters in [value for value in rope.values() if isinstance(value, dict)] or [rope]:
+        kind = parameters.get("rope_type", parameters.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            return f"rope scaling '{kind}' is not supported (supported: default, llama3)"
+        if parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
+            return "partial rotary embeddings are not supported"
+    used = config.get("hidden_act") or config.get("hidden_activation") or activation
+    if used != activation:
+        return f"hidden_act '{used}' is not supported (supported: {activation})"
+    if config.get("mlp_bias"):
+        return "mlp_bias is not supported: llama.cpp has no bias on gate and up"
     if config.get("quantization_config"):
         return "the weights are already quantised: give the unquantised model"
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
-        return "partial rotary embeddings are not supported"
     return None

@@ -1,16 +1,28 @@
 """Qwen2 and Qwen2.5: biases on q, k and v, none on o."""
 
-from saap_edge.families.base import Family, refuse_common
+from saap_edge.families.base import Config, Exports, Family, within_window
+
+
+def canonical(config: Config) -> Config:
+    """Full attention; a window only binds where layers use it."""
+    types = config.get("layer_types") or []
+    windowed = "sliding_attention" in types if types else config["max_window_layers"] < config["num_hidden_layers"]
+    used = config["use_sliding_window"] and windowed
+    return within_window(config, config["sliding_window"]) if used else config
+
 
 FAMILY = Family(
     model_type="qwen2",
     title="Qwen2",
-    qkv_bias=lambda config: True,
-    o_bias=lambda config: False,
-    mlp_bias=lambda config: False,
+    covers="Qwen2, Qwen2.5",
     # llama.cpp's own `qwen2` demands n_head * head_dim == n_embd, which pruning breaks.
-    uniform_arch=None,
-    refuse=lambda config: (
-        "sliding-window attention is not supported" if config.get("use_sliding_window") else refuse_common(config)
-    ),
+    exports=Exports(gguf_uniform="deci", gguf_layers="deci", onnx="llama"),
+    qkv_bias=lambda config: True,
+    defaults={
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+        "max_position_embeddings": 32768,
+    },
+    canonical=canonical,
 )

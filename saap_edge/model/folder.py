@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import get_balanced_memory
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from saap_edge.errors import SaapError
+from saap_edge.families import Config
 from saap_edge.model import modeling_saap_edge
 from saap_edge.model.modeling_saap_edge import SaapEdgeConfig, SaapEdgeForCausalLM
-from saap_edge.model.spec import PRUNED_TYPE, LayerShape, ModelSpec, spec_from_config
+from saap_edge.model.spec import (
+    PRUNED_TYPE,
+    LayerShape,
+    ModelSpec,
+    canonical_config,
+    config_family,
+    read_config,
+    spec_from_config,
+)
+from saap_edge.model.tensors import TensorStore
 
 __all__ = [
     "TOKENIZER_FILES", "build_pruned", "copy_tokenizer", "load_model", "load_tokenizer", "placement", "save_model",
@@ -39,22 +52,66 @@ def placement() -> str | None:
 def load_model(
     folder: str | Path, dtype: torch.dtype = torch.float32, device_map: str | dict[str, Any] | None = None
 ) -> PreTrainedModel:
-    """Load a dense or pruned folder in evaluation mode, on the CPU or as `device_map` (accelerate's) says.
+    """Load a dense or pruned folder in evaluation mode, in its family's canonical form, on the CPU or as `device_map`
+    (accelerate's) says.
 
-    Weights whose file has the wanted dtype stay pages of the mapped file; others are converted tensor by tensor.
-    Raises SaapError when transformers cannot load it, or the devices do not hold all weights.
+    Raises SaapError when the family is not supported, transformers cannot load it, or the devices do not hold it.
     """
+    config = read_config(folder)
+    family, full = config_family(config)
+    canonical = canonical_config(config)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, device_map=device_map
-        )
+        if config["model_type"] == PRUNED_TYPE or (canonical == full and not family.source):
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=dtype, use_safetensors=True, device_map=device_map
+            )
+        else:
+            model = _dispatched(_load_canonical(Path(folder), canonical, dtype), device_map)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise SaapError(f"cannot load the model in '{folder}': {str(error).splitlines()[0]}") from error
     if any(parameter.is_meta for parameter in model.parameters()):
         raise SaapError(
             f"the GPUs do not hold the model in '{folder}': score in bfloat16, or use the CPU (CUDA_VISIBLE_DEVICES=)"
         )
-    return model.eval()
+    return cast(PreTrainedModel, model.eval())
+
+
+def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any:
+    """What `from_pretrained` does with a device map, for a model built here."""
+    if device_map is None:
+        return model
+    if device_map == "auto":
+        whole = list(model._no_split_modules)
+        memory = get_balanced_memory(model, no_split_module_classes=whole)
+        device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
+    return dispatch_model(model, device_map)
+
+
+def _load_canonical(folder: Path, config: Config, dtype: torch.dtype) -> Any:
+    """Build the canonical class and fill it tensor by tensor."""
+    store = TensorStore(folder)
+    parsed = AutoConfig.for_model(**{name: value for name, value in config.items() if name != "architectures"})
+    model = _empty(AutoModelForCausalLM.from_config, parsed, dtype, torch.device("cpu"))
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=parsed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            tensor = store.torch(name)
+            if tensor.shape != parameter.shape:
+                raise SaapError(f"{folder}: {name} is {tuple(tensor.shape)}, config.json says {tuple(parameter.shape)}")
+            parameter.copy_(tensor)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    return model
+
+
+def _empty(make: Callable[[Any], Any], config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model whose parameters are allocated, once and in their final type, but not set; nor are its buffers."""
+    with torch.device("meta"):
+        model = make(config)
+    model = model.to(dtype).to_empty(device=device)
+    if config.tie_word_embeddings:
+        model.tie_weights()
+    return model
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -71,56 +128,88 @@ def spec_of(model: PreTrainedModel) -> ModelSpec:
 
 
 def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrainedModel:
-    """An empty-handed model of the given widths: norms, embeddings and head copied, projections uninitialised.
+    """A model of the given widths, one shape a dense layer, that holds all of `dense` but its projections.
 
-    A uniform shape gives the family's plain class (every tool opens it), any other gives SaapEdgeForCausalLM. The
-    result has the dense model's dtype and device.
+    Projections are left uninitialised. Layers of which nothing is left are not in the result. Where all layers come
+    out alike and the family's own class can hold them, it is that class, which every tool opens; SaapEdgeForCausalLM
+    otherwise. The result has the dense model's dtype and device. Raises SaapError when neither class can hold it.
     """
     spec = spec_of(dense)
-    config = _pruned_config(dense, spec, layers)
-    with torch.device("meta"):
-        model = (type(dense) if len(set(layers)) == 1 and not _is_pruned(dense) else SaapEdgeForCausalLM)(config)
-    model = cast(Any, model).to_empty(device=dense.device).to(dense.dtype)
-    model.model.rotary_emb = type(dense.model.rotary_emb)(config=model.config).to(dense.device)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(dense.model.embed_tokens.weight)
-        model.model.norm.weight.copy_(dense.model.norm.weight)
-        for new, old in zip(model.model.layers, dense.model.layers, strict=True):
-            new.input_layernorm.weight.copy_(old.input_layernorm.weight)
-            new.post_attention_layernorm.weight.copy_(old.post_attention_layernorm.weight)
-        if spec.tied:
-            model.tie_weights()
-        else:
-            model.lm_head.weight.copy_(dense.lm_head.weight)
+    stay = [index for index, shape in enumerate(layers) if not shape.gone]
+    if not stay:
+        raise SaapError("every layer would be removed whole: keep at least one")
+    config = _pruned_config(dense, spec, layers, stay)
+    plain = type(config) is type(dense.config) and not _is_pruned(dense)
+    device = cast(torch.Tensor, dense.get_input_embeddings().weight).device
+    model = _empty(type(dense) if plain else SaapEdgeForCausalLM, config, dense.dtype, device)
+    _copy_rest(dense, model, spec, stay)
     model.generation_config = dense.generation_config
-    return model.eval()
+    return cast(PreTrainedModel, model.eval())
+
+
+def _copy_rest(dense: Any, model: Any, spec: ModelSpec, stay: list[int]) -> None:
+    """Copy, by name, every parameter that is not a projection's, and every buffer."""
+    coupled = {
+        f"model.layers.{index}.{name}."
+        for index, layer in enumerate(model.model.layers)
+        for _, name in spec.family.projections(layer)
+    }
+    parameters = dict(dense.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not any(name.startswith(prefix) for prefix in coupled):
+                parameter.copy_(parameters[_dense_name(name, stay)])
+    for name, buffer in dense.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        # Set, not copied: rotary tables stay float32 whatever the model's dtype.
+        setattr(model.get_submodule(owner), leaf, buffer.clone())
+
+
+def _dense_name(name: str, stay: list[int]) -> str:
+    """The same tensor's name in the dense model, where layers before it have not left."""
+    parts = name.split(".")
+    if parts[:2] == ["model", "layers"]:
+        parts[2] = str(stay[int(parts[2])])
+    return ".".join(parts)
 
 
 def _is_pruned(model: PreTrainedModel) -> bool:
     return bool(model.config.model_type == PRUNED_TYPE)
 
 
-def _pruned_config(dense: PreTrainedModel, spec: ModelSpec, layers: list[LayerShape]) -> Any:
-    if len(set(layers)) == 1 and not _is_pruned(dense):
-        config = type(dense.config)(**_plain(dense.config.to_dict()))
-        config.head_dim = spec.head_dim
-        config.num_attention_heads, config.num_key_value_heads = layers[0].heads, layers[0].kv_heads
-        config.intermediate_size = layers[0].ffn
-        return config
+def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: list[int]) -> Any:
+    shapes = [layers[index] for index in stay]
+    first, modules = shapes[0], dense.model.layers
+    # Repair may have given single layers a bias that the family does not know.
+    o_bias = any(layer.self_attn is not None and layer.self_attn.o_proj.bias is not None for layer in modules)
+    down_bias = any(layer.mlp is not None and layer.mlp.down_proj.bias is not None for layer in modules)
+    alike = len(set(shapes)) == 1 and first.heads > 0 and first.ffn > 0
+    # transformers' plain classes refuse other numbers of heads.
+    fits = alike and spec.hidden % first.heads == 0 and (o_bias, down_bias) == (spec.o_bias, spec.down_bias)
+    whole = len(stay) == len(layers) or not spec.family.uniform_only
+    if fits and whole and not _is_pruned(dense):
+        return _plain_config(dense, spec, first, stay)
+    if spec.family.uniform_only:
+        raise SaapError(
+            f"{spec.family.title} is saved as its plain class only: all layers alike, no biases from repair, and a "
+            f"number of heads that divides the hidden size {spec.hidden}"
+        )
     source = dense.config.to_dict()
     keep = (
-        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "intermediate_size", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-        "rope_parameters", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
+        "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_act",
+        "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
+        "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
     )  # fmt: skip
     config = SaapEdgeConfig(
         **{name: source[name] for name in keep if name in source},
+        num_hidden_layers=len(shapes),
         head_dim=spec.head_dim,
         base_model_type=spec.family.model_type,
-        layer_widths=[[layer.heads, layer.kv_heads, layer.ffn] for layer in layers],
+        layer_widths=[[shape.heads, shape.kv_heads, shape.ffn] for shape in shapes],
         qkv_bias=spec.qkv_bias,
-        o_bias=spec.o_bias,
-        down_bias=spec.down_bias,
+        o_bias=o_bias,
+        down_bias=down_bias,
+        qk_norm=spec.family.qk_norm,
     )
     module = MODELING_FILE.stem
     config.auto_map = {
@@ -128,6 +217,17 @@ def _pruned_config(dense: PreTrainedModel, spec: ModelSpec, layers: list[LayerSh
         "AutoModelForCausalLM": f"{module}.SaapEdgeForCausalLM",
     }
     config.architectures = ["SaapEdgeForCausalLM"]
+    config._attn_implementation = dense.config._attn_implementation
+    return config
+
+
+def _plain_config(dense: Any, spec: ModelSpec, shape: LayerShape, stay: list[int]) -> Any:
+    config = type(dense.config)(**_plain(dense.config.to_dict()))
+    config.head_dim = spec.head_dim
+    config.num_attention_heads, config.num_key_value_heads = shape.heads, shape.kv_heads
+    config.intermediate_size, config.num_hidden_layers = shape.ffn, len(stay)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in stay]
     config._attn_implementation = dense.config._attn_implementation
     return config
 

@@ -1,4 +1,4 @@
-"""A Llama-like decoder whose layers differ in heads, kv heads and FFN width.
+"""A decoder whose layers differ in heads, kv heads and FFN width, and may lack attention or FFN.
 
 This file travels with every pruned model (`auto_map` in config.json), so that
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` works where saap-edge is not installed. It
@@ -8,19 +8,24 @@ imports nothing but torch and transformers, and leaves attention, rotary embeddi
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
-__all__ = ["SaapEdgeConfig", "SaapEdgeForCausalLM", "SaapEdgeModel"]
+__all__ = ["SaapEdgeConfig", "SaapEdgeForCausalLM", "SaapEdgeLayer", "SaapEdgeModel"]
 
 
 class SaapEdgeConfig(LlamaConfig):
     """A Llama configuration with widths per layer.
 
-    `layer_widths` is a list of [heads, kv_heads, ffn]; `num_attention_heads`, `num_key_value_heads` and
-    `intermediate_size` keep the dense model's values. `base_model_type` names the family the model came from.
+    `layer_widths` is a list of [heads, kv_heads, ffn], 0 where a layer has no attention or no FFN;
+    `num_attention_heads`, `num_key_value_heads` and `intermediate_size` keep the dense model's values.
+    `base_model_type` names the family the model came from; `qk_norm`: queries and keys are normed, as in Qwen3.
     """
 
     model_type = "saap_edge"
@@ -30,24 +35,56 @@ class SaapEdgeConfig(LlamaConfig):
     qkv_bias: bool = False
     o_bias: bool = False
     down_bias: bool = False
+    qk_norm: bool = False
 
 
-def build_layer(config: SaapEdgeConfig, index: int) -> LlamaDecoderLayer:
-    """A decoder layer of that layer's own widths."""
-    local = copy.copy(config)
+class SaapEdgeLayer(GradientCheckpointingLayer):
+    """A decoder layer of its own widths. What it lacks is None, norms included.
+
+    `cache_index` counts layers with attention only: transformers asks the first layer of a cache how long it is.
+    """
+
+    def __init__(self, config: SaapEdgeConfig, widths: list[int], cache_index: int):
+        super().__init__()
+        heads, kv_heads, ffn = widths
+        local = copy.copy(config)
+        local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
+        local.attention_bias, local.mlp_bias = config.qkv_bias, False
+        self.input_layernorm = self.self_attn = self.post_attention_layernorm = self.mlp = None
+        attention: Any = Qwen3Attention if config.qk_norm else LlamaAttention
+        if heads:
+            self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.self_attn = attention(local, cache_index)
+            # Llama ties the bias of o to that of q, k, v, and the bias of down to gate and up; here they are free.
+            if config.o_bias != config.qkv_bias:
+                inputs = self.self_attn.o_proj.in_features
+                self.self_attn.o_proj = nn.Linear(inputs, config.hidden_size, bias=config.o_bias)
+            # Attention looks up its implementation (sdpa, eager, ...) in its config: the shared one, so that a change
+            # holds.
+            self.self_attn.config = config
+        if ffn:
+            self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.mlp = LlamaMLP(local)
+            if config.down_bias:
+                self.mlp.down_proj = nn.Linear(ffn, config.hidden_size, bias=True)
+
+    def forward(self, hidden_states: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        if self.self_attn is not None and self.input_layernorm is not None:
+            normed = self.input_layernorm(hidden_states)
+            hidden_states = hidden_states + self.self_attn(hidden_states=normed, **keywords)[0]
+        if self.mlp is not None and self.post_attention_layernorm is not None:
+            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states
+
+
+def build_layers(config: SaapEdgeConfig) -> nn.ModuleList:
+    """All decoder layers of a configuration."""
     assert config.layer_widths is not None
-    local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = config.layer_widths[index]
-    local.attention_bias, local.mlp_bias = config.qkv_bias, False
-    layer = LlamaDecoderLayer(local, index)
-    attention, mlp = layer.self_attn, layer.mlp
-    # Llama ties the bias of o to that of q, k, v, and the bias of down to gate and up; here they are free.
-    if config.o_bias != config.qkv_bias:
-        attention.o_proj = nn.Linear(attention.o_proj.in_features, config.hidden_size, bias=config.o_bias)
-    if config.down_bias:
-        mlp.down_proj = nn.Linear(mlp.intermediate_size, config.hidden_size, bias=True)
-    # Attention looks up its implementation (sdpa, eager, ...) in its config: the shared one, so that a change holds.
-    attention.config = config
-    return layer
+    layers, attentions = nn.ModuleList(), 0
+    for widths in config.layer_widths:
+        layers.append(SaapEdgeLayer(config, widths, attentions))
+        attentions += widths[0] > 0
+    return layers
 
 
 @contextmanager
@@ -66,16 +103,19 @@ def without_layers(config: SaapEdgeConfig) -> Iterator[None]:
 
 class SaapEdgeModel(LlamaModel):
     config_class = SaapEdgeConfig
+    _no_split_modules = ["SaapEdgeLayer"]  # noqa: RUF012 (as transformers has it)
+    _can_record_outputs = {"hidden_states": SaapEdgeLayer, "attentions": [LlamaAttention, Qwen3Attention]}  # noqa: RUF012
 
     def __init__(self, config: SaapEdgeConfig):
         with without_layers(config):
             super().__init__(config)
-        self.layers = nn.ModuleList(build_layer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = build_layers(config)
         self.post_init()
 
 
 class SaapEdgeForCausalLM(LlamaForCausalLM):
     config_class = SaapEdgeConfig
+    _no_split_modules = ["SaapEdgeLayer"]  # noqa: RUF012
 
     def __init__(self, config: SaapEdgeConfig):
         with without_layers(config):

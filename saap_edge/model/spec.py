@@ -8,20 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import SaapError
-from saap_edge.families import Family, family_of
+from saap_edge.families import Config, Family, family_of
 
-__all__ = ["PRUNED_TYPE", "LayerShape", "ModelSpec", "linear_shapes", "read_spec"]
+__all__ = [
+    "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "linear_shapes", "read_config",
+    "read_spec", "spec_from_config",
+]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with per-layer widths
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Widths of one decoder layer: query heads, kv heads, FFN width."""
+    """Widths of one decoder layer: query heads, kv heads, FFN width. 0 where attention or FFN is gone."""
 
     heads: int
     kv_heads: int
     ffn: int
+
+    @property
+    def gone(self) -> bool:
+        """Nothing is left of the layer."""
+        return not self.heads and not self.ffn
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,15 @@ class ModelSpec:
     down_bias: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def no_depth(self) -> str | None:
+        """Why attention and FFN can only be narrowed in this model, never removed whole; None where they can."""
+        if self.family.uniform_only:
+            return self.family.uniform_only
+        if self.o_bias or self.down_bias:
+            return "o_proj or down_proj has a bias, which would have to stay"
+        return None
 
     @property
     def uniform(self) -> bool:
@@ -76,11 +93,8 @@ def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
     return {f"{prefix}{name}.weight": shape for name, shape in shapes.items()}
 
 
-def read_spec(folder: str | Path) -> ModelSpec:
-    """Read a Hugging Face folder's config.json, dense or pruned.
-
-    Raises SaapError when the folder or config is missing, the family is unknown, or it uses an unsupported feature.
-    """
+def read_config(folder: str | Path) -> Config:
+    """A folder's config.json as it stands. Raises SaapError when it is missing or no JSON object."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
@@ -88,24 +102,51 @@ def read_spec(folder: str | Path) -> ModelSpec:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise SaapError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
-    return spec_from_config(config)
+    if not isinstance(config, dict):
+        raise SaapError(f"{path}: not a JSON object")
+    return config
 
 
-def spec_from_config(config: dict[str, Any]) -> ModelSpec:
-    """The spec of a parsed config.json. Raises SaapError as `read_spec` does."""
+def read_spec(folder: str | Path) -> ModelSpec:
+    """Read a Hugging Face folder's config.json, dense or pruned.
+
+    Raises SaapError when the folder or config is missing, the family is unknown, or it uses an unsupported feature.
+    """
+    return spec_from_config(read_config(folder))
+
+
+def config_family(config: Config) -> tuple[Family, Config]:
+    """The family of a parsed config.json, and the config with what transformers assumes where it says nothing.
+
+    Raises SaapError when the family is unknown, or the model uses an unsupported feature.
+    """
     pruned = config.get("model_type") == PRUNED_TYPE
-    model_type = config.get("base_model_type") if pruned else config.get("model_type")
-    family = family_of(str(model_type))
-    reason = family.refuse(config)
+    family = family_of(str(config.get("base_model_type") if pruned else config.get("model_type")))
+    full = family.defaults | config
+    reason = family.refuse(full)
     if reason:
         raise SaapError(f"this {family.title} model cannot be handled: {reason}")
+    return family, full
+
+
+def canonical_config(config: Config) -> Config:
+    """The config a model is handled as (Family.canonical). Raises SaapError as `config_family` does."""
+    family, full = config_family(config)
+    return config if config.get("model_type") == PRUNED_TYPE else family.canonical(full)
+
+
+def spec_from_config(config: Config) -> ModelSpec:
+    """The spec of a parsed config.json. Raises SaapError as `read_spec` does."""
+    pruned, (family, _) = config.get("model_type") == PRUNED_TYPE, config_family(config)
+    config = canonical_config(config)
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     if pruned:
         layers = tuple(LayerShape(*widths) for widths in config["layer_widths"])
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)
         layers = (LayerShape(heads, kv_heads, int(config["intermediate_size"])),) * int(config["num_hidden_layers"])
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope: Config = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope.get("full_attention", rope)
     scaled = rope.get("rope_type", rope.get("type", "default")) == "llama3"
     eos = config.get("eos_token_id")
     return ModelSpec(
@@ -114,14 +155,14 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         hidden=hidden,
         head_dim=int(config.get("head_dim") or hidden // heads),
         layers=layers,
-        rms_norm_eps=float(config["rms_norm_eps"]),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         rope_scaling=dict(rope) if scaled else None,
         tied=bool(config.get("tie_word_embeddings", False)),
         context=int(config.get("max_position_embeddings", 2048)),
         qkv_bias=bool(config["qkv_bias"]) if pruned else family.qkv_bias(config),
         o_bias=bool(config["o_bias"]) if pruned else family.o_bias(config),
-        down_bias=bool(config["down_bias"]) if pruned else family.mlp_bias(config),
+        down_bias=bool(config["down_bias"]) if pruned else False,
         bos_token_id=config.get("bos_token_id"),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
     )

@@ -1,9 +1,8 @@
-"""Lazy, one-at-a-time access to the tensors of a Hugging Face folder."""
+"""Lazy, one-at-a-time access to the tensors of a Hugging Face folder, in their canonical form."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from saap_edge.errors import SaapError
+from saap_edge.families import Source
+from saap_edge.model.spec import config_family, read_config
 
 __all__ = ["Codes", "TensorStore"]
 
 
 class TensorStore:
-    """Tensors of a safetensors folder (single file or sharded), read when asked for.
+    """Tensors of a safetensors folder (single file or sharded), read when asked for, under their canonical names.
 
-    Raises SaapError when there are no safetensors, or a file is damaged.
+    Where the family is stored in another layout (fused projections, scalar factors), that is undone here.
+    Raises SaapError when there are no safetensors, a file is damaged, or the family is unknown.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -39,19 +41,25 @@ class TensorStore:
                 raise SaapError(f"{self.folder / name}: damaged or missing safetensors file ({error})") from None
             for key in handle.keys():  # noqa: SIM118 (a handle cannot be iterated)
                 self._handles[key] = handle
+        self._family, self._config = config_family(read_config(folder))
+
+    def _source(self, name: str) -> Source:
+        return self._family.source(self._config, name) if self._family.source else Source(name)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._handles
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._handles)
+        return self._source(name).name in self._handles
 
     def torch(self, name: str) -> torch.Tensor:
-        """The tensor in its stored dtype. Raises SaapError when there is none of that name."""
-        if name not in self._handles:
-            raise SaapError(f"tensor '{name}' is missing from '{self.folder}'")
-        tensor: torch.Tensor = self._handles[name].get_tensor(name)
-        return tensor
+        """The tensor in its stored dtype; float32 where a factor is folded in. Raises SaapError when it is missing."""
+        source = self._source(name)
+        if source.name not in self._handles:
+            raise SaapError(f"tensor '{source.name}' is missing from '{self.folder}'")
+        tensor: torch.Tensor = self._handles[source.name].get_tensor(source.name)
+        if source.rows:
+            if source.rows[1] > len(tensor):
+                raise SaapError(f"{self.folder}: {source.name} has {len(tensor)} rows, fewer than config.json says")
+            tensor = tensor[slice(*source.rows)]
+        return tensor if source.factor == 1.0 else tensor.float() * source.factor
 
     def numpy(self, name: str) -> np.ndarray:
         """The tensor as float32."""

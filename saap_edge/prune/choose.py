@@ -16,6 +16,7 @@ from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.prune.bank import Bank
 from saap_edge.prune.evolve import Assembly, evolve, measured_values
+from saap_edge.prune.iterate import iterative_values
 from saap_edge.prune.orders import ORDERS, Values, structure_values
 from saap_edge.prune.plan import Candidate, Plan, make_plan
 from saap_edge.prune.policy import policy_values
@@ -55,6 +56,8 @@ class Planner:
     seed: int = 0
     mix: float | None = MIX  # of the repair candidates are judged after; None judges them as cut
     bias: bool = False
+    rounds: int = 1  # of an order; each scores the model again as it then is
+    rescore: Callable[[], tuple[Scores, Bank]] | None = None  # fresh scores and bank of `model`, needed for rounds
 
     def work(self, method: str) -> int:
         """Steps of `plan`: candidates judged, and plans tried by the search."""
@@ -67,16 +70,26 @@ class Planner:
         A method that was asked for by name is kept, and the uniform rival's figure stands beside it. Raises SaapError
         when the ratio cannot be reached.
         """
-        wanted = self._wanted(method)
-        made = [(name, *self.widths(name, ratio, progress)) for name in wanted]
+        return self.choose(
+            {name: self.widths(name, ratio, progress) for name in self._wanted(method)}, method, ratio, progress
+        )
+
+    def choose(
+        self,
+        made: dict[str, tuple[Widths, Values]],
+        method: str,
+        ratio: float,
+        progress: Callable[[], None] = lambda: None,
+    ) -> tuple[Plan, Values]:
+        """Judge the plans that `widths` gave, by method, and keep one as `plan` does."""
         judged = []
-        for _, widths, values in made:
+        for widths, values in made.values():
             judged.append(self.judge(widths, values))
             progress()
-        best = int(np.argmin(judged)) if method == "auto" else wanted.index(method)
+        best = int(np.argmin(judged)) if method == "auto" else list(made).index(method)
         plans = [
             make_plan(name, "kfac" if name in (SEARCH, "uniform") else name, ratio, self.space, widths)
-            for name, widths, _ in made
+            for name, (widths, _) in made.items()
         ]
         candidates = [
             Candidate(
@@ -85,7 +98,7 @@ class Planner:
             )
             for index, (plan, value) in enumerate(zip(plans, judged, strict=True))
         ]  # fmt: skip
-        return plans[best].model_copy(update={"candidates": candidates}), made[best][2]
+        return plans[best].model_copy(update={"candidates": candidates}), made[plans[best].method][1]
 
     def _wanted(self, method: str) -> tuple[str, ...]:
         if self.space.uniform_only:
@@ -108,8 +121,20 @@ class Planner:
                 self.model, self.space, start, self.calibration, ratio, self.evaluations, self.seed, progress
             )
             return ranked_widths(learnt, self.space, ratio), learnt
-        values = self.values(method)
+        rounds = self.rounds if self.rescore and not ORDERS[method].uniform else 1
+        values = self.values(method) if rounds == 1 else self._rounds(method, ratio)
         return method_widths(method, values, self.space, ratio), values
+
+    def _rounds(self, method: str, ratio: float) -> Values:
+        assert self.rescore is not None
+        rescore = self.rescore
+
+        def value() -> Values:
+            scores, bank = rescore()
+            return structure_values(method, scores, self.space, bank, self.ranking, self.seed)
+
+        mix = MIX if self.mix is None else self.mix
+        return iterative_values(self.model, self.space, value, self.calibration, ratio, self.rounds, mix)
 
     def _search(self, ratio: float, progress: Callable[[], None]) -> Widths:
         starts = [self.widths(name, ratio)[0] for name in STARTS]

@@ -100,12 +100,23 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
     )
 
 
-def check_plan(plan: Plan, dense: list[LayerShape], head_dim: int) -> None:
+def check_plan(
+    plan: Plan,
+    dense: list[LayerShape],
+    head_dim: int,
+    *,
+    uniform_only: str | None = None,
+    no_depth: str | None = None,
+) -> None:
     """Refuse a plan that does not fit the model or breaks a runtime's rule, naming layer, rule and remedy.
 
-    The rules are llama.cpp's and ONNX Runtime's: query heads divisible by kv heads (llama.cpp aborts otherwise), at
-    least one head and a non-empty FFN in every layer (it drops the attention output otherwise), widths on the grid of
-    32 unless the layer keeps its dense width.
+    The rules are llama.cpp's and ONNX Runtime's: query heads divisible by kv heads (llama.cpp aborts otherwise), widths
+    on the grid of 32 unless the layer keeps its dense width. Attention or FFN may be gone whole (width 0), both of them
+    too, but not in every layer.
+
+    Args:
+        uniform_only: why all layers must have the same widths (Family.uniform_only), or None.
+        no_depth: why nothing may be gone whole (ModelSpec.no_depth), or None.
     """
     if len(plan.layers) != len(dense):
         raise SaapError(f"the plan has {len(plan.layers)} layers, the model {len(dense)}")
@@ -115,17 +126,38 @@ def check_plan(plan: Plan, dense: list[LayerShape], head_dim: int) -> None:
             raise SaapError(f"{where}: it says layer {layer.layer}; layers must be listed in order")
         if layer.before != shape:
             raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
+        if no_depth and not (layer.after.kv_heads and layer.after.ffn):
+            raise SaapError(f"{where}: attention or FFN cannot be removed whole, because {no_depth}: keep some of both")
         _check_layer(where, layer.after, shape, head_dim)
+        if uniform_only and layer.after != plan.layers[0].after:
+            raise SaapError(
+                f"{where}: its widths differ from layer 0's, but {uniform_only}: give all layers the same widths"
+            )
+    if all(layer.after.gone for layer in plan.layers):
+        raise SaapError("plan: every layer is gone: keep attention or FFN in at least one")
 
 
 def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int) -> None:
-    if not (1 <= after.kv_heads <= dense.kv_heads and GRID <= after.ffn <= max(dense.ffn, GRID)):
+    if not 0 <= after.kv_heads <= dense.kv_heads or not (after.ffn == 0 or GRID <= after.ffn <= max(dense.ffn, GRID)):
         raise SaapError(
-            f"{where}: {after.kv_heads} kv heads and FFN {after.ffn} must lie within 1..{dense.kv_heads} and "
-            f"{GRID}..{dense.ffn} (llama.cpp cannot run a layer without attention or FFN)"
+            f"{where}: {after.kv_heads} kv heads and FFN {after.ffn} must lie within 0..{dense.kv_heads} and "
+            f"{GRID}..{dense.ffn}, or FFN 0 to remove it"
         )
-    if not after.heads:
-        raise SaapError(f"{where}: {after.kv_heads} kv heads, but no query heads: keep at least {after.kv_heads}")
+    if (after.heads > 0) != (after.kv_heads > 0):
+        raise SaapError(
+            f"{where}: {after.heads} query heads with {after.kv_heads} kv heads are half an attention: keep both, or "
+            "set both to 0 to remove it"
+        )
+    if after.kv_heads:
+        _check_attention(where, after, dense, head_dim)
+    if after.ffn != dense.ffn and after.ffn % GRID:
+        raise SaapError(
+            f"{where}: FFN width {after.ffn} is not a multiple of {GRID}, so down_proj would stay unquantised and run "
+            f"slower than dense: use {after.ffn // GRID * GRID or GRID} or {-(-after.ffn // GRID) * GRID}"
+        )
+
+
+def _check_attention(where: str, after: LayerShape, dense: LayerShape, head_dim: int) -> None:
     if after.heads % after.kv_heads:
         raise SaapError(
             f"{where}: {after.heads} query heads do not divide by {after.kv_heads} kv heads, and llama.cpp aborts on "
@@ -140,11 +172,6 @@ def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int
         raise SaapError(
             f"{where}: {after.heads} heads of {head_dim} are {after.heads * head_dim} wide, not a multiple of {GRID}, "
             f"so o_proj would stay unquantised: keep a multiple of {kv_unit(group, head_dim)} kv heads"
-        )
-    if after.ffn != dense.ffn and after.ffn % GRID:
-        raise SaapError(
-            f"{where}: FFN width {after.ffn} is not a multiple of {GRID}, so down_proj would stay unquantised and run "
-            f"slower than dense: use {after.ffn // GRID * GRID or GRID} or {-(-after.ffn // GRID) * GRID}"
         )
 
 

@@ -158,7 +158,7 @@ class _Moments:
     def add(self, inputs: torch.Tensor, wanted: torch.Tensor) -> None:
         rows = inputs.reshape(-1, inputs.shape[-1]).index_select(1, self.columns).float()
         if self.fits_bias:
-            rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         self.gram.addmm_(rows.T, rows)
         self.cross.addmm_(wanted.reshape(len(rows), -1).float().T, rows)
 

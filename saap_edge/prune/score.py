@@ -24,6 +24,7 @@ from saap_edge.errors import SaapError
 from saap_edge.model.folder import spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.prune.importance import column_importance, gradient_sums, per_structure, weight_sums
+from saap_edge.prune.space import shape_widths
 
 __all__ = [
     "KINDS", "SUBLAYERS", "VIEWS", "Scores", "counts", "head_gradient", "load_scores", "save_scores", "score_model",
@@ -59,8 +60,8 @@ class Scores:
 
 
 def counts(shape: LayerShape) -> dict[str, int]:
-    """Structures of each kind in a dense layer."""
-    return {"attention": shape.kv_heads, "slots": shape.heads // shape.kv_heads, "ffn": shape.ffn}
+    """Structures of each kind in a layer."""
+    return shape_widths(shape)
 
 
 def score_model(

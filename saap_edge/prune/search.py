@@ -157,6 +157,8 @@ def _uniform_candidates(space: Space, ratio: float) -> tuple[Widths | None, Widt
             if not kv or not ffn:
                 continue
             widths = [_limited(space, index, kv, ffn) for index in range(len(dense))]
+            if not all(space.fits(index, layer) for index, layer in enumerate(widths)):
+                continue
             over = space.removed(widths) - ratio
             first = dense[_free(space)]
             skew = abs(kv / first["attention"] - (1 - ratio)) + abs(ffn / first["ffn"] - (1 - ratio))

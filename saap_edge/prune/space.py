@@ -133,10 +133,15 @@ class Space:
         return LayerShape(widths["attention"] * widths["slots"], widths["attention"], widths["ffn"])
 
     def fits(self, layer: int, widths: dict[str, int]) -> bool:
-        """Heads together land on the grid, or attention is as dense."""
+        """Heads together land on the grid, or attention is as dense.
+
+        Where only a family's own class will do, heads must also divide the hidden size: transformers refuses others.
+        """
         dense = shape_widths(self.shapes[layer])
         same = all(widths[kind] == dense[kind] for kind in ("attention", "slots"))
-        return same or widths["attention"] * widths["slots"] * self.head_dim % self.grid == 0
+        heads = widths["attention"] * widths["slots"]
+        plain = not self.uniform_only or (heads > 0 and self.hidden % heads == 0)
+        return same or (heads * self.head_dim % self.grid == 0 and plain)
 
     def layer_cost(self, widths: dict[str, int]) -> float:
         return self.cost.layer(self.shape(widths), self.hidden, self.head_dim)

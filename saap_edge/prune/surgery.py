@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from saap_edge.errors import SaapError
 from saap_edge.families import Coupling
 from saap_edge.model.folder import build_pruned, spec_of
 from saap_edge.model.spec import LayerShape
@@ -28,15 +29,23 @@ def kept_shapes(kept: Kept) -> list[LayerShape]:
 def cut(dense: Any, kept: Kept) -> Any:
     """A pruned copy of `dense` that holds only the structures in `kept`.
 
-    Its logits equal the dense model's with the missing structures zeroed. Returns a transformers model.
+    Its logits equal the dense model's with the missing structures zeroed. A layer of which nothing is kept is not in
+    it. Returns a transformers model. Raises SaapError when nothing at all is kept, or a sublayer goes whose output has
+    a bias that would have to stay.
     """
-    spec = spec_of(dense)
-    pruned = build_pruned(dense, kept_shapes(kept))
+    spec, shapes = spec_of(dense), kept_shapes(kept)
+    pruned = build_pruned(dense, shapes)
+    stay = [index for index, shape in enumerate(shapes) if not shape.gone]
     with torch.no_grad():
-        for old, new, kinds in zip(dense.model.layers, pruned.model.layers, kept, strict=True):
-            for coupling in (spec.family.attention, spec.family.ffn):
-                for name in (*coupling.rows, *coupling.columns):
+        for index, kinds in enumerate(kept):
+            old = dense.model.layers[index]
+            new = pruned.model.layers[stay.index(index)] if index in stay else None
+            staying = {name for _, name in spec.family.projections(new)} if new else set()
+            for coupling, name in spec.family.projections(old):
+                if name in staying:
                     _copy(old, new, name, coupling, kinds)
+                elif name in coupling.columns and old.get_submodule(name).bias is not None:
+                    raise SaapError(f"layer {index}: {name} has a bias, so the sublayer cannot be removed whole")
     return pruned
 
 
@@ -47,6 +56,8 @@ def _copy(old: Any, new: Any, name: str, coupling: Coupling, kinds: dict[str, np
     target.weight.copy_(source.weight.index_select(1 if columns else 0, index))
     if source.bias is not None:
         target.bias.copy_(source.bias if columns else source.bias[index])
+    elif target.bias is not None:
+        target.bias.zero_()  # repair gave other layers one
 
 
 def _slices(layer: Any, size: int, coupling: Coupling, kinds: dict[str, np.ndarray]) -> torch.Tensor:
@@ -76,15 +87,14 @@ def zero_removed(dense: Any, kept: Kept) -> None:
     """Zero, in place, all weights and biases of the structures `kept` leaves out: the definition that `cut` meets."""
     spec = spec_of(dense)
     for layer, kinds in zip(dense.model.layers, kept, strict=True):
-        for coupling in (spec.family.attention, spec.family.ffn):
-            for name in (*coupling.rows, *coupling.columns):
-                module = layer.get_submodule(name)
-                axis = 1 if name in coupling.columns else 0
-                gone = torch.ones(module.weight.shape[axis], dtype=torch.bool)
-                gone[_slices(layer, len(gone), coupling, kinds)] = False
-                if axis:
-                    module.weight[:, gone] = 0
-                else:
-                    module.weight[gone] = 0
-                    if module.bias is not None:
-                        module.bias[gone] = 0
+        for coupling, name in spec.family.projections(layer):
+            module = layer.get_submodule(name)
+            axis = 1 if name in coupling.columns else 0
+            gone = torch.ones(module.weight.shape[axis], dtype=torch.bool)
+            gone[_slices(layer, len(gone), coupling, kinds)] = False
+            if axis:
+                module.weight[:, gone] = 0
+            else:
+                module.weight[gone] = 0
+                if module.bias is not None:
+                    module.bias[gone] = 0

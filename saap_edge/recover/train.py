@@ -44,11 +44,10 @@ def in_blocks(model: Any, family: Family, rank: int = 1) -> Any:
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     for layer in student.model.layers:
-        for coupling in (family.attention, family.ffn):
-            for name in (*coupling.rows, *coupling.columns):
-                parent, _, leaf = name.rpartition(".")
-                owner = layer.get_submodule(parent)
-                setattr(owner, leaf, GroupLinear(getattr(owner, leaf), rank))
+        for _, name in family.projections(layer):
+            parent, _, leaf = name.rpartition(".")
+            owner = layer.get_submodule(parent)
+            setattr(owner, leaf, GroupLinear(getattr(owner, leaf), rank))
     return student
 
 

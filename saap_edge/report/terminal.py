@@ -13,6 +13,7 @@ from rich.table import Table
 
 __all__ = [
     "render_bench",
+    "render_evaluation",
     "render_gate",
     "render_plan",
     "render_prune",
@@ -147,3 +148,43 @@ def render_gate(gate: dict[str, Any]) -> list[RenderableType]:
             escape(limit), entry["artifact"] or "-", f"[{colour}]{entry['verdict']}[/]", escape(entry["reason"])
         )
     return [table]
+
+
+def render_evaluation(document: dict[str, Any]) -> list[RenderableType]:
+    """Every figure, artifacts side by side, and under the table what each was measured on."""
+    names = [entry["name"] for entry in document["artifacts"]]
+    version = f", lm-eval {document['lm_eval']}" if document["lm_eval"] else ""
+    table = _table(f"{document['evaluated']}: quality{version}", "measured on", "figure", *names)
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    notes: dict[str, str] = {}  # the same for all artifacts
+    for entry in document["tasks"]:
+        label, value = _figure(entry)
+        cells.setdefault((entry["task"], label), {})[entry["artifact"]] = value
+        notes[entry["task"]] = f"{entry['n'] or '-'} rows" + (f", sha256 {entry['sha256']}" if entry["sha256"] else "")
+    for entry in document["perplexity"]:
+        cells.setdefault((entry["text"], "perplexity"), {})[entry["artifact"]] = _number(entry["value"], 3)
+        notes[entry["text"]] = (
+            f"windows of {entry['window']} tokens, {entry['tokens']} of them predicted, sha256 {entry['sha256']}"
+        )
+    for labels, values in cells.items():
+        table.add_row(*map(escape, labels), *(values.get(name, "-") for name in names))
+    lines = [f"  {escape(what)}: {note}" for what, note in notes.items()]
+    lines += [
+        f"  {entry['name']}: {entry['seconds']:.0f} s"
+        + (
+            f"; {entry['shortened_requests']} requests longer than {entry['context']} tokens lost their beginning"
+            if entry["shortened_requests"]
+            else ""
+        )
+        for entry in document["artifacts"]
+    ]
+    return [table, *lines]
+
+
+def _figure(entry: dict[str, Any]) -> tuple[str, str]:
+    """(name, value with its standard error): shares in percent, anything else as it is."""
+    value, stderr = entry["value"], entry["stderr"]
+    share = entry["metric"].startswith(("acc", "exact_match"))
+    scale, digits = (100, 1) if share else (1, 2 if value < 1e5 else 0)
+    error = f" ± {scale * stderr:.{digits}f}" if stderr is not None else ""
+    return entry["metric"] + (" %" if share else ""), f"{scale * value:.{digits}f}{error}"

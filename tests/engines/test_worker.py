@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from saap_edge.engines.child import Server
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import perplexity
@@ -45,6 +46,43 @@ def test_nll_is_the_perplexity_of_torch(worker, pruned_folder):
     total, count = worker.nll(windows.tolist())
     expected = perplexity(load_model(pruned_folder), windows)
     assert count == expected.tokens and total / count == pytest.approx(expected.nll, rel=2e-3)
+
+
+class CountingEngine:
+    """Notes what is run; logits of token t are 10 at t + 1."""
+
+    vocab_size = 50
+
+    def __init__(self):
+        self.sequence, self.runs = [], []
+
+    def reset(self):
+        self.truncate(0)
+
+    def truncate(self, length):
+        assert length <= len(self.sequence)
+        del self.sequence[length:]
+
+    def forward(self, tokens, all_logits=False):
+        self.sequence += tokens
+        self.runs.append((len(self.sequence), len(tokens)))
+        return (
+            np.float32(10)
+            * np.eye(self.vocab_size, dtype=np.float32)[1:][np.array(tokens if all_logits else tokens[-1:])]
+        )
+
+
+def test_score_runs_a_shared_question_once():
+    server = Server()
+    server._engine = engine = CountingEngine()
+    question = [3, 4, 5, 6]
+    answers = server.score([([*question, 7, 8], 4), ([*question, 9], 4), ([3, 4, 5, 20, 21], 4)])
+    # (length of the sequence, tokens run): the question but for its last token, then what differs.
+    assert engine.runs == [(3, 3), (5, 2), (4, 1), (4, 1)]
+    norm = np.log(np.exp(10) + 49)
+    np.testing.assert_allclose(answers[0][0], [10 - norm, 10 - norm], rtol=1e-6)
+    np.testing.assert_allclose(answers[1][0], [-norm], rtol=1e-6)
+    assert [greedy for _, greedy in answers] == [[True, True], [False], [True]]
 
 
 def test_generate_is_greedy(worker, pruned_folder):

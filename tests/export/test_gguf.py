@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from saap_edge.engines.llama_cpp import LlamaCppEngine
@@ -19,7 +19,17 @@ from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
 from saap_edge.model.folder import build_pruned, load_tokenizer
 from saap_edge.model.spec import LayerShape
-from tests.conftest import QWEN2_SPLIT, TEXT, VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.conftest import (
+    AS_LLAMA,
+    QWEN2_SPLIT,
+    TEXT,
+    VOCABULARY,
+    WIDTHS,
+    randomise_projections,
+    raw_model,
+    tiny_model,
+    write_folder,
+)
 
 IDS = list(range(1, 30))
 
@@ -94,6 +104,42 @@ def test_uniform_plan_is_a_plain_llama(tmp_path):
     assert architecture(tmp_path / "o.gguf") == "deci"
 
 
+# Attention gone in the first layer, FFN gone in the last, query heads gone in the middle: widths that deci alone takes.
+DEPTH = [LayerShape(0, 0, 64), LayerShape(2, 2, 96), LayerShape(8, 4, 0)]
+
+
+@pytest.mark.parametrize("quantisation", ["f16", "q4_0"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "granite"])
+def test_removed_sublayers_and_query_slots_answer_as_torch_does(family, quantisation, tmp_path):
+    folder = build(tmp_path, family, DEPTH)
+    write_gguf(folder, tmp_path / "m.gguf", quantisation)
+    assert architecture(tmp_path / "m.gguf") == "deci"
+    heads = gguf.GGUFReader(tmp_path / "m.gguf").fields["deci.attention.head_count"].contents()
+    assert heads == [2, 2, 8]  # two heads of 16, all zero, fill a block of 32
+    assert_parity(folder, tmp_path / "m.gguf", quantisation)
+
+
+@pytest.mark.parametrize("family", AS_LLAMA)
+def test_dense_models_in_other_layouts_answer_as_transformers_do(family, tmp_path):
+    raw = raw_model(family)
+    folder = write_folder(raw, tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert_parity(folder, tmp_path / "m.gguf", "f16")
+    with torch.no_grad():
+        expected = raw(torch.tensor([IDS])).logits[0].numpy()
+    assert relative_error(engine_logits(tmp_path / "m.gguf", "prefill"), expected) < TOLERANCE["gguf-f16"]
+
+
+def test_families_without_a_writer_are_refused_before_a_file_is_written(tmp_path):
+    folder = build(tmp_path, "gemma2", [LayerShape(4, 2, 64)] * 3)
+    with pytest.raises(SaapError, match=r"Gemma 2.*no writer.*'gemma2'.*leave gguf-f16 out"):
+        write_gguf(folder, tmp_path / "m.gguf", "f16")
+    folder = build(tmp_path / "q", "qwen3", tied=False)
+    with pytest.raises(SaapError, match=r"different widths cannot go to gguf-f16: no architecture.*output matrix"):
+        write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert not (tmp_path / "m.gguf").exists()
+
+
 def by_name(path):
     return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
@@ -154,10 +200,13 @@ def test_byte_level_bpe(dense_folder, tmp_path):
     assert engine.detokenize(engine.tokenize("quick fox", False, False)) == "quick fox"
 
 
-def trained(tokenizer, folder, **names):
+SPECIAL = ("<unk>", "<s>", "</s>")
+
+
+def trained(tokenizer, folder, special=SPECIAL, **names):
     byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"],
+        vocab_size=VOCABULARY, special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if byte_level else [],
     )  # fmt: skip
     tokenizer.train_from_iterator([TEXT], trainer)
@@ -206,6 +255,21 @@ def test_sentencepiece_like_bpe(tmp_path):
         assert engine.tokenize(text, True, False) == theirs(text)["input_ids"], text
 
 
+def test_special_tokens_that_swallow_the_space_behind_them(tmp_path):
+    """As Phi-3's: llama.cpp has that rule only for models that are called so."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    special = [
+        AddedToken(name, rstrip=name in ("</s>", "<|user|>")) for name in (*SPECIAL, "<|endoftext|>", "<|user|>")
+    ]
+    folder = trained(tokenizer, tmp_path / "model", special)
+    write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert gguf.GGUFReader(tmp_path / "m.gguf").fields["general.name"].contents().startswith("Phi-3")
+    engine, theirs = LlamaCppEngine(tmp_path / "m.gguf", 1, 16), load_tokenizer(folder)
+    for text in ("<|user|>\n quick fox</s> dog", "<|endoftext|> the <|user|> dog"):
+        assert engine.tokenize(text, False, True) == theirs(text, add_special_tokens=False)["input_ids"], text
+
+
 def test_unknown_splitting_rule_is_refused(tmp_path):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Split(Regex("a+"), "isolated"), decoders.ByteLevel()
@@ -236,7 +300,7 @@ def test_tokenizer_of_another_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("widths", "reason"), [
-    ([5, 2, 64], "abort the process"), ([8, 4, 0], "drop the attention"), ([0, 0, 64], "shared by 0"),
+    ([5, 2, 64], "abort the process"), ([8, 0, 64], "shared by 0"),
 ])  # fmt: skip
 def test_traps_of_deci_are_refused_before_a_file_is_written(tmp_path, widths, reason):
     folder = build(tmp_path)

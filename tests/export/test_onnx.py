@@ -24,7 +24,16 @@ from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import quantise_q8
 from saap_edge.model.folder import build_pruned, load_model, load_tokenizer
 from saap_edge.model.spec import LayerShape, read_spec
-from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.conftest import (
+    AS_LLAMA,
+    TEXT,
+    VOCABULARY,
+    WIDTHS,
+    randomise_projections,
+    raw_model,
+    tiny_model,
+    write_folder,
+)
 from tests.export.onnx_support import PlainSession, dequantised_model, random_tokens, reference, with_int8_activations
 
 TOKENS = random_tokens(VOCABULARY, 24)
@@ -111,6 +120,33 @@ def model_with_down_bias() -> torch.nn.Module:
     config.o_bias = config.down_bias = True
     model = randomise_projections(type(pruned)(config))
     return model.eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_removed_sublayers_and_query_slots(family: str, tmp_path: Path) -> None:
+    widths = [LayerShape(0, 0, 64), LayerShape(2, 2, 96), LayerShape(8, 4, 0)]
+    folder = write_folder(randomise_projections(build_pruned(tiny_model(family), widths)), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    check_fp32(folder, tmp_path / "out")
+    write_onnx(folder, tmp_path / "int4", "int4")
+    check_int4(folder, tmp_path / "int4")
+
+
+@pytest.mark.parametrize("family", AS_LLAMA)
+def test_dense_models_in_other_layouts(family: str, tmp_path: Path) -> None:
+    raw = raw_model(family)
+    folder = write_folder(raw, tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    session = check_fp32(folder, tmp_path / "out")
+    session.reset()
+    np.testing.assert_allclose(session.forward(TOKENS), reference(raw, TOKENS), atol=1e-4)
+
+
+def test_families_without_a_graph_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tiny_model("gemma3_text"), tmp_path / "model")
+    with pytest.raises(SaapError, match=r"Gemma 3.*norms of sublayer outputs yet; leave onnx-int4 out"):
+        write_onnx(folder, tmp_path / "out", "int4")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("head_dim", [16, 8])

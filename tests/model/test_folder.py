@@ -3,24 +3,27 @@
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from saap_edge.errors import SaapError
+from saap_edge.families import FAMILIES
 from saap_edge.model.folder import build_pruned, load_model, save_model
 from saap_edge.model.spec import LayerShape, read_spec
-from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.conftest import WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 
 ALONE = """
 import sys, torch
 sys.modules["saap_edge"] = None  # as if it were not installed
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 ids = torch.arange(1, 12).view(1, -1)
-torch.save(model(ids).logits, sys.argv[2])
-print(model.generate(ids, max_new_tokens=4, do_sample=False).tolist())
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    torch.save(model(ids).logits, folder + "/logits.pt")
+    assert model.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False).shape == (1, 15)
 """
 
 
@@ -34,15 +37,23 @@ def test_reloads_with_the_same_logits(pruned_folder):
     torch.testing.assert_close(model(ids).logits, again(ids).logits)
 
 
-def test_reloads_where_saap_edge_is_not_installed(pruned_folder, tmp_path):
+def test_every_family_reloads_where_saap_edge_is_not_installed(tmp_path):
+    """Per-layer widths with a first layer without attention, and uniform ones."""
+    plans = {"uniform": [LayerShape(4, 2, 64)] * 3, "widths": [LayerShape(0, 0, 96), *WIDTHS[1:]]}
+    folders = {}
+    for name, family in FAMILIES.items():
+        for kind, widths in plans.items():
+            if kind == "uniform" or not family.uniform_only:
+                model = randomise_projections(build_pruned(tiny_model(name), widths))
+                folders[write_folder(model, tmp_path / f"{name}-{kind}")] = model
     result = subprocess.run(
-        [sys.executable, "-c", ALONE, str(pruned_folder), str(tmp_path / "logits.pt")],
+        [sys.executable, "-c", ALONE, *map(str, folders)],
         capture_output=True, text=True, cwd=tmp_path, env={"HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     ids = torch.arange(1, 12).view(1, -1)
-    expected = load_model(pruned_folder)(ids).logits
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected)
+    for folder, model in folders.items():
+        torch.testing.assert_close(torch.load(folder / "logits.pt"), model(ids).logits, msg=str(folder))
 
 
 def test_step_by_step_equals_prefill(pruned_folder):
@@ -60,16 +71,41 @@ def test_uniform_shape_is_saved_as_the_plain_class(family, tmp_path):
     dense = tiny_model(family)
     model = randomise_projections(build_pruned(dense, [LayerShape(4, 2, 64)] * 3))
     folder = write_folder(model, tmp_path)
-    assert json.loads((folder / "config.json").read_text())["model_type"] == family
+    assert json.loads((folder / "config.json").read_text())["model_type"] == dense.config.model_type
     assert type(load_model(folder)) is type(dense)
     assert read_spec(folder).uniform
+    ids = torch.arange(1, 12).view(1, -1)
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, model(ids).logits)
+
+
+def test_uniform_shape_that_the_plain_class_refuses(tmp_path):
+    """transformers wants the number of heads to divide the hidden size."""
+    model = randomise_projections(build_pruned(tiny_model("llama"), [LayerShape(6, 3, 64)] * 3))
+    folder = write_folder(model, tmp_path)
+    ids = torch.arange(1, 12).view(1, -1)
+    torch.testing.assert_close(load_model(folder)(ids).logits, model(ids).logits)
+    with pytest.raises(SaapError, match=r"Gemma 2 is saved as its plain class only.*divides the hidden size 64"):
+        build_pruned(tiny_model("gemma2"), [LayerShape(6, 3, 64)] * 3)
 
 
 def test_untied_head_is_kept(family, tmp_path):
     dense = tiny_model(family, tied=False)
-    model = randomise_projections(build_pruned(dense, WIDTHS))
+    widths = [LayerShape(4, 2, 64)] * 3 if FAMILIES[family].uniform_only else WIDTHS
+    model = randomise_projections(build_pruned(dense, widths))
     save_model(model, tmp_path, tmp_path)
     torch.testing.assert_close(load_model(tmp_path).lm_head.weight, dense.lm_head.weight)
+
+
+def test_half_precision_keeps_its_rotary_tables_in_float32(family):
+    dense = tiny_model(family)
+    with tempfile.TemporaryDirectory() as folder:
+        dense.save_pretrained(folder)
+        half = load_model(folder, torch.bfloat16)
+    pruned = build_pruned(half, [LayerShape(4, 2, 64)] * 3)
+    for model in (half, pruned):
+        assert model.model.norm.weight.dtype == torch.bfloat16
+        tables = [value for name, value in model.named_buffers() if name.endswith("inv_freq")]
+        assert tables and all(table.dtype == torch.float32 for table in tables)
 
 
 def test_weights_that_no_device_holds_are_an_error(dense_folder, tmp_path, monkeypatch):
@@ -79,3 +115,11 @@ def test_weights_that_no_device_holds_are_an_error(dense_folder, tmp_path, monke
     places |= {f"model.layers.{index}": "disk" if index == 2 else "cpu" for index in range(3)}
     with pytest.raises(SaapError, match="do not hold"):
         load_model(dense_folder, device_map=places)
+
+
+@pytest.mark.parametrize("name", ["llama", "granite"])
+def test_a_device_map_changes_nothing_but_the_place(name, tmp_path):
+    """One family that transformers places, one that is rebuilt in its canonical form and placed here."""
+    raw_model(name).save_pretrained(tmp_path)
+    ids = torch.arange(1, 12).view(1, -1)
+    torch.testing.assert_close(load_model(tmp_path, device_map="auto")(ids).logits, load_model(tmp_path)(ids).logits)

@@ -1,5 +1,7 @@
 """The bank and the search, against brute force on tiny random models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,14 +21,18 @@ from tests.conftest import tiny_model
 
 
 @pytest.fixture(scope="module")
-def planner(family, tmp_path_factory):
+def planner(exported_family, tmp_path_factory):
+    return planner_of(exported_family, tmp_path_factory.mktemp(f"{exported_family}-bank"))
+
+
+def planner_of(family, folder):
     model = tiny_model(family)
     torch.manual_seed(0)
     windows = torch.randint(0, 320, (24, 24))
     scores = score_model(model, list(windows[:8].split(2)), {})
     spec = spec_of(model)
-    space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True)
-    bank = build_bank(model, scores, space, windows[:16], tmp_path_factory.mktemp(f"{family}-bank"))
+    space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True, uniform_only=spec.family.uniform_only)
+    bank = build_bank(model, scores, space, windows[:16], folder)
     return Planner(model, scores, bank, space, windows[:16], windows[16:20], windows[20:], evaluations=12)
 
 
@@ -96,7 +102,7 @@ def test_the_search_never_ends_worse_than_it_began_and_keeps_the_budget(planner,
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_a_plan_that_cuts(planner, method):
     if method == "shortgpt":
-        pytest.skip("removes whole layers: tests/prune/test_depth.py")
+        pytest.skip("removes whole layers: test_plans_with_whole_sublayers_gone")
     plan, values = planner.plan(method, 0.3)
     assert plan.method == method and planner.space.met(plan.widths, 0.3)
     assert {c.method for c in plan.candidates} == {method, "uniform"}
@@ -113,6 +119,26 @@ def test_auto_keeps_the_best_and_its_figure_is_the_repaired_cut(planner):
         repair(planner.model, kept, planner.calibration, planner.mix)
         pruned = cut(planner.model, kept)
     assert perplexity(pruned, planner.heldout).value == pytest.approx(best.heldout_perplexity, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
+def test_families_of_uniform_plans_get_the_uniform_plan(family, tmp_path):
+    planner = planner_of(family, tmp_path)
+    plan, values = planner.plan("auto", 0.3)
+    assert plan.method == "uniform" and plan.uniform and planner.space.met(plan.widths, 0.3)
+    pruned = cut(planner.model, kept_structures(values, plan.widths))
+    assert type(pruned) is type(planner.model) and spec_of(pruned).layers == tuple(plan.shapes)
+
+
+@pytest.mark.parametrize("method", ["search", "shortgpt", "kfac"])
+def test_plans_with_whole_sublayers_gone(planner, method, tmp_path):
+    space = replace(planner.space, depth=True)
+    bank = build_bank(planner.model, planner.scores, space, planner.calibration, tmp_path)
+    plan, values = replace(planner, space=space, bank=bank).plan(method, 0.6)
+    assert space.met(plan.widths, 0.6)
+    assert method != "shortgpt" or any(shape.gone for shape in plan.shapes)
+    pruned = cut(planner.model, kept_structures(values, plan.widths))
+    assert spec_of(pruned).layers == tuple(shape for shape in plan.shapes if not shape.gone)
 
 
 def test_bank_and_order_files(planner, tmp_path):

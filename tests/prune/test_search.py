@@ -185,7 +185,7 @@ def edited(**change):
 
 @pytest.mark.parametrize(("change", "reason"), [
     ({"heads": 5}, "aborts"), ({"heads": 6}, "at most 4 query heads"), ({"ffn": 100}, "use 96 or 128"),
-    ({"kv_heads": 8, "heads": 16}, "within"), ({"ffn": 512}, "within"), ({"heads": 0}, "no query heads"),
+    ({"kv_heads": 8, "heads": 16}, "within"), ({"ffn": 512}, "within"), ({"heads": 0}, "half an attention"),
 ])  # fmt: skip
 def test_a_plan_that_breaks_a_rule_is_refused_with_the_reason(change, reason):
     dense, plan = edited(**change)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from saap_edge.evaluate.perplexity import perplexity
+from saap_edge.families import FAMILIES
 from saap_edge.prune.repair import least_squares, repair, restored
 from saap_edge.prune.surgery import cut, zero_removed
 from tests.conftest import tiny_model
@@ -24,10 +25,15 @@ def random_kept(seed, uniform=False):
     return kept
 
 
+def kept_for(family, seed, uniform=False):
+    """A random plan that the family can have."""
+    return random_kept(seed, uniform or bool(FAMILIES[family].uniform_only))
+
+
 @pytest.mark.parametrize("uniform", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_cut_equals_dense_with_the_rest_zeroed(family, seed, uniform):
-    dense, kept = tiny_model(family, seed=seed), random_kept(seed, uniform)
+    dense, kept = tiny_model(family, seed=seed), kept_for(family, seed, uniform)
     pruned = cut(dense, kept)
     zero_removed(dense, kept)
     torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=1e-5, rtol=1e-4)
@@ -49,11 +55,11 @@ def test_cutting_nothing_changes_nothing(family):
 
 @pytest.mark.parametrize("slot", [0, 1])
 def test_a_query_slot_removed_equals_zeroed(family, slot):
-    dense, kept = tiny_model(family), random_kept(4)
-    for layer in (0, 2):
+    dense, kept = tiny_model(family), kept_for(family, 4)
+    for layer in (0, 1, 2) if FAMILIES[family].uniform_only else (0, 2):
         kept[layer]["slots"] = np.array([slot])
     pruned = cut(dense, kept)
-    assert pruned.model.layers[2].self_attn.q_proj.weight.shape[0] == 3 * 16
+    assert pruned.model.layers[2].self_attn.q_proj.weight.shape[0] == len(kept[2]["attention"]) * 16
     zero_removed(dense, kept)
     torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=1e-5, rtol=1e-4)
 
@@ -73,7 +79,7 @@ def test_least_squares_without_data_is_the_start():
 
 @pytest.mark.parametrize("mix", [0.0, 0.6])
 def test_repair_brings_the_logits_nearer_to_dense(family, mix):
-    dense, kept = tiny_model(family), random_kept(0)
+    dense, kept = tiny_model(family), kept_for(family, 0)
     torch.manual_seed(0)
     windows, fresh = torch.randint(0, 320, (24, 32)), torch.randint(0, 320, (8, 32))
     target = dense(fresh).logits
@@ -86,9 +92,9 @@ def test_repair_brings_the_logits_nearer_to_dense(family, mix):
     torch.testing.assert_close(dense(fresh).logits, target)
 
 
-def test_the_dense_target_mends_what_earlier_layers_broke(family):
+def test_the_dense_target_mends_what_earlier_layers_broke(per_layer_family):
     """Only layer 0 is cut; layers 1 and 2 are whole, and still take part of the mending over."""
-    dense, kept = tiny_model(family), random_kept(0)
+    dense, kept = tiny_model(per_layer_family), random_kept(0)
     for layer in (1, 2):
         kept[layer] = {"attention": np.arange(4), "slots": np.arange(2), "ffn": np.arange(128)}
     torch.manual_seed(0)

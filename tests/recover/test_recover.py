@@ -109,3 +109,15 @@ def test_in_blocks_leaves_the_model_alone(family):
     student = in_blocks(model, family_of(spec_of(model).family.model_type))
     assert sum(isinstance(module, GroupLinear) for module in student.modules()) == 21
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_layers_that_lack_a_sublayer_are_tuned_too(tmp_path):
+    kept = random_kept(0)
+    kept[0]["attention"], kept[2]["ffn"] = np.arange(0), np.arange(0)
+    dense = tiny_model("qwen3")
+    pruned, windows = cut(dense, kept), torch.randint(0, 320, (8, 32))
+    setting = (dense, pruned, write_folder(pruned, tmp_path / "pruned"), windows, windows)
+    result = run(setting, tmp_path / "out", tokens=640)
+    assert result["after"]["perplexity_q4"] <= result["before"]["perplexity_q4"]
+    assert len(in_blocks(pruned, spec_of(pruned).family).model.layers[0].mlp.down_proj.weight) == 64
+    assert spec_of(load_model(tmp_path / "out" / "model")).layers == spec_of(pruned).layers

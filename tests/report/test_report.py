@@ -39,7 +39,7 @@ def sections():
     return {
         "model": {"name": HOSTILE, "family": "Llama", "layers": 2, "hidden": 64}, "target": {"title": "A board"},
         "plan": {
-            "method": "taylor", "ratio": 0.3, "achieved_ratio": 0.31, "parameters": [1000, 690],
+            "method": "saap", "unit": "parameters", "ratio": 0.3, "achieved_ratio": 0.31, "parameters": [1000, 690],
             "candidates": [{"method": "saap", "achieved_ratio": 0.3, "heldout_perplexity": 9.0,
             "uniform": False, "chosen": True}],
             "layers": [{"layer": i, "heads": [8, 4], "kv_heads": [4, 2], "ffn": [777, 555 + i]} for i in range(2)],

@@ -1,0 +1,168 @@
+"""What can be evaluated: a Hugging Face folder, an export folder, one GGUF file or ONNX folder; and evaluating it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saap_edge.engines.gguf_header import read_metadata
+from saap_edge.errors import SaapError
+from saap_edge.evaluate.likelihood import ArtifactScorer, Scorer, TorchScorer, window_perplexity
+from saap_edge.evaluate.perplexity import text_hash, text_windows
+from saap_edge.evaluate.tasks import lm_eval_version, load_tasks
+from saap_edge.export.artifacts import engine_of, read_manifest
+from saap_edge.model.folder import load_model, load_tokenizer
+
+__all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
+
+GRAPH_FILE, GENAI_FILE = "model.onnx", "genai_config.json"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing to evaluate: "torch", or an artifact's format. `open` loads it, `folder` may hold the tokenizer."""
+
+    name: str
+    folder: Path
+    open: Callable[[], Scorer]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Conditions of an evaluation. No `tasks`: perplexity only; no `text`: none of it. `limit` rows of each task."""
+
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    text: Path | None = None
+    window: int = 256
+    formats: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    threads: int = 1
+
+
+def evaluate_path(path: Path, settings: Settings, bar: Any) -> dict[str, Any]:
+    """Evaluate everything at `path`; returns the evaluation document (schema 1), plain and JSON-able.
+
+    `bar(what, total)` is a context manager that gives a function to advance by a count. Raises SaapError for bad
+    input, before anything is run where that can be seen.
+    """
+    subjects = find_subjects(path, settings.formats, settings.threads)
+    tokenizer = load_tokenizer(settings.tokenizer or _tokenizer_folder(path, subjects))
+    windows = _windows(tokenizer, settings)
+    document: dict[str, Any] = {
+        "schema": 1, "evaluated": str(path), "threads": settings.threads, "limit": settings.limit,
+        "lm_eval": lm_eval_version() if settings.tasks else None, "artifacts": [], "tasks": [], "perplexity": [],
+    }  # fmt: skip
+    # Names of lm-eval take a while: it reads all its thousands of task files to find one.
+    with bar("reading tasks", 1) as advance:
+        tasks = load_tasks(list(settings.tasks)) if settings.tasks else []
+        advance(1)
+    for subject in subjects:
+        start = time.perf_counter()
+        scorer = subject.open()
+        if windows is not None and windows.shape[1] > scorer.context:
+            raise SaapError(f"--window {windows.shape[1]} is more than the model's context of {scorer.context} tokens")
+        shortened = 0
+        if tasks:
+            from saap_edge.evaluate.zeroshot import ScorerLM, run_tasks
+
+            lm = ScorerLM(scorer, tokenizer, bar, f"{subject.name}: answers")
+            figures = run_tasks(lm, tasks, settings.limit)
+            document["tasks"] += [{"artifact": subject.name, **asdict(figure)} for figure in figures]
+            shortened = lm.shortened
+        if windows is not None and settings.text is not None:
+            document["perplexity"].append(
+                {"artifact": subject.name, **_perplexity(subject, scorer, windows, settings.text, bar)}
+            )
+        document["artifacts"].append(
+            {
+                "name": subject.name, "context": scorer.context, "shortened_requests": shortened,
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+        )  # fmt: skip
+    return document
+
+
+def _windows(tokenizer: Any, settings: Settings) -> torch.Tensor | None:
+    if settings.text is None:
+        return None
+    try:
+        text = settings.text.read_text(encoding="utf-8")
+        return text_windows(tokenizer, text, settings.window)
+    except OSError as error:
+        raise SaapError(f"cannot read --text '{settings.text}': {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or shorter than one window
+        raise SaapError(f"--text '{settings.text}': {error}") from None
+
+
+def _perplexity(subject: Subject, scorer: Scorer, windows: torch.Tensor, text: Path, bar: Any) -> dict[str, Any]:
+    with bar(f"{subject.name}: windows of {text.name}", len(windows)) as advance:
+        found = window_perplexity(scorer, windows, advance)
+    return {
+        "value": found.value if found.nll < 700 else None, "nll": found.nll, "window": found.window,
+        "tokens": found.tokens, "text": text.name, "sha256": text_hash(text),
+    }  # fmt: skip
+
+
+def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Subject]:
+    """What is at `path`, only the artifacts of `formats` where some are named.
+
+    Raises SaapError when it is nothing that can be evaluated, an artifact was changed since export, or a format is
+    not there.
+    """
+    if (path / "manifest.json").is_file():
+        found = {
+            artifact.format: _artifact(artifact.format, path / artifact.path, threads)
+            for artifact in read_manifest(path).artifacts
+        }
+    elif path.suffix == ".gguf" or (path / GRAPH_FILE).is_file():
+        name = f"{'gguf' if path.suffix == '.gguf' else 'onnx'} {path.name}"
+        found = {name: _artifact(name, path, threads)}
+    elif (path / "config.json").is_file():
+        found = {"torch": Subject("torch", path, lambda: _torch_scorer(path))}
+    else:
+        raise SaapError(
+            f"nothing to evaluate at '{path}': give a Hugging Face folder, an export folder (with manifest.json), "
+            "a .gguf file or an ONNX folder"
+        )
+    missing = [name for name in formats if name not in found]
+    if missing:
+        raise SaapError(f"--format {missing[0]}: '{path}' has {', '.join(found)}")
+    return [found[name] for name in formats or found]
+
+
+def _artifact(name: str, path: Path, threads: int) -> Subject:
+    return Subject(name, path, lambda: ArtifactScorer(engine_of(name), path, threads, _context(path)))
+
+
+def _torch_scorer(folder: Path) -> TorchScorer:
+    model: Any = load_model(folder)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return TorchScorer(model, int(model.config.max_position_embeddings))
+
+
+def _context(path: Path) -> int:
+    """Longest sequence, in tokens, of a GGUF file or an ONNX folder."""
+    try:
+        if path.suffix == ".gguf":
+            metadata = read_metadata(path)
+            return int(metadata[f"{metadata['general.architecture']}.context_length"])
+        return int(json.loads((path / GENAI_FILE).read_text(encoding="utf-8"))["model"]["context_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SaapError(f"'{path}' does not say how long its context is: export the model again") from None
+
+
+def _tokenizer_folder(path: Path, subjects: list[Subject]) -> Path:
+    """Hugging Face and ONNX folders carry their tokenizer; a GGUF file's own is not one that transformers reads."""
+    manifest = path / "manifest.json"
+    siblings = find_subjects(path, (), 1) if manifest.is_file() else subjects
+    for subject in siblings:
+        if (subject.folder / "tokenizer_config.json").is_file() or (subject.folder / "tokenizer.json").is_file():
+            return subject.folder
+    raise SaapError(f"no tokenizer beside '{path}': give the model's Hugging Face folder with --tokenizer")

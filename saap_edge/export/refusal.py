@@ -1,0 +1,42 @@
+"""What a runtime takes of a model: known from its shape and family, before anything is written."""
+
+from __future__ import annotations
+
+from saap_edge.families import Refusal
+from saap_edge.model.spec import ModelSpec
+
+__all__ = ["export_refusal", "gguf_architecture"]
+
+# Architectures and graphs that gguf.py and onnx.py write. A family may declare others before there is a writer: its
+# exports are then refused here, and a writer lifts that by adding the name.
+GGUF_WRITERS = ("llama", "deci")
+ONNX_WRITERS = ("llama",)
+
+
+def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal:
+    """llama.cpp's architecture for a model, or why there is none. `per_layer`: as if its layers differed in widths."""
+    exports = spec.family.exports
+    # A bias on down is repair's: only the architectures for differing layers have it.
+    if spec.uniform and not spec.down_bias and not per_layer:
+        return exports.gguf_uniform
+    untied = exports.gguf_layers_untied
+    return untied if untied is not None and not spec.tied else exports.gguf_layers
+
+
+def export_refusal(spec: ModelSpec, artifact_format: str, per_layer: bool = False) -> str | None:
+    """Why a model cannot go to a format ("gguf-q4_0", "onnx-int4", ...), and what to do instead; None where it can.
+
+    `per_layer`: judge it as if its layers differed in widths, as before a plan is made.
+    """
+    gguf = artifact_format.startswith("gguf")
+    carrier = gguf_architecture(spec, per_layer) if gguf else spec.family.exports.onnx
+    if isinstance(carrier, Refusal):
+        reason = str(carrier)
+    elif carrier in (GGUF_WRITERS if gguf else ONNX_WRITERS):
+        return None
+    else:
+        reason = f"saap-edge has no writer for {'architecture' if gguf else 'graph'} '{carrier}' yet"
+    widths = "layers of different widths" if per_layer or not spec.uniform else "this model"
+    uniform = export_refusal(spec, artifact_format) is None if per_layer else False
+    remedy = f"use --method uniform, or leave {artifact_format} out" if uniform else f"leave {artifact_format} out"
+    return f"{spec.family.title}: {widths} cannot go to {artifact_format}: {reason}; {remedy} (export.formats)"

@@ -1,0 +1,37 @@
+"""Gemma 2: sublayers normed before and after, soft caps on scores and logits, alternating sliding windows."""
+
+from saap_edge.families.base import Config, Exports, Family, Refusal, refuse_common
+
+GELU = "gelu_pytorch_tanh"
+UNIFORM_ONLY = (
+    "no architecture of llama.cpp takes widths per layer together with Gemma's norms of sublayer outputs, and the "
+    "pruned model is saved as the plain Gemma class"
+)
+# What transformers assumes of all Gemma models.
+DEFAULTS: Config = {
+    "head_dim": 256, "num_key_value_heads": 4, "tie_word_embeddings": True, "hidden_activation": GELU,
+}  # fmt: skip
+
+
+def refuse(config: Config) -> str | None:
+    if config.get("use_bidirectional_attention"):
+        return "bidirectional attention is not supported: this is no decoder"
+    # An old field that only some checkpoints still have, beside the one that counts.
+    return refuse_common({**config, "hidden_act": config["hidden_activation"]}, GELU)
+
+
+FAMILY = Family(
+    model_type="gemma2",
+    title="Gemma 2",
+    covers="Gemma 2 2B, 9B, 27B",
+    exports=Exports(
+        gguf_uniform="gemma2",
+        gguf_layers=Refusal(UNIFORM_ONLY),
+        onnx=Refusal("the ONNX graph has no soft caps and no norms of sublayer outputs yet"),
+    ),
+    qkv_bias=lambda config: bool(config.get("attention_bias")),
+    o_bias=lambda config: bool(config.get("attention_bias")),
+    refuse=refuse,
+    defaults=DEFAULTS | {"max_position_embeddings": 8192},
+    uniform_only=UNIFORM_ONLY,
+)

@@ -1,0 +1,46 @@
+"""Granite 3: Llama with four scalar factors, which are folded into the weights. Handled as Llama.
+
+Granite computes   x = embedding_multiplier * E[token],  x += residual_multiplier * sublayer(norm(x)),
+attention scores = attention_multiplier * q k,  logits = head(norm(x)) / logits_scaling.
+"""
+
+import math
+
+from saap_edge.families.base import LLAMA_EXPORTS, Config, Family, Source, as_llama
+
+
+def source(config: Config, name: str) -> Source:
+    """Every tensor is stored under its own name; the factor makes Llama's arithmetic give Granite's answers."""
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    embedding, logits = config["embedding_multiplier"], config["logits_scaling"]
+    residual, attention = config["residual_multiplier"], config["attention_multiplier"]
+    # A tied head has the embedding's factor too, and can take none of its own: the norm before it makes up for both.
+    tied = bool(config["tie_word_embeddings"])
+    factors = {
+        "model.embed_tokens.": embedding,
+        "model.norm.": 1 / (embedding * logits) if tied else 1.0,
+        "lm_head.": embedding if tied else 1 / logits,
+        ".q_proj.": attention * math.sqrt(head_dim),  # Llama divides scores by sqrt(head_dim)
+        ".o_proj.": residual,
+        ".down_proj.": residual,
+    }
+    return Source(name, factor=next((factor for part, factor in factors.items() if part in name), 1.0))
+
+
+FAMILY = Family(
+    model_type="granite",
+    title="Granite",
+    covers="Granite 3 dense",
+    exports=LLAMA_EXPORTS,
+    qkv_bias=lambda config: bool(config.get("attention_bias")),
+    o_bias=lambda config: bool(config.get("attention_bias")),
+    defaults={
+        "embedding_multiplier": 1.0,
+        "logits_scaling": 1.0,
+        "residual_multiplier": 1.0,
+        "attention_multiplier": 1.0,
+        "tie_word_embeddings": False,
+    },
+    canonical=lambda config: as_llama(config) | {"attention_bias": bool(config.get("attention_bias"))},
+    source=source,
+)

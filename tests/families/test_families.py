@@ -1,0 +1,169 @@
+"""Canonical forms against transformers' own models, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from saap_edge.errors import SaapError
+from saap_edge.export.refusal import GGUF_WRITERS, ONNX_WRITERS, export_refusal
+from saap_edge.families import FAMILIES, Refusal, family_of
+from saap_edge.model.folder import load_model, spec_of
+from saap_edge.model.spec import canonical_config, read_spec, spec_from_config
+from saap_edge.recipe import FORMATS
+from tests.conftest import AS_LLAMA, raw_model
+
+IDS = torch.arange(1, 60).view(1, -1)
+DOCS = Path(__file__).parents[2] / "docs" / "families.md"
+
+
+def saved(model, folder, **changes):
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    return folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_loaded_models_answer_as_transformers_do(family, tied, tmp_path):
+    raw = raw_model(family, tied)
+    loaded = load_model(saved(raw, tmp_path))
+    torch.testing.assert_close(loaded(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
+    assert spec_of(loaded).layers == read_spec(tmp_path).layers
+    assert (loaded.config.model_type == "llama") == (family in ("llama", *AS_LLAMA))
+
+
+def test_granite_with_biases(tmp_path):
+    raw = raw_model("granite", attention_bias=True)
+    loaded = load_model(saved(raw, tmp_path))
+    assert read_spec(tmp_path).o_bias and loaded.model.layers[0].self_attn.o_proj.bias is not None
+    torch.testing.assert_close(loaded(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_granite_in_half_precision_is_folded_in_float32(tmp_path):
+    raw = raw_model("granite").to(torch.bfloat16)
+    loaded = load_model(saved(raw, tmp_path))
+    expected = raw.model.embed_tokens.weight.float() * 3.0
+    torch.testing.assert_close(loaded.model.embed_tokens.weight, expected, atol=0, rtol=0)
+
+
+WINDOWS = [
+    ("mistral", {"sliding_window": 64}, 64),
+    ("mistral", {"sliding_window": None}, 128),
+    ("phi3", {"sliding_window": 64}, 64),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, 64),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}, 128),
+    ("qwen2", {"use_sliding_window": False, "sliding_window": 64}, 128),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, 64),
+]
+
+
+@pytest.mark.parametrize(("name", "window", "context"), WINDOWS)
+def test_a_sliding_window_bounds_the_context_and_within_it_nothing_changes(name, window, context, tmp_path):
+    raw = raw_model(name, **window)
+    loaded = load_model(saved(raw, tmp_path))
+    assert read_spec(tmp_path).context == spec_of(loaded).context == context
+    ids = torch.randint(1, 320, (1, context))
+    torch.testing.assert_close(loaded(ids).logits, raw(ids).logits, atol=1e-5, rtol=1e-5)
+    longer = torch.randint(1, 320, (1, 128))
+    same = torch.allclose(loaded(longer).logits, raw(longer).logits, atol=1e-3)
+    assert same == (context == 128)
+
+
+@pytest.mark.parametrize("name", ["mistral", "phi3", "granite"])
+def test_rope_theta_where_older_folders_keep_it(name, tmp_path):
+    raw = raw_model(name, rope_parameters={"rope_type": "default", "rope_theta": 777.0})
+    folder = saved(raw, tmp_path, rope_parameters=..., rope_theta=777.0, rope_scaling=None)
+    assert read_spec(folder).rope_theta == 777.0
+    torch.testing.assert_close(load_model(folder)(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_what_config_json_leaves_out_is_what_transformers_assumes(family):
+    """Hub folders leave out what is default; a spec read from such a folder must be transformers' own."""
+    config = AutoConfig.for_model(family).to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    full, read = spec_from_config(config), spec_from_config({name: config[name] for name in ("model_type", *names)})
+    same = ("layers", "head_dim", "tied", "context", "rms_norm_eps", "qkv_bias", "o_bias")
+    assert {name: getattr(read, name) for name in same} == {name: getattr(full, name) for name in same}
+
+
+REFUSED = [
+    ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "rope scaling 'longrope'"),
+    ("phi3", {"rope_scaling": {"type": "su"}, "rope_parameters": None}, "rope scaling 'su'"),
+    ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}, "partial rotary"),
+    ("phi3", {"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial rotary"),
+    ("granite", {"mlp_bias": True}, "mlp_bias"),
+    ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported.*silu"),
+    ("gemma2", {"hidden_activation": "silu"}, "hidden_act 'silu'.*gelu_pytorch_tanh"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "bidirectional"),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": {"rope_type": "linear"}, "sliding_attention": {}}},
+        "rope scaling 'linear'",
+    ),
+    ("qwen3", {"quantization_config": {"bits": 4}}, "the weights are already quantised"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "reason"), REFUSED)
+def test_what_a_family_cannot_carry_is_refused(name, change, reason, tmp_path):
+    folder = saved(raw_model(name), tmp_path, **change)
+    for read in (read_spec, load_model):
+        with pytest.raises(SaapError, match=f"this {FAMILIES[name].title} model cannot be handled: {reason}"):
+            read(folder)
+
+
+def test_a_missing_or_short_fused_tensor_is_named(tmp_path):
+    saved(raw_model("phi3"), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    tensors[name] = tensors[name][:200].clone()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SaapError, match=rf"{re.escape(name)} has 200 rows, fewer than config\.json says"):
+        load_model(tmp_path)
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SaapError, match=rf"tensor '{re.escape(name)}' is missing"):
+        load_model(tmp_path)
+
+
+def test_canonical_form_is_its_own(family):
+    config = canonical_config(raw_model(family).config.to_dict())
+    assert canonical_config(config) == config
+
+
+def test_every_format_is_carried_or_refused_with_a_remedy(family):
+    spec = spec_of(raw_model(family))
+    for name in FORMATS:
+        for per_layer in (False, True):
+            refusal = export_refusal(spec, name, per_layer)
+            assert refusal is None or (refusal.startswith(FAMILIES[family].title) and f"leave {name} out" in refusal)
+    if family in ("llama", "qwen2", *AS_LLAMA):
+        assert not any(export_refusal(spec, name, True) for name in FORMATS)
+
+
+def test_unknown_family():
+    with pytest.raises(SaapError, match=r"model family 'mamba' is not supported.*gemma2.*phi3"):
+        family_of("mamba")
+
+
+def test_the_documented_table_is_the_code():
+    """docs/families.md: one row a family, its declared architectures named, its refusals not passed over."""
+    table = DOCS.read_text(encoding="utf-8").partition("## Canonical form")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", table, re.MULTILINE))
+    assert set(rows) == set(FAMILIES)
+    for name, family in FAMILIES.items():
+        cells = [cell.strip() for cell in rows[name].split("|")]
+        assert family.covers == cells[0]
+        assert ("uniform" in cells[2]) == bool(family.uniform_only)
+        exports = family.exports
+        for carrier, cell in ((exports.gguf_uniform, cells[4]), (exports.gguf_layers, cells[5])):
+            assert "refused" in cell if isinstance(carrier, Refusal) else f"`{carrier}`" in cell
+            assert ("no writer yet" in cell) == (not isinstance(carrier, Refusal) and carrier not in GGUF_WRITERS)
+        onnx = "refused" if isinstance(exports.onnx, Refusal) else "yes"
+        assert cells[6] == (onnx if onnx == "refused" or exports.onnx in ONNX_WRITERS else "no writer yet")
