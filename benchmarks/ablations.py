@@ -63,10 +63,10 @@ def searched(evaluations: int, start: str | None = None) -> Make:
     def make(planner: Planner, ratio: float) -> Made:
         planner = replace(planner, evaluations=evaluations)
         if start is None:
-            return planner.widths("search", ratio)
+            return planner.widths("search", ratio)  # and the best six of it judged after real repair
         with Assembly(planner.model, planner.bank, planner.space, planner.search) as assembly:
             first = planner.widths(start, ratio)[0]
-            return evolve(assembly, [first], ratio, evaluations, planner.seed)[0], planner.values("kfac")
+            return evolve(assembly, [first], ratio, evaluations, planner.seed)[0].widths, planner.values("kfac")
 
     return make
 

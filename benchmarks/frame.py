@@ -20,7 +20,7 @@ from saap_edge.model.folder import load_model, load_tokenizer, spec_of
 from saap_edge.prune.bank import Bank, build_bank
 from saap_edge.prune.choose import Planner
 from saap_edge.prune.score import Scores, score_model
-from saap_edge.prune.space import Space
+from saap_edge.prune.space import GRID, Space
 from saap_edge.recipe import bundled_text
 
 WINDOW, SAMPLES, BATCHES, SEARCH, HELDOUT, TEST = 256, 64, 16, 8, 32, 40
@@ -70,8 +70,10 @@ def load_frame(model: Path, data: Path, other: Path | None) -> Frame:
     train, heldout, test = _texts(data)
     other = other or bundled_text("test")
     spec = spec_of(dense)
+    # Off-grid widths are trimmed in all plans alike: in a file they are padded, and budgets would not be equal bytes.
+    trim = any(layer.ffn % GRID for layer in spec.layers)
     return Frame(
-        model.resolve().name, dense, model, Space(spec.layers, spec.hidden, spec.head_dim),
+        model.resolve().name, dense, model, Space(spec.layers, spec.hidden, spec.head_dim, trim=trim),
         text_windows(tokenizer, train[:POOL_CHARACTERS], WINDOW), text_windows(tokenizer, heldout, WINDOW, HELDOUT),
         {
             data.name: text_windows(tokenizer, test, WINDOW, TEST),

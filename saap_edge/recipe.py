@@ -114,11 +114,20 @@ class PruneSettings(_Section):
     depth: bool = Field(default=False, description="a layer's whole attention or FFN may go")
     ranking: RankingSettings = RankingSettings()
     evaluations: int = Field(default=200, ge=1, description="plans the search tries")
+    rounds: int = Field(
+        default=1, ge=1, le=16, description="for a ranked method: prune in so many steps, repaired and scored between"
+    )
     repair: bool = Field(default=True, description="least-squares repair of o_proj and down_proj")
     mix: float = Field(
         default=0.6, ge=0, le=1, description="repair: share of the target that mends earlier layers' errors too"
     )
     bias: bool = Field(default=False, description="repair: compensate with biases of o_proj and down_proj as well")
+
+    @model_validator(mode="after")
+    def _compatible(self) -> PruneSettings:
+        if self.rounds > 1 and self.method in ("auto", "search", "policy-gradient", "uniform", "wanda-sp"):
+            raise ValueError(f"rounds are for methods that rank structures, not for '{self.method}'")
+        return self
 
 
 class RecoverSettings(_Section):

@@ -217,23 +217,35 @@ class Job:
     def _score(self, inputs: Inputs, out: Path) -> None:
         import torch
 
-        from saap_edge.evaluate.perplexity import text_hash
         from saap_edge.model.folder import load_model, placement
-        from saap_edge.prune.score import save_scores, score_model
+        from saap_edge.prune.score import save_scores
+
+        batches = self._batches()
+        model = load_model(self.model, getattr(torch, self.recipe.score.dtype), placement())
+        with self.bar("score: calibration batches", len(batches)) as advance:
+            save_scores(self._scores(model, batches, lambda: advance(1)), out)
+
+    def _batches(self) -> list[Any]:
+        """Calibration windows in batches, of which importance keeps one figure each."""
+        import torch
 
         settings = self.recipe.score
-        batches = list(torch.tensor_split(self._windows("calibration", settings.samples), settings.batches))
-        batches = [batch for batch in batches if len(batch)]
-        if len(batches) < 2:
+        batches = torch.tensor_split(self._windows("calibration", settings.samples), settings.batches)
+        filled = [batch for batch in batches if len(batch)]
+        if len(filled) < 2:
             raise SaapError(f"data.calibration: '{self.recipe.data.calibration}' fills fewer than 2 windows")
+        return filled
+
+    def _scores(self, model: Any, batches: list[Any], progress: Callable[[], None] = lambda: None) -> Any:
+        from saap_edge.evaluate.perplexity import text_hash
+        from saap_edge.prune.score import score_model
+
+        settings = self.recipe.score
         conditions = {"text_sha256": text_hash(self.recipe.data.calibration), **settings.model_dump()}
-        model = load_model(self.model, getattr(torch, settings.dtype), placement())
-        with self.bar("score: calibration batches", len(batches)) as advance:
-            scores = score_model(
-                model, batches, conditions, lambda: advance(1), second_order=settings.second_order,
-                running_fisher=settings.running_fisher, checkpointing=settings.checkpointing,
-            )  # fmt: skip
-        save_scores(scores, out)
+        return score_model(
+            model, batches, conditions, progress, second_order=settings.second_order,
+            running_fisher=settings.running_fisher, checkpointing=settings.checkpointing,
+        )  # fmt: skip
 
     def _bank(self, inputs: Inputs, out: Path) -> None:
         from saap_edge.prune.bank import build_bank
@@ -244,24 +256,31 @@ class Job:
             build_bank(self._dense_model(), load_scores(inputs["score"]), self.space, windows, out, lambda: advance(1))
 
     def _plan(self, inputs: Inputs, out: Path) -> None:
-        from saap_edge.prune.bank import Bank
+        import tempfile
+
+        from saap_edge.prune.bank import Bank, build_bank
         from saap_edge.prune.choose import Planner, save_values
         from saap_edge.prune.plan import save_plan
         from saap_edge.prune.score import load_scores
 
-        settings, samples = self.recipe.prune, self.recipe.score.samples
+        settings, samples, model = self.recipe.prune, self.recipe.score.samples, self._dense_model()
         windows = self._windows("calibration", samples + SEARCH_WINDOWS)
-        planner = Planner(
-            self._dense_model(), load_scores(inputs["score"]), Bank(inputs["bank"]), self.space, windows[:samples],
-            windows[-SEARCH_WINDOWS:], self._windows("heldout", 40), settings.ranking, settings.evaluations,
-            self.recipe.seed, settings.mix if settings.repair else None, settings.bias,
-        )  # fmt: skip
-        plan = self.plan_override
-        if plan is None:
-            with self.bar("plan", planner.work(settings.method)) as advance:
-                plan, values = planner.plan(settings.method, settings.ratio, lambda: advance(1))
-        else:
-            values = planner.values(plan.order)
+        with tempfile.TemporaryDirectory() as scratch:
+
+            def rescore() -> tuple[Any, Any]:
+                scores = self._scores(model, self._batches())
+                return scores, build_bank(model, scores, self.space, windows[:samples], Path(scratch))
+
+            planner = Planner(
+                model, load_scores(inputs["score"]), Bank(inputs["bank"]), self.space, windows[:samples],
+                windows[-SEARCH_WINDOWS:], self._windows("heldout", 40), settings.ranking, settings.evaluations,
+                self.recipe.seed, settings.mix if settings.repair else None, settings.bias, settings.rounds, rescore,
+            )  # fmt: skip
+            if self.plan_override is None:
+                with self.bar("plan", planner.work(settings.method)) as advance:
+                    plan, values = planner.plan(settings.method, settings.ratio, lambda: advance(1))
+            else:
+                plan, values = self.plan_override, planner.values(self.plan_override.order)
         save_plan(plan, out / "plan.json")
         save_values(values, out)
 

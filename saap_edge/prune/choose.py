@@ -32,8 +32,9 @@ __all__ = ["AUTO", "METHODS", "Planner", "load_values", "save_values"]
 SEARCH, POLICY = "search", "policy-gradient"  # these learn widths or an order with the model, by forward passes
 METHODS = (*ORDERS, SEARCH, POLICY)
 PAPER = RankingSettings()
-AUTO = (SEARCH, "kfac", "llm-pruner-element", "saap", "uniform")  # what `auto` builds and judges
-STARTS = ("kfac", "llm-pruner-element", "saap", "uniform")  # widths that the search starts from
+STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # widths that the search starts from
+AUTO = (SEARCH, *STARTS)  # what `auto` builds and judges
+FINALISTS = 6  # plans of a search that are repaired for real: the bank's one-shot repair ranks them only roughly
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Planner:
     def work(self, method: str) -> int:
         """Steps of `plan`: candidates judged, and plans tried by the search."""
         wanted = self._wanted(method)
-        return len(wanted) + self.evaluations * len({SEARCH, POLICY} & set(wanted))
+        searching = SEARCH in wanted
+        return len(wanted) + self.evaluations * (searching + (POLICY in wanted)) + FINALISTS * searching
 
     def plan(self, method: str, ratio: float, progress: Callable[[], None] = lambda: None) -> tuple[Plan, Values]:
         """The plan of a method (METHODS), or with `auto` the best of AUTO, and the values its structures leave by.
@@ -114,14 +116,20 @@ class Planner:
     def widths(self, method: str, ratio: float, progress: Callable[[], None] = lambda: None) -> tuple[Widths, Values]:
         """Widths of one method, and the values its structures leave by. `progress`: called for every plan tried."""
         if method == SEARCH:
-            return self._search(ratio, progress), self.values("kfac")
+            values = self.values("kfac")
+            finalists = self._search(values, ratio, progress)
+            judged = []
+            for widths in finalists:
+                judged.append(self.judge(widths, values))
+                progress()
+            return finalists[int(np.argmin(judged))], values
         if method == POLICY:
             start = self.values("wanda-sp")
             learnt = policy_values(
                 self.model, self.space, start, self.calibration, ratio, self.evaluations, self.seed, progress
             )
             return ranked_widths(learnt, self.space, ratio), learnt
-        rounds = self.rounds if self.rescore and not ORDERS[method].uniform else 1
+        rounds = 1 if ORDERS[method].uniform else self.rounds
         values = self.values(method) if rounds == 1 else self._rounds(method, ratio)
         return method_widths(method, values, self.space, ratio), values
 
@@ -136,12 +144,13 @@ class Planner:
         mix = MIX if self.mix is None else self.mix
         return iterative_values(self.model, self.space, value, self.calibration, ratio, self.rounds, mix)
 
-    def _search(self, ratio: float, progress: Callable[[], None]) -> Widths:
+    def _search(self, values: Values, ratio: float, progress: Callable[[], None]) -> list[Widths]:
+        """The ranking corrected by measurement and the best plans of the search, FINALISTS at most."""
         starts = [self.widths(name, ratio)[0] for name in STARTS]
         with Assembly(self.model, self.bank, self.space, self.search) as assembly:
-            corrected = measured_values(assembly, self.values("kfac"))
-            starts.insert(0, ranked_widths(corrected, self.space, ratio))
-            return evolve(assembly, starts, ratio, self.evaluations, self.seed, progress)[0]
+            corrected = ranked_widths(measured_values(assembly, values), self.space, ratio)
+            found = evolve(assembly, [corrected, *starts], ratio, self.evaluations, self.seed, progress)
+        return [corrected, *(member.widths for member in found if member.widths != corrected)][:FINALISTS]
 
     def judge(self, widths: Widths, values: Values) -> float:
         """Held-out perplexity of the model cut to these widths and repaired."""

@@ -23,7 +23,7 @@ from saap_edge.prune.search import one_step, tighten
 from saap_edge.prune.space import Space, Widths
 from saap_edge.prune.surgery import output_columns
 
-__all__ = ["Assembly", "evolve", "measured_values"]
+__all__ = ["Assembly", "Member", "evolve", "measured_values"]
 
 POPULATION = 8
 PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which its measured divergence corrects the ranking
@@ -139,7 +139,9 @@ def banked_options(space: Space, layer: int, kind: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
+    """A plan that was tried, and its divergence in nats per token."""
+
     divergence: float
     widths: Widths
 
@@ -151,19 +153,19 @@ def evolve(
     evaluations: int,
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
-) -> tuple[Widths, float]:
-    """The best plan found, and its divergence in nats per token.
+) -> list[Member]:
+    """The best plans found, at most POPULATION, the best first.
 
     Starts are brought to widths that the bank holds. `evaluations` counts forward passes over the search windows. A
     plan saves at least `ratio` of the dense cost.
     """
     rng, space = np.random.default_rng(seed), assembly.space
-    members: list[_Member] = []
+    members: list[Member] = []
     seen: set[str] = set()
     for widths in (_on_bank(space, start, ratio) for start in starts):
         if str(widths) not in seen:
             seen.add(str(widths))
-            members.append(_Member(assembly.divergence(widths), widths))
+            members.append(Member(assembly.divergence(widths), widths))
             progress()
     for _ in range(evaluations - len(members)):
         members = sorted(members, key=lambda member: member.divergence)[:POPULATION]
@@ -173,9 +175,8 @@ def evolve(
         if str(child) in seen:
             continue
         seen.add(str(child))
-        members.append(_Member(assembly.divergence(child), child))
-    best = min(members, key=lambda member: member.divergence)
-    return best.widths, best.divergence
+        members.append(Member(assembly.divergence(child), child))
+    return sorted(members, key=lambda member: member.divergence)[:POPULATION]
 
 
 def _on_bank(space: Space, widths: Widths, ratio: float) -> Widths:

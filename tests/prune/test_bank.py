@@ -93,10 +93,13 @@ def test_the_search_never_ends_worse_than_it_began_and_keeps_the_budget(planner,
     starts = [ranked_widths(planner.values(name), planner.space, 0.4) for name in ("kfac", "saap")]
     with Assembly(planner.model, planner.bank, planner.space, planner.search) as assembly:
         first = min(assembly.divergence(widths) for widths in starts)
-        widths, divergence = evolve(assembly, starts, 0.4, 15, seed)
-    assert divergence <= first + 1e-6
-    assert planner.space.met(widths, 0.4)
-    assert all(planner.space.fits(i, layer) for i, layer in enumerate(widths))
+        found = evolve(assembly, starts, 0.4, 15, seed)
+        assert assembly.divergence(found[0].widths) == pytest.approx(found[0].divergence, rel=1e-5)
+    assert found[0].divergence <= first + 1e-6
+    assert [m.divergence for m in found] == sorted(m.divergence for m in found)
+    for member in found:
+        assert planner.space.met(member.widths, 0.4)
+        assert all(planner.space.fits(i, layer) for i, layer in enumerate(member.widths))
 
 
 @pytest.mark.parametrize("method", METHODS)
