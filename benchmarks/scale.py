@@ -18,7 +18,7 @@ that other work on the machine does not count; the ratio of wall-clock times sta
   plain, same  the same, but gradients only of those parameters that are scored: embeddings, head and norms left out.
 
 The model is random, written in a temporary folder a layer at a time; every measurement runs in a fresh process. Needs
-8 GB of disk, 12 GB of memory and about 20 minutes on two cores; ends with one JSON line.
+8 GB of disk, 12 GB of memory and about 20 minutes of one core; ends with one JSON line.
 """
 
 from __future__ import annotations

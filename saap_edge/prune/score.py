@@ -84,7 +84,7 @@ def score_model(
         second_order: the second-order term in the vector-wise metric too.
         running_fisher: the diagonal Fisher is the mean over batches so far, not the batch's own; costs one more
             float32 copy of the projections (4 bytes a parameter, whatever the model's dtype).
-        checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        checkpointing: recompute activations in the backward pass: less memory, a fifth more time.
 
     Raises SaapError when the loss is not finite.
     """
