@@ -199,9 +199,9 @@ class Job:
     # The stages. torch and transformers are imported where they are used: measuring alone must not need them.
 
     def _dense_model(self) -> Any:
-        from saap_edge.model.folder import load_model
+        from saap_edge.model.folder import load_model, placement
 
-        return load_model(self.model)
+        return load_model(self.model, device_map=placement())
 
     def _windows(self, role: str, limit: int | None = None) -> Any:
         from saap_edge.evaluate.perplexity import text_windows
@@ -217,11 +217,11 @@ class Job:
     def _score(self, inputs: Inputs, out: Path) -> None:
         import torch
 
-        from saap_edge.model.folder import load_model
+        from saap_edge.model.folder import load_model, placement
         from saap_edge.prune.score import save_scores
 
         batches = self._batches()
-        model = load_model(self.model, getattr(torch, self.recipe.score.dtype))
+        model = load_model(self.model, getattr(torch, self.recipe.score.dtype), placement())
         with self.bar("score: calibration batches", len(batches)) as advance:
             save_scores(self._scores(model, batches, lambda: advance(1)), out)
 
@@ -322,7 +322,7 @@ class Job:
         steps = settings.tokens // (settings.batch * windows.shape[1])
         with self.bar("recover: training steps", max(steps, 1)) as advance:
             recover(
-                self._dense_model(), load_model(folder), folder, windows, heldout, settings, self.recipe.seed, out,
+                load_model(self.model), load_model(folder), folder, windows, heldout, settings, self.recipe.seed, out,
                 lambda step, loss: advance(1),
             )  # fmt: skip
 

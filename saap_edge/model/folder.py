@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import get_balanced_memory
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -26,7 +28,10 @@ from saap_edge.model.spec import (
 )
 from saap_edge.model.tensors import TensorStore
 
-__all__ = ["TOKENIZER_FILES", "build_pruned", "copy_tokenizer", "load_model", "load_tokenizer", "save_model", "spec_of"]
+__all__ = [
+    "TOKENIZER_FILES", "build_pruned", "copy_tokenizer", "load_model", "load_tokenizer", "placement", "save_model",
+    "spec_of",
+]  # fmt: skip
 
 AutoConfig.register(PRUNED_TYPE, SaapEdgeConfig)
 AutoModelForCausalLM.register(SaapEdgeConfig, SaapEdgeForCausalLM)
@@ -39,22 +44,47 @@ TOKENIZER_FILES = (
 MODELING_FILE = Path(modeling_saap_edge.__file__)
 
 
-def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a dense or pruned folder in evaluation mode, in its family's canonical form.
+def placement() -> str | None:
+    """Where the weights of a model go that is only run and scored: over all GPUs, by accelerate; else None, the CPU."""
+    return "auto" if torch.cuda.is_available() else None
 
-    Raises SaapError when the family is not supported, or transformers cannot load it.
+
+def load_model(
+    folder: str | Path, dtype: torch.dtype = torch.float32, device_map: str | dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """Load a dense or pruned folder in evaluation mode, in its family's canonical form, on the CPU or as `device_map`
+    (accelerate's) says.
+
+    Raises SaapError when the family is not supported, transformers cannot load it, or the devices do not hold it.
     """
     config = read_config(folder)
     family, full = config_family(config)
     canonical = canonical_config(config)
     try:
         if config["model_type"] == PRUNED_TYPE or (canonical == full and not family.source):
-            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=dtype, use_safetensors=True, device_map=device_map
+            )
         else:
-            model = _load_canonical(Path(folder), canonical, dtype)
+            model = _dispatched(_load_canonical(Path(folder), canonical, dtype), device_map)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise SaapError(f"cannot load the model in '{folder}': {str(error).splitlines()[0]}") from error
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SaapError(
+            f"the GPUs do not hold the model in '{folder}': score in bfloat16, or use the CPU (CUDA_VISIBLE_DEVICES=)"
+        )
     return cast(PreTrainedModel, model.eval())
+
+
+def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any:
+    """What `from_pretrained` does with a device map, for a model built here."""
+    if device_map is None:
+        return model
+    if device_map == "auto":
+        whole = list(model._no_split_modules)
+        memory = get_balanced_memory(model, no_split_module_classes=whole)
+        device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
+    return dispatch_model(model, device_map)
 
 
 def _load_canonical(folder: Path, config: Config, dtype: torch.dtype) -> Any:

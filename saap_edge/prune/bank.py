@@ -26,7 +26,7 @@ from saap_edge.errors import SaapError
 from saap_edge.prune.repair import RIDGE, least_squares
 from saap_edge.prune.score import KINDS, SUBLAYERS, Scores, counts
 from saap_edge.prune.space import Space
-from saap_edge.prune.stream import attention_branch, ffn_branch, layer_arguments, layer_inputs
+from saap_edge.prune.stream import attention_branch, ffn_branch, follow, layer_arguments, layer_inputs
 from saap_edge.prune.surgery import output_columns
 
 __all__ = ["Bank", "build_bank", "removal_costs"]
@@ -99,6 +99,7 @@ def build_bank(
     arguments, states = layer_arguments(model, windows), layer_inputs(model, windows)
     arrays: dict[str, torch.Tensor] = {}
     for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
+        follow(layer, states)
         branches = (attention_branch(layer, keywords), ffn_branch(layer))
         modules = (layer.self_attn.o_proj, layer.mlp.down_proj)
         for sublayer, branch, module in zip(SUBLAYERS, branches, modules, strict=True):

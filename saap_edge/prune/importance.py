@@ -2,13 +2,21 @@
 
 Coarse and fine metric: arXiv 2412.15127 (after LLM-Pruner, 2305.11627). Activation metrics: FLAP's WIFV (2312.11983)
 and Wanda's norm times weight (2306.11695), summed over a structure.
+
+All of them are sums over the rows or columns of a weight first, then over the rows or columns of a structure. The
+first sum is the costly one, so it is taken once and every kind of structure is read off it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
-__all__ = ["column_importance", "gradient_importance", "per_structure"]
+__all__ = ["column_importance", "gradient_sums", "per_structure", "weight_sums"]
+
+CACHED = 1 << 16  # elements summed at a time on a CPU: the float32 copies stay in its cache, and are few
+HELD = 1 << 24  # the same on a GPU, where small pieces would wait for the host
 
 
 def per_structure(figures: torch.Tensor, structures: int, outer: int = 1) -> torch.Tensor:
@@ -23,46 +31,66 @@ def per_structure(figures: torch.Tensor, structures: int, outer: int = 1) -> tor
     return figures.reshape(outer, structures, -1).sum(dim=(0, 2))
 
 
-def gradient_importance(
+def gradient_sums(
     weight: torch.Tensor,
     gradient: torch.Tensor,
-    structures: int,
     columns: bool,
-    outer: int = 1,
     fisher: torch.Tensor | None = None,
     second_order: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vector- and element-wise importance of the slices of one parameter.
+    """Sums over every row of one parameter (or column), of which vector- and element-wise importance are made.
 
-    vector:  | sum_w g w |               (first-order Taylor of removing the whole slice)
-    element: sum_w | g w - 1/2 F w^2 |   (F, the diagonal Fisher, stands for the Hessian)
+    vector of a slice:  | sum_w g w |               (first-order Taylor of removing the whole slice)
+    element of a slice: sum_w | g w - 1/2 F w^2 |   (F, the diagonal Fisher, stands for the Hessian)
 
     Args:
         weight, gradient: [out, in], or [out] for a bias.
-        structures, outer: the slices, as in `per_structure`.
-        columns: slice the input axis instead of the output axis.
+        columns: sum over the output axis instead of the input axis.
         fisher: F, shaped as the weight; the batch's own g^2 where absent.
         second_order: take the second-order term into the vector-wise metric too.
 
-    Returns two float32 tensors [structures]. Raises ValueError when the axis does not divide into the slices.
+    Returns float32 [out] (columns: [in]) twice: the signed sums, to be added over a slice before the absolute value is
+    taken, and the sums of absolute values.
     """
-    taylor = weight.float() * gradient.float()
-    curved = taylor.square() if fisher is None else fisher * weight.float().square()
-    curved.mul_(-0.5).add_(taylor)
-    if columns:
-        taylor, curved = taylor.T, curved.T
-    vector = per_structure(curved if second_order else taylor, structures, outer).abs()
-    return vector, per_structure(curved.abs_(), structures, outer)
+
+    def figures(w: torch.Tensor, g: torch.Tensor, f: torch.Tensor | None = None) -> list[torch.Tensor]:
+        taylor = w * g
+        curved = torch.addcmul(taylor, taylor if f is None else f * w, taylor if f is None else w, value=-0.5)
+        return [(curved if second_order else taylor), curved.abs()]
+
+    vector, element = _sums(columns, figures, [weight, gradient] if fisher is None else [weight, gradient, fisher])
+    return vector, element
 
 
-def column_importance(weight: torch.Tensor, mean: torch.Tensor, square: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Importance of every input of a projection [out, in]; `mean`, `square` [in]: mean of x and of x^2 over tokens.
+def weight_sums(weight: torch.Tensor, columns: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of |w| and of w^2 over every row of a parameter [out, in] or [out] (or column); float32 [out] or [in]."""
+    absolute, square = _sums(columns, lambda w: [w.abs(), w.square()], [weight])
+    return absolute, square
 
-    wanda: sum_i |w_ij| * ||x_j||;  flap: Var[x_j] * ||w_j||^2 (the fluctuation of the column's output). Each [in].
+
+def _sums(
+    columns: bool, figures: Callable[..., list[torch.Tensor]], tensors: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Sum elementwise float32 figures of equally shaped tensors over their rows (or columns), some rows at a time."""
+    rows = tensors[0].shape[0]
+    flat = [tensor.reshape(rows, -1) for tensor in tensors]
+    step = max(1, (CACHED if flat[0].device.type == "cpu" else HELD) // flat[0].shape[1])
+    parts = [
+        torch.stack([figure.sum(0 if columns else 1) for figure in figures(*(piece.float() for piece in pieces))])
+        for pieces in zip(*(tensor.split(step) for tensor in flat), strict=True)
+    ]
+    return list(torch.stack(parts).sum(0) if columns else torch.cat(parts, dim=1))
+
+
+def column_importance(
+    absolute: torch.Tensor, norms: torch.Tensor, mean: torch.Tensor, square: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Importance of every input of a projection, each [in].
+
+    wanda: sum_i |w_ij| * ||x_j||;  flap: Var[x_j] * ||w_j||^2 (the fluctuation of the column's output).
+
+    Args:
+        absolute, norms: `weight_sums` of the projection's columns.
+        mean, square: mean of x and of x^2 over tokens.
     """
-    weight = weight.float()
-    norms = weight.square().sum(0)
-    return {
-        "wanda": weight.abs().sum(0) * square.sqrt(),
-        "flap": (square - mean.square()).clamp_min(0) * norms,
-    }
+    return {"wanda": absolute * square.sqrt(), "flap": (square - mean.square()).clamp_min(0) * norms}

@@ -20,7 +20,15 @@ from typing import Any
 import torch
 
 from saap_edge.prune.score import SUBLAYERS
-from saap_edge.prune.stream import Branch, attention_branch, ffn_branch, layer_arguments, layer_inputs, sandwiched
+from saap_edge.prune.stream import (
+    Branch,
+    attention_branch,
+    ffn_branch,
+    follow,
+    layer_arguments,
+    layer_inputs,
+    sandwiched,
+)
 from saap_edge.prune.surgery import Kept, output_columns
 
 __all__ = ["MIX", "least_squares", "repair", "restored"]
@@ -82,6 +90,8 @@ def repair(
     pruned = dense  # one stream until the first cut
     for layer, keywords, kinds in zip(model.model.layers, arguments, kept, strict=True):
         share = 0.0 if sandwiched(layer) else mix
+        follow(layer, dense)
+        follow(layer, pruned)
         branches = (attention_branch(layer, keywords), ffn_branch(layer))
         for sublayer, branch, module in zip(
             SUBLAYERS, branches, (layer.self_attn.o_proj, layer.mlp.down_proj), strict=True

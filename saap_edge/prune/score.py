@@ -1,7 +1,9 @@
 """Scoring: one forward and backward pass per calibration batch, reduced to one figure per structure on the fly.
 
 Every parameter's gradient is reduced and freed the moment it is ready, so memory peaks at weights + activations + one
-layer's gradients, not weights + all gradients. Activation metrics come from the same pass.
+parameter's gradient, not weights + all gradients. Activation metrics come from the same pass. Logits, which in models
+with a large vocabulary would outweigh all other activations, exist for a few tokens at a time. docs/scale.md has
+figures. Nothing here asks where a layer is: its figures are computed on its own device.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ from safetensors.numpy import load_file, save_file
 from saap_edge.errors import SaapError
 from saap_edge.model.folder import spec_of
 from saap_edge.model.spec import LayerShape
-from saap_edge.prune.importance import column_importance, gradient_importance, per_structure
+from saap_edge.prune.importance import column_importance, gradient_sums, per_structure, weight_sums
 from saap_edge.prune.space import shape_widths
 
-__all__ = ["KINDS", "SUBLAYERS", "VIEWS", "Scores", "counts", "load_scores", "save_scores", "score_model"]
+__all__ = [
+    "KINDS", "SUBLAYERS", "VIEWS", "Scores", "counts", "head_gradient", "load_scores", "save_scores", "score_model",
+]  # fmt: skip
 
 KINDS = ("attention", "slots", "ffn")  # kv groups, query slots, FFN channels
 SUBLAYERS = ("attention", "ffn")  # each has one output projection, o_proj or down_proj
 VIEWS = ("vector", "element", "wanda", "flap", "magnitude")
+LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ def score_model(
         progress: called after every batch.
         second_order: the second-order term in the vector-wise metric too.
         running_fisher: the diagonal Fisher is the mean over batches so far, not the batch's own; costs one more
-            float32 copy of the projections.
-        checkpointing: recompute activations in the backward pass: less memory, a third more time.
+            float32 copy of the projections (4 bytes a parameter, whatever the model's dtype).
+        checkpointing: recompute activations in the backward pass: less memory, a fifth more time.
 
     Raises SaapError when the loss is not finite.
     """
@@ -92,21 +97,46 @@ def score_model(
     with watch.attached(), _checkpointed(model, checkpointing):
         for number, batch in enumerate(batches):
             watch.start(number)
-            loss = _loss(model, batch.to(model.get_input_embeddings().weight.device))
-            if not torch.isfinite(loss):
-                raise SaapError(f"the loss on calibration batch {number} is {float(loss)}: the model or text is broken")
+            tokens = batch.to(model.get_input_embeddings().weight.device)
+            states = model.model(input_ids=tokens, use_cache=False).last_hidden_state
             watch.finish(batch)
-            loss.backward()
+            loss, gradient = head_gradient(model, states.detach(), tokens)
+            if not np.isfinite(loss):
+                raise SaapError(f"the loss on calibration batch {number} is {loss}: the model or text is broken")
+            states.backward(gradient)
             progress()
-    tokens = sum(batch[:, 1:].numel() for batch in batches)
-    fisher = [{name: (total / tokens).cpu().numpy() for name, total in layer.items()} for layer in watch.fisher]
+    predicted = sum(batch[:, 1:].numel() for batch in batches)
+    fisher = [{name: (total / predicted).cpu().numpy() for name, total in layer.items()} for layer in watch.fisher]
     influence = np.array(watch.influence, dtype=np.float32) / len(batches)
     return Scores(values, list(spec.layers), spec.hidden, spec.head_dim, calibration, fisher, influence)
 
 
-def _loss(model: Any, batch: torch.Tensor) -> torch.Tensor:
-    loss: torch.Tensor = model(input_ids=batch, labels=batch, use_cache=False).loss
-    return loss
+def head_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Mean loss of next tokens, in nats, and its gradient with respect to `states`, without ever holding all logits.
+
+    The head's own weights get no gradient, so each piece's gradient is taken right after its loss and nothing of it is
+    kept: exact, and no pass more than a plain backward has.
+
+    Args:
+        states: output of the decoder, [sequences, window, hidden], no part of a graph.
+        tokens: token ids [sequences, window].
+    """
+    rows, wanted = states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(states.device)
+    config = model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    step, total, gradients = max(1, LOGITS // config.vocab_size), 0.0, []
+    for piece, targets in zip(rows.split(step), wanted.split(step), strict=True):
+        piece = piece.clone().requires_grad_()
+        logits = model.lm_head(piece)
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
+        del logits
+        gradients.append(torch.autograd.grad(loss / len(rows), piece)[0])
+        total += float(loss.detach())
+    gradient = torch.zeros_like(states)
+    gradient[:, :-1] = torch.cat(gradients).reshape_as(gradient[:, :-1])
+    return total / len(rows), gradient
 
 
 @contextmanager
@@ -133,11 +163,28 @@ class _Watch:
         self.model, self.spec, self.values = model, spec, values
         self.second_order, self.running_fisher = second_order, running_fisher
         self.curvature: dict[int, torch.Tensor] = {}
-        device = next(model.parameters()).device
-        self.fisher = [{name: torch.zeros(spec.hidden, device=device) for name in SUBLAYERS} for _ in spec.layers]
+        self.fisher = [
+            {
+                name: torch.zeros(spec.hidden, device=module.weight.device)
+                for name, module in _outputs(layer, spec).items()
+            }
+            for layer in model.model.layers
+        ]
         self.influence = [0.0 for _ in spec.layers]
         self.number, self.forward, self.predicted = 0, False, 1
         self.sums: dict[tuple[int, str], torch.Tensor] = {}
+        self.columns: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._weigh()
+
+    @torch.no_grad()
+    def _weigh(self) -> None:
+        """What depends on weights alone: magnitude, the same for every batch, and sums over output columns."""
+        for index, layer in enumerate(self.model.model.layers):
+            for sublayer, parameter, columns in _coupled(layer, self.spec):
+                absolute, square = weight_sums(parameter, columns)
+                self._add(index, sublayer, "magnitude", absolute, slice(None))
+                if columns:
+                    self.columns[index, sublayer] = absolute, square
 
     def start(self, number: int) -> None:
         """A batch begins: what forward hooks see counts (checkpointing runs them again in the backward pass)."""
@@ -146,20 +193,22 @@ class _Watch:
     def finish(self, batch: torch.Tensor) -> None:
         """The forward pass is over: activation metrics of the batch."""
         self.forward, self.predicted = False, batch[:, 1:].numel()
-        for index, layer in enumerate(self.model.model.layers):
-            for name, module in _outputs(layer, self.spec).items():
-                mean, square = self.sums[index, name] / batch.numel()
-                columns = column_importance(module.weight.detach(), mean, square)
-                for view, figures in columns.items():
-                    self._add(index, name, view, figures)
+        for (index, sublayer), sums in self.sums.items():
+            mean, square = sums / batch.numel()
+            columns = column_importance(*self.columns[index, sublayer], mean, square)
+            for view, figures in columns.items():
+                self._add(index, sublayer, view, figures, self.number)
         self.sums = {}
 
-    def _add(self, index: int, sublayer: str, view: str, figures: torch.Tensor) -> None:
-        """Add per-column or per-row figures of an attention or FFN module to its structures."""
-        row, number, shape = VIEWS.index(view), self.number, counts(self.spec.layers[index])
-        for kind, outer in _slicing(sublayer, figures.shape[0], self.spec.layers[index], self.spec.head_dim):
-            figure = per_structure(figures, shape[kind], outer)
-            self.values[index][kind][row, number] += figure.cpu().numpy()
+    def _add(
+        self, index: int, sublayer: str, view: str, sums: torch.Tensor, batch: int | slice, signed: bool = False
+    ) -> None:
+        """Add sums over the rows or columns of a module to its structures: `signed` ones by absolute value."""
+        shape = self.spec.layers[index]
+        for kind, outer in _slicing(sublayer, sums.shape[0], shape, self.spec.head_dim):
+            figure = per_structure(sums, counts(shape)[kind], outer)
+            figure = figure.abs() if signed else figure
+            self.values[index][kind][VIEWS.index(view), batch] += figure.cpu().numpy()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -172,15 +221,10 @@ class _Watch:
                 handles.callback(layer.register_forward_hook(self._influence(index)).remove)
                 for name, module in _outputs(layer, self.spec).items():
                     handles.callback(module.register_forward_hook(self._activation(index, name)).remove)
-                for coupling, sublayer in ((self.spec.family.attention, "attention"), (self.spec.family.ffn, "ffn")):
-                    for name in (*coupling.rows, *coupling.columns):
-                        columns = name in coupling.columns
-                        module = layer.get_submodule(name)
-                        parameters = [module.weight] if columns or module.bias is None else [module.weight, module.bias]
-                        for parameter in parameters:
-                            parameter.requires_grad_(True)
-                            hook = self._gradient(index, sublayer, columns)
-                            handles.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
+                for sublayer, parameter, columns in _coupled(layer, self.spec):
+                    parameter.requires_grad_(True)
+                    hook = self._gradient(index, sublayer, columns)
+                    handles.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
             try:
                 yield
             finally:
@@ -189,34 +233,29 @@ class _Watch:
 
     def _gradient(self, index: int, sublayer: str, columns: bool) -> Callable[[torch.Tensor], None]:
         def reduce(parameter: torch.Tensor) -> None:
-            gradient, number, shape = parameter.grad, self.number, self.spec.layers[index]
+            gradient = parameter.grad
             assert gradient is not None
             parameter.grad = None
-            weight, fisher = parameter.detach(), self._running(parameter, gradient)
-            size = weight.shape[1] if columns else weight.shape[0]
-            for kind, outer in _slicing(sublayer, size, shape, self.spec.head_dim):
-                structures = counts(shape)[kind]
-                pair = gradient_importance(weight, gradient, structures, columns, outer, fisher, self.second_order)
-                target = self.values[index][kind][:, number]
-                target[0] += pair[0].cpu().numpy()
-                target[1] += pair[1].cpu().numpy()
-                magnitude = weight.abs() if not columns else weight.abs().T
-                target[VIEWS.index("magnitude")] += per_structure(magnitude, structures, outer).float().cpu().numpy()
+            fisher = self._running(parameter, gradient)
+            vector, element = gradient_sums(parameter.detach(), gradient, columns, fisher, self.second_order)
+            self._add(index, sublayer, "vector", vector, self.number, signed=True)
+            self._add(index, sublayer, "element", element, self.number)
 
         return reduce
 
     def _running(self, parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor | None:
         if not self.running_fisher:
             return None
-        old = self.curvature.setdefault(id(parameter), torch.zeros_like(gradient, dtype=torch.float32))
-        return old.mul_(self.number / (self.number + 1)).add_(gradient.float().square(), alpha=1 / (self.number + 1))
+        if id(parameter) not in self.curvature:
+            self.curvature[id(parameter)] = torch.zeros_like(gradient, dtype=torch.float32)
+        wide, count = gradient.float(), self.number + 1
+        return self.curvature[id(parameter)].mul_(self.number / count).addcmul_(wide, wide, value=1 / count)
 
     def _activation(self, index: int, name: str) -> Callable[..., None]:
         def collect(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if not self.forward:
                 return
             rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            # Norms accumulate in float32 without a float32 copy of the activations.
             square = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square()
             self.sums[index, name] = torch.stack([rows.sum(0, dtype=torch.float32), square])
             output.register_hook(self._output_gradient(index, name))
@@ -227,7 +266,7 @@ class _Watch:
         def collect(gradient: torch.Tensor) -> None:
             # The loss is a mean over predicted tokens; curvature is wanted for their sum.
             norm = torch.linalg.vector_norm(gradient.reshape(-1, gradient.shape[-1]), dim=0, dtype=torch.float32)
-            self.fisher[index][name] += (norm * self.predicted).square().to(self.fisher[index][name].device)
+            self.fisher[index][name] += (norm * self.predicted).square()
 
         return collect
 
@@ -235,7 +274,9 @@ class _Watch:
         def collect(module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
             if self.forward:
                 after = output[0] if isinstance(output, tuple) else output
-                similar = torch.nn.functional.cosine_similarity(inputs[0].detach(), after.detach(), dim=-1)
+                # Where layers are spread over GPUs, a layer's input may still be with the layer before it.
+                before = inputs[0].detach().to(after.device)
+                similar = torch.nn.functional.cosine_similarity(before, after.detach(), dim=-1)
                 self.influence[index] += float(1 - similar.float().mean())
 
         return collect
@@ -245,6 +286,16 @@ def _outputs(layer: Any, spec: Any) -> dict[str, Any]:
     """The output projection of each sublayer."""
     couplings = zip(SUBLAYERS, (spec.family.attention, spec.family.ffn), strict=True)
     return {name: layer.get_submodule(coupling.columns[0]) for name, coupling in couplings}
+
+
+def _coupled(layer: Any, spec: Any) -> Iterator[tuple[str, torch.nn.Parameter, bool]]:
+    """(sublayer, parameter, sliced by columns) of everything that is cut in a layer; biases go with rows."""
+    for sublayer, coupling in zip(SUBLAYERS, (spec.family.attention, spec.family.ffn), strict=True):
+        for name in (*coupling.rows, *coupling.columns):
+            module, columns = layer.get_submodule(name), name in coupling.columns
+            yield sublayer, module.weight, columns
+            if module.bias is not None and not columns:
+                yield sublayer, module.bias, columns
 
 
 def _slicing(sublayer: str, size: int, shape: LayerShape, head_dim: int) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["BATCH", "Branch", "attention_branch", "ffn_branch", "layer_arguments", "layer_inputs"]
+__all__ = ["BATCH", "Branch", "attention_branch", "ffn_branch", "follow", "layer_arguments", "layer_inputs"]
 
 BATCH = 8  # windows run together
 Branch = Callable[[torch.Tensor], torch.Tensor]
@@ -62,6 +62,12 @@ def layer_arguments(model: Any, windows: torch.Tensor) -> list[dict[str, Any]]:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def follow(layer: Any, states: list[torch.Tensor]) -> None:
+    """Bring states to the layer, in place: a model spread over GPUs has it on another one than the layer before."""
+    device = next(layer.parameters()).device
+    states[:] = [state.to(device) for state in states]
 
 
 def attention_branch(layer: Any, arguments: dict[str, Any]) -> Branch:

@@ -13,7 +13,7 @@ from saap_edge.errors import SaapError
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import build_pruned, load_model, save_model
 from saap_edge.model.spec import LayerShape, read_spec
-from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.conftest import WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 
 ALONE = """
 import sys, torch
@@ -106,3 +106,20 @@ def test_half_precision_keeps_its_rotary_tables_in_float32(family):
         assert model.model.norm.weight.dtype == torch.bfloat16
         tables = [value for name, value in model.named_buffers() if name.endswith("inv_freq")]
         assert tables and all(table.dtype == torch.float32 for table in tables)
+
+
+def test_weights_that_no_device_holds_are_an_error(dense_folder, tmp_path, monkeypatch):
+    """accelerate would move them in and out of a GPU: nothing here could read or change them."""
+    monkeypatch.chdir(tmp_path)
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{index}": "disk" if index == 2 else "cpu" for index in range(3)}
+    with pytest.raises(SaapError, match="do not hold"):
+        load_model(dense_folder, device_map=places)
+
+
+@pytest.mark.parametrize("name", ["llama", "granite"])
+def test_a_device_map_changes_nothing_but_the_place(name, tmp_path):
+    """One family that transformers places, one that is rebuilt in its canonical form and placed here."""
+    raw_model(name).save_pretrained(tmp_path)
+    ids = torch.arange(1, 12).view(1, -1)
+    torch.testing.assert_close(load_model(tmp_path, device_map="auto")(ids).logits, load_model(tmp_path)(ids).logits)

@@ -1,14 +1,20 @@
 """Scores against gradients and activations taken the plain way."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 
 from saap_edge.errors import SaapError
+from saap_edge.model.folder import load_model
+from saap_edge.prune import importance, score
 from saap_edge.prune.importance import per_structure
-from saap_edge.prune.score import VIEWS, load_scores, save_scores, score_model
+from saap_edge.prune.score import VIEWS, head_gradient, load_scores, save_scores, score_model
 from tests.conftest import tiny_model
 
 
@@ -139,6 +145,21 @@ def test_no_gradient_outlives_scoring(scored):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+def test_one_gradient_at_a_time(scored, monkeypatch):
+    model, batches, _ = scored
+    reduce, seen = score.gradient_sums, []
+
+    def watched(*arguments):
+        assert all(parameter.grad is None for parameter in model.parameters())  # this one's is taken off already
+        seen.append(arguments[1].shape)
+        return reduce(*arguments)
+
+    monkeypatch.setattr(score, "gradient_sums", watched)
+    score_model(model, batches[:2], {})
+    biases = model.model.layers[0].self_attn.q_proj.bias is not None
+    assert len(seen) == 2 * 3 * (10 if biases else 7)
+
+
 def test_round_trip(scored, tmp_path):
     scores = scored[2]
     save_scores(scores, tmp_path)
@@ -163,3 +184,65 @@ def test_broken_weights_are_named(family):
 def test_uneven_slices_are_refused():
     with pytest.raises(ValueError):
         per_structure(torch.ones(5, 2), 2)
+
+
+def test_loss_in_pieces_is_the_models_own(family, monkeypatch):
+    """Gemma 2 bends its logits, here strongly enough to matter."""
+    model = tiny_model(family, **({"final_logit_softcapping": 2.0} if family == "gemma2" else {}))
+    batch = torch.randint(0, 320, (3, 24), generator=torch.Generator().manual_seed(3))
+    states = []
+    handle = model.model.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state))
+    expected = model(input_ids=batch, labels=batch).loss
+    handle.remove()
+    wanted = torch.autograd.grad(expected, states[0])[0]
+    monkeypatch.setattr(score, "LOGITS", 320 * 10)  # 69 predicted tokens: 6 pieces of 10 and one of 9
+    sizes = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+    loss, gradient = head_gradient(model, states[0].detach(), batch)
+    assert loss == pytest.approx(float(expected.detach()), abs=1e-6)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-8)
+    assert len(sizes) == 7 and max(sizes) == 320 * 10
+
+
+def test_pieces_of_a_weight_change_nothing(monkeypatch):
+    """Sums are taken some rows at a time: whatever the number, they are the sums of the whole."""
+    torch.manual_seed(0)
+    weight, gradient, fisher = torch.randn(30, 8), torch.randn(30, 8), torch.rand(30, 8)
+    curved = gradient * weight - 0.5 * fisher * weight**2
+    for rows in (1, 7, 30, 100):
+        monkeypatch.setattr(importance, "CACHED", rows * 8)
+        for columns in (False, True):
+            axis = 0 if columns else 1
+            vector, element = importance.gradient_sums(weight, gradient, columns, fisher)
+            torch.testing.assert_close(vector, (gradient * weight).sum(axis))
+            torch.testing.assert_close(element, curved.abs().sum(axis))
+            second = importance.gradient_sums(weight, gradient, columns, fisher, second_order=True)[0]
+            torch.testing.assert_close(second, curved.sum(axis))
+            absolute, square = importance.weight_sums(weight, columns)
+            torch.testing.assert_close(absolute, weight.abs().sum(axis))
+            torch.testing.assert_close(square, weight.square().sum(axis))
+
+
+@pytest.mark.parametrize("hooks", [False, True])
+def test_a_model_placed_by_accelerate_scores_alike(dense_folder, hooks):
+    """With hooks every module is dispatched on its own, as over several GPUs."""
+    plain = load_model(dense_folder)
+    placed = load_model(dense_folder, device_map={"": "cpu"})
+    if hooks:
+        parts = ["embed_tokens", "rotary_emb", *(f"layers.{index}" for index in range(3)), "norm"]
+        places = {f"model.{part}": "cpu" for part in parts} | {"lm_head": "cpu"}
+        placed = dispatch_model(placed, places, force_hooks=True)
+        assert hasattr(placed.model.layers[1], "_hf_hook")
+    batches = list(torch.randint(0, 320, (4, 24)).split(2))
+    scores, others = score_model(plain, batches, {}), score_model(placed, batches, {}, checkpointing=hooks)
+    for layer, other in zip(scores.values, others.values, strict=True):
+        for kind in layer:
+            np.testing.assert_allclose(layer[kind], other[kind], rtol=1e-3, atol=1e-6)
+
+
+def test_no_device_is_assumed_to_hold_the_whole_model():
+    program = Path(__file__).with_name("two_devices.py")
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, cwd=root,
+                            env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"})  # fmt: skip
+    assert result.stdout.strip() == "ok", result.stderr[-2000:]
