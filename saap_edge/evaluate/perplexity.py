@@ -12,6 +12,8 @@ import torch
 
 __all__ = ["Perplexity", "perplexity", "text_hash", "text_windows"]
 
+LOGITS = 1 << 25  # held at a time: 128 MiB in float32, and as much again for their logarithms
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -50,11 +52,15 @@ def text_windows(tokenizer: Any, text: str, window: int, limit: int | None = Non
 
 
 @torch.no_grad()
-def perplexity(model: torch.nn.Module, windows: torch.Tensor, batch: int = 8) -> Perplexity:
-    """Next-token perplexity over `windows` [n, window]; the first token of a window is context only."""
+def perplexity(model: Any, windows: torch.Tensor) -> Perplexity:
+    """Next-token perplexity over `windows` [n, window]; the first token of a window is context only.
+
+    Windows run together as far as their logits stay below LOGITS, so that memory does not grow with the vocabulary.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    batch = min(8, max(1, LOGITS // (windows.shape[1] * model.config.get_text_config().vocab_size)))
     total, count = 0.0, 0
     for chunk in windows.split(batch):
         chunk = chunk.to(device)
