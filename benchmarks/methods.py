@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of texts (train, valid, test; or one file)")
     parser.add_argument("--other", type=Path, help="second test text (default: the bundled one)")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.35, 0.5])
-    parser.add_argument("--seeds", type=int, default=3, help="calibration seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of calibration; 0 recovers too")
     parser.add_argument("--methods", nargs="+", default=[*METHODS, "auto"], choices=[*METHODS, "auto"])
     parser.add_argument("--tokens", type=int, default=32_768, help="of recovery; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=1)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def make_rows(frame: Frame, args: argparse.Namespace, done: set[tuple[int, float, str]]) -> Iterator[dict[str, Any]]:
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         wanted = [(ratio, method) for ratio in args.ratios for method in args.methods]
         wanted = [(ratio, method) for ratio, method in wanted if (seed, ratio, method) not in done]
         if not wanted:
