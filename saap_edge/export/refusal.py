@@ -9,8 +9,8 @@ __all__ = ["export_refusal", "gguf_architecture"]
 
 # Architectures and graphs that gguf.py and onnx.py write. A family may declare others before there is a writer: its
 # exports are then refused here, and a writer lifts that by adding the name.
-GGUF_WRITERS = ("llama", "deci")
-ONNX_WRITERS = ("llama",)
+GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm")
+ONNX_WRITERS = ("llama", "qk-norm")
 
 
 def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal:
@@ -30,13 +30,27 @@ def export_refusal(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
     """
     gguf = artifact_format.startswith("gguf")
     carrier = gguf_architecture(spec, per_layer) if gguf else spec.family.exports.onnx
+    reason: str | None
     if isinstance(carrier, Refusal):
         reason = str(carrier)
-    elif carrier in (GGUF_WRITERS if gguf else ONNX_WRITERS):
-        return None
-    else:
+    elif carrier not in (GGUF_WRITERS if gguf else ONNX_WRITERS):
         reason = f"saap-edge has no writer for {'architecture' if gguf else 'graph'} '{carrier}' yet"
+    else:
+        reason = _limit(spec, carrier) if gguf else None
+    if reason is None:
+        return None
     widths = "layers of different widths" if per_layer or not spec.uniform else "this model"
     uniform = export_refusal(spec, artifact_format) is None if per_layer else False
     remedy = f"use --method uniform, or leave {artifact_format} out" if uniform else f"leave {artifact_format} out"
     return f"{spec.family.title}: {widths} cannot go to {artifact_format}: {reason}; {remedy} (export.formats)"
+
+
+def _limit(spec: ModelSpec, architecture: str) -> str | None:
+    """What this model has and its architecture in llama.cpp would ignore, or None."""
+    if architecture in ("llama", "deci"):
+        return None
+    if spec.qkv_bias or spec.o_bias or spec.down_bias:
+        return f"llama.cpp's '{architecture}' has no biases"
+    if spec.rope_scaling:
+        return f"llama.cpp's '{architecture}' has no llama3 rope scaling"
+    return None
