@@ -177,16 +177,19 @@ def test_unsupported_family_is_named_with_the_list(saap, tmp_path):
     assert "'mamba'" in message and "llama, mistral" in message
 
 
-def test_what_a_family_cannot_have_is_refused_before_anything_is_written(saap, tmp_path, monkeypatch):
-    folder = write_folder(tiny_model("gemma2"), tmp_path / "gemma")
-    assert "no format can be written yet" in refused(saap, tmp_path, "--model", folder)
-    monkeypatch.setattr("saap_edge.export.refusal.GGUF_WRITERS", ("qwen3", "gemma2"))
+def test_what_a_family_cannot_have_is_refused_before_anything_is_written(saap, tmp_path):
+    folder = write_folder(tiny_model("gemma2"), tmp_path / "scaled")
+    assert "no format can hold it: llama.cpp divides" in refused(saap, tmp_path, "--model", folder)
+    folder = write_folder(tiny_model("gemma2", query_pre_attn_scalar=16), tmp_path / "gemma")
     recipe = write_recipe(tmp_path, folder, export={"formats": ["gguf-f16"]}, prune={"bias": True})
     assert "prune.bias: Gemma 2" in refused(saap, tmp_path, recipe)
     recipe = write_recipe(tmp_path, folder, export={"formats": ["gguf-f16"]}, prune={"depth": True})
     assert "prune.depth: whole sublayers" in refused(saap, tmp_path, recipe)
     recipe = write_recipe(tmp_path, folder, export={"formats": ["gguf-f16", "onnx-int4"]})
     assert "leave onnx-int4 out" in refused(saap, tmp_path, recipe)
+    tied = write_folder(tiny_model("qwen3"), tmp_path / "tied")
+    recipe = write_recipe(tmp_path, tied, export={"formats": ["gguf-f16"]}, prune={"bias": True})
+    assert "'openelm' has no biases; leave gguf-f16 out" in refused(saap, tmp_path, recipe)
     untied = write_folder(tiny_model("qwen3", tied=False), tmp_path / "qwen3")
     recipe = write_recipe(tmp_path, untied, export={"formats": ["gguf-f16"]})
     assert "use --method uniform, or leave gguf-f16 out" in refused(saap, tmp_path, recipe)

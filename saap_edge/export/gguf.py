@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 
 from saap_edge.errors import SaapError
+from saap_edge.export.gemma import add_gemma
 from saap_edge.export.gguf_tokenizer import add_tokenizer, model_name
 from saap_edge.export.refusal import export_refusal, gguf_architecture
 from saap_edge.export.rope import rope_frequencies
@@ -135,6 +136,8 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     writer.add_rope_freq_base(spec.rope_theta)
     writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
     writer.add_vocab_size(spec.vocab_size)
+    if spec.gemma:
+        add_gemma(writer, spec.gemma)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     kinds = {"f16": _FILE_TYPE.MOSTLY_F16, "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0}
     writer.add_file_type(kinds[quantisation])
@@ -152,7 +155,7 @@ def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> It
         yield _Tensor("rope_freqs.weight", _TYPE.F32, factors.shape, lambda: factors)
     for index in range(len(spec.layers)):
         yield from _layer(weights, index, quantisation, architecture)
-    yield _vector(weights, "model.norm.weight", "output_norm.weight", spec.hidden)
+    yield _norm(weights, "model.norm.weight", "output_norm.weight", spec.hidden)
     if not spec.tied:
         yield _matrix(weights, ("lm_head.weight",), "output.weight", table, vocabulary)
 
@@ -165,7 +168,7 @@ def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: 
     biased |= {"attn_output": spec.o_bias, "ffn_down": spec.down_bias}
     for ours, theirs in _norms(spec).items():
         size = spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
-        yield _vector(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", size)
+        yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", size)
     for ours, stacked in ((_FUSED_QKV if architecture in _FUSED else _QKV) | _REST).items():
         names = tuple(f"{source}{theirs}.weight" for theirs in stacked)
         rows, columns = sum(shapes[name][0] for name in names), shapes[names[0]][1]
@@ -177,9 +180,20 @@ def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: 
 def _norms(spec: ModelSpec) -> dict[str, str]:
     """llama.cpp's names of a layer's norms and the folder's."""
     norms = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    if spec.gemma:
+        norms |= {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
+        norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
     if spec.family.qk_norm:
         norms |= {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
     return norms
+
+
+def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:
+    def read() -> np.ndarray:
+        # Gemma multiplies by 1 + weight, llama.cpp by what it finds.
+        return weights.tensor(source) + np.float32(1 if weights.spec.gemma else 0)
+
+    return _Tensor(name, _TYPE.F32, (size,), read)
 
 
 def _vector(weights: ExportWeights, source: str, name: str, size: int, heads: int | None = None) -> _Tensor:
