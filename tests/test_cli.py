@@ -16,6 +16,7 @@ from saap_edge import cli
 from saap_edge.model.folder import build_pruned
 from saap_edge.model.spec import LayerShape, read_spec
 from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
+from tests.export.test_families import GEMMA, gemma_folder
 
 SMALL = {
     "score": {"samples": 8, "batches": 4, "window": 32},
@@ -78,6 +79,28 @@ def test_compile_gives_verified_files(compiled):
     verify = json.loads(next((out / "stages").glob("verify-*/verify.json")).read_text())
     assert len(verify) == 10 and all(entry["passed"] for entry in verify)
     assert AutoModelForCausalLM.from_pretrained(out / "model") is not None
+
+
+COMPILED = {
+    "qwen3": ("openelm", ["gguf-f16", "gguf-q4_0", "onnx-int4"]), "gemma3_text": ("gemma3", ["gguf-f16", "gguf-q4_0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", list(COMPILED))
+def test_compile_of_families_with_their_own_writers(family, saap, tmp_path):
+    """The default method: per layer where the runtimes take that, uniform in Gemma."""
+    architecture, formats = COMPILED[family]
+    folder = (
+        gemma_folder(family, tmp_path / "m") if family in GEMMA else write_folder(tiny_model(family), tmp_path / "m")
+    )
+    recipe = write_recipe(tmp_path, folder, export={"formats": formats})
+    code, _, stderr = saap("compile", recipe, "--out", tmp_path / "out")
+    assert code == 0, stderr
+    verify = json.loads(next((tmp_path / "out" / "stages").glob("verify-*/verify.json")).read_text())
+    assert len(verify) == 2 * len(formats) and all(entry["passed"] for entry in verify)
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["achieved_ratio"] >= 0.3
+    manifest = json.loads(next((tmp_path / "out" / "stages").glob("export-*/manifest.json")).read_text())
+    assert manifest["artifacts"][0]["details"]["architecture"] == architecture
 
 
 def test_second_run_does_nothing(compiled, saap):
