@@ -93,7 +93,7 @@ def test_compile_of_families_with_their_own_writers(family, saap, tmp_path):
     folder = (
         gemma_folder(family, tmp_path / "m") if family in GEMMA else write_folder(tiny_model(family), tmp_path / "m")
     )
-    recipe = write_recipe(tmp_path, folder, export={"formats": formats})
+    recipe = write_recipe(tmp_path, folder, export={"formats": formats}, bench=SMALL["bench"] | {"threads": 1})
     code, _, stderr = saap("compile", recipe, "--out", tmp_path / "out")
     assert code == 0, stderr
     verify = json.loads(next((tmp_path / "out" / "stages").glob("verify-*/verify.json")).read_text())
