@@ -192,6 +192,9 @@ def test_biases_of_repair_have_no_place_beside_norms_of_q_and_k() -> None:
 # Gemma's tokenizer
 
 
+ROWS = 640
+
+
 def gemma_tokenizer() -> PreTrainedTokenizerFast:
     """As Gemma's tokenizer.json: every way to make a piece out of two is a merge, ranked by the piece's score."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
@@ -210,6 +213,8 @@ def gemma_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(special)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("\n\n", "<table>")])
+    tokenizer.add_tokens([f"<unused{index}>" for index in range(ROWS - tokenizer.get_vocab_size())])
+    tokenizer.add_special_tokens(["<image_soft_token>"])  # beyond the model's rows, as in Gemma 3's text models
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
@@ -225,7 +230,7 @@ def merges(vocabulary: list[str]) -> Iterator[tuple[str, str]]:
 
 def gemma_folder(family: str, folder: Path) -> Path:
     tokenizer = gemma_tokenizer()
-    write_folder(tiny_gemma(family, vocab_size=640, bos_token_id=2, eos_token_id=1), folder)
+    write_folder(tiny_gemma(family, vocab_size=ROWS, bos_token_id=2, eos_token_id=1), folder)
     for path in folder.glob("tokenizer*"):
         path.unlink()
     tokenizer.save_pretrained(folder)
