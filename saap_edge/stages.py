@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Job:
 
     def _check_family(self) -> None:
         """Refuse what this family or model cannot have: formats, depth, biases. Raises SaapError."""
-        from saap_edge.export.refusal import export_refusal
+        from saap_edge.export.refusal import export_refusal, refusal_reason
 
         spec, prune = self.spec, self.recipe.prune
         if any(not (layer.heads and layer.ffn) for layer in spec.layers):
@@ -89,10 +90,14 @@ class Job:
             raise SaapError(f"prune.bias: {spec.family.title} models are saved as their plain class, which has none")
         plan = self.plan_override
         per_layer = not (plan.uniform if plan else self._uniform)
-        if all(export_refusal(spec, name) for name in FORMATS):
-            raise SaapError(f"{spec.family.title} models can be pruned from Python, but no format can be written yet")
+        reasons = [refusal_reason(spec, name) for name in FORMATS]
+        if all(reasons):
+            raise SaapError(
+                f"{spec.family.title}: this model can be pruned from Python, but no format can hold it: {reasons[0]}"
+            )
+        pruned = replace(spec, o_bias=True, down_bias=True) if prune.bias else spec
         for name in self.recipe.export.formats:
-            refusal = export_refusal(spec, name) or export_refusal(spec, name, per_layer)
+            refusal = export_refusal(spec, name) or export_refusal(pruned, name, per_layer)
             if refusal:
                 raise SaapError(refusal)
 

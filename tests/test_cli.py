@@ -16,6 +16,7 @@ from saap_edge import cli
 from saap_edge.model.folder import build_pruned
 from saap_edge.model.spec import LayerShape, read_spec
 from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
+from tests.export.test_families import GEMMA, gemma_folder
 
 SMALL = {
     "score": {"samples": 8, "batches": 4, "window": 32},
@@ -78,6 +79,28 @@ def test_compile_gives_verified_files(compiled):
     verify = json.loads(next((out / "stages").glob("verify-*/verify.json")).read_text())
     assert len(verify) == 10 and all(entry["passed"] for entry in verify)
     assert AutoModelForCausalLM.from_pretrained(out / "model") is not None
+
+
+COMPILED = {
+    "qwen3": ("openelm", ["gguf-f16", "gguf-q4_0", "onnx-int4"]), "gemma3_text": ("gemma3", ["gguf-f16", "gguf-q4_0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", list(COMPILED))
+def test_compile_of_families_with_their_own_writers(family, saap, tmp_path):
+    """The default method: per layer where the runtimes take that, uniform in Gemma."""
+    architecture, formats = COMPILED[family]
+    folder = (
+        gemma_folder(family, tmp_path / "m") if family in GEMMA else write_folder(tiny_model(family), tmp_path / "m")
+    )
+    recipe = write_recipe(tmp_path, folder, export={"formats": formats}, bench=SMALL["bench"] | {"threads": 1})
+    code, _, stderr = saap("compile", recipe, "--out", tmp_path / "out")
+    assert code == 0, stderr
+    verify = json.loads(next((tmp_path / "out" / "stages").glob("verify-*/verify.json")).read_text())
+    assert len(verify) == 2 * len(formats) and all(entry["passed"] for entry in verify)
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["achieved_ratio"] >= 0.3
+    manifest = json.loads(next((tmp_path / "out" / "stages").glob("export-*/manifest.json")).read_text())
+    assert manifest["artifacts"][0]["details"]["architecture"] == architecture
 
 
 def test_second_run_does_nothing(compiled, saap):
@@ -177,16 +200,19 @@ def test_unsupported_family_is_named_with_the_list(saap, tmp_path):
     assert "'mamba'" in message and "llama, mistral" in message
 
 
-def test_what_a_family_cannot_have_is_refused_before_anything_is_written(saap, tmp_path, monkeypatch):
-    folder = write_folder(tiny_model("gemma2"), tmp_path / "gemma")
-    assert "no format can be written yet" in refused(saap, tmp_path, "--model", folder)
-    monkeypatch.setattr("saap_edge.export.refusal.GGUF_WRITERS", ("qwen3", "gemma2"))
+def test_what_a_family_cannot_have_is_refused_before_anything_is_written(saap, tmp_path):
+    folder = write_folder(tiny_model("gemma2"), tmp_path / "scaled")
+    assert "no format can hold it: llama.cpp divides" in refused(saap, tmp_path, "--model", folder)
+    folder = write_folder(tiny_model("gemma2", query_pre_attn_scalar=16), tmp_path / "gemma")
     recipe = write_recipe(tmp_path, folder, export={"formats": ["gguf-f16"]}, prune={"bias": True})
     assert "prune.bias: Gemma 2" in refused(saap, tmp_path, recipe)
     recipe = write_recipe(tmp_path, folder, export={"formats": ["gguf-f16"]}, prune={"depth": True})
     assert "prune.depth: whole sublayers" in refused(saap, tmp_path, recipe)
     recipe = write_recipe(tmp_path, folder, export={"formats": ["gguf-f16", "onnx-int4"]})
     assert "leave onnx-int4 out" in refused(saap, tmp_path, recipe)
+    tied = write_folder(tiny_model("qwen3"), tmp_path / "tied")
+    recipe = write_recipe(tmp_path, tied, export={"formats": ["gguf-f16"]}, prune={"bias": True})
+    assert "'openelm' has no biases; leave gguf-f16 out" in refused(saap, tmp_path, recipe)
     untied = write_folder(tiny_model("qwen3", tied=False), tmp_path / "qwen3")
     recipe = write_recipe(tmp_path, untied, export={"formats": ["gguf-f16"]})
     assert "use --method uniform, or leave gguf-f16 out" in refused(saap, tmp_path, recipe)

@@ -1,13 +1,13 @@
 """GGUF that stock llama.cpp runs, with heads, kv heads and FFN width per layer.
 
-Per-layer widths go through architecture `deci`, the one that reads all three as arrays; a uniform model goes to the
-architecture its family names (Exports). Layout: GGUF specification (ggml/docs/gguf.md); tensor names: gguf-py's
-`constants.py`.
+Per-layer widths go through architectures that read all three as arrays: `deci`, and `openelm` where q and k are normed;
+a uniform model goes to the architecture its family names (Exports). Layout: GGUF specification (ggml/docs/gguf.md);
+tensor names: gguf-py's `constants.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,30 @@ import gguf
 import numpy as np
 
 from saap_edge.errors import SaapError
+from saap_edge.export.gemma import add_gemma
 from saap_edge.export.gguf_tokenizer import add_tokenizer, model_name
 from saap_edge.export.refusal import export_refusal, gguf_architecture
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import quantise_q8
-from saap_edge.model.spec import ModelSpec
+from saap_edge.model.spec import ModelSpec, linear_shapes
 
 __all__ = ["QUANTISATIONS", "pack_q4_0", "pack_q8_0", "permute", "write_gguf"]
 
 _TYPE = gguf.GGMLQuantizationType
 _FILE_TYPE = gguf.LlamaFileType
 QUANTISATIONS = ("f16", "q8_0", "q4_0")
-_PROJECTIONS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+# What sets llama.cpp's architectures apart (its src/models, and llama_model_rope_type).
+_BY_LAYER = ("deci", "openelm")  # widths are arrays
+_FUSED = ("openelm",)  # q, k and v in one matrix
+_NEIGHBOURS = ("llama", "deci")  # rope turns neighbouring rows of q and k, in all others halves, as transformers does
+# Their projections <- ours, stacked where there are several.
+_QKV = {"attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",)}
+_FUSED_QKV = {"attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}
+_REST = {
+    "attn_output": ("self_attn.o_proj",), "ffn_gate": ("mlp.gate_proj",), "ffn_up": ("mlp.up_proj",),
+    "ffn_down": ("mlp.down_proj",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     if refusal:
         raise SaapError(refusal)
     architecture = gguf_architecture(spec)
-    tensors = list(_tensors(weights, quantisation))
+    tensors = list(_tensors(weights, quantisation, architecture))
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_name(model_name(Path(folder), spec))
     _add_metadata(writer, spec, quantisation)
@@ -118,7 +121,7 @@ def _summary(
 
 
 def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -> None:
-    uniform = writer.arch != "deci"
+    uniform = writer.arch not in _BY_LAYER
     first = spec.layers[0]
     writer.add_context_length(spec.context)
     writer.add_embedding_length(spec.hidden)
@@ -133,48 +136,64 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     writer.add_rope_freq_base(spec.rope_theta)
     writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
     writer.add_vocab_size(spec.vocab_size)
+    if spec.gemma:
+        add_gemma(writer, spec.gemma)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     kinds = {"f16": _FILE_TYPE.MOSTLY_F16, "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0}
     writer.add_file_type(kinds[quantisation])
 
 
-def _tensors(weights: ExportWeights, quantisation: str) -> Iterator[_Tensor]:
+def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> Iterator[_Tensor]:
     spec = weights.spec
     table = (spec.vocab_size, spec.hidden)
-    yield _matrix(
-        weights, "model.embed_tokens.weight", "token_embd.weight", table, "f16" if quantisation == "f16" else "q8_0"
-    )
+    vocabulary = "f16" if quantisation == "f16" else "q8_0"
+    yield _matrix(weights, ("model.embed_tokens.weight",), "token_embd.weight", table, vocabulary)
     if spec.rope_scaling:
         # llama.cpp divides its plain frequencies by these.
         plain = 1 / spec.rope_theta ** (np.arange(0, spec.head_dim, 2) / spec.head_dim)
         factors = (plain / rope_frequencies(spec)).astype(np.float32)
         yield _Tensor("rope_freqs.weight", _TYPE.F32, factors.shape, lambda: factors)
     for index in range(len(spec.layers)):
-        yield from _layer(weights, index, quantisation)
-    yield _vector(weights, "model.norm.weight", "output_norm.weight", spec.hidden)
+        yield from _layer(weights, index, quantisation, architecture)
+    yield _norm(weights, "model.norm.weight", "output_norm.weight", spec.hidden)
     if not spec.tied:
-        yield _matrix(weights, "lm_head.weight", "output.weight", table, "f16" if quantisation == "f16" else "q8_0")
+        yield _matrix(weights, ("lm_head.weight",), "output.weight", table, vocabulary)
 
 
-def _layer(weights: ExportWeights, index: int, quantisation: str) -> Iterator[_Tensor]:
+def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: str) -> Iterator[_Tensor]:
     spec, source, target = weights.spec, f"model.layers.{index}.", f"blk.{index}."
-    layer = spec.layers[index]
-    heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads}
-    q, kv = layer.heads * spec.head_dim, layer.kv_heads * spec.head_dim
-    shapes = {
-        "attn_q": (q, spec.hidden), "attn_k": (kv, spec.hidden), "attn_v": (kv, spec.hidden),
-        "attn_output": (spec.hidden, q),
-        "ffn_gate": (layer.ffn, spec.hidden), "ffn_up": (layer.ffn, spec.hidden), "ffn_down": (spec.hidden, layer.ffn),
-    }  # fmt: skip
+    layer, shapes = spec.layers[index], linear_shapes(spec, index)
+    heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads} if architecture in _NEIGHBOURS else {}
     biased = {"attn_q": spec.qkv_bias, "attn_k": spec.qkv_bias, "attn_v": spec.qkv_bias}
     biased |= {"attn_output": spec.o_bias, "ffn_down": spec.down_bias}
-    yield _vector(weights, source + "input_layernorm.weight", target + "attn_norm.weight", spec.hidden)
-    yield _vector(weights, source + "post_attention_layernorm.weight", target + "ffn_norm.weight", spec.hidden)
-    for theirs, ours in _PROJECTIONS.items():
-        count = heads.get(ours)
-        yield _matrix(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", shapes[ours], quantisation, count)
+    for ours, theirs in _norms(spec).items():
+        size = spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
+        yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", size)
+    for ours, stacked in ((_FUSED_QKV if architecture in _FUSED else _QKV) | _REST).items():
+        names = tuple(f"{source}{theirs}.weight" for theirs in stacked)
+        rows, columns = sum(shapes[name][0] for name in names), shapes[names[0]][1]
+        yield _matrix(weights, names, f"{target}{ours}.weight", (rows, columns), quantisation, heads.get(ours))
         if biased.get(ours):
-            yield _vector(weights, f"{source}{theirs}.bias", f"{target}{ours}.bias", shapes[ours][0], count)
+            yield _vector(weights, f"{source}{stacked[0]}.bias", f"{target}{ours}.bias", rows, heads.get(ours))
+
+
+def _norms(spec: ModelSpec) -> dict[str, str]:
+    """llama.cpp's names of a layer's norms and the folder's."""
+    norms = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    if spec.gemma:
+        norms |= {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
+        norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
+    if spec.family.qk_norm:
+        norms |= {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+    return norms
+
+
+def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:
+    def read() -> np.ndarray:
+        # Gemma multiplies by 1 + weight, llama.cpp by what it finds.
+        return weights.tensor(source) + np.float32(1 if weights.spec.gemma else 0)
+
+    return _Tensor(name, _TYPE.F32, (size,), read)
 
 
 def _vector(weights: ExportWeights, source: str, name: str, size: int, heads: int | None = None) -> _Tensor:
@@ -185,17 +204,28 @@ def _vector(weights: ExportWeights, source: str, name: str, size: int, heads: in
 
 
 def _matrix(
-    weights: ExportWeights, source: str, name: str, shape: tuple[int, int], quantisation: str, heads: int | None = None
+    weights: ExportWeights,
+    sources: tuple[str, ...],
+    name: str,
+    shape: tuple[int, int],
+    quantisation: str,
+    heads: int | None = None,
 ) -> _Tensor:
     def read() -> np.ndarray:
         if quantisation == "q4_0":
-            codes, scales = weights.q4(source)
+            parts = [weights.q4(source) for source in sources]
+            codes, scales = _stack([part[0] for part in parts]), _stack([part[1] for part in parts])
             return pack_q4_0(permute(codes, heads), permute(scales, heads))
-        weight = permute(weights.tensor(source), heads)
+        weight = permute(_stack([weights.tensor(source) for source in sources]), heads)
         return pack_q8_0(*quantise_q8(weight)) if quantisation == "q8_0" else weight.astype(np.float16)
 
     kinds = {"f16": _TYPE.F16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0}
     return _Tensor(name, kinds[quantisation], shape, read)
+
+
+def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """All rows; no copy of a single part, which may be a large vocabulary."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def permute(rows: np.ndarray, heads: int | None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A Hugging Face tokenizer.json as GGUF metadata, such that llama.cpp gives the same token ids.
 
 Two kinds are carried: byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM: `tokenizer.ggml.model` = gpt2, with the name of
-the splitting rule in `tokenizer.ggml.pre`) and SentencePiece-like BPE with byte fallback (Llama 1 and 2: `llama`).
+the splitting rule in `tokenizer.ggml.pre`) and SentencePiece-like BPE with byte fallback (Llama 1, 2, Gemma: `llama`).
 """
 
 from __future__ import annotations
@@ -81,11 +81,18 @@ def _read(path: Path, optional: bool = False) -> dict[str, Any]:
     return document
 
 
+# Gemma 3's text models share a tokenizer with those that see, but have no row for this token: whoever feeds it to them
+# gets an error in transformers too (huggingface/transformers#37011).
+_WITHOUT_ROW = "<image_soft_token>"
+
+
 def _vocabulary(document: dict[str, Any], spec: ModelSpec) -> tuple[list[str], list[int]]:
     """Tokens by id and their types, filled up to the rows of the embedding."""
     by_id = {index: token for token, index in document["model"]["vocab"].items()}
     kinds = dict.fromkeys(by_id, int(_KIND.NORMAL))
     for added in document.get("added_tokens", []):
+        if added["content"] == _WITHOUT_ROW and added["id"] >= spec.vocab_size:
+            continue
         by_id[added["id"]] = added["content"]
         kinds[added["id"]] = int(_KIND.CONTROL if added["special"] else _KIND.USER_DEFINED)
     if by_id and max(by_id) >= spec.vocab_size:

@@ -202,7 +202,7 @@ class GraphWriter:
 
 
 class Decoder:
-    """The Llama-like decoder, layer by layer, in a GraphWriter."""
+    """The Llama-like decoder, with or without norms of q and k, layer by layer, in a GraphWriter."""
 
     def __init__(self, graph: GraphWriter, weights: ExportWeights, quantisation: str) -> None:
         self.graph, self.weights, self.spec = graph, weights, weights.spec
@@ -318,10 +318,19 @@ class Decoder:
         outputs[1].name = outputs[2].name = ""  # mean and variance are not computed on CPU
         return outputs[0], outputs[3]
 
+    def _head_norm(self, x: ir.Value, name: str, heads: int) -> ir.Value:
+        """Norm of every head of q or k by itself: attention's own inputs for that are not there on CPU."""
+        graph, width = self.graph, self.spec.head_dim
+        apart = graph.node("Reshape", [x, graph.constant(f"{name}.heads", [0, 0, heads, width])])
+        return graph.node("Reshape", [self._norm(apart, name), graph.constant(f"{name}.whole", [0, 0, heads * width])])
+
     def _attention(self, x: ir.Value, index: int) -> ir.Value:
         graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
         prefix = f"model.layers.{index}.self_attn."
         query, key, value = (self.linear(x, f"{prefix}{name}_proj") for name in "qkv")
+        if spec.family.qk_norm:
+            query = self._head_norm(query, f"{prefix}q_norm.weight", layer.heads)
+            key = self._head_norm(key, f"{prefix}k_norm.weight", layer.kv_heads)
         past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
         fused = self.positions is None
         if not fused:

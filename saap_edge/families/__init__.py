@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from saap_edge.errors import SaapError
 from saap_edge.families import gemma2, gemma3, granite, llama, mistral, phi3, qwen2, qwen3
-from saap_edge.families.base import Config, Coupling, Family, Refusal, Source
+from saap_edge.families.base import Config, Coupling, Family, Gemma, Refusal, Source
 
-__all__ = ["FAMILIES", "Config", "Coupling", "Family", "Refusal", "Source", "family_of"]
+__all__ = ["FAMILIES", "Config", "Coupling", "Family", "Gemma", "Refusal", "Source", "family_of"]
 
 _MODULES = (llama, mistral, qwen2, qwen3, phi3, granite, gemma2, gemma3)
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _MODULES}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "FFN_CHANNEL", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Refusal", "Source",
+    "FFN_CHANNEL", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Gemma", "Refusal", "Source",
     "as_llama", "refuse_common", "within_window",
 ]  # fmt: skip
 
@@ -46,6 +46,26 @@ class Source:
     factor: float = 1.0
 
 
+@dataclass(frozen=True)
+class Gemma:
+    """What Gemma's arithmetic has beyond Llama's, as far as one model may differ from another.
+
+    Attributes:
+        attention_scalar: scores are divided by its square root.
+        attention_cap, final_cap: soft caps on scores and on logits, None where there is none.
+        window: tokens that a windowed layer sees.
+        windowed: which layers have the window.
+        window_theta: rope base of windowed layers, None where it is that of all.
+    """
+
+    attention_scalar: float
+    attention_cap: float | None
+    final_cap: float | None
+    window: int | None
+    windowed: tuple[bool, ...]
+    window_theta: float | None
+
+
 class Refusal(str):
     """Why a runtime cannot take a model, in place of the architecture that would carry it."""
 
@@ -80,6 +100,7 @@ class Family:
         source: (config, canonical tensor name) -> where it comes from, for families stored in another layout.
         qk_norm: queries and keys are normed head by head.
         uniform_only: the reason why all layers must keep the same widths, or None.
+        gemma: config -> what it has of Gemma, None for a family that has nothing of it.
     """
 
     model_type: str
@@ -94,6 +115,7 @@ class Family:
     source: Callable[[Config, str], Source] | None = None
     qk_norm: bool = False
     uniform_only: str | None = None
+    gemma: Callable[[Config], Gemma] | None = None
     attention: Coupling = KV_GROUP
     ffn: Coupling = FFN_CHANNEL
 

@@ -1,6 +1,6 @@
 """Gemma 2: sublayers normed before and after, soft caps on scores and logits, alternating sliding windows."""
 
-from saap_edge.families.base import Config, Exports, Family, Refusal, refuse_common
+from saap_edge.families.base import Config, Exports, Family, Gemma, Refusal, refuse_common
 
 GELU = "gelu_pytorch_tanh"
 UNIFORM_ONLY = (
@@ -10,6 +10,7 @@ UNIFORM_ONLY = (
 # What transformers assumes of all Gemma models.
 DEFAULTS: Config = {
     "head_dim": 256, "num_key_value_heads": 4, "tie_word_embeddings": True, "hidden_activation": GELU,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096,
 }  # fmt: skip
 
 
@@ -18,6 +19,23 @@ def refuse(config: Config) -> str | None:
         return "bidirectional attention is not supported: this is no decoder"
     # An old field that only some checkpoints still have, beside the one that counts.
     return refuse_common({**config, "hidden_act": config["hidden_activation"]}, GELU)
+
+
+def gemma(config: Config, period: int = 2, window_theta: float | None = None) -> Gemma:
+    """`period`: every such layer has no window, where layer_types says nothing."""
+    types = config.get("layer_types")
+    if types:
+        windowed = [name == "sliding_attention" for name in types]
+    else:
+        windowed = [index % period > 0 for index in range(1, int(config["num_hidden_layers"]) + 1)]
+    return Gemma(
+        attention_scalar=float(config["query_pre_attn_scalar"]),
+        attention_cap=config["attn_logit_softcapping"],
+        final_cap=config["final_logit_softcapping"],
+        window=config["sliding_window"],
+        windowed=tuple(windowed),
+        window_theta=window_theta,
+    )
 
 
 FAMILY = Family(
@@ -32,6 +50,8 @@ FAMILY = Family(
     qkv_bias=lambda config: bool(config.get("attention_bias")),
     o_bias=lambda config: bool(config.get("attention_bias")),
     refuse=refuse,
-    defaults=DEFAULTS | {"max_position_embeddings": 8192},
+    defaults=DEFAULTS
+    | {"max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     uniform_only=UNIFORM_ONLY,
+    gemma=gemma,
 )

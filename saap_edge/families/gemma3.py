@@ -3,7 +3,20 @@
 from dataclasses import replace
 
 from saap_edge.families import gemma2
-from saap_edge.families.base import Exports, Refusal
+from saap_edge.families.base import Config, Exports, Gemma, Refusal
+
+DEFAULTS: Config = {
+    "max_position_embeddings": 131072, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+    "rope_theta": 1e6,
+}  # fmt: skip
+
+
+def gemma(config: Config) -> Gemma:
+    """Windowed layers have their own rope base, in older folders as `rope_local_base_freq`."""
+    rope = (config.get("rope_parameters") or {}).get("sliding_attention", {})
+    theta = rope.get("rope_theta") or config.get("rope_local_base_freq") or 10000.0
+    return gemma2.gemma(config, config.get("sliding_window_pattern", 6), float(theta))
+
 
 FAMILY = replace(
     gemma2.FAMILY,
@@ -15,6 +28,7 @@ FAMILY = replace(
         gguf_layers=Refusal(gemma2.UNIFORM_ONLY),
         onnx=Refusal("the ONNX graph has no norms of sublayer outputs yet"),
     ),
-    defaults=gemma2.DEFAULTS | {"max_position_embeddings": 131072},
+    defaults=gemma2.DEFAULTS | DEFAULTS,
     qk_norm=True,
+    gemma=gemma,
 )

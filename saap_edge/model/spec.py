@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import SaapError
-from saap_edge.families import Config, Family, family_of
+from saap_edge.families import Config, Family, Gemma, family_of
 
 __all__ = [
     "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "linear_shapes", "read_config",
@@ -51,6 +51,7 @@ class ModelSpec:
     down_bias: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    gemma: Gemma | None = None
 
     @property
     def no_depth(self) -> str | None:
@@ -165,4 +166,5 @@ def spec_from_config(config: Config) -> ModelSpec:
         down_bias=bool(config["down_bias"]) if pruned else False,
         bos_token_id=config.get("bos_token_id"),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        gemma=family.gemma(config) if family.gemma else None,
     )

@@ -130,7 +130,8 @@ def test_dense_models_in_other_layouts_answer_as_transformers_do(family, tmp_pat
     assert relative_error(engine_logits(tmp_path / "m.gguf", "prefill"), expected) < TOLERANCE["gguf-f16"]
 
 
-def test_families_without_a_writer_are_refused_before_a_file_is_written(tmp_path):
+def test_families_without_a_writer_are_refused_before_a_file_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("saap_edge.export.refusal.GGUF_WRITERS", ("llama", "deci"))
     folder = build(tmp_path, "gemma2", [LayerShape(4, 2, 64)] * 3)
     with pytest.raises(SaapError, match=r"Gemma 2.*no writer.*'gemma2'.*leave gguf-f16 out"):
         write_gguf(folder, tmp_path / "m.gguf", "f16")

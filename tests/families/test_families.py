@@ -88,7 +88,7 @@ def test_what_config_json_leaves_out_is_what_transformers_assumes(family):
     config = AutoConfig.for_model(family).to_dict()
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     full, read = spec_from_config(config), spec_from_config({name: config[name] for name in ("model_type", *names)})
-    same = ("layers", "head_dim", "tied", "context", "rms_norm_eps", "qkv_bias", "o_bias")
+    same = ("layers", "head_dim", "tied", "context", "rms_norm_eps", "qkv_bias", "o_bias", "rope_theta", "gemma")
     assert {name: getattr(read, name) for name in same} == {name: getattr(full, name) for name in same}
 
 
