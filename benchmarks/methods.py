@@ -147,7 +147,8 @@ def document(frame: Frame, args: argparse.Namespace, rows: list[dict[str, Any]])
         for name, w in (("heldout", frame.heldout), *frame.tests.items())
     }
     return {
-        "benchmark": "methods", "model": frame.name, "dense": measure(frame, frame.model), "window": WINDOW,
+        "benchmark": "methods", "model": frame.name, "dense": measure(frame, frame.model),
+        "dense_4_bits": measure(frame, in_blocks(frame.model, spec_of(frame.model).family)), "window": WINDOW,
         "calibration_windows": SAMPLES, "batches": BATCHES, "search_windows": SEARCH, "heldout_windows": HELDOUT,
         "test_windows": TEST, "token_sha256": hashes, "recovery_tokens": args.tokens, "seeds": args.seeds,
         "dense_parameters": sum(p.numel() for p in frame.model.parameters()),
