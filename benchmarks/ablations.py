@@ -25,7 +25,7 @@ from rich.table import Table
 
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.prune.choose import Planner
-from saap_edge.prune.evolve import Assembly, evolve, measured_values
+from saap_edge.prune.evolve import Assembly, evolve, measured_values, on_bank
 from saap_edge.prune.orders import Values
 from saap_edge.prune.repair import repair, restored
 from saap_edge.prune.search import kept_structures, ranked_widths
@@ -46,6 +46,12 @@ def by(method: str, rounds: int = 1, **ranking: Any) -> Make:
         return replace(planner, ranking=RankingSettings(**ranking), rounds=rounds).widths(method, ratio)
 
     return make
+
+
+def banked(planner: Planner, ratio: float) -> Made:
+    """kfac's plan at widths that the bank holds, where repairs of every kind can be compared."""
+    widths, values = planner.widths("kfac", ratio)
+    return on_bank(planner.space, widths, ratio), values
 
 
 def slots(planner: Planner, ratio: float) -> Made:
@@ -114,13 +120,14 @@ LINES: list[tuple[str, str, Make, Judge]] = [
     ("across layers", "not standardised, per cost", by("saap", standardise="none", per_cost=True), USUAL),
     ("across layers", "element per cost (LLM-Pruner)", by("llm-pruner-element"), USUAL),
     ("across layers", "kfac: loss after repair, per cost", by("kfac"), USUAL),
-    ("repair", "none", by("kfac"), unrepaired),
-    ("repair", "one shot, dense activations", by("kfac"), one_shot),
-    ("repair", "sequential, local target", by("kfac"), repaired(0.0)),
-    ("repair", "sequential, mix 0.3", by("kfac"), repaired(0.3)),
-    ("repair", "sequential, mix 0.8", by("kfac"), repaired(0.8)),
-    ("repair", "sequential, dense target", by("kfac"), repaired(1.0)),
-    ("repair", "mix 0.6 and biases", by("kfac"), repaired(0.6, bias=True)),
+    ("repair", "none", banked, unrepaired),
+    ("repair", "one shot, dense activations", banked, one_shot),
+    ("repair", "sequential, local target", banked, repaired(0.0)),
+    ("repair", "sequential, mix 0.3", banked, repaired(0.3)),
+    ("repair", "sequential, mix 0.6: the default", banked, USUAL),
+    ("repair", "sequential, mix 0.8", banked, repaired(0.8)),
+    ("repair", "sequential, dense target", banked, repaired(1.0)),
+    ("repair", "mix 0.6 and biases", banked, repaired(0.6, bias=True)),
     ("search", "kfac corrected by measurement", corrected, USUAL),
     ("search", "from uniform, 200 plans", searched(200, "uniform"), USUAL),
     ("search", "from all, 50 plans", searched(50), USUAL),

@@ -23,7 +23,7 @@ from saap_edge.prune.search import one_step, tighten
 from saap_edge.prune.space import Space, Widths
 from saap_edge.prune.surgery import output_columns
 
-__all__ = ["Assembly", "Member", "evolve", "measured_values"]
+__all__ = ["Assembly", "Member", "evolve", "measured_values", "on_bank"]
 
 POPULATION = 8
 PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which its measured divergence corrects the ranking
@@ -162,7 +162,7 @@ def evolve(
     rng, space = np.random.default_rng(seed), assembly.space
     members: list[Member] = []
     seen: set[str] = set()
-    for widths in (_on_bank(space, start, ratio) for start in starts):
+    for widths in (on_bank(space, start, ratio) for start in starts):
         if str(widths) not in seen:
             seen.add(str(widths))
             members.append(Member(assembly.divergence(widths), widths))
@@ -179,7 +179,7 @@ def evolve(
     return sorted(members, key=lambda member: member.divergence)[:POPULATION]
 
 
-def _on_bank(space: Space, widths: Widths, ratio: float) -> Widths:
+def on_bank(space: Space, widths: Widths, ratio: float) -> Widths:
     """The same plan at the nearest widths the bank holds, then narrowed or widened to the budget."""
     moved = [
         layer
