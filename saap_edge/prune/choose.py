@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.prune.bank import Bank
-from saap_edge.prune.evolve import Assembly, evolve, measured_values
+from saap_edge.prune.evolve import Assembly, evolve, measured_values, probe_count
 from saap_edge.prune.iterate import iterative_values
 from saap_edge.prune.orders import ORDERS, Values, structure_values
 from saap_edge.prune.plan import Candidate, Plan, make_plan
@@ -63,8 +63,8 @@ class Planner:
     def work(self, method: str) -> int:
         """Steps of `plan`: candidates judged, and plans tried by the search."""
         wanted = self._wanted(method)
-        searching = SEARCH in wanted
-        return len(wanted) + self.evaluations * (searching + (POLICY in wanted)) + FINALISTS * searching
+        search = self.evaluations + probe_count(self.space) + FINALISTS if SEARCH in wanted else 0
+        return len(wanted) + search + self.evaluations * (POLICY in wanted)
 
     def plan(self, method: str, ratio: float, progress: Callable[[], None] = lambda: None) -> tuple[Plan, Values]:
         """The plan of a method (METHODS), or with `auto` the best of AUTO, and the values its structures leave by.
@@ -148,7 +148,7 @@ class Planner:
         """The ranking corrected by measurement and the best plans of the search, FINALISTS at most."""
         starts = [self.widths(name, ratio)[0] for name in STARTS]
         with Assembly(self.model, self.bank, self.space, self.search) as assembly:
-            corrected = ranked_widths(measured_values(assembly, values), self.space, ratio)
+            corrected = ranked_widths(measured_values(assembly, values, progress), self.space, ratio)
             found = evolve(assembly, [corrected, *starts], ratio, self.evaluations, self.seed, progress)
         return [corrected, *(member.widths for member in found if member.widths != corrected)][:FINALISTS]
 

@@ -23,7 +23,7 @@ from saap_edge.prune.search import one_step, tighten
 from saap_edge.prune.space import Space, Widths
 from saap_edge.prune.surgery import output_columns
 
-__all__ = ["Assembly", "Member", "evolve", "measured_values", "on_bank"]
+__all__ = ["Assembly", "Member", "evolve", "measured_values", "on_bank", "probe_count"]
 
 POPULATION = 8
 PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which its measured divergence corrects the ranking
@@ -119,6 +119,11 @@ def measured_values(assembly: Assembly, values: Values, progress: Callable[[], N
             rank = np.argsort(np.argsort(values[layer][kind], kind="stable"), kind="stable")
             corrected[layer][kind] = values[layer][kind] * np.exp(np.interp(rank + 1, counts, logs))
     return corrected
+
+
+def probe_count(space: Space) -> int:
+    """Plans that `measured_values` tries."""
+    return sum(len(_probed(space, layer, kind)) for layer, kind in space.sublayers())
 
 
 def _probed(space: Space, layer: int, kind: str) -> list[int]:
