@@ -153,3 +153,9 @@ def test_bank_and_order_files(planner, tmp_path):
         Bank(tmp_path / "none")
     with pytest.raises(SaapError, match="saap-edge plan"):
         load_values(tmp_path / "none")
+
+
+def test_the_progress_bar_gets_to_its_end(planner):
+    steps = []
+    planner.plan("auto", 0.4, lambda: steps.append(1))
+    assert 0.8 * planner.work("auto") <= len(steps) <= planner.work("auto")
