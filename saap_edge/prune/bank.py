@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 
 from saap_edge.errors import SaapError
 from saap_edge.prune.repair import RIDGE, least_squares
-from saap_edge.prune.score import KINDS, SUBLAYERS, Scores, counts
-from saap_edge.prune.space import Space
+from saap_edge.prune.score import KINDS, SUBLAYERS, Scores
+from saap_edge.prune.space import Space, shape_widths
 from saap_edge.prune.stream import attention_branch, ffn_branch, follow, layer_arguments, layer_inputs
-from saap_edge.prune.surgery import output_columns
+from saap_edge.prune.surgery import output_columns, output_projections
 
 __all__ = ["Bank", "build_bank", "removal_costs"]
 
@@ -101,7 +101,7 @@ def build_bank(
     for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
         follow(layer, states)
         branches = (attention_branch(layer, keywords), ffn_branch(layer))
-        modules = (layer.self_attn.o_proj, layer.mlp.down_proj)
+        modules = output_projections(layer).values()
         for sublayer, branch, module in zip(SUBLAYERS, branches, modules, strict=True):
             gram = _advance(module, branch, states)
             curvature = torch.from_numpy(scores.fisher[index][sublayer]).to(module.weight.device)
@@ -146,7 +146,7 @@ def _costs(
 ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     """(kind, greedy costs, plain costs) of the sublayer's kinds of structures."""
     shape = scores.shapes[index]
-    number = counts(shape)
+    number = shape_widths(shape)
     if sublayer == "ffn":
         slices = {"ffn": torch.arange(shape.ffn)[:, None]}
     else:
@@ -230,7 +230,7 @@ def _repaired(
     space: Space,
 ) -> dict[str, torch.Tensor]:
     """Repaired weights [hidden, kept inputs] at the offered widths below dense: name "kv.slots" or "channels"."""
-    dense = counts(space.shapes[index])
+    dense = shape_widths(space.shapes[index])
     found = {}
     for width in offered(space, index, sublayer):
         named = dict(zip(("attention", "slots") if sublayer == "attention" else ("ffn",), width, strict=True))
@@ -248,6 +248,6 @@ def offered(space: Space, layer: int, sublayer: str) -> list[tuple[int, ...]]:
         options = space.options(layer, "ffn")
         every = -(-len(options) // FFN_WIDTHS)
         return [(width,) for width in reversed(options[::-1][::every])]
-    dense = counts(space.shapes[layer])
+    dense = shape_widths(space.shapes[layer])
     pairs = [(kv, slots) for kv in space.options(layer, "attention") for slots in space.options(layer, "slots")]
     return [pair for pair in pairs if space.fits(layer, dense | {"attention": pair[0], "slots": pair[1]})]

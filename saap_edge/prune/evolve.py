@@ -21,7 +21,7 @@ from saap_edge.prune.orders import Values
 from saap_edge.prune.score import SUBLAYERS
 from saap_edge.prune.search import one_step, tighten
 from saap_edge.prune.space import Space, Widths
-from saap_edge.prune.surgery import output_columns
+from saap_edge.prune.surgery import output_columns, output_projections
 
 __all__ = ["Assembly", "Member", "evolve", "measured_values", "on_bank", "probe_count"]
 
@@ -57,8 +57,7 @@ class Assembly:
             self._module(index, sublayer).weight.data.copy_(weight)
 
     def _module(self, index: int, sublayer: str) -> Any:
-        layer = self.model.model.layers[index]
-        return layer.self_attn.o_proj if sublayer == "attention" else layer.mlp.down_proj
+        return output_projections(self.model.model.layers[index])[sublayer]
 
     @torch.no_grad()
     def _log_probabilities(self) -> list[torch.Tensor]:

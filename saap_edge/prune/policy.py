@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from saap_edge.prune.orders import Values
-from saap_edge.prune.score import SUBLAYERS, counts
-from saap_edge.prune.space import Space
-from saap_edge.prune.surgery import output_columns
+from saap_edge.prune.score import SUBLAYERS
+from saap_edge.prune.space import Space, shape_widths
+from saap_edge.prune.surgery import output_columns, output_projections
 
 __all__ = ["policy_values"]
 
@@ -71,7 +71,7 @@ def policy_values(
             keep = _project(keep - RATE * gradient / max(np.abs(gradient).max(), 1e-12), costs, goal)
             progress()
     learnt = zip(keys, np.split(keep, sizes), strict=True)
-    values: Values = [{"slots": np.ones(counts(shape)["slots"])} for shape in space.shapes]
+    values: Values = [{"slots": np.ones(shape_widths(shape)["slots"])} for shape in space.shapes]
     for (layer, kind), part in learnt:
         values[layer][kind] = part
     return values
@@ -94,8 +94,8 @@ def _masked(model: Any, space: Space, masks: dict[tuple[int, str], torch.Tensor]
     """Zero the inputs of o_proj and down_proj that belong to masked structures."""
     with ExitStack() as hooks:
         for index, layer in enumerate(model.model.layers):
-            for sublayer, module in zip(SUBLAYERS, (layer.self_attn.o_proj, layer.mlp.down_proj), strict=True):
-                every = {kind: np.arange(n) for kind, n in counts(space.shapes[index]).items()}
+            for sublayer, module in output_projections(layer).items():
+                every = {kind: np.arange(n) for kind, n in shape_widths(space.shapes[index]).items()}
                 width = len(output_columns(layer, sublayer, every)) // len(every[sublayer])
 
                 def mask(module: Any, inputs: Any, key: Any = (index, sublayer), width: int = width) -> Any:

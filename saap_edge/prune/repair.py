@@ -29,7 +29,7 @@ from saap_edge.prune.stream import (
     layer_inputs,
     sandwiched,
 )
-from saap_edge.prune.surgery import Kept, output_columns
+from saap_edge.prune.surgery import Kept, output_columns, output_projections
 
 __all__ = ["MIX", "least_squares", "repair", "restored"]
 
@@ -53,7 +53,7 @@ def least_squares(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, 
 @contextmanager
 def restored(model: Any) -> Iterator[None]:
     """Output projections are put back as they were at the end: several repairs can be tried on one model."""
-    modules = [module for layer in model.model.layers for module in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+    modules = [module for layer in model.model.layers for module in output_projections(layer).values()]
     before = [(module.weight.detach().clone(), module.bias) for module in modules]
     try:
         yield
@@ -93,9 +93,7 @@ def repair(
         follow(layer, dense)
         follow(layer, pruned)
         branches = (attention_branch(layer, keywords), ffn_branch(layer))
-        for sublayer, branch, module in zip(
-            SUBLAYERS, branches, (layer.self_attn.o_proj, layer.mlp.down_proj), strict=True
-        ):
+        for sublayer, branch, module in zip(SUBLAYERS, branches, output_projections(layer).values(), strict=True):
             columns = output_columns(layer, sublayer, kinds)
             if pruned is dense and len(columns) == module.weight.shape[1]:
                 dense[:] = [state + branch(state) for state in dense]

@@ -25,9 +25,10 @@ from saap_edge.model.folder import spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.prune.importance import column_importance, gradient_sums, per_structure, weight_sums
 from saap_edge.prune.space import shape_widths
+from saap_edge.prune.surgery import output_projections
 
 __all__ = [
-    "KINDS", "SUBLAYERS", "VIEWS", "Scores", "counts", "head_gradient", "load_scores", "save_scores", "score_model",
+    "KINDS", "SUBLAYERS", "VIEWS", "Scores", "head_gradient", "load_scores", "save_scores", "score_model",
 ]  # fmt: skip
 
 KINDS = ("attention", "slots", "ffn")  # kv groups, query slots, FFN channels
@@ -59,11 +60,6 @@ class Scores:
         return view
 
 
-def counts(shape: LayerShape) -> dict[str, int]:
-    """Structures of each kind in a layer."""
-    return shape_widths(shape)
-
-
 def score_model(
     model: Any,
     batches: list[torch.Tensor],
@@ -90,7 +86,7 @@ def score_model(
     """
     spec = spec_of(model)
     values = [
-        {kind: np.zeros((len(VIEWS), len(batches), n), dtype=np.float32) for kind, n in counts(shape).items()}
+        {kind: np.zeros((len(VIEWS), len(batches), n), dtype=np.float32) for kind, n in shape_widths(shape).items()}
         for shape in spec.layers
     ]
     watch = _Watch(model, spec, values, second_order, running_fisher)
@@ -166,7 +162,7 @@ class _Watch:
         self.fisher = [
             {
                 name: torch.zeros(spec.hidden, device=module.weight.device)
-                for name, module in _outputs(layer, spec).items()
+                for name, module in output_projections(layer).items()
             }
             for layer in model.model.layers
         ]
@@ -206,7 +202,7 @@ class _Watch:
         """Add sums over the rows or columns of a module to its structures: `signed` ones by absolute value."""
         shape = self.spec.layers[index]
         for kind, outer in _slicing(sublayer, sums.shape[0], shape, self.spec.head_dim):
-            figure = per_structure(sums, counts(shape)[kind], outer)
+            figure = per_structure(sums, shape_widths(shape)[kind], outer)
             figure = figure.abs() if signed else figure
             self.values[index][kind][VIEWS.index(view), batch] += figure.cpu().numpy()
 
@@ -219,7 +215,7 @@ class _Watch:
                 parameter.requires_grad_(False)
             for index, layer in enumerate(self.model.model.layers):
                 handles.callback(layer.register_forward_hook(self._influence(index)).remove)
-                for name, module in _outputs(layer, self.spec).items():
+                for name, module in output_projections(layer).items():
                     handles.callback(module.register_forward_hook(self._activation(index, name)).remove)
                 for sublayer, parameter, columns in _coupled(layer, self.spec):
                     parameter.requires_grad_(True)
@@ -280,12 +276,6 @@ class _Watch:
                 self.influence[index] += float(1 - similar.float().mean())
 
         return collect
-
-
-def _outputs(layer: Any, spec: Any) -> dict[str, Any]:
-    """The output projection of each sublayer."""
-    couplings = zip(SUBLAYERS, (spec.family.attention, spec.family.ffn), strict=True)
-    return {name: layer.get_submodule(coupling.columns[0]) for name, coupling in couplings}
 
 
 def _coupled(layer: Any, spec: Any) -> Iterator[tuple[str, torch.nn.Parameter, bool]]:

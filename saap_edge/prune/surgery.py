@@ -12,7 +12,7 @@ from saap_edge.families import Coupling
 from saap_edge.model.folder import build_pruned, spec_of
 from saap_edge.model.spec import LayerShape
 
-__all__ = ["Kept", "cut", "kept_shapes", "output_columns", "zero_removed"]
+__all__ = ["Kept", "cut", "kept_shapes", "output_columns", "output_projections", "zero_removed"]
 
 # [layer][kind] ascending indices of what stays: kv groups, query slots (r-th query head of every kv group), channels.
 Kept = list[dict[str, np.ndarray]]
@@ -70,6 +70,11 @@ def _slices(layer: Any, size: int, coupling: Coupling, kinds: dict[str, np.ndarr
     slots = kinds["slots"] if per_group > 1 else np.zeros(1, dtype=np.int64)
     heads = (kinds["attention"][:, None] * per_group + slots).flatten()
     return torch.from_numpy((heads[:, None] * width + np.arange(width)).flatten())
+
+
+def output_projections(layer: Any) -> dict[str, Any]:
+    """The projection that ends each sublayer of a dense layer, whose input columns are what is cut and repaired."""
+    return {"attention": layer.self_attn.o_proj, "ffn": layer.mlp.down_proj}
 
 
 def output_columns(layer: Any, sublayer: str, kinds: dict[str, np.ndarray]) -> torch.Tensor:

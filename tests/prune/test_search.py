@@ -11,9 +11,9 @@ from saap_edge.errors import SaapError
 from saap_edge.model.spec import LayerShape
 from saap_edge.prune.orders import ORDERS, structure_values
 from saap_edge.prune.plan import check_plan, load_plan, make_plan, save_plan
-from saap_edge.prune.score import KINDS, VIEWS, Scores, counts
+from saap_edge.prune.score import KINDS, VIEWS, Scores
 from saap_edge.prune.search import kept_structures, method_widths, ranked_widths, uniform_widths
-from saap_edge.prune.space import Cost, Space, kv_unit
+from saap_edge.prune.space import Cost, Space, kv_unit, shape_widths
 from saap_edge.recipe import RankingSettings
 
 BANKLESS = [name for name in ORDERS if name not in ("kfac", "obs", "fused", "uniform", "shortgpt")]
@@ -25,7 +25,7 @@ def random_scores(seed, layers=4, kv_heads=4, group=2, ffn=256, head_dim=16, hid
     values = [
         {
             kind: rng.lognormal(rng.normal(0, 1), 1, (len(VIEWS), 3, count)).astype(np.float32)
-            for kind, count in counts(shape).items()
+            for kind, count in shape_widths(shape).items()
         }
         for _ in range(layers)
     ]
