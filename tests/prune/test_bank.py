@@ -63,6 +63,8 @@ def test_greedy_takes_redundancy_into_account():
     greedy = removal_costs(weight, gram, ones, columns)
     assert plain[:2].max() < 0.1 * plain[2:].min()
     assert sorted(torch.argsort(greedy)[:1].tolist()) in ([0], [1]) and (greedy[:2] > 1).sum() == 1
+    # The twin that stays has taken over the other's weight: 3 outputs, half of 2^2 each, times the input's variance.
+    assert float(greedy[:2].max()) == pytest.approx(6 * float(gram[0, 0]), rel=0.15)  # chance correlations
 
 
 def test_banked_weights_are_least_squares(planner):
