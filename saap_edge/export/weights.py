@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from saap_edge.errors import SaapError
-from saap_edge.model.blocks import BLOCK, quantise_q4
+from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks, quantise
 from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 from saap_edge.model.tensors import Codes, TensorStore
 
@@ -47,7 +48,7 @@ class ExportWeights:
             for part in ((_ATTENTION if not layer.heads else ()) + (_FFN if not layer.ffn else ()))
         )
         self._store = TensorStore(folder)
-        self._codes = Codes(folder) if (self.folder / "codes.safetensors").is_file() else None
+        self._codes = Codes(folder) if (self.folder / Codes.FILE).is_file() else None
         self._check()
 
     def _check(self) -> None:
@@ -67,9 +68,9 @@ class ExportWeights:
                 )
 
     @property
-    def tuned(self) -> bool:
-        """The folder holds tuned 4-bit codes, which are shipped as they are."""
-        return self._codes is not None
+    def tuned(self) -> BlockFormat | None:
+        """The format whose tuned codes the folder holds, which are shipped as they are; None where it was not tuned."""
+        return None if self._codes is None else self._codes.format
 
     def __contains__(self, name: str) -> bool:
         return not name.startswith(self._blank) and name in self._store
@@ -78,7 +79,7 @@ class ExportWeights:
         """Any tensor as float32, projections and biases zero-padded to the grid."""
         if name.startswith(self._blank):
             return self._put_back(name)
-        return self._pad(name, self._store.numpy(name), 0)
+        return self._pad(name, self._store.numpy(name))
 
     def _put_back(self, name: str) -> np.ndarray:
         """A tensor of a sublayer that is not there: zero projections and biases, neutral norms."""
@@ -88,28 +89,39 @@ class ExportWeights:
         shape = linear_shapes(self.spec, int(name.split(".")[2]))[f"{module}.weight"]
         return np.zeros(shape if leaf == "weight" else shape[:1], dtype=np.float32)
 
-    def q4(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """A projection weight in 4 bits: (codes uint8 [out, in], scales float16 [out, in/32]).
+    def blocks(self, name: str, format: BlockFormat, group: int = BLOCK) -> Blocks:
+        """A weight [out, in] in blocks: the tuned ones where the folder has them in this format, else to nearest.
 
-        The tuned codes where the folder has them, round to nearest otherwise.
+        Tuned blocks keep the group they were tuned in, whatever `group` says.
         """
-        if self._codes is None or name not in self._codes:
-            return quantise_q4(self.tensor(name))
-        codes, scales = self._codes.get(name)
-        repeat = codes.shape[1] // scales.shape[1] // BLOCK  # a group of 128 is one scale stored four times
-        codes = self._pad(name, codes, 8)
-        scales = np.repeat(scales, max(repeat, 1), axis=1)
-        padded = np.zeros((codes.shape[0], codes.shape[1] // BLOCK), dtype=np.float16)
-        padded[: scales.shape[0], : scales.shape[1]] = scales
-        return codes, padded
+        if self._codes is None or self._codes.format != format or name not in self._codes:
+            return quantise(torch.from_numpy(self.tensor(name)), format, group)
+        blocks = self._codes.get(name)
+        # Channels that pad an FFN have no weight at all in gate_proj and up_proj: their columns in down_proj count for
+        # nothing, whatever their codes.
+        groups = -(-self._width(name, blocks.codes.shape[1]) // blocks.group)
 
-    def _pad(self, name: str, array: np.ndarray, fill: int) -> np.ndarray:
-        if not any(part in name for part in ("gate_proj.", "up_proj.", "down_proj.weight")):
+        def pad(figures: torch.Tensor, columns: int, fill: int = 0) -> torch.Tensor:
+            rows = self._height(name, len(figures)) - len(figures)
+            return torch.nn.functional.pad(figures, (0, columns - figures.shape[1], 0, rows), value=fill)
+
+        codes = pad(blocks.codes, self._width(name, blocks.codes.shape[1]), format.middle)
+        offsets = None if blocks.offsets is None else pad(blocks.offsets, groups)
+        return Blocks(format, blocks.group, codes, pad(blocks.scales, groups), offsets)
+
+    def _height(self, name: str, rows: int) -> int:
+        """Rows of a tensor in the file: more than in the folder where they are FFN channels off the grid."""
+        return self._ffn(name) if ".gate_proj." in name or ".up_proj." in name else rows
+
+    def _width(self, name: str, columns: int) -> int:
+        return self._ffn(name) if name.endswith(".down_proj.weight") else columns
+
+    def _ffn(self, name: str) -> int:
+        return self.spec.layers[int(name.split(".")[2])].ffn
+
+    def _pad(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A tensor with zero channels up to the widths of `spec`."""
+        wanted = (self._height(name, array.shape[0]), *(self._width(name, size) for size in array.shape[1:]))
+        if wanted == array.shape:
             return array
-        ffn = self.spec.layers[int(name.split(".")[2])].ffn
-        axis = 1 if "down_proj" in name else 0
-        if array.shape[axis] == ffn:
-            return array
-        widths = [(0, 0)] * array.ndim
-        widths[axis] = (0, ffn - array.shape[axis])
-        return np.pad(array, widths, constant_values=fill)
+        return np.pad(array, [(0, to - size) for to, size in zip(wanted, array.shape, strict=True)])

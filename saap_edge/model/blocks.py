@@ -1,63 +1,149 @@
-"""The two block formats everything ships in, as codes and scales: 4 bits and 8 bits, symmetric, one scale a block.
+"""The block formats everything ships in: integer codes with one scale, and sometimes one offset, a group of inputs.
 
-GGUF Q4_0 and symmetric 4-bit MatMulNBits store w = scale * (code - 8); GGUF Q8_0 stores w = scale * code and 8-bit
-MatMulNBits w = scale * (code + 128 - 128). So one (codes, scales) pair is exact in both runtimes (ggml-common.h,
-block_q4_0 and block_q8_0; onnxruntime contrib operators, MatMulNBits).
+| name      | value                    | GGUF | ONNX                               |
+|-----------|--------------------------|------|------------------------------------|
+| `q4_0`    | scale * (code - 8)       | Q4_0 | MatMulNBits, 4 bits                |
+| `q8_0`    | scale * (code - 128)     | Q8_0 | MatMulNBits, 8 bits                |
+| `q4_1`    | scale * code + minimum   | Q4_1 | -                                  |
+| `int4_zp` | scale * (code - zero)    | -    | MatMulNBits, 4 bits, zero points   |
+| `int8_zp` | scale * (code - zero)    | -    | MatMulNBits, 8 bits, zero points   |
+
+So the symmetric formats are exact in both runtimes. Sources: ggml-common.h (block_q4_0, block_q4_1, block_q8_0),
+ONNX Runtime's docs/ContribOperators.md (MatMulNBits). A group is 32 inputs or a multiple; GGUF's blocks are of 32 and
+hold a larger group's scale several times.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
-__all__ = ["BLOCK", "dequantise_q4", "dequantise_q8", "quantise_q4", "quantise_q8"]
+import torch
+
+__all__ = [
+    "BLOCK", "BLOCK_FORMATS", "BlockFormat", "Blocks", "codes_at", "dequantise", "nearest", "quantise",
+]  # fmt: skip
 
 BLOCK = 32
 
 
-def quantise_q4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round to nearest in Q4_0, bit for bit as gguf-py and llama.cpp do.
+@dataclass(frozen=True)
+class BlockFormat:
+    """How codes stand for values."""
 
-    `weight` is float [..., n], n a multiple of 32. Returns (codes uint8 [..., n] in 0..15, scales float16 [..., n/32]).
+    name: str
+    bits: int
+    offset: Literal["none", "minimum", "zero_point"]
+
+    @property
+    def middle(self) -> int:
+        """The code of zero where there is no offset."""
+        return 1 << (self.bits - 1)
+
+    @property
+    def highest(self) -> int:
+        return (1 << self.bits) - 1
+
+
+BLOCK_FORMATS = {
+    format.name: format
+    for format in (
+        BlockFormat("q4_0", 4, "none"),
+        BlockFormat("q8_0", 8, "none"),
+        BlockFormat("q4_1", 4, "minimum"),
+        BlockFormat("int4_zp", 4, "zero_point"),
+        BlockFormat("int8_zp", 8, "zero_point"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A weight [out, in] in blocks.
+
+    `codes` uint8 [out, in]; `scales` float16 [out, groups]; `offsets` [out, groups], float16 minimums or uint8 zero
+    points, None where the format has none. The last group may be shorter than the others.
     """
-    blocks = _blocks(weight)
-    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
-    scale = extreme / np.float32(-8)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale == 0, 0, 1 / scale).astype(np.float32)
-    # llama.cpp truncates x/d + 8.5 in float32; the float64 here is how gguf-py reaches the same integers.
-    codes = np.trunc(np.float64(blocks) * np.float64(inverse) + 8.5).clip(0, 15).astype(np.uint8)
-    return codes.reshape(weight.shape), scale[..., 0].astype(np.float16)
+
+    format: BlockFormat
+    group: int
+    codes: torch.Tensor
+    scales: torch.Tensor
+    offsets: torch.Tensor | None = None
+
+    def rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Blocks:
+        """The same with `change` applied to the rows of all its parts."""
+        offsets = None if self.offsets is None else change(self.offsets)
+        return replace(self, codes=change(self.codes), scales=change(self.scales), offsets=offsets)
 
 
-def dequantise_q4(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """float32 [..., n] of codes uint8 [..., n] and scales [..., n/group]."""
-    group = codes.shape[-1] // scales.shape[-1]
-    return (codes.astype(np.float32) - 8) * np.repeat(scales.astype(np.float32), group, axis=-1)
+def quantise(weight: torch.Tensor, format: BlockFormat, group: int = BLOCK) -> Blocks:
+    """Round `weight` [out, in], in a multiple of 32, to nearest as the format's own quantiser does, bit for bit:
+    gguf-py's (and llama.cpp's) for Q4_0, Q4_1 and Q8_0, ONNX Runtime's where there are zero points."""
+    weight = weight.float()
+    scales, offsets = nearest(weight, format, group)
+    codes = codes_at(weight, scales, offsets, format, group)
+    stored = {"none": None, "minimum": offsets.half(), "zero_point": offsets.to(torch.uint8)}[format.offset]
+    return Blocks(format, group, codes.to(torch.uint8), scales.half(), stored)
 
 
-def quantise_q8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round to nearest in Q8_0, bit for bit as gguf-py and llama.cpp do.
+def nearest(weight: torch.Tensor, format: BlockFormat, group: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and offsets, float32 [out, groups], that the format's own quantiser gives a float32 `weight` [out, in].
 
-    `weight` is float [..., n], n a multiple of 32. Returns (codes int8 [..., n], scales float16 [..., n/32]).
+    An offset is a minimum or a zero point; in a symmetric format it is the middle code.
     """
-    blocks = _blocks(weight)
-    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale == 0, 0, 1 / scale)
-    scaled = blocks * inverse
-    magnitude = np.abs(scaled)  # ggml's roundf: halves away from zero
-    whole = np.floor(magnitude)
-    codes = np.sign(scaled) * (whole + np.floor(2 * (magnitude - whole)))
-    return codes.astype(np.int8).reshape(weight.shape), scale[..., 0].astype(np.float16)
+    blocks = grouped(weight, group)
+    if format.offset == "none":
+        extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))[..., 0]
+        # Q4_0 spends its one code more on the side of the largest value; Q8_0 leaves it unused.
+        scales = extreme / -8 if format.bits == 4 else extreme.abs() / 127
+        return scales, torch.full_like(scales, format.middle)
+    low, high = blocks.amin(-1), blocks.amax(-1)
+    if format.offset == "minimum":
+        return (high - low) / format.highest, low
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scales = (high - low) / format.highest
+    return scales, (-low / torch.where(scales == 0, 1, scales) + 0.5).floor().clamp(0, format.highest)
 
 
-def dequantise_q8(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """float32 [..., n] of codes int8 [..., n] and scales [..., n/32]."""
-    group = codes.shape[-1] // scales.shape[-1]
-    return codes.astype(np.float32) * np.repeat(scales.astype(np.float32), group, axis=-1)
+def codes_at(
+    weight: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat, group: int = BLOCK
+) -> torch.Tensor:
+    """Codes, float32 [out, in], of a float32 `weight` [out, in] at given scales and offsets (as `nearest` gives)."""
+    blocks = grouped(weight, group)
+    inverse = torch.where(scales == 0, torch.zeros_like(scales), 1 / scales)[..., None]
+    offset = offsets[..., None]
+    if format.offset == "minimum":
+        codes = ((blocks - offset) * inverse + 0.5).floor()
+    elif format.offset == "zero_point":
+        codes = (blocks * inverse + offset + 0.5).floor()
+    elif format.bits == 8:  # halves away from zero
+        steps = blocks * inverse
+        codes = steps.sign() * (steps.abs() + 0.5).floor() + offset
+    else:  # in float64, as gguf-py: a product rounded to float32 may cross a half
+        codes = (blocks.double() * inverse.double() + offset + 0.5).floor()
+    return codes.clamp(0, format.highest).float().flatten(1)[:, : weight.shape[1]]
 
 
-def _blocks(weight: np.ndarray) -> np.ndarray:
-    if weight.shape[-1] % BLOCK:
-        raise ValueError(f"rows of {weight.shape[-1]} weights do not divide into blocks of {BLOCK}")
-    return np.ascontiguousarray(weight, dtype=np.float32).reshape(*weight.shape[:-1], -1, BLOCK)
+def dequantise(blocks: Blocks) -> torch.Tensor:
+    """The values, float32 [out, in]."""
+    width = blocks.codes.shape[1]
+
+    def spread(figures: torch.Tensor) -> torch.Tensor:
+        return figures.float().repeat_interleave(blocks.group, dim=1)[:, :width]
+
+    codes, scales = blocks.codes.float(), spread(blocks.scales)
+    if blocks.format.offset == "minimum":
+        assert blocks.offsets is not None
+        return scales * codes + spread(blocks.offsets)
+    zero = blocks.format.middle if blocks.offsets is None else spread(blocks.offsets)
+    return scales * (codes - zero)
+
+
+def grouped(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """[out, in] as [out, groups, group], the last group filled up with zeros. Raises ValueError off the grid of 32."""
+    if weight.shape[1] % BLOCK or group % BLOCK:
+        raise ValueError(f"rows of {weight.shape[1]} weights in groups of {group}: both must be multiples of {BLOCK}")
+    padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % group))
+    return padded.reshape(weight.shape[0], -1, group)

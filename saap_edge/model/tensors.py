@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Source
+from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
 from saap_edge.model.spec import config_family, read_config
 
 __all__ = ["Codes", "TensorStore"]
@@ -67,26 +70,44 @@ class TensorStore:
 
 
 class Codes:
-    """4-bit codes of a tuned model (`codes.safetensors` of the recover stage).
+    """The tuned blocks of a folder: `codes.safetensors`, as the recover stage writes it (`save`).
 
-    For a weight `w` [out, in]: `w.codes` uint8 [out, in] in 0..15 and `w.scales` float16 [out, in / group], with
-    w = scales * (codes - 8): GGUF Q4_0 and symmetric 4-bit MatMulNBits are both exactly this.
+    A weight `w` has `w.codes`, `w.scales` and, where the format has them, `w.offsets` (model/blocks.py); the file's
+    metadata names the format and the group, the same for all weights.
+
+    Raises SaapError when the file is damaged or of a format that is not known.
     """
 
+    FILE = "codes.safetensors"
+
     def __init__(self, folder: str | Path) -> None:
-        self._handle = safe_open(str(Path(folder) / "codes.safetensors"), framework="pt")
-        keys = self._handle.keys()
-        self._names = {key.removesuffix(".codes") for key in keys if key.endswith(".codes")}
+        path = Path(folder) / self.FILE
+        try:
+            self._handle = safe_open(str(path), framework="pt")
+            stored = self._handle.metadata() or {}
+            self.format, self.group = BLOCK_FORMATS[stored["format"]], int(stored["group"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise SaapError(f"'{path}' holds no readable codes ({error}): run `saap-edge recover` again") from None
+        self._names = set(self._handle.keys())
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names
+        return f"{name}.codes" in self._names
 
-    def get(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(codes uint8 [out, in], scales float16 [out, in / group]) of a weight."""
-        return self._handle.get_tensor(name + ".codes").numpy(), self._handle.get_tensor(name + ".scales").numpy()
+    def get(self, name: str) -> Blocks:
+        """The blocks of a weight, as they were trained."""
+        offsets = f"{name}.offsets"
+        return Blocks(
+            self.format, self.group, self._handle.get_tensor(f"{name}.codes"), self._handle.get_tensor(f"{name}.scales"),
+            self._handle.get_tensor(offsets) if offsets in self._names else None,
+        )  # fmt: skip
 
-    def dequantise(self, name: str) -> np.ndarray:
-        """The weight the codes stand for, float32 [out, in]."""
-        codes, scales = self.get(name)
-        group = codes.shape[1] // scales.shape[1]
-        return (codes.astype(np.float32) - 8.0) * np.repeat(scales.astype(np.float32), group, axis=1)
+    @classmethod
+    def save(cls, blocks: Mapping[str, Blocks], folder: Path) -> None:
+        """Write the blocks of weights, all of one format and group."""
+        tensors = {}
+        for name, weight in blocks.items():
+            parts = {"codes": weight.codes, "scales": weight.scales, "offsets": weight.offsets}
+            tensors |= {f"{name}.{part}": values.contiguous() for part, values in parts.items() if values is not None}
+        first = next(iter(blocks.values()))
+        metadata = {"format": first.format.name, "group": str(first.group)}
+        save_file(tensors, folder / cls.FILE, metadata=metadata)
