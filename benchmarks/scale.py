@@ -43,6 +43,7 @@ from transformers import LlamaConfig
 from transformers.utils import logging
 
 from saap_edge.bench.machine import machine_facts
+from saap_edge.model import head
 from saap_edge.model.folder import load_model
 from saap_edge.prune import score
 from saap_edge.prune.score import score_model
@@ -182,7 +183,7 @@ def child_count(job: dict, base: dict[str, int]) -> dict:
         return result
     batch = random_batches(job, vocabulary)[0]
     saved, layer = saved_bytes(model, batch)
-    held = min(score.LOGITS // vocabulary, batch[:, 1:].numel())
+    held = min(head.LOGITS // vocabulary, batch[:, 1:].numel())
     logits = logit_bytes(held, vocabulary, job["dtype"])
     states = layers * batch.numel() * model.config.hidden_size * BYTES[job["dtype"]]
     activations = {False: saved + logits, True: states + max(layer, logits)}

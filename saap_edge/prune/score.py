@@ -22,19 +22,19 @@ from safetensors.numpy import load_file, save_file
 
 from saap_edge.errors import SaapError
 from saap_edge.model.folder import spec_of
+from saap_edge.model.head import head_gradient
 from saap_edge.model.spec import LayerShape
 from saap_edge.prune.importance import column_importance, gradient_sums, per_structure, weight_sums
 from saap_edge.prune.space import shape_widths
 from saap_edge.prune.surgery import output_projections
 
 __all__ = [
-    "KINDS", "SUBLAYERS", "VIEWS", "Scores", "head_gradient", "load_scores", "save_scores", "score_model",
+    "KINDS", "SUBLAYERS", "VIEWS", "Scores", "load_scores", "next_token_gradient", "save_scores", "score_model",
 ]  # fmt: skip
 
 KINDS = ("attention", "slots", "ffn")  # kv groups, query slots, FFN channels
 SUBLAYERS = ("attention", "ffn")  # each has one output projection, o_proj or down_proj
 VIEWS = ("vector", "element", "wanda", "flap", "magnitude")
-LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def score_model(
             tokens = batch.to(model.get_input_embeddings().weight.device)
             states = model.model(input_ids=tokens, use_cache=False).last_hidden_state
             watch.finish(batch)
-            loss, gradient = head_gradient(model, states.detach(), tokens)
+            loss, gradient = next_token_gradient(model, states.detach(), tokens)
             if not np.isfinite(loss):
                 raise SaapError(f"the loss on calibration batch {number} is {loss}: the model or text is broken")
             states.backward(gradient)
@@ -107,32 +107,22 @@ def score_model(
     return Scores(values, list(spec.layers), spec.hidden, spec.head_dim, calibration, fisher, influence)
 
 
-def head_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Mean loss of next tokens, in nats, and its gradient with respect to `states`, without ever holding all logits.
-
-    The head's own weights get no gradient, so each piece's gradient is taken right after its loss and nothing of it is
-    kept: exact, and no pass more than a plain backward has.
+def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Mean loss of next tokens, in nats, and its gradient with respect to `states`.
 
     Args:
         states: output of the decoder, [sequences, window, hidden], no part of a graph.
         tokens: token ids [sequences, window].
     """
-    rows, wanted = states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(states.device)
-    config = model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
-    step, total, gradients = max(1, LOGITS // config.vocab_size), 0.0, []
-    for piece, targets in zip(rows.split(step), wanted.split(step), strict=True):
-        piece = piece.clone().requires_grad_()
-        logits = model.lm_head(piece)
-        if cap:
-            logits = cap * torch.tanh(logits / cap)
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
-        del logits
-        gradients.append(torch.autograd.grad(loss / len(rows), piece)[0])
-        total += float(loss.detach())
+    wanted = tokens[:, 1:].flatten()
+
+    def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits, wanted[rows].to(logits.device), reduction="sum")
+
+    value, found = head_gradient(model, states[:, :-1].flatten(0, 1), loss)
     gradient = torch.zeros_like(states)
-    gradient[:, :-1] = torch.cat(gradients).reshape_as(gradient[:, :-1])
-    return total / len(rows), gradient
+    gradient[:, :-1] = found.reshape_as(gradient[:, :-1])
+    return float(value), gradient
 
 
 @contextmanager

@@ -1,94 +1,156 @@
-"""Fake quantisation in the export's own blocks, so that what is trained is bit for bit what ships.
+"""Linear layers in the export's own blocks, with adapters, so that what is trained is bit for bit what ships.
 
-A weight trains through Q4_0 with two adapters (arXiv 2412.15127, group fine-tuning; QA-LoRA 2309.14717):
-  LoRA               w = w0 + B A, through the rounding (straight-through estimator)
-  low-rank scales    scale' = fp16(scale * (1 + U V)), one figure a block of 32
-Codes and scales are then read off, and neither exporter rounds again.
+Adapters of low rank (arXiv 2412.15127, group fine-tuning):
+
+  block     over blocks: scale' = fp16(scale * (1 + U V)) or, where the format has one, minimum' = fp16(minimum + scale
+            * U V), which is QA-LoRA (2309.14717). Codes stay as they are, so that nothing is rounded again.
+  through   over weights as well: w = w0 + B A, rounded to codes at every step. Gradients go straight through the
+            rounding; that of a scale is what rounding changes, in steps (LSQ, 1902.08153).
+
+`LoraLinear` is the same B A over a weight that is not in blocks, for training before the weights go into them.
+Values and codes come from the functions that exports of untuned weights use (model/blocks.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["BLOCK", "GroupLinear", "base_scales", "quantise"]
+from saap_edge.model.blocks import BlockFormat, Blocks, codes_at, dequantise, grouped
 
-BLOCK = 32
+__all__ = ["GroupLinear", "LoraLinear", "Start"]
 
 
 @dataclass(frozen=True)
-class _Fake:
-    codes: torch.Tensor  # [out, blocks, 32], 0..15 in float
-    scales: torch.Tensor  # [out, blocks], float16 values held in float32
+class Start:
+    """Where a weight starts from: `weight` float32 [out, in on the grid], and `scales`, `offsets` float32 [out, groups]
+    that it is rounded with (as `blocks.nearest` gives them)."""
+
+    weight: torch.Tensor
+    scales: torch.Tensor
+    offsets: torch.Tensor
 
 
-def base_scales(weight: torch.Tensor) -> torch.Tensor:
-    """Q4_0's scale of each block: the value of largest magnitude over -8, float32 [out, in/32]."""
-    blocks = weight.float().reshape(weight.shape[0], -1, BLOCK)
-    largest = blocks.abs().argmax(-1, keepdim=True)
-    return blocks.gather(-1, largest)[..., 0] / -8
-
-
-def quantise(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Codes 0..15 (float tensor [out, in/32, 32]) of `weight` [out, in] at `scales` [out, in/32], as Q4_0 rounds."""
-    blocks = weight.float().reshape(weight.shape[0], -1, BLOCK)
-    inverse = torch.where(scales == 0, torch.zeros_like(scales), 1 / scales)
-    return (blocks * inverse[..., None] + 8.5).floor().clamp(0, 15)
-
-
-class GroupLinear(nn.Module):
-    """A linear layer in 4-bit blocks with its adapters. Starts as plain round-to-nearest Q4_0 of `linear`.
-
-    An input width off the grid of 32 is padded with zeros, as the exporters pad it.
-    """
+class LoraLinear(nn.Module):
+    """A frozen linear layer with a low-rank update in full precision (2106.09685). Untrained it changes nothing."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
+        self.linear = linear
         outputs, inputs = linear.weight.shape
-        weight = nn.functional.pad(linear.weight.detach().float(), (0, -inputs % BLOCK))
-        blocks = weight.shape[1] // BLOCK
-        self.inputs = inputs
-        self.weight: torch.Tensor
-        self.register_buffer("weight", weight)
-        self.bias = linear.bias
-        self.lora_a = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
-        self.lora_b = nn.Parameter(torch.zeros(outputs, rank))
-        self.scale_u = nn.Parameter(torch.zeros(outputs, rank))
-        self.scale_v = nn.Parameter(torch.randn(rank, blocks) / blocks**0.5)
-        with torch.no_grad():
-            self.lora_a[:, inputs:] = 0
-
-    def merged(self) -> torch.Tensor:
-        """w0 + B A, float32 [out, in padded]: the weight the codes are rounded from. Padding stays zero."""
-        pad = torch.arange(self.weight.shape[1], device=self.weight.device) < self.inputs
-        merged: torch.Tensor = self.weight + (self.lora_b @ self.lora_a) * pad
-        return merged
-
-    def _fake(self, merged: torch.Tensor) -> tuple[_Fake, torch.Tensor]:
-        base = base_scales(merged.detach())
-        scales = base * (1 + self.scale_u @ self.scale_v)
-        # llama.cpp rounds codes with the unrounded scale and stores fp16; where the adapter is still zero we do the
-        # same, so an untrained layer is exactly Q4_0.
-        codes = quantise(merged.detach(), scales.detach())
-        return _Fake(codes, scales.detach().half().float()), scales
-
-    def quantised(self) -> torch.Tensor:
-        """The 4-bit weight as float32 [out, in padded], with gradients to both adapters."""
-        merged = self.merged()
-        fake, scales = self._fake(merged)
-        stored = scales + (fake.scales - scales).detach()  # fp16 rounding, straight through
-        weight = (stored[..., None] * (fake.codes - 8)).reshape(merged.shape)
-        through: torch.Tensor = weight + (merged - merged.detach())
-        return through
+        self.lora_a = nn.Parameter(_random(rank, inputs, linear.weight.device))
+        self.lora_b = nn.Parameter(torch.zeros(outputs, rank, device=linear.weight.device))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(inputs, self.quantised()[:, : self.inputs], self.bias)
+        output: torch.Tensor = self.linear(inputs)
+        return output + nn.functional.linear(nn.functional.linear(inputs, self.lora_a), self.lora_b)
 
     @torch.no_grad()
-    def codes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(codes uint8 [out, in], scales float16 [out, in padded / 32]) exactly as trained."""
-        fake, _ = self._fake(self.merged())
-        codes = fake.codes.reshape(self.weight.shape).to(torch.uint8)
-        return codes.contiguous(), fake.scales.half()
+    def merge(self) -> nn.Linear:
+        """The linear layer with the update in its weight."""
+        self.linear.weight += (self.lora_b @ self.lora_a).to(self.linear.weight.dtype)
+        return self.linear
+
+
+class GroupLinear(nn.Module):
+    """A linear layer in blocks with its adapters. Untrained it gives exactly what its start rounds to.
+
+    An input width off the grid of 32 is padded with zeros, as the exporters pad it. Only the adapters are parameters.
+    Memory holds a byte a weight (its codes; with `through`, 4 for the weight), and autograd keeps the layer's input but
+    nothing of the size of its weight, which is made again for the gradient.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, start: Start, format: BlockFormat, group: int, rank: int, through: bool = False
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.inputs, self.format, self.group, self.through = linear.weight.shape[1], format, group, through
+        self.bias = linear.bias
+        self.scales: torch.Tensor
+        self.offsets: torch.Tensor
+        self.held: torch.Tensor
+        self.register_buffer("scales", start.scales)
+        self.register_buffer("offsets", start.offsets)
+        codes = codes_at(start.weight, start.scales, start.offsets, format, group).to(torch.uint8)
+        self.register_buffer("held", start.weight if through else codes)
+        (outputs, columns), groups, device = start.weight.shape, start.scales.shape[1], start.weight.device
+        self.block_u = nn.Parameter(torch.zeros(outputs, rank, device=device))
+        self.block_v = nn.Parameter(_random(rank, groups, device))
+        if through:
+            self.lora_b = nn.Parameter(torch.zeros(outputs, rank, device=device))
+            self.lora_a = nn.Parameter(_random(rank, columns, device))
+            self.lora_a.data[:, self.inputs :] = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        adapters = [self.block_u, self.block_v, *((self.lora_a, self.lora_b) if self.through else ())]
+        output: torch.Tensor = _Product.apply(inputs, self, *adapters)
+        return output if self.bias is None else output + self.bias
+
+    @torch.no_grad()
+    def blocks(self) -> Blocks:
+        """What ships: codes, scales and offsets exactly as trained."""
+        scales, offsets = self._adapted()
+        # Codes are rounded with the unrounded scale, as the formats' own quantisers do.
+        codes = codes_at(self._merged(), scales, offsets, self.format, self.group) if self.through else self.held
+        stored = {"none": None, "minimum": offsets.half(), "zero_point": offsets.to(torch.uint8)}[self.format.offset]
+        return Blocks(self.format, self.group, codes.to(torch.uint8), scales.half(), stored)
+
+    def gradients(self, values: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor]:
+        """Of block_u, block_v (and lora_a, lora_b), given `values` [out, in on the grid] and their gradient."""
+        if self._moves_minimum:
+            per_block = grouped(gradient, self.group).sum(-1)
+        else:
+            scales, _ = self._adapted()
+            steps = values - self._merged() if self.through else values
+            slope = steps / self._spread(torch.where(scales == 0, 1, scales))
+            per_block = grouped(gradient * slope, self.group).sum(-1)
+        change = per_block * self.scales
+        found = [change @ self.block_v.T, self.block_u.T @ change]
+        return [*found, self.lora_b.T @ gradient, gradient @ self.lora_a.T] if self.through else found
+
+    def _merged(self) -> torch.Tensor:
+        return self.held + self.lora_b @ self.lora_a
+
+    def _adapted(self) -> tuple[torch.Tensor, torch.Tensor]:
+        change = self.block_u @ self.block_v
+        if self._moves_minimum:
+            return self.scales, self.offsets + self.scales * change
+        return self.scales * (1 + change), self.offsets
+
+    @property
+    def _moves_minimum(self) -> bool:
+        """The block adapter is over minimums; where weights are rounded again that would undo it."""
+        return self.format.offset == "minimum" and not self.through
+
+    def _spread(self, figures: torch.Tensor) -> torch.Tensor:
+        return figures.repeat_interleave(self.group, 1)[:, : self.held.shape[1]]
+
+
+def _random(rank: int, columns: int, device: torch.device) -> torch.Tensor:
+    return (torch.randn(rank, columns) / columns**0.5).to(device)
+
+
+class _Product(torch.autograd.Function):
+    """inputs @ values.T, with gradients to the inputs and to the layer's adapters."""
+
+    @staticmethod
+    def forward(context: Any, inputs: torch.Tensor, layer: GroupLinear, *adapters: torch.Tensor) -> torch.Tensor:
+        kind = inputs.device.type
+        if torch.is_autocast_enabled(kind):
+            inputs = inputs.to(torch.get_autocast_dtype(kind))
+        context.save_for_backward(inputs)
+        context.layer = layer
+        return inputs @ dequantise(layer.blocks())[:, : layer.inputs].to(inputs.dtype).T
+
+    @staticmethod
+    @torch.no_grad()
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (inputs,), layer = context.saved_tensors, context.layer
+        values = dequantise(layer.blocks())
+        back = gradient @ values[:, : layer.inputs].to(gradient.dtype)
+        rows = gradient.flatten(0, -2).T.float() @ inputs.flatten(0, -2).float()
+        rows = nn.functional.pad(rows, (0, values.shape[1] - layer.inputs))
+        return back, None, *layer.gradients(values, rows)

@@ -1,35 +1,63 @@
-"""Group fine-tuning: train adapters through the export's own blocks, distilling from the dense model; keep the best."""
+"""Training of adapters, with transformers' Trainer: distils from the dense model, resumes after a kill, keeps the best.
+
+`accelerate launch` runs it on several GPUs; the student is then a copy on each.
+"""
 
 from __future__ import annotations
 
-import copy
 import math
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
+from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import perplexity
-from saap_edge.families import Family
-from saap_edge.recover.quantiser import GroupLinear
+from saap_edge.model.head import head_gradient
+from saap_edge.recover.teacher import Teacher
 
-__all__ = ["Recovery", "in_blocks", "merge", "train_adapters"]
+__all__ = ["Progress", "Recovery", "Training", "steps_of", "train"]
+
+EVALUATIONS = 8  # in a whole run; a checkpoint goes with each
+# Called with (step, loss of the last steps, held-out loss): nats per token.
+Progress = Callable[[int, float, float], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train.
+
+    `tokens` is the budget, rounded down to whole batches; `batch` counts windows a step over all devices;
+    `distillation` is the teacher's share of the loss, the rest is next-token cross-entropy; `patience` is the number of
+    evaluations without a better one after which it stops, None for never; `bfloat16` computes in mixed precision;
+    `checkpointing` recomputes activations layer by layer.
+    """
+
+    tokens: int
+    batch: int
+    learning_rate: float
+    distillation: float
+    seed: int = 0
+    patience: int | None = None
+    bfloat16: bool = False
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What training gave. Losses are held-out negative log-likelihoods in nats per token.
+    """What training gave: held-out losses, in nats per token.
 
-    `student` is the model in 4-bit blocks, at its best; `start` and `best` are its losses before training and at the
-    best evaluation (never above `start`); `best_step` is 0 when nothing better was found.
+    `start` and `best` are those before training and at the best evaluation (never above `start`); `best_step` is 0 when
+    nothing better was found; `history` holds (step, held-out loss).
     """
 
-    student: Any
     start: float
     best: float
     best_step: int
@@ -38,79 +66,45 @@ class Recovery:
     history: list[tuple[int, float]]
 
 
-def in_blocks(model: Any, family: Family, rank: int = 1) -> Any:
-    """A copy of `model` whose projections run in 4-bit blocks (untrained: round to nearest), all else frozen."""
-    student = copy.deepcopy(model)
-    for parameter in student.parameters():
-        parameter.requires_grad_(False)
-    for layer in student.model.layers:
-        for _, name in family.projections(layer):
-            parent, _, leaf = name.rpartition(".")
-            owner = layer.get_submodule(parent)
-            setattr(owner, leaf, GroupLinear(getattr(owner, leaf), rank))
-    return student
+class _Student(nn.Module):
+    """The model as the Trainer sees it: a loss of token ids, and a state that is its adapters alone."""
+
+    def __init__(self, model: Any, teacher: Teacher | None, distillation: float) -> None:
+        super().__init__()
+        self.model, self._teacher, self.distillation = model, [teacher], distillation  # a list: no part of the module
+
+    def forward(
+        self, input_ids: torch.Tensor, number: torch.Tensor, return_loss: bool = True
+    ) -> dict[str, torch.Tensor]:  # by `return_loss` the Trainer knows that a batch without labels has a loss
+        states = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        wanted = input_ids[:, 1:].flatten()
+        share = self.distillation if self.training else 0.0
+        divergence = self._teacher[0](input_ids, number) if share and self._teacher[0] else None
+
+        def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            text = nn.functional.cross_entropy(logits, wanted[rows], reduction="sum") if share < 1 else 0.0
+            return (1 - share) * text + (share * divergence(logits, rows) if divergence else 0.0)
+
+        value, gradient = head_gradient(self.model, states, loss, self.training)
+        # Its gradient is `gradient`, and its value the loss.
+        carrier = (states * gradient).sum()
+        return {"loss": value + (carrier - carrier.detach())}
+
+    def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
+        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
 
 
-@torch.no_grad()
-def merge(student: Any, model: Any) -> None:
-    """Write the adapters' full-precision weights w0 + B A into `model`, in place."""
-    for name, module in student.named_modules():
-        if isinstance(module, GroupLinear):
-            weight = module.merged()[:, : module.inputs]
-            target = model.get_submodule(name).weight
-            target.copy_(weight.to(target.dtype))
+class _Watch(TrainerCallback):
+    """Tells how it goes, and stops when the loss is not finite."""
 
+    def __init__(self, progress: Progress, start: float) -> None:
+        self.progress, self.loss, self.heldout = progress, math.nan, start
 
-class _Distiller(Trainer):
-    """Cross-entropy mixed with the divergence from the dense model's next-token distribution."""
-
-    def __init__(self, *args: Any, teacher: Any, distillation: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.teacher, self.distillation = teacher, distillation
-
-    def compute_loss(  # type: ignore[override]
-        self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
-    ) -> Any:
-        ids = inputs["input_ids"]
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-        loss = (1 - self.distillation) * nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
-        if self.distillation > 0:
-            with torch.no_grad():
-                target = self.teacher(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-            divergence = nn.functional.kl_div(
-                logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean"
-            )
-            loss = loss + self.distillation * divergence
-        return (loss, None) if return_outputs else loss
-
-
-class _KeepBest(TrainerCallback):
-    """Measures held-out loss at intervals and holds the best adapters in memory; stops when the loss is not finite."""
-
-    def __init__(self, student: Any, heldout: torch.Tensor, every: int, progress: Callable[[int, float], None]) -> None:
-        self.student, self.heldout, self.every, self.progress = student, heldout, every, progress
-        self.start = self.best = perplexity(student, heldout).nll
-        self.best_step, self.history = 0, [(0, self.start)]
-        self.adapters = self._adapters()
-
-    def _adapters(self) -> dict[str, torch.Tensor]:
-        return {n: p.detach().clone() for n, p in self.student.named_parameters() if p.requires_grad}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            loss = perplexity(self.student, self.heldout).nll
-            self.history.append((state.global_step, loss))
-            if loss < self.best:
-                self.best, self.best_step, self.adapters = loss, state.global_step, self._adapters()
-            if not math.isfinite(loss):
-                control.should_training_stop = True
-        self.progress(state.global_step, self.history[-1][1])
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for name, parameter in self.student.named_parameters():
-            if name in self.adapters:
-                parameter.copy_(self.adapters[name])
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        self.loss, self.heldout = (logs or {}).get("loss", self.loss), (logs or {}).get("eval_loss", self.heldout)
+        self.progress(state.global_step, self.loss, self.heldout)
+        if not math.isfinite(self.heldout):
+            control.should_training_stop = True
 
 
 class _Windows(torch.utils.data.Dataset):
@@ -121,55 +115,102 @@ class _Windows(torch.utils.data.Dataset):
         return len(self.windows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.windows[index]}
+        return {"input_ids": self.windows[index], "number": torch.tensor(index)}
 
 
-def train_adapters(
-    dense: Any,
-    student: Any,
+def steps_of(training: Training, window: int) -> int:
+    """Optimizer steps of a run over windows of that many tokens."""
+    return training.tokens // (training.batch * window)
+
+
+def train(
+    model: Any,
+    teacher: Teacher | None,
     windows: torch.Tensor,
     heldout: torch.Tensor,
-    *,
-    tokens: int,
-    batch: int,
-    learning_rate: float,
-    distillation: float,
-    seed: int,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
+    training: Training,
+    work: Path,
+    progress: Progress = lambda step, loss, heldout: None,
 ) -> Recovery:
-    """Train `student` (from `in_blocks`) in place and leave it at its best held-out loss.
+    """Train the parameters of `model` that ask for it, in place, and leave them at their best held-out loss.
 
     Args:
-        dense: the teacher, evaluation mode.
-        windows: training token ids [n, window]; reused over epochs when `tokens` asks for more.
+        model: a causal LM, some parameters of which require gradients.
+        teacher: what `training.distillation` is of; None where that is 0.
+        windows: token ids [n, window]; reused over epochs when `tokens` asks for more.
         heldout: token ids [m, window] that decide what is kept. They must not be in `windows`.
-        tokens: training budget; rounded down to whole batches.
-        distillation: share of the divergence from `dense` in the loss, 0 to 1; the rest is cross-entropy.
-        progress: called with (step, latest held-out loss).
+        work: folder of checkpoints. A run that finds some of the same run there goes on from the last.
+        progress: called after every step.
 
-    The returned held-out loss is never above the start's.
+    The held-out loss at the end is never above that at the start. Raises SaapError when `batch` cannot be shared out
+    over the processes of a launch.
     """
-    steps = tokens // (batch * windows.shape[1])
-    watcher = _KeepBest(student, heldout, max(1, steps // 8), progress)
-    if steps > 0:
-        with tempfile.TemporaryDirectory() as scratch:
-            arguments = TrainingArguments(
-                output_dir=scratch, max_steps=steps, per_device_train_batch_size=batch, learning_rate=learning_rate,
-                lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), max_grad_norm=1.0, weight_decay=0.0,
-                logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True, seed=seed,
-                use_cpu=not torch.cuda.is_available(), remove_unused_columns=False, dataloader_num_workers=0,
-                dataloader_pin_memory=torch.cuda.is_available(),
-            )  # fmt: skip
-            transformers_logging.set_verbosity_error()
-            trainer = _Distiller(
-                model=student, args=arguments, train_dataset=_Windows(windows), callbacks=[watcher],
-                teacher=dense, distillation=distillation,
-            )  # fmt: skip
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-    watcher.restore()
-    student.eval()
-    done = watcher.history[-1][0]
-    return Recovery(
-        student, watcher.start, watcher.best, watcher.best_step, steps, done * batch * windows.shape[1], watcher.history
-    )
+    start = perplexity(model, heldout).nll
+    steps = steps_of(training, windows.shape[1])
+    if steps == 0:
+        return Recovery(start, start, 0, 0, 0, [(0, start)])
+    before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    student = _Student(model, teacher, training.distillation)
+    if training.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    callbacks: list[TrainerCallback] = [_Watch(progress, start)]
+    if training.patience:
+        callbacks.append(EarlyStoppingCallback(training.patience))
+    transformers_logging.set_verbosity_error()
+    trainer = Trainer(
+        model=student, args=_arguments(training, steps, work), train_dataset=_Windows(windows),
+        eval_dataset=_Windows(heldout), callbacks=callbacks,
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_whole(work))
+    if training.checkpointing:
+        model.gradient_checkpointing_disable()
+    model.eval()
+    return _judge(model, trainer.state, start, before, windows.shape[1] * training.batch, steps)
+
+
+def _judge(
+    model: Any, state: Any, start: float, before: Mapping[str, torch.Tensor], tokens_a_step: int, steps: int
+) -> Recovery:
+    """Put back the best parameters, or those of the start where nothing was better."""
+    history = [(int(log["step"]), float(log["eval_loss"])) for log in state.log_history if "eval_loss" in log]
+    best, step = state.best_metric, int(state.best_global_step or 0)
+    if best is None or not best < start:
+        best, step = start, 0
+    kept = load_file(Path(state.best_model_checkpoint) / "model.safetensors") if step else before
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(kept[f"model.{name}" if step else name])
+    return Recovery(start, best, step, steps, state.global_step * tokens_a_step, [(0, start), *history])
+
+
+def _arguments(training: Training, steps: int, work: Path) -> TrainingArguments:
+    gpu = torch.cuda.is_available()
+    every = max(1, steps // EVALUATIONS)
+    arguments = TrainingArguments(
+        output_dir=str(work), max_steps=steps, learning_rate=training.learning_rate, lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 20), max_grad_norm=1.0, weight_decay=0.0, seed=training.seed,
+        bf16=training.bfloat16, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False,
+        eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
+        metric_for_best_model="eval_loss", greater_is_better=False, prediction_loss_only=True, label_names=[],
+        report_to=[], disable_tqdm=True, use_cpu=not gpu, remove_unused_columns=False, dataloader_num_workers=0,
+        dataloader_pin_memory=gpu, ddp_broadcast_buffers=False, ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    processes = arguments.world_size
+    if training.batch % processes:
+        raise SaapError(f"recover.batch {training.batch} cannot be shared out over {processes} processes")
+    arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = training.batch // processes
+    # Several GPUs in one process would be nn.DataParallel: use them through `accelerate launch`.
+    arguments._n_gpu = min(arguments._n_gpu, 1)
+    return arguments
+
+
+def _last_whole(work: Path) -> str | None:
+    """The last checkpoint that was written to its end (its state comes last); half ones are removed."""
+    for path in work.glob("checkpoint-*"):
+        if not (path / "trainer_state.json").is_file():
+            import shutil
+
+            shutil.rmtree(path)
+    return get_last_checkpoint(str(work)) if work.is_dir() else None

@@ -12,9 +12,10 @@ from accelerate import dispatch_model
 
 from saap_edge.errors import SaapError
 from saap_edge.model.folder import load_model
+from saap_edge.model import head
 from saap_edge.prune import importance, score
 from saap_edge.prune.importance import per_structure
-from saap_edge.prune.score import VIEWS, head_gradient, load_scores, save_scores, score_model
+from saap_edge.prune.score import VIEWS, load_scores, next_token_gradient, save_scores, score_model
 from tests.conftest import tiny_model
 
 
@@ -195,10 +196,10 @@ def test_loss_in_pieces_is_the_models_own(family, monkeypatch):
     expected = model(input_ids=batch, labels=batch).loss
     handle.remove()
     wanted = torch.autograd.grad(expected, states[0])[0]
-    monkeypatch.setattr(score, "LOGITS", 320 * 10)  # 69 predicted tokens: 6 pieces of 10 and one of 9
+    monkeypatch.setattr(head, "LOGITS", 320 * 10)  # 69 predicted tokens: 6 pieces of 10 and one of 9
     sizes = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
-    loss, gradient = head_gradient(model, states[0].detach(), batch)
+    loss, gradient = next_token_gradient(model, states[0].detach(), batch)
     assert loss == pytest.approx(float(expected.detach()), abs=1e-6)
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-8)
     assert len(sizes) == 7 and max(sizes) == 320 * 10

@@ -1,0 +1,44 @@
+"""Losses over a model's vocabulary without ever holding all logits: their gradient comes a piece of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["LOGITS", "head_gradient", "logits_of"]
+
+LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient
+
+
+def logits_of(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """Float32 logits [rows, vocab] of the decoder's output `states` [rows, hidden], capped where the family caps."""
+    logits: torch.Tensor = model.lm_head(states)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return (cap * torch.tanh(logits / cap) if cap else logits).float()
+
+
+def head_gradient(
+    model: Any, states: torch.Tensor, loss: Callable[[torch.Tensor, slice], torch.Tensor], gradient: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over rows of a loss of logits, and its gradient with respect to `states` (zeros when not wanted).
+
+    The head's own weights get no gradient, so each piece's gradient is taken right after its loss and nothing of it is
+    kept: exact, and no pass more than a plain backward has.
+
+    Args:
+        states: output of the decoder, [rows, hidden], no part of a graph.
+        loss: sum over rows of the loss, of logits [some rows, vocab] and the rows they belong to.
+    """
+    step, total = max(1, LOGITS // model.config.get_text_config().vocab_size), states.new_zeros((), dtype=torch.float32)
+    found = torch.zeros_like(states)
+    for first in range(0, len(states), step):
+        rows = slice(first, min(first + step, len(states)))
+        piece = states[rows].detach().clone().requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            value = loss(logits_of(model, piece), rows) / len(states)
+        if gradient:
+            found[rows] = torch.autograd.grad(value, piece)[0]
+        total += value.detach().to(total.device)
+    return total, found

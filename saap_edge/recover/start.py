@@ -1,0 +1,194 @@
+"""Codes to start from: better ones than each weight's own rounding, in the same blocks and so at no cost in the file.
+
+  nearest   what the format's own quantiser gives; looks at weights only
+  weighted  scales that lose least on calibration inputs: a search over scales with the squared inputs as weights, which
+            is what llama.cpp does with an importance matrix
+  gptq      the same scales, then column by column, the error of each rounding made up for by the columns not yet
+            rounded (2210.17323)
+
+All look at one layer at a time, on the inputs that the layers before it, already in blocks, produce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from saap_edge.families import Family
+from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks, codes_at, dequantise, grouped, nearest
+from saap_edge.prune.stream import attention_branch, ffn_branch, follow, layer_arguments, layer_inputs
+from saap_edge.recover.quantiser import GroupLinear, Start
+
+__all__ = ["Method", "gptq", "in_blocks", "weighted"]
+
+Method = Literal["nearest", "weighted", "gptq"]
+DAMPING = 0.01  # of the mean diagonal: GPTQ's own
+SHRINK = torch.linspace(0.7, 1.15, 19)  # scales tried, of the nearest one
+
+
+def weighted(
+    weight: torch.Tensor, importance: torch.Tensor, format: BlockFormat, group: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and offsets, float32 [out, groups], of least weighted squared error.
+
+    Args:
+        weight: float32 [out, in], in a multiple of 32.
+        importance: float32 [in], mean square of each input.
+    """
+    start, offsets = nearest(weight, format, group)
+    cost = grouped(importance[None], group)
+    blocks = grouped(weight, group)
+    best, best_offsets, lowest = start, offsets, torch.full_like(start, torch.inf)
+    for shrink in SHRINK.to(weight.device):
+        scales = start * shrink
+        centre = offsets
+        if format.offset == "minimum":  # shrink towards the middle of the block's range
+            centre = offsets + (start - scales) * format.highest / 2
+        codes = grouped(codes_at(weight, scales, centre, format, group), group)
+        if format.offset == "minimum":
+            scales, centre = _fit_line(blocks, codes, cost, scales, centre)
+            values = scales[..., None] * codes + centre[..., None]
+        else:
+            steps = codes - centre[..., None]
+            scales = _fit_scale(blocks, steps, cost, scales)
+            values = scales[..., None] * steps
+        error = (cost * (values - blocks).square()).sum(-1)
+        better = error < lowest
+        best, best_offsets = torch.where(better, scales, best), torch.where(better, centre, best_offsets)
+        lowest = torch.where(better, error, lowest)
+    return best.half().float(), best_offsets.half().float()
+
+
+def _fit_scale(
+    blocks: torch.Tensor, steps: torch.Tensor, cost: torch.Tensor, otherwise: torch.Tensor
+) -> torch.Tensor:
+    """The scale that loses least for given codes: a least-squares fit a block."""
+    below = (cost * steps.square()).sum(-1)
+    return torch.where(below > 0, (cost * steps * blocks).sum(-1) / below.clamp_min(1e-30), otherwise)
+
+
+def _fit_line(
+    blocks: torch.Tensor, codes: torch.Tensor, cost: torch.Tensor, scales: torch.Tensor, minimums: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and minimum that lose least for given codes."""
+    total = cost.sum(-1).clamp_min(1e-30)
+    mean_code, mean = (cost * codes).sum(-1) / total, (cost * blocks).sum(-1) / total
+    spread = (cost * (codes - mean_code[..., None]).square()).sum(-1)
+    together = (cost * (codes - mean_code[..., None]) * (blocks - mean[..., None])).sum(-1)
+    slope = together / spread.clamp_min(1e-30)
+    fits = (spread > 0) & (slope > 0)
+    return torch.where(fits, slope, scales), torch.where(fits, mean - slope * mean_code, minimums)
+
+
+def gptq(weight: torch.Tensor, gram: torch.Tensor, format: BlockFormat, group: int) -> Start:
+    """Round `weight` float32 [out, in] with its errors made up for, given the Gram matrix [in, in] of its inputs.
+
+    The start's weight is each column as it was when its turn to be rounded came, so that rounding it gives the codes
+    found here, and what is lost is still in it for training to move.
+    """
+    dead = gram.diagonal() == 0
+    gram = gram + torch.diag(dead.to(gram.dtype))
+    weight = torch.where(dead, 0, weight).clone()
+    gram = gram + DAMPING * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram)), upper=True)
+    importance = gram.diagonal()
+    kept, parts = torch.empty_like(weight), []
+    for first in range(0, weight.shape[1], group):
+        columns = slice(first, min(first + group, weight.shape[1]))
+        scales, offsets = weighted(weight[:, columns], importance[columns], format, group)
+        parts.append((scales, offsets))
+        errors = torch.empty_like(weight[:, columns])
+        for column in range(columns.start, columns.stop):
+            kept[:, column] = weight[:, column]
+            value = _rounded(weight[:, column], scales[:, 0], offsets[:, 0], format)
+            error = (weight[:, column] - value) / inverse[column, column]
+            weight[:, column : columns.stop] -= error[:, None] * inverse[column, column : columns.stop]
+            errors[:, column - columns.start] = error
+        weight[:, columns.stop :] -= errors @ inverse[columns, columns.stop :]
+    scales, offsets = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
+    return Start(kept, scales, offsets)
+
+
+def _rounded(
+    column: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat
+) -> torch.Tensor:
+    """One column of values as rounding leaves them."""
+    padded = torch.nn.functional.pad(column[:, None], (0, BLOCK - 1))
+    codes = codes_at(padded, scales[:, None], offsets[:, None], format)[:, 0]
+    return scales * codes + offsets if format.offset == "minimum" else scales * (codes - offsets)
+
+
+@torch.no_grad()
+def in_blocks(
+    model: Any,
+    family: Family,
+    format: BlockFormat,
+    *,
+    group: int = BLOCK,
+    rank: int = 1,
+    through: bool = False,
+    method: Method = "nearest",
+    windows: torch.Tensor | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Any:
+    """Put a model's projections into blocks, in place, layer by layer, and freeze all but their adapters.
+
+    `windows`, token ids [n, window], are what `weighted` and `gptq` look at. `progress` is called after every layer.
+    Returns the model.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    looks = method != "nearest"
+    assert windows is not None or not looks
+    states = layer_inputs(model, windows) if looks else []
+    arguments = layer_arguments(model, windows) if looks else [{} for _ in model.model.layers]
+    for layer, keywords in zip(model.model.layers, arguments, strict=True):
+        follow(layer, states)
+        grams = _grams(layer, family, states, keywords) if looks else {}
+        for _, name in family.projections(layer):
+            parent, _, leaf = name.rpartition(".")
+            linear, gram = layer.get_submodule(name), grams.get(name)
+            start = _start(linear.weight, gram, format, group, method)
+            setattr(layer.get_submodule(parent), leaf, GroupLinear(linear, start, format, group, rank, through))
+        _advance(layer, states, keywords)
+        progress()
+    return model
+
+
+def _start(
+    weight: torch.Tensor, gram: torch.Tensor | None, format: BlockFormat, group: int, method: Method
+) -> Start:
+    weight = torch.nn.functional.pad(weight.detach().float(), (0, -weight.shape[1] % BLOCK))
+    if gram is None:
+        return Start(weight, *nearest(weight, format, group))
+    pad = weight.shape[1] - len(gram)
+    gram = torch.nn.functional.pad(gram, (0, pad, 0, pad))
+    if method == "weighted":
+        return Start(weight, *weighted(weight, gram.diagonal(), format, group))
+    return gptq(weight, gram, format, group)
+
+
+def _grams(layer: Any, family: Family, states: list[torch.Tensor], keywords: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Mean outer product, float32 [in, in], of the inputs of every projection of a layer, by name."""
+    grams: dict[str, torch.Tensor] = {}
+    handles = []
+    count = sum(state[..., 0].numel() for state in states)
+    for _, name in family.projections(layer):
+
+        def add(module: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+            rows = inputs[0].flatten(0, -2).float()
+            grams[name] = grams.get(name, 0) + rows.T @ rows / count
+
+        handles.append(layer.get_submodule(name).register_forward_pre_hook(add))
+    _advance(layer, list(states), keywords)
+    for handle in handles:
+        handle.remove()
+    return grams
+
+
+def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any]) -> None:
+    """Carry states past a layer, in place."""
+    for branch in (attention_branch(layer, keywords), ffn_branch(layer)):
+        states[:] = [state + branch(state) for state in states]

@@ -1,0 +1,99 @@
+"""What a student is taught: the dense model's distribution of the next token, run beside it or read from a cache.
+
+The cache holds the `top` likeliest tokens of every position; what is left of the distribution is one class more ("any
+other token"), so that the student's own mass there counts. While it is made the teacher is in memory, afterwards the
+student has it for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from saap_edge.model.head import logits_of
+
+__all__ = ["CachedTeacher", "DenseTeacher", "Divergence", "Teacher", "write_cache"]
+
+# Sum over rows of the divergence of a student's logits [some rows, vocab] from the teacher, for rows of one batch.
+Divergence = Callable[[torch.Tensor, slice], torch.Tensor]
+
+
+class Teacher(Protocol):
+    """Gives a batch's divergence; rows are positions that have a next token, sequence after sequence."""
+
+    def __call__(self, ids: torch.Tensor, windows: torch.Tensor) -> Divergence:
+        """For token ids [batch, window] that are the training windows of numbers `windows` [batch]."""
+        ...
+
+
+class DenseTeacher:
+    """The dense model itself: exact, at the price of its weights in memory and a forward pass a batch."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, ids: torch.Tensor, windows: torch.Tensor) -> Divergence:
+        model = self.model.to(ids.device)
+        with torch.no_grad():
+            states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+
+        def divergence(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            with torch.no_grad():
+                target = logits_of(model, states[rows]).log_softmax(-1)
+            return torch.nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="sum")
+
+        return divergence
+
+
+@torch.no_grad()
+def write_cache(
+    model: Any, windows: torch.Tensor, top: int, path: Path, progress: Callable[[], None] = lambda: None
+) -> None:
+    """Write the `top` likeliest next tokens of every position of `windows` [n, window], with their log-probabilities.
+
+    6 bytes a token and position: `tokens` int32 and `logs` float16, [n, window - 1, top]. `progress` after each window.
+    """
+    top = min(top, model.config.get_text_config().vocab_size)
+    shape = (len(windows), windows.shape[1] - 1, top)
+    tokens, logs = torch.empty(shape, dtype=torch.int32), torch.empty(shape, dtype=torch.float16)
+    device = next(model.parameters()).device
+    for index, window in enumerate(windows):
+        states = model.model(input_ids=window[None].to(device), use_cache=False).last_hidden_state[0, :-1]
+        found = logits_of(model, states).log_softmax(-1).topk(top)
+        tokens[index], logs[index] = found.indices.int().cpu(), found.values.half().cpu()
+        progress()
+    partial = path.with_suffix(".partial")
+    save_file({"tokens": tokens, "logs": logs}, partial)
+    partial.rename(path)
+
+
+class CachedTeacher:
+    """What `write_cache` wrote, read a batch at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(str(path), framework="pt")
+
+    def __call__(self, ids: torch.Tensor, windows: torch.Tensor) -> Divergence:
+        def read(name: str) -> torch.Tensor:
+            stored = self._file.get_slice(name)
+            return torch.cat([stored[int(i) : int(i) + 1] for i in windows]).flatten(0, 1).to(ids.device)
+
+        tokens, target = read("tokens").long(), read("logs").float()
+
+        def divergence(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            mine, theirs = logits.log_softmax(-1).gather(1, tokens[rows]), target[rows]
+            known = (theirs.exp() * (theirs - mine)).sum()
+            rest, my_rest = (_rest(figures) for figures in (theirs, mine))
+            return known + (rest * (rest.log() - my_rest.log())).sum()
+
+        return divergence
+
+
+def _rest(logs: torch.Tensor) -> torch.Tensor:
+    """Probability of all other tokens; never 0, which float16 sums could give."""
+    return (1 - logs.exp().sum(-1)).clamp_min(1e-5)
