@@ -11,7 +11,7 @@ import torch
 
 from saap_edge.errors import ParityError
 from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, dequantise
 from saap_edge.model.folder import load_model
 
 __all__ = ["MODES", "TOLERANCE", "Parity", "check_parity", "relative_error", "require", "shipped_model"]
@@ -23,7 +23,11 @@ __all__ = ["MODES", "TOLERANCE", "Parity", "check_parity", "relative_error", "re
 # and 4 bits.
 # A fault in a single layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope
 # 0.4: the full-precision formats, which share all code with the quantised ones, see the smallest of them too.
-TOLERANCE = {"gguf-f16": 0.005, "gguf-q8_0": 0.06, "gguf-q4_0": 0.06, "onnx-fp32": 0.00005, "onnx-int4": 0.06}
+TOLERANCE = {
+    "gguf-f16": 0.005, "gguf-q8_0": 0.06, "gguf-q4_0": 0.06, "gguf-q4_1": 0.06, "onnx-fp32": 0.00005, "onnx-int4": 0.06,
+    "onnx-int8": 0.06,
+}  # fmt: skip
+VOCABULARY = (BLOCK_FORMATS["q8_0"], BLOCK)  # embedding and head beside blocks
 # Whole prompt at once; one token at a time; a prompt, then steps.
 MODES = ("prefill", "steps", "mixed")
 
@@ -43,29 +47,28 @@ class Parity:
         return asdict(self)
 
 
-def shipped_model(folder: Path, artifact_format: str) -> Any:
+def shipped_model(folder: Path, artifact_format: str, group: int = BLOCK) -> Any:
     """The torch model (float32) whose weights are, to the bit, what the artifact of that format holds.
 
-    Raises SaapError when the folder is not a model.
+    `group` is that of the export. Raises SaapError when the folder is not a model.
     """
     model = load_model(folder)
     weights = ExportWeights(folder)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
-                value = torch.from_numpy(_shipped(weights, name, artifact_format))
+                value = _shipped(weights, name, artifact_format, group)
                 parameter.copy_(value[: parameter.shape[0], : parameter.shape[1]])
     return model
 
 
-def _shipped(weights: ExportWeights, name: str, artifact_format: str) -> np.ndarray:
+def _shipped(weights: ExportWeights, name: str, artifact_format: str, group: int) -> torch.Tensor:
     if artifact_format == "onnx-fp32":
-        return weights.tensor(name)
+        return torch.from_numpy(weights.tensor(name))
     if artifact_format == "gguf-f16":
-        return weights.tensor(name).astype(np.float16).astype(np.float32)
-    if artifact_format in ("gguf-q4_0", "onnx-int4") and "_proj" in name:
-        return dequantise_q4(*weights.q4(name))
-    return dequantise_q8(*quantise_q8(weights.tensor(name)))
+        return torch.from_numpy(weights.tensor(name)).half().float()
+    layout = weights.layout(artifact_format, group) if "_proj" in name else None
+    return dequantise(weights.blocks(name, *(layout or VOCABULARY)))
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -11,7 +11,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -24,11 +23,11 @@ from saap_edge.export.artifacts import engine_of
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.onnx import write_onnx
 from saap_edge.export.refusal import export_refusal
-from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import dequantise_q4
+from saap_edge.model.blocks import dequantise
 from saap_edge.model.folder import build_pruned, load_model, load_tokenizer, spec_of
 from saap_edge.model.spec import LayerShape
 from tests.conftest import TEXT, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
+from tests.export.codes_support import tune
 from tests.export.test_onnx import genai_tokens
 
 IDS = list(range(1, 30))  # more than Gemma's window of 8
@@ -97,18 +96,12 @@ def test_qwen3_widths_are_arrays(tmp_path: Path) -> None:
     assert [fields[f"openelm.{name}"].contents() for name in names] == [[2, 2, 8], [1, 2, 4], [64, 96, 32]]
 
 
-def test_fused_codes_are_the_tuned_ones_row_on_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1"])
+def test_fused_blocks_are_the_tuned_ones_row_on_row(name: str, tmp_path: Path) -> None:
     folder = write_folder(pruned(tiny_model("qwen3"), WIDTHS), tmp_path / "model")
-    rng, tensors, expected = np.random.default_rng(0), {}, []
-    for part in ("q_proj", "k_proj", "v_proj"):
-        name = f"model.layers.1.self_attn.{part}.weight"
-        rows, columns = ExportWeights(folder).tensor(name).shape
-        codes = rng.integers(0, 16, (rows, columns), dtype=np.uint8)
-        scales = rng.normal(0, 0.01, (rows, columns // 32)).astype(np.float16)
-        tensors |= {f"{name}.codes": codes, f"{name}.scales": scales}
-        expected.append(dequantise_q4(codes, scales))
-    save_file(tensors, folder / "codes.safetensors")
-    write_gguf(folder, tmp_path / "m.gguf", "q4_0")
+    tuned = tune(folder, name, 64)
+    expected = [dequantise(tuned[f"model.layers.1.self_attn.{part}_proj.weight"]).numpy() for part in "qkv"]
+    write_gguf(folder, tmp_path / "m.gguf", name)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     qkv = stored["blk.1.attn_qkv.weight"]
     np.testing.assert_array_equal(gguf.quants.dequantize(qkv.data, qkv.tensor_type), np.concatenate(expected))
