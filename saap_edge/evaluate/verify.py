@@ -44,9 +44,8 @@ def verify_folder(
         with Worker(engine_of(artifact.format), artifacts / artifact.path, threads, 2 * TOKENS) as worker:
             if artifact.format.startswith("gguf"):
                 _check_tokens(worker, tokenizer, text, f"{manifest.role} {artifact.format}")
-            results.append(
-                check_parity(references[same], worker, artifact.format, manifest.role, tokens, tokenizer.decode)
-            )
+            shipped = (weights, artifact.format, manifest.group)
+            results.append(check_parity(references[same], worker, shipped, manifest.role, tokens, tokenizer.decode))
         progress()
     return results
 

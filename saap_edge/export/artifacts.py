@@ -64,8 +64,8 @@ def export_artifacts(
     """Write every format of the model in `folder` under `out` and manifest.json beside them.
 
     `role` is "dense" or "pruned"; `lineage` maps what it was made from to hashes; `group` is that of the ONNX files
-    where the folder was not tuned in another (GGUF's own blocks of 32 hold no coarser scales than they must). Raises SaapError when the model
-    cannot go to a runtime.
+    where the folder was not tuned in another (GGUF's own blocks of 32 hold no coarser scales than they must). Raises
+    SaapError when the model cannot go to a runtime.
     """
     from saap_edge.export.gguf import write_gguf
     from saap_edge.export.onnx import write_onnx
@@ -94,9 +94,7 @@ def export_artifacts(
         progress(name)
     layers = [(shape.heads, shape.kv_heads, shape.ffn) for shape in weights.spec.layers]
     tuned = weights.tuned.name if weights.tuned else None
-    manifest = Manifest(
-        role=role, tuned=tuned, group=group, layers=layers, lineage=lineage, artifacts=artifacts
-    )
+    manifest = Manifest(role=role, tuned=tuned, group=group, layers=layers, lineage=lineage, artifacts=artifacts)
     (out / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
 

@@ -49,8 +49,9 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     `logits_from` (int64 [1], default 0: all) starts the logits at that position; -1 computes the last one only.
 
     Returns quantisation, initializers (type -> bytes), onnx_bytes, data_bytes, projection_bytes (read per decoded
-    token: projections, biases, head, norms), blocks (format and group, None in fp32) and padded_layers. Raises SaapError on an unknown quantisation,
-    on a folder that ExportWeights refuses, and on shapes that GroupQueryAttention cannot run.
+    token: projections, biases, head, norms), blocks (format and group, None in fp32) and padded_layers. Raises
+    SaapError on an unknown quantisation, on a folder that ExportWeights refuses, on a group that MatMulNBits does not
+    take, and on shapes that GroupQueryAttention cannot run.
     """
     if quantisation not in QUANTISATIONS:
         raise SaapError(f"unknown ONNX quantisation '{quantisation}' (there are: {', '.join(QUANTISATIONS)})")

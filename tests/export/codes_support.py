@@ -1,4 +1,4 @@
-"""Folders with tuned codes, as the recover stage leaves them, but random: nothing that rounds could hit them by chance."""
+"""Folders with tuned codes, as the recover stage leaves them, but random: no rounding could hit them by chance."""
 
 from __future__ import annotations
 

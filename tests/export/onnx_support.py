@@ -20,22 +20,6 @@ def random_tokens(vocabulary: int, count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, vocabulary, count).tolist()
 
 
-def with_int8_activations(model: PreTrainedModel) -> PreTrainedModel:
-    """Round the input of every linear layer to 8 bits in blocks of 32, as MatMulNBits does at accuracy level 4."""
-
-    def rounded(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        x = inputs[0]
-        padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32)).unflatten(-1, (-1, 32))
-        scale = padded.abs().amax(-1, keepdim=True) / 127
-        codes = (padded / scale.clamp_min(1e-30)).round()
-        return ((codes * scale).flatten(-2)[..., : x.shape[-1]],)
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(rounded)
-    return model
-
-
 class PlainSession:
     """The graph as anyone would run it: past in, present out, no shared buffers, no option of ours."""
 
