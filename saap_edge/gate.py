@@ -16,7 +16,7 @@ Metric = Literal[
     "perplexity",
     "perplexity_increase_pct", "speedup_vs_dense",
 ]  # fmt: skip
-_Format = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int4"]
+_Format = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1", "onnx-fp32", "onnx-int4", "onnx-int8"]
 
 # Absolute figures that belong to the machine they were taken on.
 _OF_THE_MACHINE = ("decode_tok_s", "prefill_tok_s", "ttft_ms", "load_ms", "peak_rss_mib")

@@ -15,7 +15,7 @@ __all__ = [
     "ScoreSettings", "bundled_model", "bundled_text",
 ]  # fmt: skip
 
-Format = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int4"]
+Format = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1", "onnx-fp32", "onnx-int4", "onnx-int8"]
 FORMATS: tuple[Format, ...] = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int4")
 
 _REFERENCE = Path(__file__).parent / "reference"
@@ -146,6 +146,11 @@ class ExportSettings(_Section):
     """What to write."""
 
     formats: tuple[Format, ...] = Field(default=FORMATS, min_length=1, description="artifacts, dense and pruned alike")
+    group: Literal[32, 64, 128, 256] = Field(
+        default=32,
+        description="inputs that share a scale in onnx-int4 and onnx-int8, dense and pruned alike; a tuned model keeps "
+        "the group it was tuned in, GGUF its own 32",
+    )
 
 
 class BenchSettings(_Section):

@@ -153,8 +153,8 @@ class Job:
             "plan": (("score", "bank"), texts, plan),
             "prune": (("plan",), texts, score | mending),
             "recover": (("prune",), texts, recipe.recover.model_dump(mode="json") | windows | seed),
-            "dense": ((), ("model",), {"formats": recipe.export.formats}),
-            "export": (("recover", "plan"), (), {"formats": recipe.export.formats}),
+            "dense": ((), ("model",), recipe.export.model_dump(mode="json")),
+            "export": (("recover", "plan"), (), recipe.export.model_dump(mode="json")),
             "verify": (("export", "dense", "recover"), ("model", "test"), {}),
             "bench": (("verify", "export", "dense"), ("test",), self._bench_settings()),
             "gate": (("bench",), (), {"budget": recipe.budget.model_dump(mode="json"), "on_target": self.on_target}),
@@ -342,9 +342,9 @@ class Job:
     def _export_model(self, folder: Path, out: Path, role: str, lineage: dict[str, str]) -> None:
         from saap_edge.export.artifacts import export_artifacts
 
-        formats = self.recipe.export.formats
-        with self.bar(f"export: {role} formats", len(formats)) as advance:
-            export_artifacts(folder, out, formats, role, lineage, lambda _: advance(1))
+        settings = self.recipe.export
+        with self.bar(f"export: {role} formats", len(settings.formats)) as advance:
+            export_artifacts(folder, out, settings.formats, role, lineage, lambda _: advance(1), settings.group)
 
     def _verify(self, inputs: Inputs, out: Path) -> None:
         from saap_edge.evaluate.parity import require

@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from saap_edge import cli
 from saap_edge.model.folder import build_pruned
 from saap_edge.model.spec import LayerShape, read_spec
+from saap_edge.recipe import ExportSettings, Recipe
+from saap_edge.stages import Job
 from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
 from tests.export.test_families import GEMMA, gemma_folder
 
@@ -83,8 +86,9 @@ def test_compile_gives_verified_files(compiled):
 
 
 COMPILED = {
-    "qwen3": ("openelm", ["gguf-f16", "gguf-q4_0", "onnx-int4"]), "gemma3_text": ("gemma3", ["gguf-f16", "gguf-q4_0"]),
-}  # fmt: skip
+    "qwen3": ("openelm", ["gguf-f16", "gguf-q4_0", "onnx-int4", "onnx-int8"]),
+    "gemma3_text": ("gemma3", ["gguf-f16", "gguf-q4_1"]),
+}
 
 
 @pytest.mark.parametrize("family", list(COMPILED))
@@ -94,14 +98,27 @@ def test_compile_of_families_with_their_own_writers(family, saap, tmp_path):
     folder = (
         gemma_folder(family, tmp_path / "m") if family in GEMMA else write_folder(tiny_model(family), tmp_path / "m")
     )
-    recipe = write_recipe(tmp_path, folder, export={"formats": formats})
+    recipe = write_recipe(tmp_path, folder, export={"formats": formats, "group": 64})
     code, _, stderr = saap("compile", recipe, "--out", tmp_path / "out")
     assert code == 0, stderr
     verify = json.loads(next((tmp_path / "out" / "stages").glob("verify-*/verify.json")).read_text())
     assert len(verify) == 2 * len(formats) and all(entry["passed"] for entry in verify)
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["achieved_ratio"] >= 0.3
-    manifest = json.loads(next((tmp_path / "out" / "stages").glob("export-*/manifest.json")).read_text())
+    for role in ("dense", "export"):
+        manifest = json.loads(next((tmp_path / "out" / "stages").glob(f"{role}-*/manifest.json")).read_text())
+        assert manifest["group"] == 64
     assert manifest["artifacts"][0]["details"]["architecture"] == architecture
+
+
+def test_another_group_exports_anew():
+    """Both roles: speed is compared at equal groups."""
+    small, large = (
+        Job(Recipe(export=ExportSettings(formats=("onnx-int4",), group=group)), None, bar=None) for group in (32, 128)
+    )
+    for name in ("dense", "export"):
+        assert small.stage(name).settings != large.stage(name).settings
+    with pytest.raises(ValidationError, match=r"32, 64, 128 or 256"):
+        ExportSettings(group=48)
 
 
 def test_second_run_does_nothing(compiled, saap):

@@ -11,6 +11,7 @@ from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError
 from saap_edge.evaluate.parity import Parity, check_parity, shipped_model
 from saap_edge.export.artifacts import engine_of, read_manifest
+from saap_edge.export.weights import ExportWeights
 from saap_edge.model.folder import load_tokenizer
 
 __all__ = ["HARD_TEXT", "verify_folder"]
@@ -35,17 +36,16 @@ def verify_folder(
     tokenizer = load_tokenizer(model_folder)
     # Token ids of plain text: enough for any vocabulary, and cheap even where tokens are bytes.
     tokens = tokenizer(text[:2000], add_special_tokens=False)["input_ids"][:TOKENS]
-    results, references = [], {}
+    weights, results, references = ExportWeights(model_folder), [], {}
     for artifact in manifest.artifacts:
-        same = "q4" if artifact.format in ("gguf-q4_0", "onnx-int4") else artifact.format
+        same = weights.layout(artifact.format, manifest.group) or artifact.format
         if same not in references:
-            references = {same: shipped_model(model_folder, artifact.format)}  # one at a time: memory
+            references = {same: shipped_model(model_folder, artifact.format, manifest.group)}  # one at a time: memory
         with Worker(engine_of(artifact.format), artifacts / artifact.path, threads, 2 * TOKENS) as worker:
             if artifact.format.startswith("gguf"):
                 _check_tokens(worker, tokenizer, text, f"{manifest.role} {artifact.format}")
-            results.append(
-                check_parity(references[same], worker, artifact.format, manifest.role, tokens, tokenizer.decode)
-            )
+            shipped = (weights, artifact.format, manifest.group)
+            results.append(check_parity(references[same], worker, shipped, manifest.role, tokens, tokenizer.decode))
         progress()
     return results
 

@@ -30,13 +30,18 @@ class Artifact(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All artifacts of one model. `tuned`: the 4-bit codes were trained; `layers` are [heads, kv heads, FFN width]."""
+    """All artifacts of one model.
+
+    `tuned`: the block format whose codes were trained, None where there are none; `group`: inputs that share a scale in
+    blocks that were not tuned (model/blocks.py); `layers` are [heads, kv heads, FFN width].
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     version: int = 1
     role: str
-    tuned: bool
+    tuned: str | None
+    group: int
     layers: list[tuple[int, int, int]]
     lineage: dict[str, str]
     artifacts: list[Artifact]
@@ -54,11 +59,13 @@ def export_artifacts(
     role: str,
     lineage: dict[str, str],
     progress: Callable[[str], None],
+    group: int = 32,
 ) -> Manifest:
     """Write every format of the model in `folder` under `out` and manifest.json beside them.
 
-    `role` is "dense" or "pruned"; `lineage` maps what it was made from to hashes. Raises SaapError when the model
-    cannot go to a runtime.
+    `role` is "dense" or "pruned"; `lineage` maps what it was made from to hashes; `group` is that of the ONNX files
+    where the folder was not tuned in another (GGUF's own blocks of 32 hold no coarser scales than they must). Raises
+    SaapError when the model cannot go to a runtime.
     """
     from saap_edge.export.gguf import write_gguf
     from saap_edge.export.onnx import write_onnx
@@ -75,7 +82,8 @@ def export_artifacts(
         kind, _, quantisation = name.partition("-")
         path = out / "gguf" / f"model-{quantisation}.gguf" if kind == "gguf" else out / "onnx" / quantisation
         path.parent.mkdir(exist_ok=True)
-        summary = (write_gguf if kind == "gguf" else write_onnx)(folder, path, quantisation)
+        gguf = kind == "gguf"
+        summary = write_gguf(folder, path, quantisation) if gguf else write_onnx(folder, path, quantisation, group)
         size, digest = _measure(path)
         artifacts.append(
             Artifact(
@@ -85,7 +93,8 @@ def export_artifacts(
         )  # fmt: skip
         progress(name)
     layers = [(shape.heads, shape.kv_heads, shape.ffn) for shape in weights.spec.layers]
-    manifest = Manifest(role=role, tuned=weights.tuned, layers=layers, lineage=lineage, artifacts=artifacts)
+    tuned = weights.tuned.name if weights.tuned else None
+    manifest = Manifest(role=role, tuned=tuned, group=group, layers=layers, lineage=lineage, artifacts=artifacts)
     (out / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
 

@@ -21,14 +21,19 @@ from saap_edge.export.gguf_tokenizer import add_tokenizer, model_name
 from saap_edge.export.refusal import export_refusal, gguf_architecture
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import quantise_q8
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks
 from saap_edge.model.spec import ModelSpec, linear_shapes
 
-__all__ = ["QUANTISATIONS", "pack_q4_0", "pack_q8_0", "permute", "write_gguf"]
+__all__ = ["QUANTISATIONS", "pack", "permute", "write_gguf"]
 
 _TYPE = gguf.GGMLQuantizationType
 _FILE_TYPE = gguf.LlamaFileType
-QUANTISATIONS = ("f16", "q8_0", "q4_0")
+_KINDS = {"f16": _TYPE.F16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0, "q4_1": _TYPE.Q4_1}
+_FILES = {
+    "f16": _FILE_TYPE.MOSTLY_F16, "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0,
+    "q4_1": _FILE_TYPE.MOSTLY_Q4_1,
+}  # fmt: skip
+QUANTISATIONS = tuple(_KINDS)
 # What sets llama.cpp's architectures apart (its src/models, and llama_model_rope_type).
 _BY_LAYER = ("deci", "openelm")  # widths are arrays
 _FUSED = ("openelm",)  # q, k and v in one matrix
@@ -60,13 +65,14 @@ class _Tensor:
 def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     """Write the model in `folder` as one GGUF file.
 
-    Projections are F16, Q8_0 or Q4_0 (the tuned codes where the folder has them); token embedding and output matrix
-    F16, or Q8_0 in both quantised files; norms and biases F32. Tensors are read, coded and written one at a time.
+    Projections are F16 or blocks (the tuned ones where the folder has them in that format, a scale of a larger group
+    in each of its blocks of 32); token embedding and output matrix F16, or Q8_0 beside blocks; norms and biases F32.
+    Tensors are read, coded and written one at a time.
 
     Args:
         folder: Hugging Face folder, dense or pruned.
         out: the file.
-        quantisation: "f16", "q8_0" or "q4_0".
+        quantisation: "f16", "q8_0", "q4_0" or "q4_1".
 
     Returns a summary: architecture, bytes by type, file bytes, and `projection_bytes`, the weight bytes that decoding
     one token reads. Raises SaapError for a model or tokenizer that llama.cpp cannot run.
@@ -139,8 +145,7 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     if spec.gemma:
         add_gemma(writer, spec.gemma)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    kinds = {"f16": _FILE_TYPE.MOSTLY_F16, "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0}
-    writer.add_file_type(kinds[quantisation])
+    writer.add_file_type(_FILES[quantisation])
 
 
 def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> Iterator[_Tensor]:
@@ -211,16 +216,15 @@ def _matrix(
     quantisation: str,
     heads: int | None = None,
 ) -> _Tensor:
-    def read() -> np.ndarray:
-        if quantisation == "q4_0":
-            parts = [weights.q4(source) for source in sources]
-            codes, scales = _stack([part[0] for part in parts]), _stack([part[1] for part in parts])
-            return pack_q4_0(permute(codes, heads), permute(scales, heads))
-        weight = permute(_stack([weights.tensor(source) for source in sources]), heads)
-        return pack_q8_0(*quantise_q8(weight)) if quantisation == "q8_0" else weight.astype(np.float16)
+    format = BLOCK_FORMATS.get(quantisation)
 
-    kinds = {"f16": _TYPE.F16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0}
-    return _Tensor(name, kinds[quantisation], shape, read)
+    def part(source: str) -> np.ndarray:
+        return pack(weights.blocks(source, format)) if format else weights.tensor(source).astype(np.float16)
+
+    def read() -> np.ndarray:
+        return permute(_stack([part(source) for source in sources]), heads)
+
+    return _Tensor(name, _KINDS[quantisation], shape, read)
 
 
 def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -231,7 +235,7 @@ def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
 def permute(rows: np.ndarray, heads: int | None) -> np.ndarray:
     """Reorder the rows of q or k from halves (Hugging Face) to pairs, as llama.cpp's NORM rope wants them.
 
-    `rows` is [heads * head_dim, ...]; None leaves it alone. Works on weights, biases, codes and scales alike, because
+    `rows` is [heads * head_dim, ...]; None leaves it alone. Works on weights, biases and packed blocks alike, because
     only whole rows move (llama.cpp, LlamaModel.permute).
     """
     if heads is None:
@@ -239,18 +243,15 @@ def permute(rows: np.ndarray, heads: int | None) -> np.ndarray:
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def pack_q4_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Blocks of Q4_0, uint8 [out, in/32*18]: fp16 scale, then 16 bytes with code i low and code i+16 high."""
-    blocks = codes.reshape(codes.shape[0], -1, 2, 16)
-    packed = blocks[:, :, 0] | (blocks[:, :, 1] << 4)
-    return _join(scales, packed)
-
-
-def pack_q8_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Blocks of Q8_0, uint8 [out, in/32*34]: fp16 scale, then 32 signed bytes."""
-    return _join(scales, codes.view(np.uint8).reshape(codes.shape[0], -1, 32))
-
-
-def _join(scales: np.ndarray, packed: np.ndarray) -> np.ndarray:
-    head = np.ascontiguousarray(scales).view(np.uint8).reshape(*scales.shape, 2)
-    return np.concatenate([head, packed], axis=-1).reshape(scales.shape[0], -1)
+def pack(blocks: Blocks) -> np.ndarray:
+    """GGUF's blocks, uint8 [out, bytes]: scale and, in Q4_1, minimum in fp16; then 32 signed bytes, or 16 bytes with
+    code i low and code i + 16 high."""
+    rows, columns = blocks.codes.shape
+    count = columns // BLOCK
+    figures = [figure for figure in (blocks.scales, blocks.offsets) if figure is not None]
+    spread = [figure.repeat_interleave(blocks.group // BLOCK, 1)[:, :count].numpy() for figure in figures]
+    codes = blocks.codes.numpy().reshape(rows, count, BLOCK)
+    half = BLOCK // 2
+    packed = codes ^ 0x80 if blocks.format.bits == 8 else codes[..., :half] | codes[..., half:] << 4
+    head = np.stack(spread, axis=-1).view(np.uint8)
+    return np.concatenate([head, packed], axis=-1).reshape(rows, -1)

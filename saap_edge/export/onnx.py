@@ -9,50 +9,51 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from saap_edge.errors import SaapError
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import BLOCK, quantise_q8
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks
 from saap_edge.model.folder import copy_tokenizer
 from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 
 __all__ = ["QUANTISATIONS", "write_onnx"]
 
-QUANTISATIONS = ("fp32", "int4")
+QUANTISATIONS = ("fp32", "int4", "int8")
 GRAPH_FILE, DATA_FILE, GENAI_FILE = "model.onnx", "model.onnx.data", "genai_config.json"
 OPSETS = {"": 21, "com.microsoft": 1}
 IR_VERSION = 10
 CONTRIB = "com.microsoft"
-INT8_ARITHMETIC = 4  # MatMulNBits accuracy_level: activations in 8 bits with the weights' block; 0.61x the time of fp32
+# MatMulNBits accuracy_level: activations in 8 bits with the weights' block. Level 1, fp32, took 3 to 4 times as long to
+# decode in 4 bits on an x86 server with VNNI, 50 times in 8 bits.
+INT8_ARITHMETIC = 4
 PAGE, LARGE = 4096, 1 << 20  # large tensors start on a page, so that a runtime can map them instead of copying
-ROWS_AT_ONCE = 8192  # rows of the vocabulary quantised together
 KINDS = ("key", "value")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def write_onnx(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
+def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -> dict[str, Any]:
     """Write the model in `folder` (dense, pruned or tuned) as an ONNX folder `out`, and say what it holds.
 
     `out` gets model.onnx, model.onnx.data, genai_config.json and the tokenizer. In "fp32" all weights are float32; in
-    "int4" projections are MatMulNBits with the codes of `ExportWeights.q4` (block 32), token embedding and head have
-    exactly the 8-bit codes of `quantise_q8` (one copy when tied), norms and biases float32.
+    "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout` (`group` inputs a block, a
+    power of two from 32, unless they were tuned in another), token embedding and head are Q8_0's blocks of 32 (one copy
+    when tied), norms and biases float32.
 
     The graph takes input_ids, attention_mask int64 and past_key_values.N.key/.value float32 [batch, kv_heads of layer
     N, past, head_dim]; it gives logits [batch, seq, vocab] and present.N.key/.value. The optional input
     `logits_from` (int64 [1], default 0: all) starts the logits at that position; -1 computes the last one only.
 
     Returns quantisation, initializers (type -> bytes), onnx_bytes, data_bytes, projection_bytes (read per decoded
-    token: projections, biases, head, norms), tuned, and padded_layers. Raises SaapError on an unknown quantisation,
-    on a folder that ExportWeights refuses, and on shapes that GroupQueryAttention cannot run.
+    token: projections, biases, head, norms), blocks (format and group, None in fp32) and padded_layers. Raises
+    SaapError on an unknown quantisation, on a folder that ExportWeights refuses, on a group that MatMulNBits does not
+    take, and on shapes that GroupQueryAttention cannot run.
     """
     if quantisation not in QUANTISATIONS:
         raise SaapError(f"unknown ONNX quantisation '{quantisation}' (there are: {', '.join(QUANTISATIONS)})")
@@ -61,10 +62,13 @@ def write_onnx(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     if refusal:
         raise SaapError(refusal)
     check_attention(weights.spec)
+    layout = weights.layout(f"onnx-{quantisation}", group)
+    if layout and (layout[1] < BLOCK or layout[1] & (layout[1] - 1)):
+        raise SaapError(f"{folder}: groups of {layout[1]} inputs: MatMulNBits takes powers of two from {BLOCK}")
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
-        Decoder(graph, weights, quantisation).build()
+        Decoder(graph, weights, layout).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(
         {"saap_edge.quantisation": quantisation, "saap_edge.context": str(weights.spec.context)}
@@ -78,7 +82,7 @@ def write_onnx(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
         "onnx_bytes": (out / GRAPH_FILE).stat().st_size,
         "data_bytes": (out / DATA_FILE).stat().st_size,
         "projection_bytes": graph.bytes_per_token,
-        "tuned": weights.tuned,
+        "blocks": layout and {"format": layout[0].name, "group": layout[1]},
         "padded_layers": padded_layers(folder, weights.spec),
     }
 
@@ -101,10 +105,25 @@ def padded_layers(folder: Path, padded: ModelSpec) -> dict[int, list[int]]:
     return {index: [old.ffn, new.ffn] for index, (old, new) in enumerate(pairs) if old.ffn != new.ffn}
 
 
-def pack_nibbles(codes: np.ndarray) -> np.ndarray:
-    """uint8 [out, in] in 0..15 to MatMulNBits' uint8 [out, in/32, 16]: the even column in the low nibble."""
-    packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return packed.reshape(codes.shape[0], -1, BLOCK // 2)
+def pack(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """MatMulNBits' codes uint8 [out, blocks, bytes], scales float32 [out, blocks], and zero points uint8 [out, bytes].
+
+    The last block is filled up with zeros: the operator takes no input for them. None stands for the operator's own
+    zero point, the middle code.
+    """
+    rows, count = blocks.scales.shape
+    codes = np.pad(blocks.codes.numpy(), ((0, 0), (0, count * blocks.group - blocks.codes.shape[1])))
+    zeros = None if blocks.offsets is None else blocks.offsets.numpy()
+    if blocks.format.bits == 4:
+        codes = nibbles(codes)
+        zeros = None if zeros is None else nibbles(np.pad(zeros, ((0, 0), (0, count % 2))))
+    return codes.reshape(rows, count, -1), blocks.scales.float().numpy(), zeros
+
+
+def nibbles(codes: np.ndarray) -> np.ndarray:
+    """uint8 [rows, columns] in 0..15, two a byte, the even column low."""
+    packed: np.ndarray = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return packed
 
 
 class GraphWriter:
@@ -157,20 +176,12 @@ class GraphWriter:
 
     def weight(self, name: str, array: np.ndarray, per_token: bool = True) -> ir.Value:
         """Write a weight to the data file. `per_token`: all of it is read for every decoded token."""
-        return self.weight_rows(name, [array], array.shape, array.dtype, per_token)
-
-    def weight_rows(
-        self, name: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: npt.DTypeLike, per_token: bool
-    ) -> ir.Value:
-        """Write a weight of `shape` that comes in consecutive `parts`."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
+        size, kind = array.nbytes, ir.DataType.from_numpy(array.dtype)
         start = self._align(size)
-        for part in parts:
-            self._data.write(np.ascontiguousarray(part).data)
-        kind = ir.DataType.from_numpy(np.dtype(dtype))
+        self._data.write(np.ascontiguousarray(array).data)
         self.bytes_by_type[kind.name.lower()] += size
         self.bytes_per_token += size if per_token else 0
-        return self._external(name, start, size, kind, shape)
+        return self._external(name, start, size, kind, array.shape)
 
     def alias(self, name: str, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
         """The same bytes of the data file under another shape: costs nothing on disk, nor in mapped memory."""
@@ -204,10 +215,8 @@ class GraphWriter:
 class Decoder:
     """The Llama-like decoder, with or without norms of q and k, layer by layer, in a GraphWriter."""
 
-    def __init__(self, graph: GraphWriter, weights: ExportWeights, quantisation: str) -> None:
-        self.graph, self.weights, self.spec = graph, weights, weights.spec
-        self.linear: Callable[[ir.Value, str], ir.Value] = self._int4 if quantisation == "int4" else self._fp32
-        self.quantised = quantisation == "int4"
+    def __init__(self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None) -> None:
+        self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
         self.shapes: dict[str, tuple[int, int]] = {}
         for index in range(len(self.spec.layers)):
             self.shapes |= linear_shapes(self.spec, index)
@@ -261,7 +270,7 @@ class Decoder:
     def _embedding(self, ids: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         """Token vectors, and the table's values (weight, or codes and scales) for a tied head."""
         table = self._vocabulary(EMBEDDING, per_token=self.spec.tied)
-        if not self.quantised:
+        if not self.layout:
             return self.graph.node("Gather", [table[0], ids]), table
         codes = self.graph.alias(f"{EMBEDDING}.rows", table[0], (self.spec.vocab_size, self.spec.hidden))
         vectors = self.graph.node(
@@ -277,8 +286,8 @@ class Decoder:
         end, axis = graph.constant("end", [2**63 - 1]), graph.constant("axes_1", [1])
         normed = graph.node("Slice", [normed, self.logits_from, end, axis])
         table = table if spec.tied else self._vocabulary(HEAD, per_token=True)
-        if self.quantised:
-            logits = self._matmul_bits(normed, table[0], table[1], None, bits=8)
+        if self.layout:
+            logits = self._matmul_bits(normed, table, None, (spec.hidden, 8, BLOCK))
         else:
             logits = self._matmul(normed, table[0])
         graph.output(logits, "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
@@ -287,21 +296,20 @@ class Decoder:
 
     def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
         """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, 32], scales)."""
-        weight = self._checked(name, self.weights.tensor(name), (self.spec.vocab_size, self.spec.hidden))
-        if not self.quantised:
-            return (self.graph.weight(name, weight, per_token),)
-        vocab, blocks = weight.shape[0], weight.shape[1] // BLOCK
-        scales = np.empty((vocab, blocks), dtype=np.float32)
+        shape = self.spec.vocab_size, self.spec.hidden
+        if not self.layout:
+            return (self.graph.weight(name, self._checked(name, self.weights.tensor(name), shape), per_token),)
+        return self._blocks(name, (BLOCK_FORMATS["q8_0"], BLOCK), shape, per_token)
 
-        def codes() -> Iterator[np.ndarray]:
-            for start in range(0, vocab, ROWS_AT_ONCE):
-                rows = slice(start, start + ROWS_AT_ONCE)
-                part, scales[rows] = quantise_q8(weight[rows])
-                yield part.view(np.uint8) ^ 0x80  # adds 128: the default zero point of both operators
-
-        return (
-            self.graph.weight_rows(f"{name}.codes", codes(), (vocab, blocks, BLOCK), np.uint8, per_token),
-            self.graph.weight(f"{name}.scales", scales, per_token),
+    def _blocks(
+        self, name: str, layout: tuple[BlockFormat, int], shape: tuple[int, int], per_token: bool = True
+    ) -> tuple[ir.Value, ...]:
+        """A weight's codes, scales and, where the format has them, zero points."""
+        blocks = self.weights.blocks(name, *layout)
+        self._checked(name, blocks.codes.numpy(), shape)
+        parts = zip(("codes", "scales", "zeros"), pack(blocks), strict=True)
+        return tuple(
+            self.graph.weight(f"{name}.{part}", array, per_token) for part, array in parts if array is not None
         )
 
     def _norm(self, x: ir.Value, name: str) -> ir.Value:
@@ -354,38 +362,31 @@ class Decoder:
         up = self.linear(x, f"{prefix}mlp.up_proj")
         return self.linear(self.graph.node("Mul", [gate, up]), f"{prefix}mlp.down_proj")
 
-    def _fp32(self, x: ir.Value, module: str) -> ir.Value:
-        name = f"{module}.weight"
-        weight = self._checked(name, self.weights.tensor(name), self.shapes[name])
-        y = self._matmul(x, self.graph.weight(name, weight))
-        bias = self._bias(module)
+    def linear(self, x: ir.Value, module: str) -> ir.Value:
+        """A projection with its bias."""
+        name, bias = f"{module}.weight", self._bias(module)
+        shape = self.shapes[name]
+        if self.layout:
+            format, group = self.layout
+            return self._matmul_bits(x, self._blocks(name, self.layout, shape), bias, (shape[1], format.bits, group))
+        y = self._matmul(x, self.graph.weight(name, self._checked(name, self.weights.tensor(name), shape)))
         return y if bias is None else self.graph.node("Add", [y, bias])
-
-    def _int4(self, x: ir.Value, module: str) -> ir.Value:
-        name = f"{module}.weight"
-        codes, scales = self.weights.q4(name)
-        self._checked(name, codes, self.shapes[name])
-        return self._matmul_bits(
-            x,
-            self.graph.weight(f"{name}.codes", pack_nibbles(codes)),
-            self.graph.weight(f"{name}.scales", scales.astype(np.float32)),
-            self._bias(module),
-            bits=4,
-        )
 
     def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
         # FusedMatMul takes weights [out, in] as they are stored: no transposed copy, and a tied table stays one.
         return self.graph.node("FusedMatMul", [x, weight], CONTRIB, transB=1)
 
     def _matmul_bits(
-        self, x: ir.Value, codes: ir.Value, scales: ir.Value, bias: ir.Value | None, bits: int
+        self, x: ir.Value, weight: tuple[ir.Value, ...], bias: ir.Value | None, layout: tuple[int, int, int]
     ) -> ir.Value:
-        assert codes.shape is not None
-        rows, blocks = int(codes.shape[0]), int(codes.shape[1])  # type: ignore[arg-type]
-        extra = [] if bias is None else [None, None, bias]  # zero points default to the middle: 8 and 128
+        """`weight` is codes, scales and perhaps zero points; `layout` its columns, bits and group."""
+        rows = weight[0].shape
+        assert rows is not None
+        columns, bits, group = layout
+        extra = [] if bias is None else [*[None] * (4 - len(weight)), bias]
         return self.graph.node(
-            "MatMulNBits", [x, codes, scales, *extra], CONTRIB, K=blocks * BLOCK, N=rows, bits=bits, block_size=BLOCK,
-            accuracy_level=INT8_ARITHMETIC,
+            "MatMulNBits", [x, *weight, *extra], CONTRIB, K=columns, N=int(rows[0]), bits=bits,  # type: ignore[arg-type]
+            block_size=group, accuracy_level=INT8_ARITHMETIC,
         )  # fmt: skip
 
     def _checked(self, name: str, array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -10,12 +10,16 @@ import numpy as np
 import torch
 
 from saap_edge.errors import SaapError
-from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks, quantise
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, joined, quantise
 from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 from saap_edge.model.tensors import Codes, TensorStore
 
 __all__ = ["ExportWeights"]
 
+
+ROWS_AT_ONCE = 8192  # of a vocabulary, so that rounding needs little memory beside the table itself
+# What ONNX's MatMulNBits may hold, by bits; the first where the folder was tuned in none of them.
+_ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}
 
 _ATTENTION, _FFN = ("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")
 
@@ -72,6 +76,18 @@ class ExportWeights:
         """The format whose tuned codes the folder holds, which are shipped as they are; None where it was not tuned."""
         return None if self._codes is None else self._codes.format
 
+    def layout(self, artifact_format: str, group: int = BLOCK) -> tuple[BlockFormat, int] | None:
+        """Format and group of the projections in an artifact ("gguf-q4_1", "onnx-int4", ...), None where not in blocks.
+
+        The tuned ones where the artifact can hold them; else `group` in ONNX, and GGUF's own 32.
+        """
+        kind, _, quantisation = artifact_format.partition("-")
+        names = _ONNX_FORMATS.get(quantisation, ()) if kind == "onnx" else (quantisation,)
+        if self._codes and self._codes.format.name in names:
+            return self._codes.format, self._codes.group
+        format = BLOCK_FORMATS.get(names[0]) if names else None
+        return (format, group if kind == "onnx" else BLOCK) if format else None
+
     def __contains__(self, name: str) -> bool:
         return not name.startswith(self._blank) and name in self._store
 
@@ -95,7 +111,8 @@ class ExportWeights:
         Tuned blocks keep the group they were tuned in, whatever `group` says.
         """
         if self._codes is None or self._codes.format != format or name not in self._codes:
-            return quantise(torch.from_numpy(self.tensor(name)), format, group)
+            parts = [quantise(rows, format, group) for rows in torch.from_numpy(self.tensor(name)).split(ROWS_AT_ONCE)]
+            return joined(parts)
         blocks = self._codes.get(name)
         # Channels that pad an FFN have no weight at all in gate_proj and up_proj: their columns in down_proj count for
         # nothing, whatever their codes.

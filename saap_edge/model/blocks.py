@@ -15,14 +15,14 @@ hold a larger group's scale several times.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 __all__ = [
-    "BLOCK", "BLOCK_FORMATS", "BlockFormat", "Blocks", "codes_at", "dequantise", "nearest", "quantise",
+    "BLOCK", "BLOCK_FORMATS", "BlockFormat", "Blocks", "codes_at", "dequantise", "joined", "nearest", "quantise",
 ]  # fmt: skip
 
 BLOCK = 32
@@ -76,6 +76,16 @@ class Blocks:
         """The same with `change` applied to the rows of all its parts."""
         offsets = None if self.offsets is None else change(self.offsets)
         return replace(self, codes=change(self.codes), scales=change(self.scales), offsets=offsets)
+
+
+def joined(parts: Sequence[Blocks]) -> Blocks:
+    """Blocks of one format and group, row on row."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    codes, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
+    offsets = [part.offsets for part in parts if part.offsets is not None]
+    return replace(first, codes=codes, scales=scales, offsets=torch.cat(offsets) if offsets else None)
 
 
 def quantise(weight: torch.Tensor, format: BlockFormat, group: int = BLOCK) -> Blocks:

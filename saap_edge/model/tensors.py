@@ -95,16 +95,16 @@ class Codes:
 
     def get(self, name: str) -> Blocks:
         """The blocks of a weight, as they were trained."""
-        offsets = f"{name}.offsets"
+        codes, scales, offsets = (f"{name}.{part}" for part in ("codes", "scales", "offsets"))
+        read = self._handle.get_tensor
         return Blocks(
-            self.format, self.group, self._handle.get_tensor(f"{name}.codes"), self._handle.get_tensor(f"{name}.scales"),
-            self._handle.get_tensor(offsets) if offsets in self._names else None,
-        )  # fmt: skip
+            self.format, self.group, read(codes), read(scales), read(offsets) if offsets in self._names else None
+        )
 
     @classmethod
     def save(cls, blocks: Mapping[str, Blocks], folder: Path) -> None:
         """Write the blocks of weights, all of one format and group."""
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name, weight in blocks.items():
             parts = {"codes": weight.codes, "scales": weight.scales, "offsets": weight.offsets}
             tensors |= {f"{name}.{part}": values.contiguous() for part, values in parts.items() if values is not None}

@@ -13,7 +13,8 @@ __all__ = ["BITS", "GRID", "Cost", "Space", "Unit", "Widths", "kv_unit", "model_
 
 GRID = 32  # the quantisation block of Q4_0, Q8_0 and MatMulNBits: narrower steps would leave a tensor unquantised
 SLACK = 0.002  # of the dense cost: on a coarse grid, just missing a budget beats overshooting it by a whole step
-BITS = {"q4_0": 4.5, "int4": 4.5, "q8_0": 8.5, "int8": 8.5, "f16": 16.0, "fp32": 32.0}  # bits a weight, scales included
+# Bits a weight, scales included.
+BITS = {"q4_0": 4.5, "q4_1": 5.0, "int4": 4.5, "q8_0": 8.5, "int8": 8.5, "f16": 16.0, "fp32": 32.0}
 
 Unit = Literal["parameters", "bytes", "latency"]
 Widths = list[dict[str, int]]  # [layer][kind]: structures that stay

@@ -6,25 +6,68 @@ import torch
 
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
-from saap_edge.evaluate.parity import TOLERANCE, check_parity, relative_error, require
+from saap_edge.evaluate.parity import TOLERANCE, check_parity, relative_error, require, tolerated
 from saap_edge.evaluate.verify import verify_folder
 from saap_edge.export.artifacts import export_artifacts, read_manifest
-from saap_edge.model.folder import load_model
-from saap_edge.recipe import FORMATS
-from tests.conftest import TEXT
+from saap_edge.export.weights import ExportWeights
+from saap_edge.model.folder import build_pruned, load_model
+from saap_edge.model.tensors import Codes
+from tests.conftest import TEXT, WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.export.codes_support import tune
+
+# Side by side what holds the same weights, unless ONNX has another group: verify keeps one reference at a time.
+FORMATS = ("gguf-f16", "gguf-q8_0", "onnx-int8", "gguf-q4_0", "onnx-int4", "gguf-q4_1", "onnx-fp32")
 
 
 @pytest.fixture(scope="module")
 def exported(pruned_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("export")
-    export_artifacts(pruned_folder, out, FORMATS, "pruned", {"model": "x"}, lambda name: None)
+    export_artifacts(pruned_folder, out, FORMATS, "pruned", {"model": "x"}, lambda name: None, 64)
     return out
 
 
 def test_every_format_passes(exported, pruned_folder):
+    """Groups of 64 in ONNX: `gguf-q4_0` and `onnx-int4` then hold different weights."""
     parities = verify_folder(exported, pruned_folder, TEXT, 1, lambda: None)
     require(parities)
     assert [parity.format for parity in parities] == list(FORMATS)
+    assert all(parity.tolerance <= 0.06 for parity in parities)
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "formats"),
+    [
+        ("q4_0", 128, ("gguf-q4_0", "onnx-int4")), ("q4_1", 64, ("gguf-q4_1", "onnx-int4")),
+        ("q8_0", 32, ("gguf-q8_0", "onnx-int8")), ("int4_zp", 128, ("gguf-q4_0", "onnx-int4")),
+        ("int8_zp", 64, ("onnx-int8",)),
+    ],
+)  # fmt: skip
+def test_tuned_folders_pass(name, group, formats, tmp_path):
+    """Where an artifact holds the tuned blocks, and where it rounds the weights anew."""
+    folder = write_folder(randomise_projections(build_pruned(tiny_model("llama"), WIDTHS)), tmp_path / "model")
+    tune(folder, name, group)
+    (tmp_path / "out").mkdir()
+    manifest = export_artifacts(folder, tmp_path / "out", formats, "pruned", {}, lambda name: None)
+    assert manifest.tuned == name and read_manifest(tmp_path / "out") == manifest
+    require(verify_folder(tmp_path / "out", folder, TEXT, 1, lambda: None))
+
+
+def test_a_changed_code_is_refused(tmp_path):
+    """One nibble in a hundred off by one, after the tuned blocks were written."""
+    folder = write_folder(randomise_projections(build_pruned(tiny_model("llama"), WIDTHS)), tmp_path / "model")
+    tuned = tune(folder, "q4_0", 64)
+    (tmp_path / "out").mkdir()
+    export_artifacts(folder, tmp_path / "out", ("gguf-q4_0", "onnx-int4"), "pruned", {}, lambda name: None)
+    for blocks in tuned.values():
+        blocks.codes.view(-1)[::100] ^= 1
+    Codes.save(tuned, folder)
+    with pytest.raises(ParityError, match=r"pruned gguf-q4_0 .*, pruned onnx-int4 "):
+        require(verify_folder(tmp_path / "out", folder, TEXT, 1, lambda: None))
+
+
+def test_a_prediction_beyond_floats_excuses_nothing():
+    assert tolerated(float("inf"), "gguf-q4_0") == 0 and tolerated(float("inf"), "gguf-f16") == TOLERANCE["gguf-f16"]
+    assert tolerated(0.01, "onnx-int4") == pytest.approx(0.02)
 
 
 def wrong_rope(model):
@@ -48,8 +91,9 @@ def test_a_model_that_answers_differently_is_refused(exported, pruned_folder, da
         damage(reference)
     path = exported / "gguf" / "model-f16.gguf"
     with Worker("llama.cpp", path, 1, 64) as worker:
-        parity = check_parity(reference, worker, "gguf-f16", "pruned", list(range(1, 30)), str)
-    assert parity.max_error > 2 * max(TOLERANCE.values()) and not parity.passed
+        artifact = (ExportWeights(pruned_folder), "gguf-f16", 32)
+        parity = check_parity(reference, worker, artifact, "pruned", list(range(1, 30)), str)
+    assert parity.max_error > 0.12 and not parity.passed
     with pytest.raises(ParityError, match="pruned gguf-f16"):
         require([parity])
 

@@ -9,10 +9,6 @@ import onnxruntime as ort
 import torch
 from transformers import PreTrainedModel
 
-from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
-from saap_edge.model.folder import load_model
-
 
 def reference(model: PreTrainedModel, tokens: list[int]) -> np.ndarray:
     """Logits [len(tokens), vocab] of transformers."""
@@ -22,35 +18,6 @@ def reference(model: PreTrainedModel, tokens: list[int]) -> np.ndarray:
 
 def random_tokens(vocabulary: int, count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, vocabulary, count).tolist()
-
-
-def dequantised_model(folder: Path) -> PreTrainedModel:
-    """The folder's model, holding exactly the values that the int4 file stands for."""
-    weights, model = ExportWeights(folder), load_model(folder)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "embed_tokens" in name or "lm_head" in name:
-                parameter.copy_(torch.from_numpy(dequantise_q8(*quantise_q8(weights.tensor(name)))))
-            elif name.endswith("_proj.weight"):
-                values = torch.from_numpy(dequantise_q4(*weights.q4(name)))
-                parameter.copy_(values[: parameter.shape[0], : parameter.shape[1]])
-    return model
-
-
-def with_int8_activations(model: PreTrainedModel) -> PreTrainedModel:
-    """Round the input of every linear layer to 8 bits in blocks of 32, as MatMulNBits does at accuracy level 4."""
-
-    def rounded(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        x = inputs[0]
-        padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32)).unflatten(-1, (-1, 32))
-        scale = padded.abs().amax(-1, keepdim=True) / 127
-        codes = (padded / scale.clamp_min(1e-30)).round()
-        return ((codes * scale).flatten(-2)[..., : x.shape[-1]],)
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(rounded)
-    return model
 
 
 class PlainSession:

@@ -11,24 +11,25 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.parity import TOLERANCE, check_parity, shipped_model
+from saap_edge.evaluate.parity import check_parity, shipped_model
 from saap_edge.evaluate.verify import HARD_TEXT
 from saap_edge.export.artifacts import engine_of
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.onnx import write_onnx
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import dequantise_q4
+from saap_edge.model.blocks import dequantise
 from saap_edge.model.folder import build_pruned, load_model, load_tokenizer, spec_of
 from saap_edge.model.spec import LayerShape
+from saap_edge.recipe import FORMATS
 from tests.conftest import TEXT, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
+from tests.export.codes_support import tune
 from tests.export.test_onnx import genai_tokens
 
 IDS = list(range(1, 30))  # more than Gemma's window of 8
@@ -61,7 +62,8 @@ def assert_parity(folder: Path, out: Path, artifact_format: str) -> str:
     path = out / f"{artifact_format}.gguf" if kind == "gguf" else out / quantisation
     summary = (write_gguf if kind == "gguf" else write_onnx)(folder, path, quantisation)
     with Worker(engine_of(artifact_format), path, 1, 64) as worker:
-        parity = check_parity(shipped_model(folder, artifact_format), worker, artifact_format, "pruned", IDS, str)
+        artifact = (ExportWeights(folder), artifact_format, 32)
+        parity = check_parity(shipped_model(folder, artifact_format), worker, artifact, "pruned", IDS, str)
     assert parity.passed, parity
     return str(summary.get("architecture", ""))
 
@@ -82,7 +84,7 @@ def qwen3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_folder(pruned(model, widths) if widths else model, folder), architecture
 
 
-@pytest.mark.parametrize("artifact_format", list(TOLERANCE))
+@pytest.mark.parametrize("artifact_format", [*FORMATS, "gguf-q4_1", "onnx-int8"])
 def test_qwen3_answers_as_torch_does(qwen3: tuple[Path, str], artifact_format: str, tmp_path: Path) -> None:
     folder, architecture = qwen3
     written = assert_parity(folder, tmp_path, artifact_format)
@@ -97,18 +99,12 @@ def test_qwen3_widths_are_arrays(tmp_path: Path) -> None:
     assert [fields[f"openelm.{name}"].contents() for name in names] == [[2, 2, 8], [1, 2, 4], [64, 96, 32]]
 
 
-def test_fused_codes_are_the_tuned_ones_row_on_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1"])
+def test_fused_blocks_are_the_tuned_ones_row_on_row(name: str, tmp_path: Path) -> None:
     folder = write_folder(pruned(tiny_model("qwen3"), WIDTHS), tmp_path / "model")
-    rng, tensors, expected = np.random.default_rng(0), {}, []
-    for part in ("q_proj", "k_proj", "v_proj"):
-        name = f"model.layers.1.self_attn.{part}.weight"
-        rows, columns = ExportWeights(folder).tensor(name).shape
-        codes = rng.integers(0, 16, (rows, columns), dtype=np.uint8)
-        scales = rng.normal(0, 0.01, (rows, columns // 32)).astype(np.float16)
-        tensors |= {f"{name}.codes": codes, f"{name}.scales": scales}
-        expected.append(dequantise_q4(codes, scales))
-    save_file(tensors, folder / "codes.safetensors")
-    write_gguf(folder, tmp_path / "m.gguf", "q4_0")
+    tuned = tune(folder, name, 64)
+    expected = [dequantise(tuned[f"model.layers.1.self_attn.{part}_proj.weight"]).numpy() for part in "qkv"]
+    write_gguf(folder, tmp_path / "m.gguf", name)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     qkv = stored["blk.1.attn_qkv.weight"]
     np.testing.assert_array_equal(gguf.quants.dequantize(qkv.data, qkv.tensor_type), np.concatenate(expected))
@@ -139,7 +135,7 @@ def gemma(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_folder(model, tmp_path_factory.mktemp(f"{family}-{kind}")), family.removesuffix("_text")
 
 
-@pytest.mark.parametrize("quantisation", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("quantisation", ["f16", "q8_0", "q4_0", "q4_1"])
 def test_gemma_answers_as_torch_does(gemma: tuple[Path, str], quantisation: str, tmp_path: Path) -> None:
     folder, architecture = gemma
     assert assert_parity(folder, tmp_path, f"gguf-{quantisation}") == architecture

@@ -1,0 +1,56 @@
+"""The emulation of a runtime's arithmetic is the runtime: on one layer, where few activations sit on a boundary."""
+
+import numpy as np
+import pytest
+
+from saap_edge.engines.worker import Worker
+from saap_edge.evaluate.arithmetic import runtime_arithmetic
+from saap_edge.evaluate.parity import logits, shipped_model
+from saap_edge.export.artifacts import engine_of
+from saap_edge.export.gguf import write_gguf
+from saap_edge.export.onnx import write_onnx
+from saap_edge.export.weights import ExportWeights
+from saap_edge.model.folder import build_pruned
+from tests.arithmetic_support import assert_as_predicted
+from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.export.codes_support import tune
+
+TOKENS = list(range(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("artifact_format", "tuned", "group"),
+    [
+        ("gguf-f16", None, 32), ("gguf-q8_0", None, 32), ("gguf-q4_0", None, 32), ("gguf-q4_1", None, 32),
+        ("gguf-q8_0", "q8_0", 64), ("gguf-q4_0", "q4_0", 128), ("gguf-q4_1", "q4_1", 64), ("onnx-int4", None, 64),
+        ("onnx-int8", None, 128), ("onnx-int4", "q4_0", 32), ("onnx-int4", "int4_zp", 128), ("onnx-int8", "q8_0", 128),
+        ("onnx-int8", "int8_zp", 64),
+    ],
+)  # fmt: skip
+def test_runtime_does_what_is_emulated(artifact_format, tuned, group, tmp_path):
+    model = randomise_projections(build_pruned(tiny_model("llama", num_hidden_layers=1), WIDTHS[:1]))
+    folder = write_folder(model, tmp_path / "model")
+    if tuned:
+        tune(folder, tuned, group)
+    kind, _, quantisation = artifact_format.partition("-")
+    path = tmp_path / "artifact"
+    if kind == "gguf":
+        write_gguf(folder, path, quantisation)
+    else:
+        write_onnx(folder, path, quantisation, group)
+    model = shipped_model(folder, artifact_format, group)
+    exact = logits(model, TOKENS)
+    with runtime_arithmetic(model, ExportWeights(folder), artifact_format, group):
+        emulated = logits(model, TOKENS)
+    np.testing.assert_array_equal(logits(model, TOKENS), exact)  # the model is as it was
+    with Worker(engine_of(artifact_format), path, 1, 64) as worker:
+        for mode in ("prefill", "steps"):
+            assert_as_predicted(worker.logits(TOKENS, mode), emulated, exact)
+
+
+def test_full_precision_onnx_rounds_nothing(tmp_path):
+    folder = write_folder(tiny_model("llama"), tmp_path / "model")
+    model = shipped_model(folder, "onnx-fp32")
+    exact = logits(model, TOKENS)
+    with runtime_arithmetic(model, ExportWeights(folder), "onnx-fp32"):
+        np.testing.assert_array_equal(logits(model, TOKENS), exact)

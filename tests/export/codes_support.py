@@ -1,0 +1,39 @@
+"""Folders with tuned codes, as the recover stage leaves them, but random: no rounding could hit them by chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
+from saap_edge.model.folder import load_model
+from saap_edge.model.tensors import Codes
+
+
+def random_blocks(shape: tuple[int, int], format_name: str, group: int, dice: torch.Generator) -> Blocks:
+    """Values of about the size of `randomise_projections`', with every code and both ends of zero points."""
+    format, (rows, columns) = BLOCK_FORMATS[format_name], shape
+    figures = (rows, -(-columns // group))
+    codes = torch.randint(0, format.highest + 1, shape, generator=dice).byte()
+    scales = ((0.005 + 0.025 * torch.rand(figures, generator=dice)) * 15 / format.highest).half()
+    if format.offset == "minimum":
+        offsets = (-7.5 * scales.float() + 0.02 * torch.randn(figures, generator=dice)).half()
+        return Blocks(format, group, codes, scales, offsets)
+    if format.offset == "zero_point":
+        spread = format.highest * (0.5 + 0.1 * torch.randn(figures, generator=dice))
+        return Blocks(format, group, codes, scales, spread.round().clamp(0, format.highest).byte())
+    # Symmetric formats have scales of both signs.
+    return Blocks(format, group, codes, scales * (torch.randint(0, 2, figures, generator=dice) * 2 - 1))
+
+
+def tune(folder: Path, format_name: str, group: int) -> dict[str, Blocks]:
+    """Give every projection of the folder random blocks and return them."""
+    dice = torch.Generator().manual_seed(0)
+    blocks = {
+        name: random_blocks(tuple(parameter.shape), format_name, group, dice)
+        for name, parameter in load_model(folder).named_parameters()
+        if name.endswith("_proj.weight")
+    }
+    Codes.save(blocks, folder)
+    return blocks
