@@ -94,7 +94,7 @@ def _die(message: str, code: int) -> NoReturn:
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int) -> Iterator[Callable[..., None]]:
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(),
@@ -105,7 +105,11 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda steps: progress.advance(task, steps)
+
+        def advance(steps: int, note: str = "") -> None:
+            progress.update(task, advance=steps, description=f"{what} ({note})" if note else what)
+
+        yield advance
 
 
 def _quiet_libraries() -> None:
@@ -141,6 +145,7 @@ def _recipe(path: Path | None, base: dict[str, Any] | None = None, **options: An
         "ratio": "prune.ratio",
         "method": "prune.method",
         "tokens": "recover.tokens",
+        "teacher": "recover.teacher",
     }
     for name, place in places.items():
         if options.get(name) is not None:
@@ -213,9 +218,38 @@ def prune(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def recover(folder: FolderArgument, *, tokens: TokensOption = None, as_json: JsonOption = False) -> None:
-    """Group fine-tuning in 4-bit blocks; never returns worse than it got."""
-    _after(folder, "recover", as_json, tokens=tokens)
+def recover(
+    folder: Annotated[Path, typer.Argument(help="Folder of the prune stage, or any Hugging Face folder")], *,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Recipe YAML, for a Hugging Face folder")] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="Dense model to learn from (default: the model itself)")
+    ] = None,
+    tokens: TokensOption = None, data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write, for a Hugging Face folder")] = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Group fine-tuning in the export's blocks; never returns worse than it got.
+
+    On the folder of the prune stage it is the next stage of that run. On a Hugging Face folder, pruned or dense, it
+    stands alone, and export, verify, bench and gate go on from what it writes:
+
+    \b
+        saap-edge recover out/stages/prune-HASH --tokens 1000000
+        saap-edge recover ./pruned --teacher ./dense --data ./texts --out out
+        saap-edge recover ./dense --out out                      better 4-bit files without pruning
+        accelerate launch -m saap_edge recover ./pruned ...      on several GPUs
+
+    A killed run goes on from its last checkpoint when the same command is given again.
+    """
+    if (folder / "stage.json").is_file() or not (folder / "config.json").is_file():
+        if recipe or data or out:
+            raise SaapError("--recipe, --data and --out go with a Hugging Face folder: a stage folder has its own")
+        _after(folder, "recover", as_json, tokens=tokens, teacher=teacher)
+        return
+    if out is None:
+        raise SaapError(f"'{folder}' is a Hugging Face folder: say with --out where to write")
+    settings = _recipe(recipe, model=str(folder), teacher=teacher, tokens=tokens, data=data)
+    _run(settings, ("recover",), {}, out, None, as_json, tune=True)
 
 
 @app.command()
@@ -255,17 +289,22 @@ def _after(folder: Path, name: str, as_json: bool, plan_file: Path | None = None
     from saap_edge.pipeline import ancestors, read_stage
 
     record = read_stage(folder)
-    settings = _recipe(None, base=record["recipe"], **options)
+    settings, folders = _recipe(None, base=record["recipe"], **options), ancestors(folder)
     _run(
-        settings, (name,), ancestors(folder), folder.resolve().parent.parent, plan_file, as_json, after=record["stage"]
-    )
+        settings, (name,), folders, folder.resolve().parent.parent, plan_file, as_json, after=record["stage"],
+        tune="recover" in folders and "prune" not in folders,
+    )  # fmt: skip
 
 
 def _run(
     recipe: Any, names: tuple[str, ...], folders: dict[str, Path], out: Path, plan_file: Path | None, as_json: bool,
-    after: str | None = None,
+    after: str | None = None, tune: bool = False,
 ) -> None:  # fmt: skip
     _quiet_libraries()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and names != ("recover",):
+        raise SaapError("accelerate launch is for `saap-edge recover`: run the other stages without it")
+    if int(os.environ.get("RANK", 0)):
+        console.quiet = True
     from saap_edge.report.terminal import render_stage
     from saap_edge.run import run_stages
     from saap_edge.stages import Job
@@ -276,7 +315,7 @@ def _run(
         for part in render_stage(result.name, result.folder):
             console.print(part)
 
-    outcome = run_stages(Job(recipe, plan_file, _bar), names, folders, out, after, done)
+    outcome = run_stages(Job(recipe, plan_file, _bar, tune), names, folders, out, after, done)
     if all(result.cached for result in outcome.results):
         console.print("nothing to do: every stage was already there")
     for what, path in outcome.links.items():

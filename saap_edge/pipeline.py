@@ -41,6 +41,7 @@ __all__ = [
     "link",
     "read_stage",
     "run_stage",
+    "work_folder",
 ]
 
 _LIBRARIES = ("torch", "transformers", "gguf", "onnx", "onnx-ir", "onnxruntime", "llama-cpp-python", "numpy")
@@ -93,9 +94,12 @@ def run_stage(
         return StageResult(stage.name, final, True, 0.0)
     start = time.monotonic()
     temporary = root / f"{_TEMPORARY}{stage.name}-{key}-{os.getpid()}"
+    work = work_folder(temporary)
     try:
         temporary.mkdir(parents=True)
         stage.run(inputs, temporary)
+        if int(os.environ.get("RANK", 0)):  # a helper of `accelerate launch`: the first process has the result
+            return StageResult(stage.name, final, False, time.monotonic() - start)
         record = {
             "stage": stage.name, "hash": key, "inputs": {name: path.name for name, path in inputs.items()},
             "settings": stage.settings, "recipe": recipe, "versions": library_versions(),
@@ -103,12 +107,18 @@ def run_stage(
         }  # fmt: skip
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         _publish(temporary, final)
+        shutil.rmtree(work, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise SaapError(f"stage {stage.name}: cannot write to '{root}': {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return StageResult(stage.name, final, False, time.monotonic() - start)
+
+
+def work_folder(out: Path) -> Path:
+    """Where a stage that writes into `out` may keep what a killed run needs to go on: gone when the stage is whole."""
+    return out.with_name(out.name.rpartition("-")[0].replace(_TEMPORARY, ".work-"))
 
 
 def _publish(temporary: Path, final: Path) -> None:

@@ -131,15 +131,37 @@ class PruneSettings(_Section):
 
 
 class RecoverSettings(_Section):
-    """Group fine-tuning in 4-bit blocks of 32."""
+    """Group fine-tuning: weights are trained, put into blocks, and the blocks are trained. export.group is their group."""
 
-    tokens: int = Field(default=240_000, ge=0, description="training tokens; 0 rounds to nearest without tuning")
-    rank: int = Field(default=16, ge=1, description="rank of both adapters")
-    batch: int = Field(default=8, ge=1, description="windows a step")
-    learning_rate: float = Field(default=3e-3, gt=0)
-    distillation: float = Field(
-        default=1.0, ge=0, le=1, description="share of the dense model's distribution in the loss"
+    format: Literal["q4_0", "q4_1", "q8_0", "int4_zp", "int8_zp"] = Field(
+        default="q4_0", description="blocks that are tuned: q4_0 and q8_0 for both runtimes, q4_1 GGUF, *_zp ONNX"
     )
+    teacher: str | None = Field(
+        default=None, description="model to learn from, a folder or hub name: the dense model where absent"
+    )
+    start: Literal["nearest", "weighted", "gptq"] = Field(
+        default="gptq", description="first codes: each weight's own rounding, or what loses least on calibration text"
+    )
+    tokens: int = Field(default=240_000, ge=0, description="training tokens; 0 only puts the weights into blocks")
+    weights: float = Field(
+        default=0.5, ge=0, le=1, description="share of tokens that train full-precision weights (LoRA) before blocks"
+    )
+    through: bool = Field(
+        default=False, description="train the blocks' weights too, through the rounding (straight-through LoRA)"
+    )
+    rank: int = Field(default=16, ge=1, description="of all adapters")
+    batch: int = Field(default=2, ge=1, description="windows a step, over all devices")
+    learning_rate: float = Field(default=3e-3, gt=0, description="of the blocks")
+    weights_learning_rate: float = Field(default=2e-3, gt=0, description="of the full-precision weights")
+    distillation: float = Field(
+        default=1.0, ge=0, le=1, description="share of the dense model's distribution in the loss; the rest is the text"
+    )
+    top: int | None = Field(
+        default=None, ge=1, description="teach from a file of the dense model's likeliest tokens: less memory"
+    )
+    patience: int | None = Field(default=None, ge=1, description="evaluations (8 a phase) without a better one to stop")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the arithmetic of training")
+    checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")
 
 
 class ExportSettings(_Section):

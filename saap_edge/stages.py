@@ -12,7 +12,7 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import ModelSpec, read_spec
-from saap_edge.pipeline import Stage, file_hash, folder_hash
+from saap_edge.pipeline import Stage, file_hash, folder_hash, work_folder
 from saap_edge.recipe import FORMATS, Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
 
@@ -23,7 +23,8 @@ ORDER = ("score", "bank", "plan", "prune", "recover", "dense", "export", "verify
 SEARCH_WINDOWS = 8  # calibration windows behind the scored ones, on which the search compares plans
 
 # bar(what, total) gives a context whose value is called with the number of steps done: the CLI draws it.
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+# An advance may say how it goes.
+Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 Inputs = Mapping[str, Path]
 
 
@@ -51,18 +52,20 @@ class Job:
     window longer than the model's context, or a plan file that breaks a rule.
     """
 
-    def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar) -> None:
+    def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = False) -> None:
         from saap_edge.prune.plan import load_plan
 
-        self.recipe, self.bar = recipe, bar
+        self.recipe, self.bar, self.tune = recipe, bar, tune
         self.target: Target = load_target(recipe.target)
         self.model = resolve_model(recipe.model)
         self.spec: ModelSpec = read_spec(self.model)
         self.plan_override = load_plan(plan_file) if plan_file else None
-        self._check_family()
+        self.teacher = resolve_model(recipe.recover.teacher) if recipe.recover.teacher else self.model
+        self._check_teacher()
+        self._check_formats() if tune else self._check_family()
         if self.plan_override:
             self.check_plan(self.plan_override)
-        else:
+        elif not tune:
             self.space.check(recipe.prune.ratio)
         if recipe.score.window > self.spec.context:
             raise SaapError(
@@ -76,6 +79,21 @@ class Job:
         if not (self.model / "tokenizer.json").is_file():
             raise SaapError(f"no tokenizer.json in '{self.model}': the runtimes need the model's fast tokenizer")
         self._hashes: dict[str, str] = {}
+
+    def _check_teacher(self) -> None:
+        """Refuse a teacher that speaks of other tokens. Raises SaapError."""
+        taught, teacher = self.spec.vocab_size, read_spec(self.teacher).vocab_size
+        if taught != teacher:
+            raise SaapError(f"the teacher '{self.teacher}' has {teacher} tokens, the model {taught}: they must agree")
+
+    def _check_formats(self) -> None:
+        """Refuse formats that cannot hold the model as it is. Raises SaapError."""
+        from saap_edge.export.refusal import export_refusal
+
+        for name in self.recipe.export.formats:
+            refusal = export_refusal(self.spec, name)
+            if refusal:
+                raise SaapError(refusal)
 
     def _check_family(self) -> None:
         """Refuse what this family or model cannot have: formats, depth, biases. Raises SaapError."""
@@ -133,7 +151,9 @@ class Job:
         for role in roles:
             if role not in self._hashes:
                 data = self.recipe.data
-                self._hashes[role] = folder_hash(self.model) if role == "model" else file_hash(getattr(data, role))
+                folders = {"model": self.model, "teacher": self.teacher}
+                known = role in folders
+                self._hashes[role] = folder_hash(folders[role]) if known else file_hash(getattr(data, role))
         return {role: self._hashes[role] for role in roles}
 
     def stage(self, name: str) -> Stage:
@@ -152,9 +172,13 @@ class Job:
             "bank": (("score",), ("model", "calibration"), score | offered | {"grid": self.space.grid}),
             "plan": (("score", "bank"), texts, plan),
             "prune": (("plan",), texts, score | mending),
-            "recover": (("prune",), texts, recipe.recover.model_dump(mode="json") | windows | seed),
+            "recover": (
+                () if self.tune else ("prune",),
+                (*texts, "teacher"),
+                self._recover_settings() | windows | seed,
+            ),
             "dense": ((), ("model",), recipe.export.model_dump(mode="json")),
-            "export": (("recover", "plan"), (), recipe.export.model_dump(mode="json")),
+            "export": (("recover",) if self.tune else ("recover", "plan"), (), recipe.export.model_dump(mode="json")),
             "verify": (("export", "dense", "recover"), ("model", "test"), {}),
             "bench": (("verify", "export", "dense"), ("test",), self._bench_settings()),
             "gate": (("bench",), (), {"budget": recipe.budget.model_dump(mode="json"), "on_target": self.on_target}),
@@ -190,6 +214,10 @@ class Job:
         """What of the target a plan depends on."""
         cost = self.space.cost
         return {"grid": self.space.grid, "cost": [cost.per_weight, cost.per_kv_head, cost.fixed]}
+
+    def _recover_settings(self) -> dict[str, Any]:
+        settings = self.recipe.recover.model_dump(mode="json", exclude={"teacher"})
+        return settings | {"group": self.recipe.export.group, "samples": self.recipe.score.samples}
 
     def _bench_settings(self) -> dict[str, Any]:
         from saap_edge.bench.machine import machine_facts
@@ -319,17 +347,21 @@ class Job:
         _write_json(out / "prune.json", document)
 
     def _recover(self, inputs: Inputs, out: Path) -> None:
-        from saap_edge.model.folder import load_model
-        from saap_edge.recover.run import recover
+        from saap_edge.recover.run import Texts, recover, recovery_steps
 
-        settings, folder = self.recipe.recover, inputs["prune"] / "model"
-        windows, heldout = self._windows("calibration"), self._windows("heldout", 40)
-        steps = settings.tokens // (settings.batch * windows.shape[1])
-        with self.bar("recover: training steps", max(steps, 1)) as advance:
-            recover(
-                load_model(self.model), load_model(folder), folder, windows, heldout, settings, self.recipe.seed, out,
-                lambda step, loss: advance(1),
-            )  # fmt: skip
+        settings, samples = self.recipe.recover, self.recipe.score.samples
+        windows = self._windows("calibration")
+        texts = Texts(windows[:samples], windows, self._windows("heldout", 40))
+        folder = self.model if self.tune else inputs["prune"] / "model"
+        done: dict[str, int] = {}
+
+        def news(phase: str, step: int, loss: float, heldout: float) -> None:
+            advance(step - done.get(phase, 0), f"{phase}: loss {loss:.3f}, held-out {heldout:.3f}")
+            done[phase] = step
+
+        with self.bar("recover", recovery_steps(settings, texts.training)) as advance:
+            group, seed, work = self.recipe.export.group, self.recipe.seed, work_folder(out)
+            recover(self.teacher, folder, texts, settings, group, seed, out, work, news)
 
     def _dense(self, inputs: Inputs, out: Path) -> None:
         self._export_model(self.model, out, "dense", {"model": self.outside(("model",))["model"]})
@@ -337,7 +369,8 @@ class Job:
     def _export(self, inputs: Inputs, out: Path) -> None:
         lineage = {name: folder.name for name, folder in inputs.items()}
         self._export_model(inputs["recover"] / "model", out, "pruned", lineage)
-        (out / "plan.json").write_bytes((inputs["plan"] / "plan.json").read_bytes())
+        if not self.tune:
+            (out / "plan.json").write_bytes((inputs["plan"] / "plan.json").read_bytes())
 
     def _export_model(self, folder: Path, out: Path, role: str, lineage: dict[str, str]) -> None:
         from saap_edge.export.artifacts import export_artifacts

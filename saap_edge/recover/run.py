@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.families import Family
-from saap_edge.model.blocks import BLOCK_FORMATS, Blocks, dequantise, quantise
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks, dequantise, quantise
 from saap_edge.model.folder import load_model, save_model, spec_of
 from saap_edge.model.tensors import Codes
 from saap_edge.recipe import RecoverSettings
 from saap_edge.recover.quantiser import GroupLinear, LoraLinear
 from saap_edge.recover.start import in_blocks
 from saap_edge.recover.teacher import CachedTeacher, DenseTeacher, Teacher, write_cache
-from saap_edge.recover.train import Progress, Recovery, Training, train
+from saap_edge.recover.train import Recovery, Training, steps_of, train
 
-__all__ = ["Texts", "recover"]
+__all__ = ["Texts", "recover", "recovery_steps"]
 
 
 @dataclass(frozen=True)
@@ -52,50 +53,139 @@ def recover(
     blocks of the tuned format. Two guarantees on `texts.heldout`: the blocks are never worse than those of the untuned
     weights rounded to nearest, the full-precision weights never worse than the untuned ones.
 
+    Under `accelerate launch` all processes train, the first writes, and the others return nothing.
+
     Args:
         dense: the teacher's folder; `pruned` may be the same (tuning without pruning).
         group: inputs that share a scale, 32 or a multiple.
         work: a folder for checkpoints and the teacher's cache; with the same one, a killed run goes on from there.
         progress: called with the phase ("teacher", "weights" or "blocks"), the step, and the losses of `train`.
     """
-    model = load_model(pruned)
-    family, format = spec_of(model).family, BLOCK_FORMATS[settings.format]
-    untuned = _measure(model, family, texts.heldout)
-    nearest = {name: quantise(_padded(weight), format, group) for name, weight in _projections(model, family)}
-    rounded = _measure_blocks(model, nearest, texts.heldout)
+    family, format = spec_of(load_model(pruned)).family, BLOCK_FORMATS[settings.format]
     teacher = _teacher(dense, texts.training, settings, work, lambda step: progress("teacher", step, 0.0, 0.0))
-
     torch.manual_seed(seed)
+    model = load_model(pruned)
     weights = _train_weights(model, family, teacher, texts, settings, seed, work, progress)
-    fp = _measure(model, family, texts.heldout)
-    if fp > untuned:  # exact on the data, but a merged weight is rounded once more
+    untuned, fp = math.exp(weights.start), perplexity(model, texts.heldout).value
+    if not fp < untuned:
         model, fp = load_model(pruned), untuned
     folder = out / "model"
-    folder.mkdir(parents=True)
-    # fp32: fp16 would round the weights that codes of untuned formats are computed from.
-    save_model(model, pruned, folder)
+    if PartialState().is_main_process:
+        folder.mkdir(parents=True)
+        save_model(model, pruned, folder)  # float32: codes of formats that were not tuned are computed from it
 
-    student = in_blocks(
+    in_blocks(
         model, family, format, group=group, rank=settings.rank, through=settings.through, method=settings.start,
         windows=texts.calibration,
     )  # fmt: skip
     blocks = train(
-        student, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=True), work / "blocks",
+        model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=True), work / "blocks",
         lambda *news: progress("blocks", *news),
     )  # fmt: skip
-    tuned = {f"{name}.weight": part.blocks() for name, part in student.named_modules() if isinstance(part, GroupLinear)}
-    del student, model
-    master = load_model(folder)
-    value = _measure_blocks(master, tuned, texts.heldout)
+    if not PartialState().is_main_process:
+        return {}
+    tuned = {f"{name}.weight": part.blocks() for name, part in model.named_modules() if isinstance(part, GroupLinear)}
+    del model, teacher
+
+    def nearest(name: str, weight: torch.Tensor) -> Blocks:
+        return quantise(torch.nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)), format, group)
+
+    rounded = _rounded_perplexity(pruned, family, nearest, texts.heldout)
+    value = _rounded_perplexity(folder, family, lambda name, weight: tuned[name], texts.heldout)
     kept = value < rounded
-    Codes.save(tuned if kept else nearest, folder)
+    if kept:
+        Codes.save(tuned, folder)
+    elif fp < untuned:  # rounded to nearest, the tuned weights might be worse than the untuned ones
+        Codes.save({name: nearest(name, weight) for name, weight in _projections(load_model(pruned), family)}, folder)
     document = {
-        "format": settings.format, "group": group, "tokens": weights.tokens + blocks.tokens,
+        "format": format.name, "group": group, "tokens": weights.tokens + blocks.tokens,
+        "dense": {
+            "perplexity_fp": perplexity(load_model(dense), texts.heldout).value,
+            "perplexity_blocks": _rounded_perplexity(dense, family, nearest, texts.heldout),
+        },
         "before": {"perplexity_fp": untuned, "perplexity_blocks": rounded},
         "after": {"perplexity_fp": fp, "perplexity_blocks": value if kept else rounded},
-        "kept": _kept(weights, blocks, settings, kept),
-        "weights": _story(weights), "blocks": _story(blocks),
+        "kept": f"{'tuned' if fp < untuned else 'untuned'} weights, {'tuned' if kept else 'untuned'} blocks",
+        "phases": {"weights": asdict(weights), "blocks": asdict(blocks)},
         "window": texts.heldout.shape[1], "heldout_tokens": texts.heldout.numel(),
     }  # fmt: skip
     (out / "recover.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     return document
+
+
+@torch.no_grad()
+def _rounded_perplexity(
+    folder: Path, family: Family, change: Callable[[str, torch.Tensor], Blocks], heldout: torch.Tensor
+) -> float:
+    """Held-out perplexity of a model whose projections hold the values of `change`: what ships, measured by itself."""
+    model = load_model(folder)
+    for name, weight in _projections(model, family):
+        weight.copy_(dequantise(change(name, weight))[:, : weight.shape[1]])
+    return perplexity(model, heldout).value
+
+
+def _train_weights(
+    model: Any, family: Family, teacher: Teacher | None, texts: Texts, settings: RecoverSettings, seed: int, work: Path,
+    progress: Callable[[str, int, float, float], None],
+) -> Recovery:  # fmt: skip
+    """Train low-rank updates of the projections in full precision and merge them, in place."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    _replace(model, family, lambda linear: LoraLinear(linear, settings.rank))
+    recovery = train(
+        model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=False), work / "weights",
+        lambda *news: progress("weights", *news),
+    )  # fmt: skip
+    _replace(model, family, lambda lora: lora.merge())
+    return recovery
+
+
+def _replace(model: Any, family: Family, change: Callable[[Any], Any]) -> None:
+    for layer in model.model.layers:
+        for _, name in list(family.projections(layer)):
+            parent, _, leaf = name.rpartition(".")
+            setattr(layer.get_submodule(parent), leaf, change(layer.get_submodule(name)))
+
+
+def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:
+    """How one of the two phases is trained: they share the tokens."""
+    share = 1 - settings.weights if blocks else settings.weights
+    return Training(
+        tokens=round(settings.tokens * share), batch=settings.batch,
+        learning_rate=settings.learning_rate if blocks else settings.weights_learning_rate,
+        distillation=settings.distillation, seed=seed, patience=settings.patience,
+        bfloat16=settings.precision == "bfloat16", checkpointing=settings.checkpointing,
+    )  # fmt: skip
+
+
+def _teacher(
+    dense: Path, windows: torch.Tensor, settings: RecoverSettings, work: Path, progress: Callable[[int], None]
+) -> Teacher | None:
+    """The dense model, or what it says of the windows, in a file; then the model itself is gone from memory."""
+    if not settings.distillation or not settings.tokens:
+        return None
+    if settings.top is None:
+        return DenseTeacher(load_model(dense).requires_grad_(False))
+    path = work / "teacher.safetensors"
+    with PartialState().main_process_first():
+        if not path.is_file():
+            work.mkdir(parents=True, exist_ok=True)
+            done = iter(range(1, len(windows) + 1))
+            write_cache(load_model(dense), windows, settings.top, path, lambda: progress(next(done)))
+    return CachedTeacher(path)
+
+
+def _projections(model: Any, family: Family) -> list[tuple[str, torch.Tensor]]:
+    """Full names and weights of all projections."""
+    return [
+        (f"model.layers.{index}.{name}.weight", layer.get_submodule(name).weight.detach())
+        for index, layer in enumerate(model.model.layers)
+        for _, name in family.projections(layer)
+    ]
+
+
+def recovery_steps(settings: RecoverSettings, windows: torch.Tensor) -> int:
+    """Steps that `recover` reports: of both phases, and of the teacher's cache."""
+    phases = (_training(settings, 0, blocks) for blocks in (False, True))
+    cached = len(windows) if settings.top and settings.tokens and settings.distillation else 0
+    return cached + sum(steps_of(training, windows.shape[1]) for training in phases)

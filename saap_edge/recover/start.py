@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from saap_edge.families import Family
-from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks, codes_at, dequantise, grouped, nearest
+from saap_edge.model.blocks import BLOCK, BlockFormat, codes_at, grouped, nearest
 from saap_edge.prune.stream import attention_branch, ffn_branch, follow, layer_arguments, layer_inputs
 from saap_edge.recover.quantiser import GroupLinear, Start
 
@@ -61,9 +61,7 @@ def weighted(
     return best.half().float(), best_offsets.half().float()
 
 
-def _fit_scale(
-    blocks: torch.Tensor, steps: torch.Tensor, cost: torch.Tensor, otherwise: torch.Tensor
-) -> torch.Tensor:
+def _fit_scale(blocks: torch.Tensor, steps: torch.Tensor, cost: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
     """The scale that loses least for given codes: a least-squares fit a block."""
     below = (cost * steps.square()).sum(-1)
     return torch.where(below > 0, (cost * steps * blocks).sum(-1) / below.clamp_min(1e-30), otherwise)
@@ -111,9 +109,7 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, format: BlockFormat, group: i
     return Start(kept, scales, offsets)
 
 
-def _rounded(
-    column: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat
-) -> torch.Tensor:
+def _rounded(column: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat) -> torch.Tensor:
     """One column of values as rounding leaves them."""
     padded = torch.nn.functional.pad(column[:, None], (0, BLOCK - 1))
     codes = codes_at(padded, scales[:, None], offsets[:, None], format)[:, 0]
@@ -157,9 +153,7 @@ def in_blocks(
     return model
 
 
-def _start(
-    weight: torch.Tensor, gram: torch.Tensor | None, format: BlockFormat, group: int, method: Method
-) -> Start:
+def _start(weight: torch.Tensor, gram: torch.Tensor | None, format: BlockFormat, group: int, method: Method) -> Start:
     weight = torch.nn.functional.pad(weight.detach().float(), (0, -weight.shape[1] % BLOCK))
     if gram is None:
         return Start(weight, *nearest(weight, format, group))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,7 @@ def train(
     if training.checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
+    trainer.accelerator.wait_for_everyone()  # the first process may still be writing the best checkpoint
     return _judge(model, trainer.state, start, before, windows.shape[1] * training.batch, steps)
 
 
@@ -210,7 +212,5 @@ def _last_whole(work: Path) -> str | None:
     """The last checkpoint that was written to its end (its state comes last); half ones are removed."""
     for path in work.glob("checkpoint-*"):
         if not (path / "trainer_state.json").is_file():
-            import shutil
-
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
     return get_last_checkpoint(str(work)) if work.is_dir() else None

@@ -78,12 +78,15 @@ def render_prune(prune: dict[str, Any]) -> list[RenderableType]:
 
 
 def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
-    """Held-out perplexity before and after, in full precision and in 4 bits."""
+    """Held-out perplexity before and after, in full precision and in blocks."""
     table = _table(
-        f"recovery, {recover['tokens']:,} tokens: {recover['kept']}", "held-out perplexity", "full precision", "4 bits"
+        f"recovery, {recover['tokens']:,} tokens: {recover['kept']}",
+        "held-out perplexity",
+        "full precision",
+        f"{recover['format']}, groups of {recover['group']}",
     )
     for row in ("dense", "before", "after"):
-        table.add_row(row, f"{recover[row]['perplexity_fp']:.2f}", f"{recover[row]['perplexity_q4']:.2f}")
+        table.add_row(row, f"{recover[row]['perplexity_fp']:.2f}", f"{recover[row]['perplexity_blocks']:.2f}")
     return [table]
 
 

@@ -11,8 +11,8 @@ import torch
 from accelerate import dispatch_model
 
 from saap_edge.errors import SaapError
-from saap_edge.model.folder import load_model
 from saap_edge.model import head
+from saap_edge.model.folder import load_model
 from saap_edge.prune import importance, score
 from saap_edge.prune.importance import per_structure
 from saap_edge.prune.score import VIEWS, load_scores, next_token_gradient, save_scores, score_model

@@ -34,7 +34,7 @@ def sections():
          "ratios": {"decode_tok_s": ratio, "prefill_tok_s": ratio, "ttft_ms": ratio}, "ideal_decode_ratio": 1.4}
         for name in ("gguf-q4_0", "onnx-int4")
     ]  # fmt: skip
-    figures = {"perplexity_fp": 10.0, "perplexity_q4": math.inf}
+    figures = {"perplexity_fp": 10.0, "perplexity_blocks": math.inf}
     verdict = {"metric": "ttft_ms", "artifact": "gguf-q4_0", "limit": "<= 9", "value": 50, "low": 50, "high": 50}
     return {
         "model": {"name": HOSTILE, "family": "Llama", "layers": 2, "hidden": 64}, "target": {"title": "A board"},
@@ -62,7 +62,7 @@ def sections():
 def test_json_has_no_nan_and_a_schema():
     report = json.loads(json.dumps(build_report(sections()), allow_nan=False))
     assert report["schema_version"] == 1 and report["verdict"] == "fail"
-    assert report["recover"]["after"]["perplexity_q4"] is None
+    assert report["recover"]["after"]["perplexity_blocks"] is None
 
 
 @pytest.mark.parametrize(("words", "expected"), [
