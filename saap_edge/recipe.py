@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from saap_edge.gate import Budget
+from saap_edge.gate import Budget, Format
 
 __all__ = [
     "FORMATS", "BenchSettings", "DataSettings", "ExportSettings", "PruneSettings", "RankingSettings", "Recipe",
@@ -15,7 +15,6 @@ __all__ = [
     "ScoreSettings", "bundled_model", "bundled_text",
 ]  # fmt: skip
 
-Format = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int4"]
 FORMATS: tuple[Format, ...] = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int4")
 
 _REFERENCE = Path(__file__).parent / "reference"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import numpy as np
 import torch
 
 from saap_edge.errors import ParityError
+from saap_edge.export.kquants import KQUANTS, held_projections
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import dequantise_q4, dequantise_q8, quantise_q8
 from saap_edge.model.folder import load_model
 
-__all__ = ["MODES", "TOLERANCE", "Parity", "check_parity", "relative_error", "require", "shipped_model"]
+__all__ = [
+    "MODES", "TOLERANCE", "Parity", "check_parity", "relative_error", "require", "shipped_model", "tolerance_of",
+]  # fmt: skip
 
 # Relative RMS error of centred logits, per format. What remains after the weights are made equal is the runtime's own
 # arithmetic: fp32 in another order; f16 KV cache and f16 rounding of activations in llama.cpp; activations rounded to
@@ -24,6 +28,9 @@ __all__ = ["MODES", "TOLERANCE", "Parity", "check_parity", "relative_error", "re
 # A fault in a single layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope
 # 0.4: the full-precision formats, which share all code with the quantised ones, see the smallest of them too.
 TOLERANCE = {"gguf-f16": 0.005, "gguf-q8_0": 0.06, "gguf-q4_0": 0.06, "onnx-fp32": 0.00005, "onnx-int4": 0.06}
+# A weight further than this from the folder's is another weight: two bits leave 0.3 to 0.5 of a weight's own RMS,
+# rows in another order 1.4.
+OTHER_WEIGHT = 0.8
 # Whole prompt at once; one token at a time; a prompt, then steps.
 MODES = ("prefill", "steps", "mixed")
 
@@ -43,22 +50,43 @@ class Parity:
         return asdict(self)
 
 
-def shipped_model(folder: Path, artifact_format: str) -> Any:
+def tolerance_of(artifact_format: str) -> float:
+    """The tolerance of a format; types that llama.cpp makes differ from its 4 bits in the weights alone."""
+    return TOLERANCE.get(artifact_format, TOLERANCE["gguf-q4_0"])
+
+
+def shipped_model(folder: Path, artifact_format: str, artifact: Path | None = None) -> Any:
     """The torch model (float32) whose weights are, to the bit, what the artifact of that format holds.
 
-    Raises SaapError when the folder is not a model.
+    The types that llama.cpp makes are read from the file `artifact`: only llama.cpp knows its codes. Raises SaapError
+    when the folder is not a model, ParityError when the file's weights are not the folder's.
     """
     model = load_model(folder)
     weights = ExportWeights(folder)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim == 2}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                value = torch.from_numpy(_shipped(weights, name, artifact_format))
-                parameter.copy_(value[: parameter.shape[0], : parameter.shape[1]])
+        for name, value in _shipped(weights, list(parameters), artifact_format, artifact):
+            if name in parameters:  # what the exporter put back is in the file alone
+                rows, columns = parameters[name].shape
+                parameters[name].copy_(torch.from_numpy(value[:rows, :columns]))
     return model
 
 
-def _shipped(weights: ExportWeights, name: str, artifact_format: str) -> np.ndarray:
+def _shipped(
+    weights: ExportWeights, names: list[str], artifact_format: str, artifact: Path | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    if artifact is not None and artifact_format.removeprefix("gguf-") in KQUANTS:
+        for name, value in held_projections(artifact, weights):
+            own = weights.tensor(name)
+            if np.linalg.norm(value - own) > OTHER_WEIGHT * np.linalg.norm(own):
+                raise ParityError(f"'{artifact}': {name} is not the model's weight: export again")
+            yield name, value
+        names = [name for name in names if "_proj" not in name]
+    for name in names:
+        yield name, _coded(weights, name, artifact_format)
+
+
+def _coded(weights: ExportWeights, name: str, artifact_format: str) -> np.ndarray:
     if artifact_format == "onnx-fp32":
         return weights.tensor(name)
     if artifact_format == "gguf-f16":
@@ -90,7 +118,7 @@ def check_parity(
     with torch.no_grad():
         expected = reference(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
     worst = max(relative_error(worker.logits(tokens, mode), expected) for mode in MODES)
-    tolerance = TOLERANCE[artifact_format]
+    tolerance = tolerance_of(artifact_format)
     text = decode(worker.generate(tokens[:16], 24))
     return Parity(artifact_format, role, worst, tolerance, worst <= tolerance, text)
 

@@ -37,10 +37,13 @@ def verify_folder(
     tokens = tokenizer(text[:2000], add_special_tokens=False)["input_ids"][:TOKENS]
     results, references = [], {}
     for artifact in manifest.artifacts:
+        path = artifacts / artifact.path
         same = "q4" if artifact.format in ("gguf-q4_0", "onnx-int4") else artifact.format
         if same not in references:
-            references = {same: shipped_model(model_folder, artifact.format)}  # one at a time: memory
-        with Worker(engine_of(artifact.format), artifacts / artifact.path, threads, 2 * TOKENS) as worker:
+            references = {
+                same: shipped_model(model_folder, artifact.format, artifacts / artifact.path)
+            }  # one at a time: memory
+        with Worker(engine_of(artifact.format), path, threads, 2 * TOKENS) as worker:
             if artifact.format.startswith("gguf"):
                 _check_tokens(worker, tokenizer, text, f"{manifest.role} {artifact.format}")
             results.append(

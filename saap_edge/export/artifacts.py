@@ -54,13 +54,15 @@ def export_artifacts(
     role: str,
     lineage: dict[str, str],
     progress: Callable[[str], None],
+    imatrix: Path | None = None,
 ) -> Manifest:
     """Write every format of the model in `folder` under `out` and manifest.json beside them.
 
-    `role` is "dense" or "pruned"; `lineage` maps what it was made from to hashes. Raises SaapError when the model
-    cannot go to a runtime.
+    `role` is "dense" or "pruned"; `lineage` maps what it was made from to hashes; `imatrix` is the model's importance
+    matrix, for the types that llama.cpp makes. Raises SaapError when the model cannot go to a runtime.
     """
     from saap_edge.export.gguf import write_gguf
+    from saap_edge.export.kquants import KQUANTS, check_importance, write_kquant
     from saap_edge.export.onnx import write_onnx
     from saap_edge.export.refusal import export_refusal
     from saap_edge.export.weights import ExportWeights
@@ -70,12 +72,18 @@ def export_artifacts(
         refusal = export_refusal(weights.spec, name)
         if refusal:
             raise SaapError(refusal)
-    artifacts = []
-    for name in formats:
+        check_importance(name.removeprefix("gguf-"), imatrix)
+    artifacts, f16 = [], out / "gguf" / "model-f16.gguf"
+    for name in sorted(formats, key=lambda name: name != "gguf-f16"):
         kind, _, quantisation = name.partition("-")
         path = out / "gguf" / f"model-{quantisation}.gguf" if kind == "gguf" else out / "onnx" / quantisation
         path.parent.mkdir(exist_ok=True)
-        summary = (write_gguf if kind == "gguf" else write_onnx)(folder, path, quantisation)
+        if quantisation in KQUANTS:
+            if not f16.exists():
+                write_gguf(folder, f16, "f16")
+            summary = write_kquant(folder, f16, path, quantisation, imatrix)
+        else:
+            summary = (write_gguf if kind == "gguf" else write_onnx)(folder, path, quantisation)
         size, digest = _measure(path)
         artifacts.append(
             Artifact(
@@ -84,6 +92,8 @@ def export_artifacts(
             )
         )  # fmt: skip
         progress(name)
+    if "gguf-f16" not in formats:  # it was only what others were made from
+        f16.unlink(missing_ok=True)
     layers = [(shape.heads, shape.kv_heads, shape.ffn) for shape in weights.spec.layers]
     manifest = Manifest(role=role, tuned=weights.tuned, layers=layers, lineage=lineage, artifacts=artifacts)
     (out / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
