@@ -16,7 +16,8 @@ windows they share; where it includes 1 nobody wins. Where no dense file is smal
 A model of few million weights spends its time on other things than weights, so `--shape` measures the speed of the
 same types on random weights of a model's shape, dense and pruned uniformly. smollm2-135m is hidden 576, where blocks
 of 256 do not fit: most K-quants and IQ types fall back to 4 and 5 bits there (column `fell back`); llama-110m is
-hidden 768; tiny is for trying. About 10 minutes for a model of 7 M on one core, 40 for a shape; ends with one JSON line.
+hidden 768; tiny is for trying. About 10 minutes for a model of 7 M on one core, 40 for a shape. Ends with one JSON
+line.
 """
 
 from __future__ import annotations
