@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,27 +74,28 @@ def export_artifacts(
         if refusal:
             raise SaapError(refusal)
         check_importance(name.removeprefix("gguf-"), imatrix)
-    artifacts, f16 = [], out / "gguf" / "model-f16.gguf"
-    for name in sorted(formats, key=lambda name: name != "gguf-f16"):
-        kind, _, quantisation = name.partition("-")
-        path = out / "gguf" / f"model-{quantisation}.gguf" if kind == "gguf" else out / "onnx" / quantisation
-        path.parent.mkdir(exist_ok=True)
-        if quantisation in KQUANTS:
-            if not f16.exists():
-                write_gguf(folder, f16, "f16")
-            summary = write_kquant(folder, f16, path, quantisation, imatrix)
-        else:
-            summary = (write_gguf if kind == "gguf" else write_onnx)(folder, path, quantisation)
-        size, digest = _measure(path)
-        artifacts.append(
-            Artifact(
-                format=name, path=str(path.relative_to(out)), bytes=size, sha256=digest,
-                projection_bytes=summary["projection_bytes"], details=summary,
-            )
-        )  # fmt: skip
-        progress(name)
-    if "gguf-f16" not in formats:  # it was only what others were made from
-        f16.unlink(missing_ok=True)
+    artifacts = []
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        # What llama.cpp's types are made from: written first where it is asked for itself.
+        f16 = (out / "gguf" if "gguf-f16" in formats else Path(scratch)) / "model-f16.gguf"
+        for name in sorted(formats, key=lambda name: name != "gguf-f16"):
+            kind, _, quantisation = name.partition("-")
+            path = out / "gguf" / f"model-{quantisation}.gguf" if kind == "gguf" else out / "onnx" / quantisation
+            path.parent.mkdir(exist_ok=True)
+            if quantisation in KQUANTS:
+                if not f16.exists():
+                    write_gguf(folder, f16, "f16")
+                summary = write_kquant(folder, f16, path, quantisation, imatrix)
+            else:
+                summary = (write_gguf if kind == "gguf" else write_onnx)(folder, path, quantisation)
+            size, digest = _measure(path)
+            artifacts.append(
+                Artifact(
+                    format=name, path=str(path.relative_to(out)), bytes=size, sha256=digest,
+                    projection_bytes=summary["projection_bytes"], details=summary,
+                )
+            )  # fmt: skip
+            progress(name)
     layers = [(shape.heads, shape.kv_heads, shape.ffn) for shape in weights.spec.layers]
     manifest = Manifest(role=role, tuned=weights.tuned, layers=layers, lineage=lineage, artifacts=artifacts)
     (out / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")

@@ -52,6 +52,8 @@ def test_the_recipe_takes_every_type_that_needs_no_importance():
 
 def check(folder, imatrix, out, quantisations):
     out.mkdir()
+    (out / "gguf").mkdir()
+    (out / "gguf" / "model-f16.gguf").write_bytes(b"of an earlier export")
     formats = tuple(f"gguf-{name}" for name in quantisations)
     manifest = export_artifacts(folder, out, formats, "pruned", {}, lambda name: None, imatrix)
     require(verify_folder(out, folder, TEXT, 1, lambda: None))
@@ -61,8 +63,9 @@ def check(folder, imatrix, out, quantisations):
 def test_answers_as_torch_does_and_names_what_fell_back(model, tmp_path):
     details = check(*model, tmp_path / "out", ("q4_k_m", "iq2_xs", "iq4_nl"))
     assert sorted(path.name for path in (tmp_path / "out/gguf").iterdir()) == [
-        "model-iq2_xs.gguf", "model-iq4_nl.gguf", "model-q4_k_m.gguf",
+        "model-f16.gguf", "model-iq2_xs.gguf", "model-iq4_nl.gguf", "model-q4_k_m.gguf",
     ]  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"gguf", "manifest.json"}
     assert set(details["q4_k_m"]["fallbacks"]) == set(details["iq2_xs"]["fallbacks"]) == NARROW
     assert details["iq4_nl"]["fallbacks"] == {}
     found = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "out/gguf/model-q4_k_m.gguf").tensors}
