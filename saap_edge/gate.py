@@ -9,14 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK
 
-__all__ = ["Budget", "Limit", "Verdict", "exit_code", "judge"]
+__all__ = ["Budget", "Format", "Limit", "Verdict", "exit_code", "judge"]
 
 Metric = Literal[
     "decode_tok_s", "prefill_tok_s", "ttft_ms", "load_ms", "peak_rss_mib", "file_mib", "kv_bytes_per_token",
     "perplexity",
     "perplexity_increase_pct", "speedup_vs_dense",
 ]  # fmt: skip
-_Format = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1", "onnx-fp32", "onnx-int4", "onnx-int8"]
+Format = Literal[
+    "gguf-f16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1", "onnx-fp32", "onnx-int4", "onnx-int8", "gguf-q6_k",
+    "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q4_k_s", "gguf-q3_k_m", "gguf-q3_k_s", "gguf-q2_k", "gguf-iq4_nl",
+    "gguf-iq4_xs", "gguf-iq3_m", "gguf-iq3_s",
+]  # fmt: skip
 
 # Absolute figures that belong to the machine they were taken on.
 _OF_THE_MACHINE = ("decode_tok_s", "prefill_tok_s", "ttft_ms", "load_ms", "peak_rss_mib")
@@ -30,7 +34,7 @@ class Limit(BaseModel):
     metric: Metric
     min: float | None = None
     max: float | None = None
-    artifact: _Format | None = None
+    artifact: Format | None = None
 
     @model_validator(mode="after")
     def _bounded(self) -> Limit:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from saap_edge.gate import Budget
+from saap_edge.gate import Budget, Format
 
 __all__ = [
     "FORMATS", "BenchSettings", "DataSettings", "ExportSettings", "PruneSettings", "RankingSettings", "Recipe",
@@ -15,7 +15,6 @@ __all__ = [
     "ScoreSettings", "bundled_model", "bundled_text",
 ]  # fmt: skip
 
-Format = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1", "onnx-fp32", "onnx-int4", "onnx-int8"]
 FORMATS: tuple[Format, ...] = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int4")
 
 _REFERENCE = Path(__file__).parent / "reference"
@@ -131,7 +130,7 @@ class PruneSettings(_Section):
 
 
 class RecoverSettings(_Section):
-    """Group fine-tuning: weights are trained, put into blocks, and the blocks are trained. export.group is their group."""
+    """Group fine-tuning: weights are trained and put into blocks of export.group, and the blocks are trained."""
 
     format: Literal["q4_0", "q4_1", "q8_0", "int4_zp", "int8_zp"] = Field(
         default="q4_0", description="blocks that are tuned: q4_0 and q8_0 for both runtimes, q4_1 GGUF, *_zp ONNX"

@@ -1,5 +1,6 @@
 """Every benchmark starts: its imports hold and `--help` teaches what it shows and how to run it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,3 +16,18 @@ def test_help(script):
     result = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert f"python benchmarks/{script.name}" in result.stdout
+
+
+def test_rivals_names_a_dense_file_for_every_pruned_one():
+    """On random weights: files of both kinds are written, timed and paired by the rules that need no perplexity."""
+    command = [sys.executable, str(FOLDER / "rivals.py"), "--shape", "tiny", "--ratios", "0.35", "--rounds", "2"]
+    result = subprocess.run([*command, "--types", "q2_k"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    shape = json.loads(result.stdout.splitlines()[-1])["shape"]
+    rows = {(row["model"], row["type"]): row for row in shape["rows"]}
+    assert rows["pruned 35%", "q4_0"]["bits_per_weight"] == rows["dense", "q4_0"]["bits_per_weight"] == 4.5
+    assert rows["pruned 35%", "q4_0"]["bits_per_dense_weight"] < 4.5 * 0.7
+    assert rows["dense", "q2_k"]["fallbacks"] == 0 < rows["pruned 35%", "q2_k"]["fallbacks"]
+    size, speed = shape["pairs"]
+    assert (size["rule"], size["dense"], size["qualifies"]) == ("size: nearest", "q2_k", True)
+    assert speed["qualifies"] == (speed["decode_ratio"][1] >= 0.99 * speed["decode_ratio"][0])

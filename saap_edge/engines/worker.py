@@ -18,7 +18,7 @@ import numpy as np
 
 from saap_edge.errors import SaapError
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "cause_of_death", "child_environment"]
 
 TIMEOUT = 1800.0  # seconds for one request: a large model on a slow board, not a hang
 
@@ -35,7 +35,7 @@ class Worker:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "saap_edge.engines.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._stderr, env=_environment(threads),
+            stderr=self._stderr, env=child_environment() | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
         try:
             self.loaded = self._ask("load", engine=engine, path=str(path), threads=threads, context=context)
@@ -136,15 +136,20 @@ class Worker:
     def _died(self, what: str) -> None:
         code = self._process.wait()
         self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        last = f": {lines[-1][:200]}" if lines else ""
-        raise SaapError(f"{self.engine} died in '{what}' of '{self.path}' with {name}{hint}{last}")
+        cause = cause_of_death(code, self._stderr.read())
+        raise SaapError(f"{self.engine} died in '{what}' of '{self.path}' with {cause}")
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """The package on the path wherever we were started, no debugger on aborts, and no more threads than asked for."""
+def cause_of_death(code: int, stderr: bytes) -> str:
+    """How a child ended, and the last line it left."""
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"{name}{hint}" + (f": {lines[-1][:200]}" if lines else "")
+
+
+def child_environment() -> dict[str, str]:
+    """The package on the path wherever we were started, and no debugger on aborts."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": str(threads)}
+    return os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}

@@ -38,10 +38,12 @@ def verify_folder(
     tokens = tokenizer(text[:2000], add_special_tokens=False)["input_ids"][:TOKENS]
     weights, results, references = ExportWeights(model_folder), [], {}
     for artifact in manifest.artifacts:
+        path = artifacts / artifact.path
         same = weights.layout(artifact.format, manifest.group) or artifact.format
         if same not in references:
-            references = {same: shipped_model(model_folder, artifact.format, manifest.group)}  # one at a time: memory
-        with Worker(engine_of(artifact.format), artifacts / artifact.path, threads, 2 * TOKENS) as worker:
+            # One at a time: memory.
+            references = {same: shipped_model(model_folder, artifact.format, manifest.group, path)}
+        with Worker(engine_of(artifact.format), path, threads, 2 * TOKENS) as worker:
             if artifact.format.startswith("gguf"):
                 _check_tokens(worker, tokenizer, text, f"{manifest.role} {artifact.format}")
             shipped = (weights, artifact.format, manifest.group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,17 @@ def export_artifacts(
     lineage: dict[str, str],
     progress: Callable[[str], None],
     group: int = 32,
+    imatrix: Path | None = None,
 ) -> Manifest:
     """Write every format of the model in `folder` under `out` and manifest.json beside them.
 
     `role` is "dense" or "pruned"; `lineage` maps what it was made from to hashes; `group` is that of the ONNX files
-    where the folder was not tuned in another (GGUF's own blocks of 32 hold no coarser scales than they must). Raises
-    SaapError when the model cannot go to a runtime.
+    where the folder was not tuned in another (GGUF's own blocks of 32 hold no coarser scales than they must); `imatrix`
+    is the model's importance matrix, for the types that llama.cpp makes. Raises SaapError when the model cannot go to a
+    runtime.
     """
     from saap_edge.export.gguf import write_gguf
+    from saap_edge.export.kquants import KQUANTS, check_importance, write_kquant
     from saap_edge.export.onnx import write_onnx
     from saap_edge.export.refusal import export_refusal
     from saap_edge.export.weights import ExportWeights
@@ -77,21 +81,31 @@ def export_artifacts(
         refusal = export_refusal(weights.spec, name)
         if refusal:
             raise SaapError(refusal)
+        check_importance(name.removeprefix("gguf-"), imatrix)
     artifacts = []
-    for name in formats:
-        kind, _, quantisation = name.partition("-")
-        path = out / "gguf" / f"model-{quantisation}.gguf" if kind == "gguf" else out / "onnx" / quantisation
-        path.parent.mkdir(exist_ok=True)
-        gguf = kind == "gguf"
-        summary = write_gguf(folder, path, quantisation) if gguf else write_onnx(folder, path, quantisation, group)
-        size, digest = _measure(path)
-        artifacts.append(
-            Artifact(
-                format=name, path=str(path.relative_to(out)), bytes=size, sha256=digest,
-                projection_bytes=summary["projection_bytes"], details=summary,
-            )
-        )  # fmt: skip
-        progress(name)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        # What llama.cpp's types are made from: written first where it is asked for itself.
+        f16 = (out / "gguf" if "gguf-f16" in formats else Path(scratch)) / "model-f16.gguf"
+        for name in sorted(formats, key=lambda name: name != "gguf-f16"):
+            kind, _, quantisation = name.partition("-")
+            path = out / "gguf" / f"model-{quantisation}.gguf" if kind == "gguf" else out / "onnx" / quantisation
+            path.parent.mkdir(exist_ok=True)
+            if quantisation in KQUANTS:
+                if not f16.exists():
+                    write_gguf(folder, f16, "f16")
+                summary = write_kquant(folder, f16, path, quantisation, imatrix)
+            elif kind == "gguf":
+                summary = write_gguf(folder, path, quantisation)
+            else:
+                summary = write_onnx(folder, path, quantisation, group)
+            size, digest = _measure(path)
+            artifacts.append(
+                Artifact(
+                    format=name, path=str(path.relative_to(out)), bytes=size, sha256=digest,
+                    projection_bytes=summary["projection_bytes"], details=summary,
+                )
+            )  # fmt: skip
+            progress(name)
     layers = [(shape.heads, shape.kv_heads, shape.ffn) for shape in weights.spec.layers]
     tuned = weights.tuned.name if weights.tuned else None
     manifest = Manifest(role=role, tuned=tuned, group=group, layers=layers, lineage=lineage, artifacts=artifacts)

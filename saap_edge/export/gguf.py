@@ -24,7 +24,9 @@ from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks
 from saap_edge.model.spec import ModelSpec, linear_shapes
 
-__all__ = ["QUANTISATIONS", "pack", "permute", "write_gguf"]
+__all__ = [
+    "QUANTISATIONS", "Projection", "pack", "permute", "projections", "summarise", "unpermute", "write_gguf",
+]  # fmt: skip
 
 _TYPE = gguf.GGMLQuantizationType
 _FILE_TYPE = gguf.LlamaFileType
@@ -45,6 +47,15 @@ _REST = {
     "attn_output": ("self_attn.o_proj",), "ffn_gate": ("mlp.gate_proj",), "ffn_up": ("mlp.up_proj",),
     "ffn_down": ("mlp.down_proj",),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A projection matrix of a file: the folder's weights stacked in it, and the heads its rows are permuted by."""
+
+    name: str
+    sources: tuple[str, ...]
+    heads: int | None
 
 
 @dataclass(frozen=True)
@@ -102,21 +113,23 @@ def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
             writer.write_tensor_data(tensor.read())
     finally:
         writer.close()
-    return _summary(tensors, architecture, quantisation, out, spec)
+    sizes = [(tensor.name, tensor.kind.name, tensor.nbytes) for tensor in tensors]
+    return summarise(sizes, architecture, quantisation, out, spec)
 
 
 def _quantised(kind: gguf.GGMLQuantizationType) -> bool:
     return kind not in (_TYPE.F32, _TYPE.F16)
 
 
-def _summary(
-    tensors: list[_Tensor], architecture: str, quantisation: str, out: Path, spec: ModelSpec
+def summarise(
+    tensors: list[tuple[str, str, int]], architecture: str, quantisation: str, out: Path, spec: ModelSpec
 ) -> dict[str, Any]:
+    """What `write_gguf` returns, from each tensor's (name, type, bytes)."""
     by_type: dict[str, int] = {}
-    for tensor in tensors:
-        by_type[tensor.kind.name] = by_type.get(tensor.kind.name, 0) + tensor.nbytes
+    for _, kind, size in tensors:
+        by_type[kind] = by_type.get(kind, 0) + size
     # Decoding reads every matrix once; of an untied embedding it reads a single row.
-    read = sum(tensor.nbytes for tensor in tensors if spec.tied or tensor.name != "token_embd.weight")
+    read = sum(size for name, _, size in tensors if spec.tied or name != "token_embd.weight")
     return {
         "architecture": architecture,
         "quantisation": quantisation,
@@ -167,19 +180,28 @@ def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> It
 
 def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: str) -> Iterator[_Tensor]:
     spec, source, target = weights.spec, f"model.layers.{index}.", f"blk.{index}."
-    layer, shapes = spec.layers[index], linear_shapes(spec, index)
-    heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads} if architecture in _NEIGHBOURS else {}
+    shapes = linear_shapes(spec, index)
     biased = {"attn_q": spec.qkv_bias, "attn_k": spec.qkv_bias, "attn_v": spec.qkv_bias}
     biased |= {"attn_output": spec.o_bias, "ffn_down": spec.down_bias}
     for ours, theirs in _norms(spec).items():
         size = spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
         yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", size)
+    for matrix in projections(spec, architecture, index):
+        first = matrix.sources[0]
+        rows, columns = sum(shapes[name][0] for name in matrix.sources), shapes[first][1]
+        yield _matrix(weights, matrix.sources, matrix.name, (rows, columns), quantisation, matrix.heads)
+        stem = matrix.name.removesuffix(".weight")
+        if biased.get(stem.removeprefix(target)):
+            yield _vector(weights, f"{first.removesuffix('.weight')}.bias", f"{stem}.bias", rows, matrix.heads)
+
+
+def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Projection]:
+    """The projection matrices of layer `index` in a file of that architecture."""
+    layer = spec.layers[index]
+    heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads} if architecture in _NEIGHBOURS else {}
     for ours, stacked in ((_FUSED_QKV if architecture in _FUSED else _QKV) | _REST).items():
-        names = tuple(f"{source}{theirs}.weight" for theirs in stacked)
-        rows, columns = sum(shapes[name][0] for name in names), shapes[names[0]][1]
-        yield _matrix(weights, names, f"{target}{ours}.weight", (rows, columns), quantisation, heads.get(ours))
-        if biased.get(ours):
-            yield _vector(weights, f"{source}{stacked[0]}.bias", f"{target}{ours}.bias", rows, heads.get(ours))
+        sources = tuple(f"model.layers.{index}.{theirs}.weight" for theirs in stacked)
+        yield Projection(f"blk.{index}.{ours}.weight", sources, heads.get(ours))
 
 
 def _norms(spec: ModelSpec) -> dict[str, str]:
@@ -241,6 +263,13 @@ def permute(rows: np.ndarray, heads: int | None) -> np.ndarray:
     if heads is None:
         return rows
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def unpermute(rows: np.ndarray, heads: int | None) -> np.ndarray:
+    """The inverse of `permute`."""
+    if heads is None:
+        return rows
+    return rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def pack(blocks: Blocks) -> np.ndarray:

@@ -147,7 +147,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @torch.no_grad()
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         (inputs,), layer = context.saved_tensors, context.layer
         values = dequantise(layer.blocks())
         back = gradient @ values[:, : layer.inputs].to(gradient.dtype)

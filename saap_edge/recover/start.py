@@ -136,13 +136,12 @@ def in_blocks(
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    looks = method != "nearest"
-    assert windows is not None or not looks
-    states = layer_inputs(model, windows) if looks else []
-    arguments = layer_arguments(model, windows) if looks else [{} for _ in model.model.layers]
+    looked_at = windows if method != "nearest" else None
+    states = [] if looked_at is None else layer_inputs(model, looked_at)
+    arguments = [{}] * len(model.model.layers) if looked_at is None else layer_arguments(model, looked_at)
     for layer, keywords in zip(model.model.layers, arguments, strict=True):
         follow(layer, states)
-        grams = _grams(layer, family, states, keywords) if looks else {}
+        grams = _grams(layer, family, states, keywords) if states else {}
         for _, name in family.projections(layer):
             parent, _, leaf = name.rpartition(".")
             linear, gram = layer.get_submodule(name), grams.get(name)

@@ -83,15 +83,17 @@ class _Student(nn.Module):
         divergence = self._teacher[0](input_ids, number) if share and self._teacher[0] else None
 
         def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            text = nn.functional.cross_entropy(logits, wanted[rows], reduction="sum") if share < 1 else 0.0
-            return (1 - share) * text + (share * divergence(logits, rows) if divergence else 0.0)
+            if divergence and share == 1:
+                return divergence(logits, rows)
+            text = (1 - share) * nn.functional.cross_entropy(logits, wanted[rows], reduction="sum")
+            return text + share * divergence(logits, rows) if divergence else text
 
         value, gradient = head_gradient(self.model, states, loss, self.training)
         # Its gradient is `gradient`, and its value the loss.
         carrier = (states * gradient).sum()
         return {"loss": value + (carrier - carrier.detach())}
 
-    def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:  # type: ignore[override]
         return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
 
 

@@ -1,0 +1,144 @@
+"""The types that llama.cpp makes: weights against gguf-py, answers against torch, importance against its definition."""
+
+from typing import get_args
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from saap_edge.errors import ParityError, SaapError
+from saap_edge.evaluate.parity import require, shipped_model
+from saap_edge.evaluate.verify import verify_folder
+from saap_edge.export.artifacts import export_artifacts
+from saap_edge.export.gguf import write_gguf
+from saap_edge.export.kquants import KQUANTS, LOW, held_projections, write_kquant
+from saap_edge.export.weights import ExportWeights
+from saap_edge.gate import Format
+from saap_edge.model.folder import build_pruned, load_model
+from saap_edge.model.spec import LayerShape
+from saap_edge.recover.imatrix import importance_matrix, save_importance
+from tests.conftest import TEXT, VOCABULARY, randomise_projections, tiny_model, write_folder
+
+SHAPE = {"hidden_size": 256, "head_dim": 32, "intermediate_size": 512}
+# Rows of 256 and more, and rows that no block of 256 fits: 128 into o_proj, 96 into down_proj; no FFN in the last.
+WIDTHS = [LayerShape(8, 4, 512), LayerShape(4, 2, 96), LayerShape(8, 4, 0)]
+NARROW = {"blk.1.attn_output.weight", "blk.1.ffn_down.weight", "blk.2.ffn_down.weight"}
+
+
+def build(folder, family="llama", widths=WIDTHS, seed=1):
+    dense = tiny_model(family, **SHAPE | ({"query_pre_attn_scalar": 32} if "gemma" in family else {}))
+    model = randomise_projections(build_pruned(dense, widths), seed)
+    windows = torch.randint(VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
+    write_folder(model, folder)
+    return folder, save_importance(importance_matrix(load_model(folder), windows), folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def source(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "f16.gguf"
+    write_gguf(model[0], path, "f16")
+    return path
+
+
+def test_the_recipe_takes_every_type_that_needs_no_importance():
+    assert {f"gguf-{name}" for name in KQUANTS if name not in LOW} < set(get_args(Format))
+
+
+def check(folder, imatrix, out, quantisations):
+    out.mkdir()
+    (out / "gguf").mkdir()
+    (out / "gguf" / "model-f16.gguf").write_bytes(b"of an earlier export")
+    formats = tuple(f"gguf-{name}" for name in quantisations)
+    manifest = export_artifacts(folder, out, formats, "pruned", {}, lambda name: None, imatrix)
+    require(verify_folder(out, folder, TEXT, 1, lambda: None))
+    return {artifact.format.removeprefix("gguf-"): artifact.details for artifact in manifest.artifacts}
+
+
+def test_answers_as_torch_does_and_names_what_fell_back(model, tmp_path):
+    details = check(*model, tmp_path / "out", ("q4_k_m", "iq2_xs", "iq4_nl"))
+    assert sorted(path.name for path in (tmp_path / "out/gguf").iterdir()) == [
+        "model-f16.gguf", "model-iq2_xs.gguf", "model-iq4_nl.gguf", "model-q4_k_m.gguf",
+    ]  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"gguf", "manifest.json"}
+    assert set(details["q4_k_m"]["fallbacks"]) == set(details["iq2_xs"]["fallbacks"]) == NARROW
+    assert details["iq4_nl"]["fallbacks"] == {}
+    found = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "out/gguf/model-q4_k_m.gguf").tensors}
+    assert details["q4_k_m"]["fallbacks"] == {name: found[name] for name in NARROW}
+    assert found["token_embd.weight"] == "Q8_0" and found["blk.0.ffn_up.weight"] == "Q4_K"
+    assert sum(details["q4_k_m"]["bytes_by_type"].values()) == details["q4_k_m"]["projection_bytes"]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2"])
+def test_other_layouts(family, tmp_path):
+    """Biases; q, k and v in one matrix; an architecture of its own, without per-layer widths."""
+    widths = [LayerShape(8, 4, 512)] * 3 if family == "gemma2" else [*WIDTHS[:2], LayerShape(8, 4, 256)]
+    check(*build(tmp_path / "model", family, widths), tmp_path / "out", ("q3_k_m", "iq2_xxs"))
+
+
+def test_a_file_of_other_weights_is_no_parity(model, tmp_path):
+    other, _ = build(tmp_path / "model", seed=2)
+    write_gguf(other, tmp_path / "f16.gguf", "f16")
+    write_kquant(other, tmp_path / "f16.gguf", tmp_path / "m.gguf", "q4_k_m")
+    with pytest.raises(ParityError, match="is not the model's weight"):
+        shipped_model(model[0], "gguf-q4_k_m", tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("quantisation", ["q4_0", "q2_k", "iq4_nl"])
+def test_importance_changes_the_codes_and_lowers_the_weighted_error(quantisation, model, source, tmp_path):
+    folder, _ = model
+    weights = ExportWeights(folder)
+    dice = np.random.default_rng(0)
+    matrix = {
+        name: np.exp(3 * dice.standard_normal(parameter.shape[1])).astype(np.float32)
+        for name, parameter in load_model(folder).named_parameters() if "_proj" in name
+    }  # fmt: skip
+    held = []
+    for imatrix in (None, save_importance(matrix, tmp_path)):
+        write_kquant(folder, source, tmp_path / "m.gguf", quantisation, imatrix)
+        held.append({name: value.copy() for name, value in held_projections(tmp_path / "m.gguf", weights)})
+    plain, weighted = held
+    for name, importance in matrix.items():
+        if "down_proj" in name:  # with importance the mixtures give some of them other types
+            continue
+        own = weights.tensor(name)
+        before, after = (float((importance * (own - value[name]) ** 2).sum()) for value in (plain, weighted))
+        assert after < 0.95 * before, name
+
+
+def test_a_low_type_without_importance_is_refused_before_anything_is_written(model, source, tmp_path):
+    with pytest.raises(SaapError, match="'iq2_m' needs an importance matrix"):
+        export_artifacts(model[0], tmp_path, ("gguf-f16", "gguf-iq2_m"), "pruned", {}, lambda name: None)
+    for name in LOW:
+        with pytest.raises(SaapError, match="needs an importance matrix"):
+            write_kquant(model[0], source, tmp_path / "m.gguf", name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_type(model, source, tmp_path):
+    with pytest.raises(SaapError, match="'q9_k' is unknown"):
+        write_kquant(model[0], source, tmp_path / "m.gguf", "q9_k")
+
+
+@pytest.mark.parametrize("damage", ["missing", "width"])
+def test_importance_of_another_model_is_refused(damage, model, source, tmp_path):
+    matrix = importance_matrix(load_model(model[0]), torch.arange(32)[None])
+    name = "model.layers.1.mlp.down_proj.weight"
+    matrix[name] = matrix[name][:64]
+    if damage == "missing":
+        del matrix[name]
+    with pytest.raises(SaapError, match=f"{name} (is missing|has 64 channels, not 96)"):
+        write_kquant(model[0], source, tmp_path / "m.gguf", "q4_k_m", save_importance(matrix, tmp_path))
+
+
+def test_a_failing_child_gives_one_line_and_no_file(model, source, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(source.read_bytes()[:-5000])
+    with pytest.raises(SaapError, match=r"could not make 'm\.gguf': exit code 1: .*failed to quantize") as error:
+        write_kquant(model[0], broken, tmp_path / "m.gguf", "q4_k_m")
+    assert "\n" not in str(error.value) and not (tmp_path / "m.gguf").exists()

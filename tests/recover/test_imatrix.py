@@ -1,0 +1,37 @@
+"""The importance matrix against activations taken apart by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from saap_edge.errors import SaapError
+from saap_edge.prune.stream import attention_branch, layer_arguments
+from saap_edge.recover.imatrix import importance_matrix, read_importance, save_importance
+from tests.conftest import VOCABULARY, tiny_model
+
+
+def test_mean_of_squared_inputs_of_every_projection(per_layer_family, tmp_path):
+    model = tiny_model(per_layer_family)
+    windows = torch.randint(VOCABULARY, (11, 24), generator=torch.Generator().manual_seed(0))
+    matrix = importance_matrix(model, windows)
+    assert sorted(matrix) == sorted(name for name, _ in model.named_parameters() if name.endswith("_proj.weight"))
+    layer, state = model.model.layers[0], model.get_input_embeddings()(windows)
+    expected = {"self_attn.v_proj": layer.input_layernorm(state)}
+    with torch.no_grad():
+        state = state + attention_branch(layer, layer_arguments(model, windows)[0])(state)
+        normed = layer.post_attention_layernorm(state)
+        expected["mlp.up_proj"] = normed
+        expected["mlp.down_proj"] = torch.nn.functional.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed)
+    for name, inputs in expected.items():
+        mean = inputs.detach().square().mean((0, 1)).numpy()
+        np.testing.assert_allclose(matrix[f"model.layers.0.{name}.weight"], mean, rtol=1e-4)
+    again = read_importance(save_importance(matrix, tmp_path))
+    assert all(np.array_equal(again[name], values) for name, values in matrix.items())
+
+
+def test_a_file_that_is_none_is_refused_in_one_line(tmp_path):
+    (tmp_path / "broken").write_bytes(b"x" * 100)
+    for name in ("absent", "broken"):
+        with pytest.raises(SaapError, match="is not an importance matrix") as error:
+            read_importance(tmp_path / name)
+        assert "\n" not in str(error.value)
