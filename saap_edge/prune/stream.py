@@ -51,6 +51,8 @@ def layer_arguments(model: Any, windows: torch.Tensor) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = [{} for _ in model.model.layers]
     handles = []
     for index, layer in enumerate(model.model.layers):
+        if layer.self_attn is None:  # removed whole
+            continue
 
         def keep(module: Any, inputs: Any, keywords: dict[str, Any], index: int = index) -> None:
             seen[index] = {name: value for name, value in keywords.items() if name != "hidden_states"}

@@ -182,6 +182,7 @@ def _grams(layer: Any, family: Family, states: list[torch.Tensor], keywords: dic
 
 
 def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any]) -> None:
-    """Carry states past a layer, in place."""
-    for branch in (attention_branch(layer, keywords), ffn_branch(layer)):
-        states[:] = [state + branch(state) for state in states]
+    """Carry states past a layer, in place. A pruned layer may lack a sublayer."""
+    for sublayer, branch in ((layer.self_attn, attention_branch(layer, keywords)), (layer.mlp, ffn_branch(layer))):
+        if sublayer is not None:
+            states[:] = [state + branch(state) for state in states]

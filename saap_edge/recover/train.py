@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
@@ -26,6 +33,7 @@ from saap_edge.recover.teacher import Teacher
 
 __all__ = ["Progress", "Recovery", "Training", "steps_of", "train"]
 
+FINISHED = "finished.json"
 EVALUATIONS = 8  # in a whole run; a checkpoint goes with each
 # Called with (step, loss of the last steps, held-out loss): nats per token.
 Progress = Callable[[int, float, float], None]
@@ -69,6 +77,8 @@ class Recovery:
 
 class _Student(nn.Module):
     """The model as the Trainer sees it: a loss of token ids, and a state that is its adapters alone."""
+
+    _keys_to_ignore_on_save = None  # the Trainer asks, when it finds no frozen weights in a checkpoint
 
     def __init__(self, model: Any, teacher: Teacher | None, distillation: float) -> None:
         super().__init__()
@@ -153,12 +163,22 @@ def train(
     if steps == 0:
         return Recovery(start, start, 0, 0, 0, [(0, start)])
     before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    finished = work / FINISHED
+    if not finished.is_file():
+        _run(model, teacher, windows, heldout, training, steps, _Watch(progress, start), work)
+    state = TrainerState.load_from_json(str(finished))
+    return _judge(model, state, start, before, windows.shape[1] * training.batch, steps)
+
+
+def _run(
+    model: Any, teacher: Teacher | None, windows: torch.Tensor, heldout: torch.Tensor, training: Training, steps: int,
+    watch: TrainerCallback, work: Path,
+) -> None:  # fmt: skip
+    """Train to the end, from the last checkpoint where there is one; what the Trainer knows then goes to FINISHED."""
     student = _Student(model, teacher, training.distillation)
     if training.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    callbacks: list[TrainerCallback] = [_Watch(progress, start)]
-    if training.patience:
-        callbacks.append(EarlyStoppingCallback(training.patience))
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    callbacks = [watch, *([EarlyStoppingCallback(training.patience)] if training.patience else [])]
     transformers_logging.set_verbosity_error()
     trainer = Trainer(
         model=student, args=_arguments(training, steps, work), train_dataset=_Windows(windows),
@@ -167,10 +187,11 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_whole(work))
     if training.checkpointing:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     model.eval()
-    trainer.accelerator.wait_for_everyone()  # the first process may still be writing the best checkpoint
-    return _judge(model, trainer.state, start, before, windows.shape[1] * training.batch, steps)
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(work / FINISHED))
+    trainer.accelerator.wait_for_everyone()  # the others read what the first process writes
 
 
 def _judge(
