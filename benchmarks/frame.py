@@ -67,7 +67,7 @@ def load_frame(model: Path, data: Path, other: Path | None) -> Frame:
     is then split 60 : 20 : 20. `other` is the bundled test text where absent.
     """
     dense, tokenizer = load_model(model), load_tokenizer(model)
-    train, heldout, test = _texts(data)
+    train, heldout, test = texts_of(data)
     other = other or bundled_text("test")
     spec = spec_of(dense)
     # Off-grid widths are trimmed in all plans alike: in a file they are padded, and budgets would not be equal bytes.
@@ -82,7 +82,8 @@ def load_frame(model: Path, data: Path, other: Path | None) -> Frame:
     )  # fmt: skip
 
 
-def _texts(folder: Path) -> tuple[str, str, str]:
+def texts_of(folder: Path) -> tuple[str, str, str]:
+    """Training, held-out and test text of a folder."""
     names = (("train", "calibration"), ("valid", "heldout"), ("test",))
     found = [next((p for n in group if (p := folder / f"{n}.txt").is_file()), None) for group in names]
     if all(found):

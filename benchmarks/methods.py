@@ -14,6 +14,7 @@ About 10 minutes for a model of 0.3 M parameters and an hour and a half for one 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import statistics
@@ -31,6 +32,7 @@ from rich.table import Table
 
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.export.gguf import write_gguf
+from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.folder import save_model, spec_of
 from saap_edge.prune.choose import AUTO, METHODS, Planner
 from saap_edge.prune.orders import Values
@@ -39,9 +41,12 @@ from saap_edge.prune.repair import repair, restored
 from saap_edge.prune.search import kept_structures
 from saap_edge.prune.space import Widths
 from saap_edge.prune.surgery import cut
-from saap_edge.recover.train import in_blocks, train_adapters
+from saap_edge.recover.start import in_blocks
+from saap_edge.recover.teacher import DenseTeacher
+from saap_edge.recover.train import Training, train
 
-RECOVERY = {"batch": 8, "learning_rate": 3e-3, "distillation": 1.0, "seed": 0}
+Q4_0 = BLOCK_FORMATS["q4_0"]
+RECOVERY = Training(tokens=0, batch=8, learning_rate=3e-3, distillation=1.0)  # a short one, through the rounding
 
 
 def main() -> None:
@@ -121,9 +126,10 @@ def judge(frame: Frame, planner: Planner, widths: Widths, values: Values, seed: 
         figures["gguf_q4_0_bytes"] = file_bytes(frame, pruned)
     if seed == 0 and tokens:
         torch.manual_seed(0)
-        student = in_blocks(pruned, spec_of(pruned).family, 16)
-        windows = frame.order(seed)[SAMPLES + SEARCH :]
-        train_adapters(frame.model, student, windows, frame.heldout[:8], tokens=tokens, **RECOVERY)  # type: ignore[arg-type]
+        student = in_blocks(pruned, spec_of(pruned).family, Q4_0, rank=16, through=True)
+        windows, training = frame.order(seed)[SAMPLES + SEARCH :], replace(RECOVERY, tokens=tokens)
+        with tempfile.TemporaryDirectory() as work:
+            train(student, DenseTeacher(frame.model), windows, frame.heldout[:8], training, Path(work))
         figures["recovered"] = measure(frame, student)
     summary = make_plan("", "", 0.0, planner.space, widths)
     removed = {"removed": round(summary.achieved_ratio, 4), "parameters": list(summary.parameters)}
@@ -148,7 +154,7 @@ def document(frame: Frame, args: argparse.Namespace, rows: list[dict[str, Any]])
     }
     return {
         "benchmark": "methods", "model": frame.name, "dense": measure(frame, frame.model),
-        "dense_4_bits": measure(frame, in_blocks(frame.model, spec_of(frame.model).family)), "window": WINDOW,
+        "dense_4_bits": measure(frame, in_blocks(copy.deepcopy(frame.model), spec_of(frame.model).family, Q4_0)), "window": WINDOW,
         "calibration_windows": SAMPLES, "batches": BATCHES, "search_windows": SEARCH, "heldout_windows": HELDOUT,
         "test_windows": TEST, "token_sha256": hashes, "recovery_tokens": args.tokens, "seeds": args.seeds,
         "dense_parameters": sum(p.numel() for p in frame.model.parameters()),

@@ -143,15 +143,15 @@ class RecoverSettings(_Section):
     )
     tokens: int = Field(default=240_000, ge=0, description="training tokens; 0 only puts the weights into blocks")
     weights: float = Field(
-        default=0.5, ge=0, le=1, description="share of tokens that train full-precision weights (LoRA) before blocks"
+        default=1.0, ge=0, le=1, description="share of tokens that train full-precision weights (LoRA) before blocks"
     )
     through: bool = Field(
         default=False, description="train the blocks' weights too, through the rounding (straight-through LoRA)"
     )
-    rank: int = Field(default=16, ge=1, description="of all adapters")
+    rank: int = Field(default=32, ge=1, description="of all adapters")
     batch: int = Field(default=2, ge=1, description="windows a step, over all devices")
     learning_rate: float = Field(default=3e-3, gt=0, description="of the blocks")
-    weights_learning_rate: float = Field(default=2e-3, gt=0, description="of the full-precision weights")
+    weights_learning_rate: float = Field(default=1e-3, gt=0, description="of the full-precision weights")
     distillation: float = Field(
         default=1.0, ge=0, le=1, description="share of the dense model's distribution in the loss; the rest is the text"
     )
