@@ -152,9 +152,10 @@ def document(frame: Frame, args: argparse.Namespace, rows: list[dict[str, Any]])
         name: hashlib.sha256(w.numpy().tobytes()).hexdigest()[:12]
         for name, w in (("heldout", frame.heldout), *frame.tests.items())
     }
+    in_4_bits = in_blocks(copy.deepcopy(frame.model), spec_of(frame.model).family, Q4_0)
     return {
         "benchmark": "methods", "model": frame.name, "dense": measure(frame, frame.model),
-        "dense_4_bits": measure(frame, in_blocks(copy.deepcopy(frame.model), spec_of(frame.model).family, Q4_0)), "window": WINDOW,
+        "dense_4_bits": measure(frame, in_4_bits), "window": WINDOW,
         "calibration_windows": SAMPLES, "batches": BATCHES, "search_windows": SEARCH, "heldout_windows": HELDOUT,
         "test_windows": TEST, "token_sha256": hashes, "recovery_tokens": args.tokens, "seeds": args.seeds,
         "dense_parameters": sum(p.numel() for p in frame.model.parameters()),

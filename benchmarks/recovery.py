@@ -8,12 +8,12 @@ of one ratio and seed have the same weights' count, and all but Q4_K_M the same 
 
   no tuning        the pruned model: rounded to nearest, with gptq's codes, and llama.cpp's Q4_K_M
   LoRA             adapters in full precision, merged, then rounded to nearest (Q4_0), or llama.cpp's Q4_K_M
-  group            group fine-tuning as `saap-edge recover` does it by default, with all its tokens in full precision
-                   before gptq's codes ("weights"), in the blocks' scales after them ("blocks"), or half in each ("both")
+  group            group fine-tuning, gptq's codes: all tokens in full precision before them ("weights"), in the blocks'
+                   scales after them ("blocks"), or half in each ("both")
   through          adapters of weights and scales trained through the rounding, from codes rounded to nearest
 
 "text" learns the next token, "distilled" the dense model's distribution of it. Q4_K_M is given the importance matrix of
-the calibration text. K-quants need widths in multiples of 256: on this grid of 32 some tensors fall back to larger types.
+the calibration text; it needs widths in multiples of 256, and on this grid of 32 some tensors fall back to larger types.
 
 Runs of several seeds may share W and be started side by side; a run with all seeds then only prints. It resumes.
 """
@@ -65,6 +65,7 @@ class Way:
 
 def ways(tokens: int) -> list[Way]:
     nearest: dict[str, Any] = {"start": "nearest", "weights": 1.0}
+    through = {"weights": 0.0, "through": True, "learning_rate": 1e-3}
     text, untuned = {"distillation": 0.0}, {"tokens": 0}
     listed = [
         Way("none", {"no tuning, Q4_0": BLOCKS, "no tuning, Q4_K_M": (K_QUANT,)}, nearest | untuned),
@@ -75,7 +76,7 @@ def ways(tokens: int) -> list[Way]:
         Way("taught", {"group, distilled: weights": BLOCKS}, {"weights": 1.0}),
         Way("both", {"group, distilled: both": BLOCKS}, {"weights": 0.5}),
         Way("blocks", {"group, distilled: blocks": BLOCKS}, {"weights": 0.0}),
-        Way("through", {"through, distilled": BLOCKS}, {"weights": 0.0, "through": True, "start": "nearest"}),
+        Way("through", {"through, distilled": BLOCKS}, nearest | through),
     ]
     return [Way(way.work, way.rows, {"tokens": tokens, **way.settings}) for way in listed]
 
@@ -217,9 +218,8 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in dict.fromkeys(name for row in mine.values() for name in row["files"]):
             values = [row["files"][name]["perplexity"] for row in mine.values()]
             # Another engine or type is compared with the default's file in llama.cpp.
-            own = {
-                seed: row["files"].get(name, row["files"]["gguf-q4_0"])["perplexity"] for seed, row in default.items()
-            }
+            twin = name if name in BLOCKS else BLOCKS[0]
+            own = {seed: row["files"][twin]["perplexity"] for seed, row in default.items()}
             line[name] = {
                 "perplexity": statistics.mean(values), "range": [min(values), max(values)],
                 "bytes": statistics.mean(row["files"][name]["bytes"] for row in mine.values()),
