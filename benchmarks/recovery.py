@@ -13,7 +13,7 @@ of one ratio and seed have the same weights' count, and all but Q4_K_M the same 
   through          adapters of weights and scales trained through the rounding, from codes rounded to nearest
 
 "text" learns the next token, "distilled" the dense model's distribution of it. Q4_K_M is given the importance matrix of
-the calibration text; it needs widths in multiples of 256, and on this grid of 32 some tensors fall back to larger types.
+the calibration text; it needs widths in multiples of 256: on this grid of 32 some tensors fall back to larger types.
 
 Runs of several seeds may share W and be started side by side; a run with all seeds then only prints. It resumes.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -165,20 +166,17 @@ class Job:
         plan |= prune | score | seed | self._target_settings()
         offered = {name: prune[name] for name in ("off_grid", "protect", "minimum", "query_slots", "depth")}
         mending = {name: prune[name] for name in ("repair", "mix", "bias")}
-        windows = {"window": recipe.score.window}
+        windows, export = {"window": recipe.score.window}, recipe.export.model_dump(mode="json")
+        before, made_of = ((), ("recover",)) if self.tune else (("prune",), ("recover", "plan"))
         texts = ("model", "calibration", "heldout")
         table: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
             "score": ((), ("model", "calibration"), score),
             "bank": (("score",), ("model", "calibration"), score | offered | {"grid": self.space.grid}),
             "plan": (("score", "bank"), texts, plan),
             "prune": (("plan",), texts, score | mending),
-            "recover": (
-                () if self.tune else ("prune",),
-                (*texts, "teacher"),
-                self._recover_settings() | windows | seed,
-            ),
-            "dense": ((), ("model",), recipe.export.model_dump(mode="json")),
-            "export": (("recover",) if self.tune else ("recover", "plan"), (), recipe.export.model_dump(mode="json")),
+            "recover": (before, (*texts, "teacher"), self._recover_settings() | windows | seed),
+            "dense": ((), ("model", *self._importance_text), export),
+            "export": (made_of, self._importance_text, export),
             "verify": (("export", "dense", "recover"), ("model", "test"), {}),
             "bench": (("verify", "export", "dense"), ("test",), self._bench_settings()),
             "gate": (("bench",), (), {"budget": recipe.budget.model_dump(mode="json"), "on_target": self.on_target}),
@@ -289,8 +287,6 @@ class Job:
             build_bank(self._dense_model(), load_scores(inputs["score"]), self.space, windows, out, lambda: advance(1))
 
     def _plan(self, inputs: Inputs, out: Path) -> None:
-        import tempfile
-
         from saap_edge.prune.bank import Bank, build_bank
         from saap_edge.prune.choose import Planner, save_values
         from saap_edge.prune.plan import save_plan
@@ -376,8 +372,27 @@ class Job:
         from saap_edge.export.artifacts import export_artifacts
 
         settings = self.recipe.export
-        with self.bar(f"export: {role} formats", len(settings.formats)) as advance:
-            export_artifacts(folder, out, settings.formats, role, lineage, lambda _: advance(1), settings.group)
+        with tempfile.TemporaryDirectory() as scratch:
+            imatrix = self._importance(folder, Path(scratch)) if self._importance_text else None
+            with self.bar(f"export: {role} formats", len(settings.formats)) as advance:
+                export_artifacts(
+                    folder, out, settings.formats, role, lineage, lambda _: advance(1), settings.group, imatrix
+                )
+
+    @property
+    def _importance_text(self) -> tuple[str, ...]:
+        """The text that types are rounded by which llama.cpp makes; none where no such type is asked for."""
+        from saap_edge.export.kquants import KQUANTS
+
+        asked = any(name.removeprefix("gguf-") in KQUANTS for name in self.recipe.export.formats)
+        return ("calibration",) if asked else ()
+
+    def _importance(self, folder: Path, out: Path) -> Path:
+        from saap_edge.model.folder import load_model
+        from saap_edge.recover.imatrix import importance_matrix, save_importance
+
+        windows = self._windows("calibration", self.recipe.score.samples)
+        return save_importance(importance_matrix(load_model(folder), windows), out)
 
     def _verify(self, inputs: Inputs, out: Path) -> None:
         from saap_edge.evaluate.parity import require
