@@ -50,6 +50,7 @@ from saap_edge.recover.imatrix import importance_matrix, save_importance
 from saap_edge.recover.run import Texts, recover
 
 TEST_WINDOWS = 96
+WAYS = ["none", "text", "taught", "both", "blocks", "through"]
 BLOCKS, K_QUANT = ("gguf-q4_0", "onnx-int4"), "gguf-q4_k_m"
 DEFAULT = "group, distilled: weights"  # what the recipe's defaults are
 
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for pruned models and finished rows")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.35, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of calibration and of training")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="what to measure that is not there yet")
     parser.add_argument("--tokens", type=int, default=131_072, help="training tokens of every way")
     parser.add_argument("--keep", type=Path, help="keep the default's recovered folders of the first seed here")
     parser.add_argument("--threads", type=int, default=1)
@@ -121,7 +123,7 @@ def case(frame: Frame, args: argparse.Namespace, seed: int, ratio: float) -> lis
     journal = args.work / f"rows-{seed}-{ratio:g}-{args.tokens}.jsonl"
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
     done, scratch = {row["way"] for row in rows}, args.work / f"scratch-{seed}-{ratio:g}"
-    wanted = [way for way in ways(args.tokens) if not set(way.rows) <= done]
+    wanted = [way for way in ways(args.tokens) if way.work in args.ways and not set(way.rows) <= done]
     order = frame.order(seed)
     texts = Texts(order[:SAMPLES], order[SAMPLES + SEARCH :], frame.heldout)
     with journal.open("a", encoding="utf-8") as file:
