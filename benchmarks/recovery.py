@@ -9,7 +9,8 @@ of one ratio and seed have the same weights' count, and all but Q4_K_M the same 
   no tuning        the pruned model: rounded to nearest, with gptq's codes, and llama.cpp's Q4_K_M
   LoRA             adapters in full precision, merged, then rounded to nearest (Q4_0), or llama.cpp's Q4_K_M
   group            group fine-tuning, gptq's codes: all tokens in full precision before them ("weights"), in the blocks'
-                   scales after them ("blocks"), or half in each ("both")
+                   scales after them ("blocks"), or half in each ("both"); the first also in groups of 128, in Q4_1 (GGUF
+                   only) and with zero points (ONNX only)
   through          adapters of weights and scales trained through the rounding, from codes rounded to nearest
 
 "text" learns the next token, "distilled" the dense model's distribution of it. Q4_K_M is given the importance matrix of
@@ -26,7 +27,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from saap_edge.recover.imatrix import importance_matrix, save_importance
 from saap_edge.recover.run import Texts, recover
 
 TEST_WINDOWS = 96
-WAYS = ["none", "text", "taught", "both", "blocks", "through"]
+WAYS = ["none", "text", "taught", "formats", "both", "blocks", "through"]
 BLOCKS, K_QUANT = ("gguf-q4_0", "onnx-int4"), "gguf-q4_k_m"
 DEFAULT = "group, distilled: weights"  # what the recipe's defaults are
 
@@ -59,9 +60,15 @@ DEFAULT = "group, distilled: weights"  # what the recipe's defaults are
 class Way:
     """A way to recover: settings of the recipe, and the formats whose files it is measured in, each a row's name."""
 
-    work: str  # ways that train the same weights share them
+    name: str
     rows: dict[str, tuple[str, ...]]
     settings: dict[str, Any]
+    group: int = 32
+
+    @property
+    def work(self) -> str:
+        """Ways that train the same weights share them."""
+        return "taught" if self.name == "formats" else self.name
 
 
 def ways(tokens: int) -> list[Way]:
@@ -75,11 +82,14 @@ def ways(tokens: int) -> list[Way]:
         Way("taught", {"LoRA, distilled, Q4_0": BLOCKS, "LoRA, distilled, Q4_K_M": (K_QUANT,)}, nearest),
         Way("text", {"group, text: weights": BLOCKS}, text | {"weights": 1.0}),
         Way("taught", {"group, distilled: weights": BLOCKS}, {"weights": 1.0}),
+        Way("formats", {"group, distilled: groups of 128": BLOCKS}, {"weights": 1.0}, 128),
+        Way("formats", {"group, distilled: Q4_1": ("gguf-q4_1",)}, {"weights": 1.0, "format": "q4_1"}),
+        Way("formats", {"group, distilled: zero points": ("onnx-int4",)}, {"weights": 1.0, "format": "int4_zp"}),
         Way("both", {"group, distilled: both": BLOCKS}, {"weights": 0.5}),
         Way("blocks", {"group, distilled: blocks": BLOCKS}, {"weights": 0.0}),
         Way("through", {"through, distilled": BLOCKS}, nearest | through),
     ]
-    return [Way(way.work, way.rows, {"tokens": tokens, **way.settings}) for way in listed]
+    return [replace(way, settings={"tokens": tokens, **way.settings}) for way in listed]
 
 
 def main() -> None:
@@ -123,7 +133,7 @@ def case(frame: Frame, args: argparse.Namespace, seed: int, ratio: float) -> lis
     journal = args.work / f"rows-{seed}-{ratio:g}-{args.tokens}.jsonl"
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
     done, scratch = {row["way"] for row in rows}, args.work / f"scratch-{seed}-{ratio:g}"
-    wanted = [way for way in ways(args.tokens) if way.work in args.ways and not set(way.rows) <= done]
+    wanted = [way for way in ways(args.tokens) if way.name in args.ways and not set(way.rows) <= done]
     order = frame.order(seed)
     texts = Texts(order[:SAMPLES], order[SAMPLES + SEARCH :], frame.heldout)
     with journal.open("a", encoding="utf-8") as file:
@@ -160,12 +170,12 @@ def measure(
     out = scratch / "out"
     shutil.rmtree(out, ignore_errors=True)
     settings = RecoverSettings(**way.settings)
-    recovered = recover(frame.folder, pruned, texts, settings, 32, seed, out, scratch / way.work)
+    recovered = recover(frame.folder, pruned, texts, settings, way.group, seed, out, scratch / way.work)
     formats = tuple(name for names in way.rows.values() for name in names)
     imatrix = save_importance(importance_matrix(load_model(out / "model"), texts.calibration), out)
     exported = out / "export"
     exported.mkdir()
-    manifest = export_artifacts(out / "model", exported, formats, "pruned", {}, lambda _: None, imatrix=imatrix)
+    manifest = export_artifacts(out / "model", exported, formats, "pruned", {}, lambda _: None, way.group, imatrix)
     test = test_windows(frame, args.data)
     found = {
         artifact.format: {
@@ -242,10 +252,10 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
             table.add_column(column, justify="left" if column == "way" else "right")
         for line in sorted(lines, key=lambda line: next(iter(files_of(line).values()))["perplexity"]):
             formats = files_of(line)
-            first = next(iter(formats.values()))
-            other = formats.get("onnx-int4")
+            first, other = next(iter(formats.values())), formats.get("onnx-int4")
+            shown = f"{first['perplexity']:.2f}" if first is not other else ""
             table.add_row(
-                line["way"], str(line["seeds"]), f"{line['full_precision']:.2f}", f"{first['perplexity']:.2f}",
+                line["way"], str(line["seeds"]), f"{line['full_precision']:.2f}", shown,
                 f"{other['perplexity']:.2f}" if other else "", f"{first['bytes'] / 1e3:.0f}",
                 " ".join(f"{value:+.2f}" for value in first["over_default"]),
             )  # fmt: skip
@@ -253,7 +263,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
 
 
 def files_of(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: line[name] for name in (*BLOCKS, K_QUANT) if name in line}
+    return {name: line[name] for name in (*BLOCKS, K_QUANT, "gguf-q4_1") if name in line}
 
 
 if __name__ == "__main__":
