@@ -9,8 +9,8 @@ of one ratio and seed have the same weights' count, and all but Q4_K_M the same 
   no tuning        the pruned model: rounded to nearest, with gptq's codes, and llama.cpp's Q4_K_M
   LoRA             adapters in full precision, merged, then rounded to nearest (Q4_0), or llama.cpp's Q4_K_M
   group            group fine-tuning, gptq's codes: all tokens in full precision before them ("weights"), in the blocks'
-                   scales after them ("blocks"), or half in each ("both"); the first also in groups of 128, in Q4_1 (GGUF
-                   only) and with zero points (ONNX only)
+                   scales after them ("blocks"), or half in each ("both"); the first also in groups of 128, in Q4_1
+                   (GGUF only) and with zero points (ONNX only)
   through          adapters of weights and scales trained through the rounding, from codes rounded to nearest
 
 "text" learns the next token, "distilled" the dense model's distribution of it. Q4_K_M is given the importance matrix of
