@@ -75,8 +75,9 @@ class StageResult:
 
 
 def run_stage(
-    stage: Stage, folders: Mapping[str, Path], outside: Mapping[str, str], root: Path, recipe: dict[str, Any]
-) -> StageResult:
+    stage: Stage, folders: Mapping[str, Path], outside: Mapping[str, str], root: Path, recipe: dict[str, Any],
+    again: bool = False,
+) -> StageResult:  # fmt: skip
     """Run a stage, or find that it has been run.
 
     Args:
@@ -85,12 +86,14 @@ def run_stage(
         root: folder of stage folders.
         recipe: written into the stage's record, so that later stages can be run alone from it.
 
+        again: run it even where it has been run; the older folder goes.
+
     Raises SaapError when the disk is full or not writable; nothing is left behind then.
     """
     inputs = {name: folders[name] for name in stage.inputs}
     key = _key(stage, inputs, outside)
     final = root / f"{stage.name}-{key}"
-    if final.is_dir():
+    if final.is_dir() and not again:
         return StageResult(stage.name, final, True, 0.0)
     start = time.monotonic()
     temporary = root / f"{_TEMPORARY}{stage.name}-{key}-{os.getpid()}"
@@ -106,6 +109,8 @@ def run_stage(
             "seconds": round(time.monotonic() - start, 2),
         }  # fmt: skip
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        if again:
+            shutil.rmtree(final, ignore_errors=True)
         _publish(temporary, final)
         shutil.rmtree(work, ignore_errors=True)
     except (OSError, SafetensorError) as error:

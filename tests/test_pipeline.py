@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ import pytest
 
 from saap_edge.errors import SaapError
 from saap_edge.pipeline import Stage, ancestors, clean_leftovers, file_hash, folder_hash, link, read_stage, run_stage
+from saap_edge.recipe import Recipe
+from saap_edge.run import run_stages
 
 
 def stage(name="one", inputs=(), settings=None, text="x"):
@@ -127,3 +130,36 @@ def test_other_folders_are_not_stages(tmp_path, content):
         (tmp_path / "stage.json").write_text(content)
     with pytest.raises(SaapError, match="not a stage folder"):
         read_stage(tmp_path)
+
+
+def test_what_was_made_of_an_older_measurement_is_made_again(tmp_path):
+    """Only the bench folder is deleted: gate and report follow its new figures; what it was made from stays."""
+
+    class Figures:
+        recipe = Recipe()
+        taken = 0
+
+        def stage(self, name):
+            inputs = {"export": (), "bench": ("export",), "gate": ("bench",), "report": ("bench", "gate")}[name]
+            return Stage(name, inputs, (), {}, lambda folders, out: self.measure(name, folders, out))
+
+        def measure(self, name, folders, out):
+            self.taken += name == "bench"
+            source = folders.get("bench")
+            seen = json.loads((source / "gate.json").read_text())["taken"] if source else self.taken
+            (out / "gate.json").write_text(json.dumps({"exit_code": 0, "taken": seen}))
+
+        def outside(self, roles):
+            return {}
+
+    def measured():
+        outcome = run_stages(job, ("export", "bench", "gate"), {}, tmp_path, None, lambda result: None)
+        seen = [json.loads((result.folder / "gate.json").read_text())["taken"] for result in outcome.results]
+        return seen[1:], [result.cached for result in outcome.results]
+
+    job = Figures()
+    assert measured() == ([1, 1], [False, False, False])
+    assert measured() == ([1, 1], [True, True, True])
+    shutil.rmtree(next((tmp_path / "stages").glob("bench-*")))
+    assert measured() == ([2, 2], [True, False, False])
+    assert measured() == ([2, 2], [True, True, True])
