@@ -15,6 +15,7 @@ of one ratio and seed have the same weights' count, and all but Q4_K_M the same 
 
 "text" learns the next token, "distilled" the dense model's distribution of it. Q4_K_M is given the importance matrix of
 the calibration text; it needs widths in multiples of 256: on this grid of 32 some tensors fall back to larger types.
+In brackets beside it: what it would give at Q4_0's bytes, pruned more, read off between the ratios measured.
 
 Runs of several seeds may share W and be started side by side; a run with all seeds then only prints. It resumes.
 """
@@ -31,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from frame import SAMPLES, SEARCH, WINDOW, Frame, load_frame, texts_of
 from methods import plan
@@ -238,7 +240,21 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "over_default": [round(mine[s]["files"][name]["perplexity"] - own[s], 3) for s in mine if s in own],
             }  # fmt: skip
         found.append(line)
+    for line in found:
+        if K_QUANT in line:
+            line["at_bytes_of_q4_0"] = at_bytes(found, line)
     return found
+
+
+def at_bytes(lines: list[dict[str, Any]], line: dict[str, Any]) -> float | None:
+    """What a Q4_K_M way would give were its files as small as Q4_0's: pruned more, read between the ratios measured.
+
+    None at the highest ratio, beyond which nothing was measured.
+    """
+    size = next(other[BLOCKS[0]]["bytes"] for other in lines if other["ratio"] == line["ratio"] and BLOCKS[0] in other)
+    same = [(other[K_QUANT]["bytes"], other[K_QUANT]["perplexity"]) for other in lines if other["way"] == line["way"]]
+    sizes, perplexities = zip(*sorted(same), strict=True)
+    return float(np.interp(size, sizes, perplexities)) if sizes[0] <= size else None
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -253,7 +269,8 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         for line in sorted(lines, key=lambda line: next(iter(files_of(line).values()))["perplexity"]):
             formats = files_of(line)
             first, other = next(iter(formats.values())), formats.get("onnx-int4")
-            shown = f"{first['perplexity']:.2f}" if first is not other else ""
+            equal = f" ({line['at_bytes_of_q4_0']:.2f})" if line.get("at_bytes_of_q4_0") else ""
+            shown = f"{first['perplexity']:.2f}{equal}" if first is not other else ""
             table.add_row(
                 line["way"], str(line["seeds"]), f"{line['full_precision']:.2f}", shown,
                 f"{other['perplexity']:.2f}" if other else "", f"{first['bytes'] / 1e3:.0f}",
