@@ -19,8 +19,8 @@ loads all libraries: pages of mapped files count. The bound of a phase is the su
   one weight   what the arithmetic of a single projection takes, the largest: its values and its gradient are made again
                whenever they are needed, and dropped.
 
-The whole is the largest peak of all phases, against the largest bound. Needs 10 GB of disk, 14 GB of memory and an hour of
-one core; ends with one JSON line.
+The whole is the largest peak of all phases, against the largest bound. Needs 10 GB of disk, 14 GB of memory and an hour
+of one core; ends with one JSON line.
 """
 
 from __future__ import annotations

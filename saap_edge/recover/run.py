@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def recover(
         progress: called with the phase ("teacher", "weights" or "blocks"), the step, and the losses of `train`.
     """
     family, format = read_spec(pruned).family, BLOCK_FORMATS[settings.format]
+    PartialState(timeout=timedelta(days=7))  # of a launch: the others wait while the first writes the teacher's cache
     teacher = _teacher(dense, texts.training, settings, work, lambda step: progress("teacher", step, 0.0, 0.0))
     torch.manual_seed(seed)
     model = load_model(pruned)
