@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -167,7 +166,6 @@ def train(
     finished = work / FINISHED
     if not finished.is_file():
         _run(model, teacher, windows, heldout, training, steps, _Watch(progress, start), work)
-        gc.collect()  # the Trainer is in cycles, and holds the model and Adam's moments
     state = TrainerState.load_from_json(str(finished))
     return _judge(model, state, start, before, windows.shape[1] * training.batch, steps)
 
