@@ -133,9 +133,7 @@ def peaks(base: dict[str, int]) -> Iterator[dict[str, int]]:
 
 
 def saved_bytes(model, batch: torch.Tensor) -> tuple[int, int]:
-    """Bytes autograd saves over a forward of the decoder when projections get gradients: of all, of the first layer."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("_proj" in name)
+    """Bytes autograd saves over a forward of the decoder, parameters left out: of all layers, of the last one."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     seen: dict[int, int] = {}
     layer: list[int] = []
@@ -146,10 +144,10 @@ def saved_bytes(model, batch: torch.Tensor) -> tuple[int, int]:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    first = model.model.layers[0]
+    last = model.model.layers[-1]  # the first saves less where nothing before it gets a gradient
     handles = [
-        first.register_forward_pre_hook(lambda *_: layer.append(sum(seen.values()))),
-        first.register_forward_hook(lambda *_: layer.append(sum(seen.values()))),
+        last.register_forward_pre_hook(lambda *_: layer.append(sum(seen.values()))),
+        last.register_forward_hook(lambda *_: layer.append(sum(seen.values()))),
     ]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         states = model.model(input_ids=batch, use_cache=False).last_hidden_state
@@ -182,6 +180,8 @@ def child_count(job: dict, base: dict[str, int]) -> dict:
     if not job["count"]:
         return result
     batch = random_batches(job, vocabulary)[0]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("_proj" in name)
     saved, layer = saved_bytes(model, batch)
     held = min(head.LOGITS // vocabulary, batch[:, 1:].numel())
     logits = logit_bytes(held, vocabulary, job["dtype"])

@@ -238,6 +238,7 @@ def recover(
         saap-edge recover ./pruned --teacher ./dense --data ./texts --out out
         saap-edge recover ./dense --out out                      better 4-bit files without pruning
         accelerate launch -m saap_edge recover ./pruned ...      on several GPUs
+        torchrun --nproc_per_node 2 -m saap_edge recover ./pruned ...         or in several processes of a CPU
 
     A killed run goes on from its last checkpoint when the same command is given again.
     """
@@ -301,15 +302,20 @@ def _run(
     after: str | None = None, tune: bool = False,
 ) -> None:  # fmt: skip
     _quiet_libraries()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and names != ("recover",):
+    helper = int(os.environ.get("RANK", 0)) > 0  # of a launch: the first process speaks for all, errors included
+    console.quiet = helper
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1 and names != ("recover",):
         raise SaapError("accelerate launch is for `saap-edge recover`: run the other stages without it")
-    if int(os.environ.get("RANK", 0)):
-        console.quiet = True
+    if recipe.recover.batch % processes:  # every process sees this, so that none waits for another
+        raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {processes} processes")
     from saap_edge.report.terminal import render_stage
     from saap_edge.run import run_stages
     from saap_edge.stages import Job
 
     def done(result: Any) -> None:
+        if helper:  # the folder may not be there yet
+            return
         note = "already done" if result.cached else f"{result.seconds:.1f} s"
         console.print(f"[bold]{result.name:8}[/] {note:>12}  {escape(str(result.folder))}", soft_wrap=True)
         for part in render_stage(result.name, result.folder):
@@ -320,7 +326,7 @@ def _run(
         console.print("nothing to do: every stage was already there")
     for what, path in outcome.links.items():
         console.print(f"{what:8} {escape(str(path))}", soft_wrap=True)
-    if as_json:
+    if as_json and not helper:
         print(json.dumps(outcome.as_dict()))
     sys.exit(outcome.exit_code)
 

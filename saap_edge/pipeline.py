@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ from saap_edge.errors import SaapError
 __all__ = [
     "Stage",
     "StageResult",
+    "alone",
     "ancestors",
     "clean_leftovers",
     "file_hash",
@@ -124,6 +126,30 @@ def run_stage(
 def work_folder(out: Path) -> Path:
     """Where a stage that writes into `out` may keep what a killed run needs to go on: gone when the stage is whole."""
     return out.with_name(out.name.rpartition("-")[0].replace(_TEMPORARY, ".work-"))
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Keep a work folder to this run: two would write each other's checkpoints. Gone afterwards where nothing else was
+    put into it. Raises SaapError when another run has it."""
+    from filelock import FileLock, Timeout
+
+    if int(os.environ.get("RANK", 0)):  # the first process of a launch has it for all
+        yield
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise SaapError(f"another run works on the same stage, in '{work}': wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        (work / "lock").unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # it holds what a killed run needs to go on
+            work.rmdir()
 
 
 def _publish(temporary: Path, final: Path) -> None:

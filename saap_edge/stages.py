@@ -13,7 +13,7 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import ModelSpec, read_spec
-from saap_edge.pipeline import Stage, file_hash, folder_hash, work_folder
+from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
 from saap_edge.recipe import FORMATS, Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
 
@@ -355,8 +355,8 @@ class Job:
             advance(step - done.get(phase, 0), f"{phase}: loss {loss:.3f}, held-out {heldout:.3f}")
             done[phase] = step
 
-        with self.bar("recover", recovery_steps(settings, texts.training)) as advance:
-            group, seed, work = self.recipe.export.group, self.recipe.seed, work_folder(out)
+        group, seed, work = self.recipe.export.group, self.recipe.seed, work_folder(out)
+        with alone(work), self.bar("recover", recovery_steps(settings, texts.training)) as advance:
             recover(self.teacher, folder, texts, settings, group, seed, out, work, news)
 
     def _dense(self, inputs: Inputs, out: Path) -> None:

@@ -132,7 +132,10 @@ def codes_at(
         steps = blocks * inverse
         codes = steps.sign() * (steps.abs() + 0.5).floor() + offset
     else:  # in float64, as gguf-py: a product rounded to float32 may cross a half
-        codes = (blocks.double() * inverse.double() + offset + 0.5).floor()
+        codes = blocks.double()  # then in place: eight bytes a weight are enough
+        codes *= inverse.double()
+        codes += offset
+        codes = codes.add_(0.5).floor_()
     return codes.clamp(0, format.highest).float().flatten(1)[:, : weight.shape[1]]
 
 

@@ -143,7 +143,9 @@ class _Product(torch.autograd.Function):
             inputs = inputs.to(torch.get_autocast_dtype(kind))
         context.save_for_backward(inputs)
         context.layer = layer
-        return inputs @ dequantise(layer.blocks())[:, : layer.inputs].to(inputs.dtype).T
+        with torch.autocast(kind, enabled=False):  # scales as they ship, whatever the products' precision
+            values = dequantise(layer.blocks())
+        return inputs @ values[:, : layer.inputs].to(inputs.dtype).T
 
     @staticmethod
     @torch.no_grad()

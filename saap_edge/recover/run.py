@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from accelerate import PartialState
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.families import Family
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks, dequantise, quantise
-from saap_edge.model.folder import load_model, save_model, spec_of
+from saap_edge.model.folder import load_model, save_model
+from saap_edge.model.spec import read_spec
 from saap_edge.model.tensors import Codes
 from saap_edge.recipe import RecoverSettings
 from saap_edge.recover.quantiser import GroupLinear, LoraLinear
@@ -61,13 +63,15 @@ def recover(
         work: a folder for checkpoints and the teacher's cache; with the same one, a killed run goes on from there.
         progress: called with the phase ("teacher", "weights" or "blocks"), the step, and the losses of `train`.
     """
-    family, format = spec_of(load_model(pruned)).family, BLOCK_FORMATS[settings.format]
+    family, format = read_spec(pruned).family, BLOCK_FORMATS[settings.format]
+    PartialState(timeout=timedelta(days=7))  # of a launch: the others wait while the first writes the teacher's cache
     teacher = _teacher(dense, texts.training, settings, work, lambda step: progress("teacher", step, 0.0, 0.0))
     torch.manual_seed(seed)
     model = load_model(pruned)
     weights = _train_weights(model, family, teacher, texts, settings, seed, work, progress)
     untuned, fp = math.exp(weights.start), perplexity(model, texts.heldout).value
     if not fp < untuned:
+        del model  # never two in memory
         model, fp = load_model(pruned), untuned
     folder = out / "model"
     if PartialState().is_main_process:
@@ -78,6 +82,8 @@ def recover(
         model, family, format, group=group, rank=settings.rank, through=settings.through, method=settings.start,
         windows=texts.calibration,
     )  # fmt: skip
+    for parameter in model.parameters():  # in memory of its own: else the mapped file of all weights stays there
+        parameter.data = parameter.data.clone()
     blocks = train(
         model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=True), work / "blocks",
         lambda *news: progress("blocks", *news),

@@ -79,11 +79,11 @@ class CachedTeacher:
         self._file = safe_open(str(path), framework="pt")
 
     def __call__(self, ids: torch.Tensor, windows: torch.Tensor) -> Divergence:
-        def read(name: str) -> torch.Tensor:
-            stored = self._file.get_slice(name)
-            return torch.cat([stored[int(i) : int(i) + 1] for i in windows]).flatten(0, 1).to(ids.device)
+        def read(name: str, dtype: torch.dtype) -> torch.Tensor:
+            stored = self._file.get_slice(name)  # changed before they are joined: autocast on CPUs joins no float16
+            return torch.cat([stored[int(i)].to(dtype) for i in windows]).to(ids.device)
 
-        tokens, target = read("tokens").long(), read("logs").float()
+        tokens, target = read("tokens", torch.long), read("logs", torch.float32)
 
         def divergence(logits: torch.Tensor, rows: slice) -> torch.Tensor:
             mine, theirs = logits.log_softmax(-1).gather(1, tokens[rows]), target[rows]

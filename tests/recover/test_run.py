@@ -1,10 +1,13 @@
 """The stage: what is measured is what ships, in every format, and recovery never hands back worse than it got."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from saap_edge.evaluate.parity import shipped_model
 from saap_edge.evaluate.perplexity import perplexity
@@ -123,7 +126,32 @@ def test_a_killed_run_goes_on_and_teaches_from_a_file(setting, tmp_path, monkeyp
     assert resumed == whole
     assert json.loads((tmp_path / "out" / "recover.json").read_text()) == json.loads(json.dumps(whole))
     assert ("blocks", 9) in seen and ("blocks", 8) not in seen and ("weights", 8) not in seen
-    assert (folder / "codes.safetensors").read_bytes() == (expected / "codes.safetensors").read_bytes()
+    tuned, wanted = (load_file(path / "codes.safetensors") for path in (folder, expected))
+    assert tuned.keys() == wanted.keys() and all(torch.equal(tuned[name], wanted[name]) for name in wanted)
+
+
+def test_nothing_of_training_outlives_it(setting, tmp_path, monkeypatch):
+    """Neither the student nor Adam's moments: what ships is measured on a model that has the memory for itself."""
+    from saap_edge.recover import run as module
+
+    genuine, students = module.in_blocks, []
+
+    def noted(model, *args, **keywords):
+        students.append(weakref.ref(model))
+        return genuine(model, *args, **keywords)
+
+    def measured(*args):
+        assert students[0]() is None
+        return 1.0
+
+    monkeypatch.setattr(module, "in_blocks", noted)
+    monkeypatch.setattr(module, "_rounded_perplexity", measured)
+    gc.disable()  # nothing is left to chance
+    try:
+        run(setting, tmp_path, tokens=256)
+    finally:
+        gc.enable()
+    assert students
 
 
 def test_steps_are_those_that_are_reported(setting, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.model import head
-from saap_edge.model.blocks import BLOCK_FORMATS
+from saap_edge.model.blocks import BLOCK_FORMATS, dequantise
 from saap_edge.model.folder import spec_of
 from saap_edge.prune.surgery import cut
 from saap_edge.recover.start import in_blocks
@@ -130,6 +130,51 @@ def test_checkpointing_changes_nothing_and_bfloat16_little(dense, texts, tmp_pat
     assert results["bf16"].history[-1][1] == pytest.approx(results["plain"].history[-1][1], rel=0.01)
 
 
+def test_scales_are_those_that_ship_whatever_the_precision(dense):
+    model = student(dense)
+    layer = model.model.layers[0].mlp.up_proj
+    layer.block_u.data.normal_(0, 0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(torch.eye(64)).T
+    assert torch.equal(found, dequantise(layer.blocks()).bfloat16())
+
+
+def kept_bytes(model, ids):
+    """Of what autograd keeps of a forward, parameters left out."""
+    own = {value.untyped_storage().data_ptr() for value in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # the tensor too: or its address would be used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.train().model(input_ids=ids, use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_checkpointing_keeps_less_in_both_classes(dense, texts, tmp_path, pruned, monkeypatch):
+    """What training sees: the bytes autograd keeps while the Trainer runs."""
+    model = student(dense) if pruned else in_blocks(
+        copy.deepcopy(dense), spec_of(dense).family, BLOCK_FORMATS["q4_0"], rank=4
+    )  # fmt: skip
+    assert (type(model) is type(dense)) == (not pruned)
+    seen, genuine = {}, _Student.forward
+
+    def noted(self, input_ids, number, return_loss=True):
+        if self.training:
+            seen[self.model.is_activation_checkpointing] = kept_bytes(self.model, input_ids)
+        return genuine(self, input_ids, number, return_loss)
+
+    monkeypatch.setattr(_Student, "forward", noted)
+    for wanted in (False, True):
+        training = Training(32 * 4, 4, 1e-2, 0.0, checkpointing=wanted)
+        train(model, None, *texts, training, tmp_path / str(wanted))
+    assert 0 < seen[True] < seen[False] / 4
+    assert not model.is_activation_checkpointing
+
+
 def test_a_cache_of_all_tokens_is_the_teacher(dense, texts, tmp_path):
     windows = texts[0]
     write_cache(dense, windows, 320, tmp_path / "all.safetensors")
@@ -137,6 +182,9 @@ def test_a_cache_of_all_tokens_is_the_teacher(dense, texts, tmp_path):
     ids, logits = windows[numbers], torch.randn(62, 320)
     exact = DenseTeacher(dense)(ids, numbers)(logits, slice(0, 62))
     cached = CachedTeacher(tmp_path / "all.safetensors")(ids, numbers)
+    with torch.autocast("cpu", torch.bfloat16):  # is read in training's precision too
+        again = CachedTeacher(tmp_path / "all.safetensors")(ids, numbers)
+    assert float(again(logits, slice(0, 62))) == float(cached(logits, slice(0, 62)))
     assert float(cached(logits, slice(0, 62))) == pytest.approx(float(exact), rel=1e-2)
     parts = sum(float(cached(logits[rows], rows)) for rows in (slice(0, 10), slice(10, 62)))
     assert parts == pytest.approx(float(cached(logits, slice(0, 62))), rel=1e-5)
