@@ -105,14 +105,14 @@ def _file_problems(folder: Path, bundle: Bundle) -> list[str]:
             path = Path(parent) / name
             found[path.relative_to(folder).as_posix()] = path
     for file in bundle.files:
-        path = found.pop(file.path, None)
-        if path is None:
+        here = found.pop(file.path, None)
+        if here is None:
             problems.append(f"'{file.path}' is missing")
-        elif path.is_symlink() or not path.is_file():
+        elif here.is_symlink() or not here.is_file():
             problems.append(f"'{file.path}' is not a plain file")
-        elif path.stat().st_size != file.bytes:
-            problems.append(f"'{file.path}' has {path.stat().st_size} bytes, not {file.bytes}: cut short or replaced")
-        elif file_hash(path) != file.sha256:
+        elif here.stat().st_size != file.bytes:
+            problems.append(f"'{file.path}' has {here.stat().st_size} bytes, not {file.bytes}: cut short or replaced")
+        elif file_hash(here) != file.sha256:
             problems.append(f"'{file.path}' is damaged or was changed: its sha256 differs")
     found.pop(BUNDLE_FILE, None)
     extra = [f"'{path}' does not belong to the bundle" for path in sorted(found)]
