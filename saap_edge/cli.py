@@ -270,6 +270,8 @@ def verify(
     """
     if folder.is_file() or (folder / "bundle.json").is_file():
         _verify_bundle(folder, as_json)
+    if not (folder / "stage.json").is_file():
+        raise SaapError(f"'{folder}' is neither a bundle (no bundle.json) nor a stage folder (as OUT/stages/NAME-HASH)")
     _after(folder, "verify", as_json)
 
 

@@ -43,7 +43,8 @@ def test_contents(made, run):
     assert (bundle.base_licence.name, bundle.base_licence.files) == ("apache-2.0", ["LICENSE"])
     parity = json.loads((run / "stages" / "verify-03" / "verify.json").read_text())[0]
     assert (bundle.answers.error, bundle.answers.tolerance) == (parity["max_error"], parity["tolerance"])
-    assert " -t 4 " in (folder / "run.sh").read_text()
+    assert "n_threads=4, n_threads_batch=4" in (folder / "run.py").read_text()
+    assert '"intra_op_num_threads": 4' in (made["onnx-int4"] / "run.py").read_text()
     assert "saap-edge[device]" in (folder / "requirements.txt").read_text()
     assert str(run.parent) not in (folder / "bundle.json").read_text(), "no path of the machine that made it"
 
@@ -190,4 +191,5 @@ def test_command_line(run, tmp_path, monkeypatch, capsys):
     out.write_bytes(out.read_bytes()[:-9])
     code, stdout, stderr = call("verify", out)
     assert code == 2 and stdout == "" and stderr.startswith("error:") and "Traceback" not in stderr
-    assert call("verify", tmp_path)[0] == 2
+    code, _, stderr = call("verify", tmp_path)
+    assert code == 2 and "neither a bundle" in stderr
