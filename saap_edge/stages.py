@@ -17,9 +17,12 @@ from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
 from saap_edge.recipe import FORMATS, Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
 
-__all__ = ["ORDER", "Bar", "Job", "resolve_model"]
+__all__ = ["LICENCES", "ORDER", "Bar", "Job", "resolve_model"]
 
 ORDER = ("score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench", "gate", "report")
+
+# At the root of a model folder; a licence may need its notice and its use policy beside it.
+LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 SEARCH_WINDOWS = 8  # calibration windows behind the scored ones, on which the search compares plans
 
@@ -39,7 +42,7 @@ def resolve_model(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "README.md", *LICENCES]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

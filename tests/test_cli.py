@@ -85,6 +85,18 @@ def test_compile_gives_verified_files(compiled):
     assert AutoModelForCausalLM.from_pretrained(out / "model") is not None
 
 
+def test_a_whole_run_gives_a_bundle(compiled, saap, tmp_path):
+    out, _, _ = compiled
+    for name in ("gguf-q4_0", "onnx-int4"):
+        code, _, stderr = saap("bundle", out, "--format", name, "--out", tmp_path / name)
+        assert code == 0, stderr
+        code, stdout, _ = saap("verify", tmp_path / name, "--json")
+        assert code == 0
+        document = json.loads(stdout)
+        assert (document["format"], document["problems"], document["notes"]) == (name, [], [])
+        assert {"score", "plan", "prune", "recover", "export"} <= set(document["lineage"])
+
+
 COMPILED = {
     "qwen3": ("openelm", ["gguf-f16", "gguf-q4_0", "onnx-int4", "onnx-int8"]),
     "gemma3_text": ("gemma3", ["gguf-f16", "gguf-q4_1"]),

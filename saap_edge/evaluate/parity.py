@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from saap_edge.errors import ParityError
+from saap_edge.evaluate.answers import relative_error
 from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.export.kquants import KQUANTS, held_projections
 from saap_edge.export.weights import ExportWeights
@@ -93,18 +94,6 @@ def _coded(weights: ExportWeights, name: str, artifact_format: str, group: int) 
         return torch.from_numpy(weights.tensor(name)).half().float()
     layout = weights.layout(artifact_format, group) if "_proj" in name else None
     return dequantise(weights.blocks(name, *(layout or VOCABULARY)))
-
-
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """RMS of the difference over RMS of `expected`, both [tokens, vocab] and centred per token (softmax ignores it).
-
-    Infinite when `actual` is not finite or has another shape.
-    """
-    if actual.shape != expected.shape or not np.isfinite(actual).all():
-        return float("inf")
-    actual = actual - actual.mean(axis=-1, keepdims=True)
-    expected = expected - expected.mean(axis=-1, keepdims=True)
-    return float(np.sqrt(np.square(actual - expected).mean() / np.square(expected).mean()))
 
 
 def check_parity(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,17 +10,16 @@ from typing import Any
 
 import torch
 
-from saap_edge.engines.gguf_header import read_metadata
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.likelihood import ArtifactScorer, Scorer, TorchScorer, window_perplexity
 from saap_edge.evaluate.perplexity import text_hash, text_windows
 from saap_edge.evaluate.tasks import lm_eval_version, load_tasks
-from saap_edge.export.artifacts import engine_of, read_manifest
+from saap_edge.export.artifacts import context_of, engine_of, read_manifest
 from saap_edge.model.folder import load_model, load_tokenizer
 
 __all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
 
-GRAPH_FILE, GENAI_FILE = "model.onnx", "genai_config.json"
+GRAPH_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -138,24 +136,13 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
 
 
 def _artifact(name: str, path: Path, threads: int) -> Subject:
-    return Subject(name, path, lambda: ArtifactScorer(engine_of(name), path, threads, _context(path)))
+    return Subject(name, path, lambda: ArtifactScorer(engine_of(name), path, threads, context_of(path)))
 
 
 def _torch_scorer(folder: Path) -> TorchScorer:
     model: Any = load_model(folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return TorchScorer(model, int(model.config.max_position_embeddings))
-
-
-def _context(path: Path) -> int:
-    """Longest sequence, in tokens, of a GGUF file or an ONNX folder."""
-    try:
-        if path.suffix == ".gguf":
-            metadata = read_metadata(path)
-            return int(metadata[f"{metadata['general.architecture']}.context_length"])
-        return int(json.loads((path / GENAI_FILE).read_text(encoding="utf-8"))["model"]["context_length"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SaapError(f"'{path}' does not say how long its context is: export the model again") from None
 
 
 def _tokenizer_folder(path: Path, subjects: list[Subject]) -> Path:

@@ -9,19 +9,15 @@ from typing import Any
 
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError
+from saap_edge.evaluate.answers import HARD_TEXT
 from saap_edge.evaluate.parity import Parity, check_parity, shipped_model
 from saap_edge.export.artifacts import engine_of, read_manifest
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.folder import load_tokenizer
 
-__all__ = ["HARD_TEXT", "verify_folder"]
+__all__ = ["verify_folder"]
 
 TOKENS = 48
-# What tokenizers get wrong: runs of spaces, tabs, code, digits, accents, other scripts, emoji, contractions.
-HARD_TEXT = (
-    "Hello,  world!\n\n\tdef f(x_1):   return x**2 # it's 12345.67\n"
-    "Zürich — “naïve” café… Привет, мир! 你好，世界。 日本語 العربية 🙂👩‍💻 don't I'LL\r\n  end "
-)
 
 
 def verify_folder(

@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from saap_edge.engines.gguf_header import read_metadata
 from saap_edge.errors import SaapError
 from saap_edge.pipeline import file_hash
 
-__all__ = ["Artifact", "Manifest", "engine_of", "export_artifacts", "read_manifest"]
+__all__ = ["Artifact", "Manifest", "context_of", "engine_of", "export_artifacts", "read_manifest"]
 
 
 class Artifact(BaseModel):
@@ -51,6 +52,17 @@ class Manifest(BaseModel):
 def engine_of(artifact_format: str) -> str:
     """The engine that runs a format: "llama.cpp" or "onnxruntime"."""
     return "llama.cpp" if artifact_format.startswith("gguf") else "onnxruntime"
+
+
+def context_of(path: Path) -> int:
+    """Longest sequence, in tokens, of a GGUF file or an ONNX folder. Raises SaapError when it does not say."""
+    try:
+        if path.suffix == ".gguf":
+            metadata = read_metadata(path)
+            return int(metadata[f"{metadata['general.architecture']}.context_length"])
+        return int(json.loads((path / "genai_config.json").read_text(encoding="utf-8"))["model"]["context_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SaapError(f"'{path}' does not say how long its context is: export the model again") from None
 
 
 def export_artifacts(

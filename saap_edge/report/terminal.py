@@ -13,6 +13,7 @@ from rich.table import Table
 
 __all__ = [
     "render_bench",
+    "render_check",
     "render_evaluation",
     "render_gate",
     "render_plan",
@@ -101,6 +102,18 @@ def render_verify(parities: list[dict[str, Any]]) -> list[RenderableType]:
             f"{entry['role']} {entry['format']}", f"{entry['max_error']:.1e}", f"{entry['tolerance']:.0e}", text
         )
     return [table]
+
+
+def render_check(check: dict[str, Any]) -> list[str]:
+    """What verify found in a bundle, a line each."""
+    wrong = [*check["problems"], *check["differences"]]
+    lines = [f"[bold red]error:[/] {escape(' '.join(line.split()))}" for line in wrong]
+    lines += [f"[yellow]note:[/] {escape(note)}" for note in check["notes"]]
+    if not wrong:
+        figures = f"{check['error']:.1e}, tolerance {check['tolerance']:.1e}"
+        lines.append(f"[green]ok[/]: {check['role']} {check['format']} answers as it should (error {figures})")
+        lines.append(f"  {escape(' '.join(check['text'].split())[:100])}")
+    return lines
 
 
 def _stat(stat: dict[str, Any], digits: int = 1) -> str:

@@ -6,7 +6,7 @@ import sys
 BOARD = (
     "engines.child", "engines.worker", "engines.llama_cpp", "engines.onnxruntime", "bench.measure", "bench.machine",
     "bench.artifacts", "bench.statistics", "gate", "targets", "report.data", "report.terminal", "report.html",
-    "report.write", "recipe", "pipeline",
+    "report.write", "recipe", "pipeline", "bundle.schema", "bundle.archive", "bundle.check", "evaluate.answers",
 )  # fmt: skip
 # pipeline only asks whether safetensors is there.
 HEAVY = ("torch", "transformers", "gguf", "onnx", "onnx_ir")

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
+from saap_edge.evaluate.answers import HARD_TEXT
 from saap_edge.evaluate.parity import check_parity, shipped_model
-from saap_edge.evaluate.verify import HARD_TEXT
 from saap_edge.export.artifacts import engine_of
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.onnx import write_onnx

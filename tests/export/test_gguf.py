@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
+from saap_edge.evaluate.answers import HARD_TEXT
 from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.evaluate.parity import TOLERANCE, logits, relative_error, shipped_model
-from saap_edge.evaluate.verify import HARD_TEXT
 from saap_edge.export.gguf import permute, write_gguf
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, dequantise

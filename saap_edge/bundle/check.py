@@ -1,0 +1,225 @@
+"""Checking a bundle where it will run, without torch: every byte, the tokenizer, the answers."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saap_edge.bundle.archive import unpacked
+from saap_edge.bundle.schema import BUNDLE_FILE, LOGITS_FILE, Bundle, read_bundle
+from saap_edge.engines.worker import Worker
+from saap_edge.errors import EXIT_FAILED, EXIT_INPUT, EXIT_OK, SaapError
+from saap_edge.evaluate.answers import relative_error
+from saap_edge.export.artifacts import engine_of
+from saap_edge.pipeline import file_hash
+
+__all__ = ["MODES", "Check", "check_bundle", "columns"]
+
+# Logits are compared at this many places of the vocabulary: enough for an RMS, and expected.npy stays small.
+COLUMNS = 1024
+# A likeliest token may be another where it was ahead by less than this many times the tolerance: two logits are off
+# by sqrt(2) times the RMS, and 6 are four standard deviations of that.
+TIE = 6.0
+MODES = ("prefill", "mixed")  # the whole text at once; the first half at once, then token by token
+
+
+@dataclass
+class Check:
+    """What was found. `problems`: the bundle is damaged (exit 2); `differences`: it answers otherwise here (exit 1).
+
+    `error` is the worst relative error of the logits against those recorded, None where it was not run.
+    """
+
+    bundle: Bundle | None = None
+    problems: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: float | None = None
+    tolerance: float | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_INPUT if self.problems else EXIT_FAILED if self.differences else EXIT_OK
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able, for --json."""
+        bundle = self.bundle
+        return {
+            "exit_code": self.exit_code, "format": bundle and bundle.format, "role": bundle and bundle.role,
+            "board": bundle and bundle.board.name, "lineage": bundle and bundle.lineage,
+            "problems": self.problems, "differences": self.differences, "notes": self.notes,
+            "error": self.error if self.error is not None and np.isfinite(self.error) else None,
+            "tolerance": self.tolerance, "text": bundle and bundle.answers.text,
+        }  # fmt: skip
+
+
+def check_bundle(path: Path) -> Check:
+    """Check a bundle, a folder or a .tar.zst. Never raises for what is wrong with it: the result says it."""
+    check = Check()
+    try:
+        if path.is_dir():
+            _check_folder(path, check)
+        else:
+            with unpacked(path) as folder:
+                _check_folder(folder, check)
+    except SaapError as error:
+        check.problems.append(str(error))
+    except OSError as error:
+        check.problems.append(f"cannot read '{path}': {error.strerror or error} ({error.filename})")
+    return check
+
+
+def columns(vocab_size: int) -> np.ndarray:
+    """Places of the vocabulary whose logits are recorded: all, or COLUMNS of them evenly from first to last."""
+    return np.linspace(0, vocab_size - 1, min(COLUMNS, vocab_size)).round().astype(np.int64)
+
+
+def _check_folder(folder: Path, check: Check) -> None:
+    """Each step trusts the one before it: nothing is loaded whose bytes are not those that were packed."""
+    check.bundle = bundle = read_bundle(folder)
+    check.problems += _file_problems(folder, bundle)
+    if check.problems:
+        return
+    check.problems += _vocabulary_problems(folder, bundle)
+    if check.problems:
+        return
+    check.problems += _split_problems(folder, bundle, check.notes)
+    threads = min(bundle.board.threads, os.cpu_count() or 1)
+    with Worker(engine_of(bundle.format), folder / bundle.model, threads, len(bundle.answers.tokens)) as worker:
+        check.problems += _artifact_problems(worker, bundle)
+        if not check.problems:
+            _compare(worker, folder, bundle, check)
+
+
+def _file_problems(folder: Path, bundle: Bundle) -> list[str]:
+    """Files that are missing, links, cut, changed, or not the bundle's."""
+    found: dict[str, Path] = {}
+    problems = []
+    for parent, folders, names in os.walk(folder):  # does not follow links
+        for name in [*names, *(name for name in folders if (Path(parent) / name).is_symlink())]:
+            path = Path(parent) / name
+            found[path.relative_to(folder).as_posix()] = path
+    for file in bundle.files:
+        here = found.pop(file.path, None)
+        if here is None:
+            problems.append(f"'{file.path}' is missing")
+        elif here.is_symlink() or not here.is_file():
+            problems.append(f"'{file.path}' is not a plain file")
+        elif here.stat().st_size != file.bytes:
+            problems.append(f"'{file.path}' has {here.stat().st_size} bytes, not {file.bytes}: cut short or replaced")
+        elif file_hash(here) != file.sha256:
+            problems.append(f"'{file.path}' is damaged or was changed: its sha256 differs")
+    found.pop(BUNDLE_FILE, None)
+    extra = [f"'{path}' does not belong to the bundle" for path in sorted(found)]
+    return problems + extra[:10] + ([f"and {len(extra) - 10} more files"] if len(extra) > 10 else [])
+
+
+def _vocabulary_problems(folder: Path, bundle: Bundle) -> list[str]:
+    """The vocabulary of tokenizer.json fits the artifact and calls the recorded ids what it should."""
+    tokenizer = bundle.tokenizer
+    try:
+        vocabulary = _vocabulary(json.loads((folder / tokenizer.file).read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [f"'{tokenizer.file}' is not a tokenizer.json with a vocabulary"]
+    largest = max(vocabulary.values(), default=-1)
+    if largest >= bundle.vocab_size:
+        return [
+            f"'{tokenizer.file}' does not belong to the model: it has token {largest}, the model {bundle.vocab_size} "
+            "tokens"
+        ]
+    for piece, token in zip(tokenizer.pieces, tokenizer.ids, strict=True):
+        if vocabulary.get(piece) != token:
+            return [
+                f"'{tokenizer.file}' does not belong to the model: its '{piece}' is token {vocabulary.get(piece)}, "
+                f"the model's is {token}"
+            ]
+    return []
+
+
+def _vocabulary(document: Any) -> dict[str, int]:
+    """Ids by piece: of BPE and WordPiece a mapping, of Unigram a list of pieces with scores; and added tokens."""
+    words = document["model"]["vocab"]
+    pieces = dict(words) if isinstance(words, dict) else {piece: index for index, (piece, _) in enumerate(words)}
+    pieces |= {token["content"]: token["id"] for token in document.get("added_tokens") or []}
+    return {str(piece): int(token) for piece, token in pieces.items()}
+
+
+def _split_problems(folder: Path, bundle: Bundle, notes: list[str]) -> list[str]:
+    """tokenizer.json splits the recorded text as recorded, where its library is installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        notes.append("package tokenizers is not here: of tokenizer.json the vocabulary was checked, not the splitting")
+        return []
+    tokenizer = bundle.tokenizer
+    try:
+        loaded = tokenizers.Tokenizer.from_file(str(folder / tokenizer.file))
+        ids = loaded.encode(tokenizer.text, add_special_tokens=False).ids
+    except Exception as error:  # the binding raises nothing more specific
+        return [f"'{tokenizer.file}' cannot be loaded: {error}"]
+    if ids != tokenizer.ids:
+        return [f"'{tokenizer.file}' does not belong to the model: it splits the recorded text into other tokens"]
+    return []
+
+
+def _artifact_problems(worker: Worker, bundle: Bundle) -> list[str]:
+    """The loaded artifact is the one bundle.json describes, and its own tokenizer (GGUF) splits as recorded."""
+    problems = [
+        f"'{bundle.model}' has {name} {worker.loaded[name]}, bundle.json says {told}"
+        for name, told in (("vocab_size", bundle.vocab_size), ("kv_bytes_per_token", bundle.kv_bytes_per_token))
+        if worker.loaded[name] != told
+    ]
+    if worker.engine == "llama.cpp" and worker.tokenize(bundle.tokenizer.text, False, False) != bundle.tokenizer.ids:
+        problems.append(f"'{bundle.model}': llama.cpp splits the recorded text into other tokens: not its tokenizer")
+    answers = bundle.answers
+    if not all(0 <= token < bundle.vocab_size for token in (*answers.tokens, *answers.likeliest)):
+        problems.append(f"'{BUNDLE_FILE}': answers have tokens outside the vocabulary")
+    return problems
+
+
+def _compare(worker: Worker, folder: Path, bundle: Bundle, check: Check) -> None:
+    """Run the recorded tokens and compare.
+
+    Here and where the bundle was made, a runtime approximates the same torch model. There it was off by `error`, and
+    `tolerance` is what verify allows anywhere: two such answers are at most error + tolerance apart.
+    """
+    answers, places = bundle.answers, columns(bundle.vocab_size)
+    expected = _load_logits(folder / LOGITS_FILE, (len(answers.tokens), len(places)))
+    if expected is None:
+        check.problems.append(f"'{LOGITS_FILE}' does not hold the logits of {len(answers.tokens)} tokens")
+        return
+    check.error, check.tolerance = 0.0, answers.error + answers.tolerance
+    for mode in MODES:
+        logits = worker.logits(answers.tokens, mode)
+        error = relative_error(logits[:, places], expected)
+        check.error = max(check.error, error)
+        if error > check.tolerance:
+            check.differences.append(
+                f"answers differ ({mode}): relative error {error:.3g}, tolerance {check.tolerance:.3g}"
+            )
+        check.differences += _other_choices(logits, bundle, check.tolerance, mode)
+
+
+def _other_choices(logits: np.ndarray, bundle: Bundle, tolerance: float, mode: str) -> list[str]:
+    """The first place where another token than recorded is the likeliest, near-ties left out."""
+    answers = bundle.answers
+    for at, (chosen, expected) in enumerate(zip(logits.argmax(axis=1), answers.likeliest, strict=True)):
+        if chosen != expected and answers.margins[at] > TIE * tolerance:
+            return [
+                f"answers differ ({mode}): after {at + 1} tokens the likeliest is {chosen}, where {expected} was ahead "
+                f"by {answers.margins[at]:.3g}"
+            ]
+    return []
+
+
+def _load_logits(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    try:
+        logits: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return logits if logits.shape == shape and logits.dtype == np.float32 and np.isfinite(logits).all() else None

@@ -1,0 +1,94 @@
+"""What starts a bundle on its board: run.sh, run.py and requirements.txt, with the board's threads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shlex
+
+from saap_edge import __version__
+
+__all__ = ["launch_files"]
+
+TOKENS = 64
+CONTEXT = 2048  # tokens of KV cache at most: a model's whole context may not fit a board
+
+SHELL = """\
+#!/bin/sh
+# Continues a text with the likeliest tokens:  ./run.sh "Once upon a time" [tokens]
+# Needs requirements.txt:  pip install -r requirements.txt
+cd "$(dirname "$0")" || exit 1
+text=${{1:-{prompt}}}
+tokens=${{2:-{tokens}}}
+{native}exec "${{PYTHON:-python3}}" run.py "$text" "$tokens"
+"""
+
+# llama-cli is for chats: it ignores -no-cnv and waits for input (ggml-org/llama.cpp#27214).
+NATIVE = """\
+# llama.cpp's own program where it is installed. For a chat: llama-cli -m {model} -t {threads} -c {context} -fa on
+if command -v llama-completion > /dev/null; then
+  exec llama-completion -m {model} -t {threads} -c {context} -fa on -no-cnv --temp 0 -n "$tokens" -p "$text"
+fi
+"""
+
+GGUF = '''\
+"""python3 run.py TEXT TOKENS: llama.cpp through llama-cpp-python."""
+
+import sys
+from pathlib import Path
+
+from llama_cpp import Llama
+
+model = Llama(
+    str(Path(__file__).with_name("{model}")), n_threads={threads}, n_threads_batch={threads}, n_ctx={context},
+    flash_attn=True, verbose=False,
+)
+text, tokens = sys.argv[1], int(sys.argv[2])
+print(text, end="", flush=True)
+for piece in model(text, max_tokens=tokens, temperature=0.0, repeat_penalty=1.0, stream=True):
+    print(piece["choices"][0]["text"], end="", flush=True)
+print()
+'''
+
+ONNX = '''\
+"""python3 run.py TEXT TOKENS: ONNX Runtime through onnxruntime-genai."""
+
+import json
+import sys
+from pathlib import Path
+
+import onnxruntime_genai as genai
+
+config = genai.Config(str(Path(__file__).with_name("{model}")))
+options = {{"intra_op_num_threads": {threads}}}
+config.overlay(json.dumps({{"model": {{"decoder": {{"session_options": options}}}}}}))
+model = genai.Model(config)
+tokenizer = genai.Tokenizer(model)
+tokenizer.update_options(add_special_tokens="true")
+text, tokens = sys.argv[1], int(sys.argv[2])
+ids = tokenizer.encode(text)
+search = genai.GeneratorParams(model)
+search.set_search_options(do_sample=False, max_length=min(len(ids) + tokens, {context}))
+generator, stream = genai.Generator(model, search), tokenizer.create_stream()
+generator.append_tokens(ids)
+print(text, end="", flush=True)
+while not generator.is_done():
+    generator.generate_next_token()
+    print(stream.decode(generator.get_next_tokens()[0]), end="", flush=True)
+print()
+'''
+
+
+def launch_files(artifact_format: str, model: str, threads: int, context: int, prompt: str) -> dict[str, str]:
+    """Texts by file name. `context` is the model's longest sequence in tokens."""
+    in_llama_cpp = artifact_format.startswith("gguf")
+    values = {"model": model, "threads": threads, "context": min(context, CONTEXT)}
+    native = NATIVE.format(**values) if in_llama_cpp else ""
+    shell = SHELL.format(native=native, tokens=TOKENS, prompt=shlex.quote(prompt))
+    requirements = [f"saap-edge[device]=={__version__}"]
+    if not in_llama_cpp:
+        requirements.append(f"onnxruntime-genai=={importlib.metadata.version('onnxruntime-genai')}")
+    return {
+        "run.sh": shell,
+        "run.py": (GGUF if in_llama_cpp else ONNX).format(**values),
+        "requirements.txt": "\n".join(requirements) + "\n",
+    }

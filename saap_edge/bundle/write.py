@@ -1,0 +1,155 @@
+"""Making a bundle: one verified artifact with all that a board needs to run it and to check it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saap_edge import __version__
+from saap_edge.bundle.archive import SUFFIX, pack, zstandard
+from saap_edge.bundle.check import check_bundle, columns
+from saap_edge.bundle.launch import launch_files
+from saap_edge.bundle.schema import (
+    BUNDLE_FILE,
+    LOGITS_FILE,
+    VERSION,
+    Answers,
+    Board,
+    Bundle,
+    File,
+    Tokenizer,
+)
+from saap_edge.bundle.source import Source, base_licence, find_source, licence_files
+from saap_edge.engines.worker import Worker
+from saap_edge.errors import ParityError, SaapError
+from saap_edge.evaluate.answers import HARD_TEXT
+from saap_edge.export.artifacts import context_of, engine_of
+from saap_edge.pipeline import file_hash, library_versions
+
+__all__ = ["write_bundle"]
+
+PROMPT = (
+    "The river runs through the old town, past the mill and the market, and in spring it floods the meadows where the "
+    "horses graze. The people who live there"
+)
+TOKENS = 48  # of the prompt and its continuation, half each; the prompt alone may be shorter
+
+
+def write_bundle(path: Path, out: Path, artifact_format: str | None = None, target: str | None = None) -> Bundle:
+    """Make a bundle of an artifact of a run (find_source) at `out`: a folder, or a file where it ends in .tar.zst.
+
+    The bundle is checked as a board would before it gets its name; one that fails leaves nothing. Raises SaapError when
+    something is in the way or missing, ParityError when its answers are not the same twice.
+    """
+    if out.exists() or out.is_symlink():
+        raise SaapError(f"--out '{out}' is in the way: move it, or choose another name")
+    archived = out.name.endswith(SUFFIX)
+    if archived:
+        zstandard()
+    source = find_source(path, artifact_format, target)
+    existed = out.parent.is_dir()
+    temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
+    folder = temporary / (out.name.removesuffix(SUFFIX) or "bundle")
+    try:
+        folder.mkdir(parents=True)
+        bundle = _fill(source, folder)
+        check = check_bundle(folder)
+        if check.exit_code:
+            raise ParityError(f"the bundle fails its own check: {(check.problems + check.differences)[0]}")
+        if archived:
+            pack(folder, temporary / out.name)
+        (temporary / out.name).rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not existed and out.parent.is_dir() and not any(out.parent.iterdir()):
+            out.parent.rmdir()
+    return bundle
+
+
+def _fill(source: Source, folder: Path) -> Bundle:
+    artifact, manifest, board = source.artifact, source.manifest, source.target
+    model = _copy_model(source, folder)
+    tokenizer_file = _copy_tokenizer(source.model, folder, model)
+    for path in licence_files(source.base):
+        shutil.copyfile(path, folder / path.name)
+    threads = min(board.threads, os.cpu_count() or 1)
+    with Worker(engine_of(artifact.format), folder / model, threads, TOKENS) as worker:
+        loaded = worker.loaded
+        tokenizer, answers = _record(worker, folder, tokenizer_file, source)
+    launch = launch_files(artifact.format, model, board.threads, context_of(folder / model), PROMPT)
+    for name, text in launch.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "run.sh").chmod(0o755)
+    bundle = Bundle(
+        version=VERSION, saap_edge=__version__, role=manifest.role, format=artifact.format, model=model,
+        vocab_size=loaded["vocab_size"], kv_bytes_per_token=loaded["kv_bytes_per_token"], tuned=manifest.tuned,
+        group=manifest.group, layers=manifest.layers, lineage=source.lineage, versions=library_versions(),
+        board=Board(name=board.name, title=board.title, cpu=board.cpu, threads=board.threads),
+        base_licence=base_licence(source.base), tokenizer=tokenizer, answers=answers, files=_files(folder),
+    )  # fmt: skip
+    (folder / BUNDLE_FILE).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
+    return bundle
+
+
+def _copy_model(source: Source, folder: Path) -> str:
+    """Copy the artifact; returns its name in the bundle: model-q4_0.gguf, model-int4."""
+    path = source.folder / source.artifact.path
+    if path.is_file():
+        shutil.copyfile(path, folder / path.name)
+        return path.name
+    shutil.copytree(path, folder / f"model-{path.name}", copy_function=shutil.copyfile)
+    return f"model-{path.name}"
+
+
+def _copy_tokenizer(source: Path, folder: Path, model: str) -> str:
+    """The path of tokenizer.json: an ONNX folder holds its own, beside a GGUF file it gets a folder."""
+    if (folder / model).is_dir():
+        return f"{model}/tokenizer.json"
+    from saap_edge.model.folder import copy_tokenizer
+
+    (folder / "tokenizer").mkdir()
+    copy_tokenizer(source, folder / "tokenizer")
+    return "tokenizer/tokenizer.json"
+
+
+def _record(worker: Worker, folder: Path, tokenizer_file: str, source: Source) -> tuple[Tokenizer, Answers]:
+    """Token ids of a text, and the artifact's answers to another, whose logits go to expected.npy."""
+    split: Any = _load_tokenizer(folder / tokenizer_file)
+    hard = split.encode(HARD_TEXT, add_special_tokens=False).ids
+    pieces = [split.id_to_token(token) for token in hard]
+    prompt = split.encode(PROMPT, add_special_tokens=False).ids[: TOKENS // 2]
+    tokens = prompt + worker.generate(prompt, TOKENS - len(prompt))
+    logits = worker.logits(tokens, "mixed")
+    np.save(folder / LOGITS_FILE, logits[:, columns(logits.shape[1])])
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    second, first = np.partition(logits, -2, axis=1)[:, -2:].T
+    answers = Answers(
+        prompt=split.decode(prompt), prompt_tokens=len(prompt), tokens=tokens, text=split.decode(tokens[len(prompt) :]),
+        likeliest=logits.argmax(axis=1).tolist(),
+        margins=((first - second) / np.sqrt(np.square(centred).mean(axis=1))).tolist(), error=source.error,
+        tolerance=source.tolerance,
+    )  # fmt: skip
+    return Tokenizer(file=tokenizer_file, text=HARD_TEXT, ids=hard, pieces=pieces), answers
+
+
+def _load_tokenizer(path: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer as Splitter
+    except ImportError:
+        raise SaapError("making a bundle needs the package tokenizers: pip install 'saap-edge[compile]'") from None
+    try:
+        return Splitter.from_file(str(path))
+    except Exception as error:  # the binding raises nothing more specific
+        raise SaapError(f"'{path}' cannot be loaded: {error}") from None
+
+
+def _files(folder: Path) -> list[File]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [
+        File(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_hash(path))
+        for path in paths
+    ]
