@@ -15,9 +15,12 @@ loads all libraries: pages of mapped files count. The bound of a phase is the su
   activations  bytes of unique storages that autograd saves over one forward of the decoder (as benchmarks/scale.py
                counts them; with checkpointing one hidden state a layer, plus the larger of one layer's saved bytes and
                the logits), plus the logits held at a time, of student and teacher. While codes are chosen: calibration
-               states, and the Gram matrices of one layer.
+               states, the Gram matrices of one layer, and two more of the widest, which its factors take.
   one weight   what the arithmetic of a single projection takes, the largest: its values and its gradient are made again
                whenever they are needed, and dropped.
+
+What the process has freed does not count: glibc would keep blocks below 32 MiB for later use, so it is told to give
+back those of 64 KiB and more (MALLOC_MMAP_THRESHOLD_). --default-malloc leaves it as it is.
 
 The whole is the largest peak of all phases, against the largest bound. Needs 10 GB of disk, 14 GB of memory and an hour
 of one core; ends with one JSON line.
@@ -28,6 +31,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -185,7 +189,8 @@ def child(job: dict) -> None:
 def run(job: dict) -> dict:
     with tempfile.TemporaryDirectory(prefix="saap-edge-recovery-", dir=Path(job["folder"]).parent) as work:
         command = [sys.executable, __file__, "--child", json.dumps(job | {"work": work})]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        environment = os.environ | ({} if job["default_malloc"] else {"MALLOC_MMAP_THRESHOLD_": "65536"})
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return json.loads(output.splitlines()[-1])
 
 
@@ -211,8 +216,14 @@ def bounds_of(job: dict, count: dict, config: Any) -> dict[str, dict[str, int]]:
 
     blocks, weights = count["blocks"], count["weights"]
     tuned = blocks["held"] - vocabulary * hidden * 4
-    gram = config.intermediate_size**2 * 4 + 4 * hidden**2 * 4 if states else 0
-    one = {"weights": 2 * 4, "codes": 8 * 4, "blocks": 6 * 4, "judge": 8 * 4}  # float32 copies; float64 counts twice
+    gram = 3 * config.intermediate_size**2 * 4 + 4 * hidden**2 * 4 if states else 0
+    one = {
+        "weights": 2 * 4,
+        "codes": 8 * 4,
+        "blocks": 6 * 4,
+        "judge": 8 * 4,
+        "rest": 8 * 4,
+    }  # float32 copies; float64 counts twice
     parts = {
         "teacher": {"weights": weights, "activations": 0 if teacher else scored},
         "weights": training(count["lora"]),
@@ -274,6 +285,7 @@ def main() -> None:
     parser.add_argument("--through", action="store_true")
     parser.add_argument("--dtype", default="float32", choices=list(BYTES), help="of the file (default float32)")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--default-malloc", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="save the JSON document here too")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -283,7 +295,7 @@ def main() -> None:
         return
 
     config, rows, counts = config_of(args.layers, args.vocabulary), [], {}
-    names = ("batch", "window", "steps", "start", "samples", "through", "threads")
+    names = ("batch", "window", "steps", "start", "samples", "through", "threads", "default_malloc")
     job = {name: getattr(args, name) for name in names}
     with tempfile.TemporaryDirectory(prefix="saap-edge-scale-") as name:
         folder = Path(name) / "model"
