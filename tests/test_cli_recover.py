@@ -34,6 +34,7 @@ def root(tmp_path_factory):
     for name in ("calibration", "heldout", "test"):
         (root / f"{name}.txt").write_text(TEXT * 3)
     recipe = {**SMALL, "export": {"formats": ["gguf-q4_0", "onnx-int4"]}}
+    recipe["recover"] = SMALL.get("recover", {}) | {"weights": 0.5}  # both phases
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return root
 

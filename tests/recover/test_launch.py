@@ -13,7 +13,8 @@ from tests.conftest import TEXT, tiny_model, write_folder
 from tests.test_cli import call
 
 SETTINGS = {
-    "score": {"samples": 8, "batches": 4, "window": 32}, "recover": {"tokens": 1024, "batch": 4, "rank": 4, "top": 32},
+    "score": {"samples": 8, "batches": 4, "window": 32},
+    "recover": {"tokens": 1024, "weights": 0.5, "batch": 4, "rank": 4, "top": 32},
 }  # fmt: skip
 
 

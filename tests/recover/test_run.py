@@ -46,7 +46,7 @@ def setting(tmp_path_factory):
 
 
 def run(setting, tmp_path, group=32, progress=lambda *news: None, **settings):
-    settings = RecoverSettings(**{"batch": 4, "rank": 4, "tokens": 4096, **settings})
+    settings = RecoverSettings(**{"batch": 4, "rank": 4, "tokens": 4096, "weights": 0.5, **settings})
     out = tmp_path / "out"
     return recover(*setting, settings, group, 0, out, tmp_path / "work", progress), out / "model"
 
@@ -155,7 +155,7 @@ def test_nothing_of_training_outlives_it(setting, tmp_path, monkeypatch):
 
 
 def test_steps_are_those_that_are_reported(setting, tmp_path):
-    settings = {"tokens": 4096, "top": 8, "batch": 4}
+    settings = {"tokens": 4096, "top": 8, "batch": 4, "weights": 0.5}
     last: dict[str, int] = {}
     run(setting, tmp_path, progress=lambda phase, step, *_: last.update({phase: step}), **settings)
     assert sum(last.values()) == recovery_steps(RecoverSettings(**settings), setting[2].training)
