@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -166,6 +167,7 @@ def train(
     finished = work / FINISHED
     if not finished.is_file():
         _run(model, teacher, windows, heldout, training, steps, _Watch(progress, start), work)
+        gc.collect()  # mixed precision leaves the student in a cycle with its own forward, and the model with it
     state = TrainerState.load_from_json(str(finished))
     return _judge(model, state, start, before, windows.shape[1] * training.batch, steps)
 

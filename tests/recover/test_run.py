@@ -130,25 +130,26 @@ def test_a_killed_run_goes_on_and_teaches_from_a_file(setting, tmp_path, monkeyp
     assert tuned.keys() == wanted.keys() and all(torch.equal(tuned[name], wanted[name]) for name in wanted)
 
 
-def test_nothing_of_training_outlives_it(setting, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_nothing_of_training_outlives_it(setting, tmp_path, monkeypatch, precision):
     """Neither the student nor Adam's moments: what ships is measured on a model that has the memory for itself."""
     from saap_edge.recover import run as module
 
-    genuine, students = module.in_blocks, []
+    genuine, students = module.train, []
 
     def noted(model, *args, **keywords):
         students.append(weakref.ref(model))
         return genuine(model, *args, **keywords)
 
     def measured(*args):
-        assert students[0]() is None
+        assert [student() for student in students] == [None, None]
         return 1.0
 
-    monkeypatch.setattr(module, "in_blocks", noted)
+    monkeypatch.setattr(module, "train", noted)
     monkeypatch.setattr(module, "_rounded_perplexity", measured)
     gc.disable()  # nothing is left to chance
     try:
-        run(setting, tmp_path, tokens=256)
+        run(setting, tmp_path, tokens=256, weights=0.5, precision=precision)
     finally:
         gc.enable()
     assert students
