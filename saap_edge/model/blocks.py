@@ -15,14 +15,15 @@ hold a larger group's scale several times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 __all__ = [
-    "BLOCK", "BLOCK_FORMATS", "BlockFormat", "Blocks", "codes_at", "dequantise", "joined", "nearest", "quantise",
+    "BLOCK", "BLOCK_FORMATS", "BlockFormat", "Blocks", "codes_at", "dequantise", "grouped", "joined", "nearest",
+    "quantise", "rounded", "spread", "stored",
 ]  # fmt: skip
 
 BLOCK = 32
@@ -72,11 +73,6 @@ class Blocks:
     scales: torch.Tensor
     offsets: torch.Tensor | None = None
 
-    def rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Blocks:
-        """The same with `change` applied to the rows of all its parts."""
-        offsets = None if self.offsets is None else change(self.offsets)
-        return replace(self, codes=change(self.codes), scales=change(self.scales), offsets=offsets)
-
 
 def joined(parts: Sequence[Blocks]) -> Blocks:
     """Blocks of one format and group, row on row."""
@@ -93,9 +89,13 @@ def quantise(weight: torch.Tensor, format: BlockFormat, group: int = BLOCK) -> B
     gguf-py's (and llama.cpp's) for Q4_0, Q4_1 and Q8_0, ONNX Runtime's where there are zero points."""
     weight = weight.float()
     scales, offsets = nearest(weight, format, group)
-    codes = codes_at(weight, scales, offsets, format, group)
-    stored = {"none": None, "minimum": offsets.half(), "zero_point": offsets.to(torch.uint8)}[format.offset]
-    return Blocks(format, group, codes.to(torch.uint8), scales.half(), stored)
+    return stored(codes_at(weight, scales, offsets, format, group), scales, offsets, format, group)
+
+
+def stored(codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat, group: int) -> Blocks:
+    """Codes [out, in] and float32 scales and offsets [out, groups], in the types that ship."""
+    kept = {"none": None, "minimum": torch.float16, "zero_point": torch.uint8}[format.offset]
+    return Blocks(format, group, codes.to(torch.uint8), scales.half(), None if kept is None else offsets.to(kept))
 
 
 def nearest(weight: torch.Tensor, format: BlockFormat, group: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,37 +121,41 @@ def codes_at(
     weight: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat, group: int = BLOCK
 ) -> torch.Tensor:
     """Codes, float32 [out, in], of a float32 `weight` [out, in] at given scales and offsets (as `nearest` gives)."""
-    blocks = grouped(weight, group)
-    inverse = torch.where(scales == 0, torch.zeros_like(scales), 1 / scales)[..., None]
-    offset = offsets[..., None]
+    codes = rounded(grouped(weight, group), scales[..., None], offsets[..., None], format)
+    return codes.flatten(1)[:, : weight.shape[1]]
+
+
+def rounded(values: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat) -> torch.Tensor:
+    """Codes, float32, of float32 `values`; scales and offsets are broadcast to them."""
+    inverse = torch.where(scales == 0, torch.zeros_like(scales), 1 / scales)
     if format.offset == "minimum":
-        codes = ((blocks - offset) * inverse + 0.5).floor()
+        codes = ((values - offsets) * inverse + 0.5).floor()
     elif format.offset == "zero_point":
-        codes = (blocks * inverse + offset + 0.5).floor()
+        codes = (values * inverse + offsets + 0.5).floor()
     elif format.bits == 8:  # halves away from zero
-        steps = blocks * inverse
-        codes = steps.sign() * (steps.abs() + 0.5).floor() + offset
+        steps = values * inverse
+        codes = steps.sign() * (steps.abs() + 0.5).floor() + offsets
     else:  # in float64, as gguf-py: a product rounded to float32 may cross a half
-        codes = blocks.double()  # then in place: eight bytes a weight are enough
+        codes = values.double()  # then in place: eight bytes a weight are enough
         codes *= inverse.double()
-        codes += offset
+        codes += offsets
         codes = codes.add_(0.5).floor_()
-    return codes.clamp(0, format.highest).float().flatten(1)[:, : weight.shape[1]]
+    return codes.clamp(0, format.highest).float()
 
 
 def dequantise(blocks: Blocks) -> torch.Tensor:
     """The values, float32 [out, in]."""
-    width = blocks.codes.shape[1]
+    layout = blocks.group, blocks.codes.shape[1]
+    codes, scales = blocks.codes.float(), spread(blocks.scales.float(), *layout)
+    if blocks.offsets is None:
+        return scales * (codes - blocks.format.middle)
+    offsets = spread(blocks.offsets.float(), *layout)
+    return scales * codes + offsets if blocks.format.offset == "minimum" else scales * (codes - offsets)
 
-    def spread(figures: torch.Tensor) -> torch.Tensor:
-        return figures.float().repeat_interleave(blocks.group, dim=1)[:, :width]
 
-    codes, scales = blocks.codes.float(), spread(blocks.scales)
-    if blocks.format.offset == "minimum":
-        assert blocks.offsets is not None
-        return scales * codes + spread(blocks.offsets)
-    zero = blocks.format.middle if blocks.offsets is None else spread(blocks.offsets)
-    return scales * (codes - zero)
+def spread(figures: torch.Tensor, group: int, width: int) -> torch.Tensor:
+    """A figure a group [out, groups] as one an input [out, width]."""
+    return figures.repeat_interleave(group, dim=1)[:, :width]
 
 
 def grouped(weight: torch.Tensor, group: int) -> torch.Tensor:

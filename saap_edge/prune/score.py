@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from saap_edge.errors import SaapError
+from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.folder import spec_of
 from saap_edge.model.head import head_gradient
 from saap_edge.model.spec import LayerShape
@@ -90,7 +91,7 @@ def score_model(
         for shape in spec.layers
     ]
     watch = _Watch(model, spec, values, second_order, running_fisher)
-    with watch.attached(), _checkpointed(model, checkpointing):
+    with watch.attached(), checkpointed(model, checkpointing):
         for number, batch in enumerate(batches):
             watch.start(number)
             tokens = batch.to(model.get_input_embeddings().weight.device)
@@ -123,21 +124,6 @@ def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) 
     gradient = torch.zeros_like(states)
     gradient[:, :-1] = found.reshape_as(gradient[:, :-1])
     return float(value), gradient
-
-
-@contextmanager
-def _checkpointed(model: Any, wanted: bool) -> Iterator[None]:
-    """Activation checkpointing, which transformers only does in training mode: dropout there is 0 in these families."""
-    if not wanted:
-        yield
-        return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
-    try:
-        yield
-    finally:
-        model.eval()
-        model.gradient_checkpointing_disable()
 
 
 class _Watch:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from saap_edge.model.blocks import BlockFormat, Blocks, codes_at, dequantise, grouped
+from saap_edge.model.blocks import BlockFormat, Blocks, codes_at, dequantise, grouped, spread, stored
 
-__all__ = ["GroupLinear", "LoraLinear", "Start"]
+__all__ = ["GroupLinear", "LoraLinear", "Start", "put"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ class GroupLinear(nn.Module):
         scales, offsets = self._adapted()
         # Codes are rounded with the unrounded scale, as the formats' own quantisers do.
         codes = codes_at(self._merged(), scales, offsets, self.format, self.group) if self.through else self.held
-        stored = {"none": None, "minimum": offsets.half(), "zero_point": offsets.to(torch.uint8)}[self.format.offset]
-        return Blocks(self.format, self.group, codes.to(torch.uint8), scales.half(), stored)
+        return stored(codes, scales, offsets, self.format, self.group)
 
     def gradients(self, values: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor]:
         """Of block_u, block_v (and lora_a, lora_b), given `values` [out, in on the grid] and their gradient."""
@@ -105,7 +104,7 @@ class GroupLinear(nn.Module):
         else:
             scales, _ = self._adapted()
             steps = values - self._merged() if self.through else values
-            slope = steps / self._spread(torch.where(scales == 0, 1, scales))
+            slope = steps / spread(torch.where(scales == 0, 1, scales), self.group, self.held.shape[1])
             per_block = grouped(gradient * slope, self.group).sum(-1)
         change = per_block * self.scales
         found = [change @ self.block_v.T, self.block_u.T @ change]
@@ -125,8 +124,11 @@ class GroupLinear(nn.Module):
         """The block adapter is over minimums; where weights are rounded again that would undo it."""
         return self.format.offset == "minimum" and not self.through
 
-    def _spread(self, figures: torch.Tensor) -> torch.Tensor:
-        return figures.repeat_interleave(self.group, 1)[:, : self.held.shape[1]]
+
+def put(layer: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the decoder layer's `name`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(layer.get_submodule(parent), leaf, module)
 
 
 def _random(rank: int, columns: int, device: torch.device) -> torch.Tensor:

@@ -20,7 +20,7 @@ from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.spec import read_spec
 from saap_edge.model.tensors import Codes
 from saap_edge.recipe import RecoverSettings
-from saap_edge.recover.quantiser import GroupLinear, LoraLinear
+from saap_edge.recover.quantiser import GroupLinear, LoraLinear, put
 from saap_edge.recover.start import in_blocks
 from saap_edge.recover.teacher import CachedTeacher, DenseTeacher, Teacher, write_cache
 from saap_edge.recover.train import Recovery, Training, steps_of, train
@@ -149,8 +149,7 @@ def _train_weights(
 def _replace(model: Any, family: Family, change: Callable[[Any], Any]) -> None:
     for layer in model.model.layers:
         for _, name in list(family.projections(layer)):
-            parent, _, leaf = name.rpartition(".")
-            setattr(layer.get_submodule(parent), leaf, change(layer.get_submodule(name)))
+            put(layer, name, change(layer.get_submodule(name)))
 
 
 def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:

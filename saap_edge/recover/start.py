@@ -11,15 +11,14 @@ All look at one layer at a time, on the inputs that the layers before it, alread
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 
 from saap_edge.families import Family
-from saap_edge.model.blocks import BLOCK, BlockFormat, codes_at, grouped, nearest
+from saap_edge.model.blocks import BLOCK, BlockFormat, codes_at, grouped, nearest, rounded
 from saap_edge.prune.stream import attention_branch, ffn_branch, follow, layer_arguments, layer_inputs
-from saap_edge.recover.quantiser import GroupLinear, Start
+from saap_edge.recover.quantiser import GroupLinear, Start, put
 
 __all__ = ["Method", "gptq", "in_blocks", "weighted"]
 
@@ -117,8 +116,7 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, format: BlockFormat, group: i
 
 def _rounded(column: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat) -> torch.Tensor:
     """One column of values as rounding leaves them."""
-    padded = torch.nn.functional.pad(column[:, None], (0, BLOCK - 1))
-    codes = codes_at(padded, scales[:, None], offsets[:, None], format)[:, 0]
+    codes = rounded(column, scales, offsets, format)
     return scales * codes + offsets if format.offset == "minimum" else scales * (codes - offsets)
 
 
@@ -133,12 +131,10 @@ def in_blocks(
     through: bool = False,
     method: Method = "nearest",
     windows: torch.Tensor | None = None,
-    progress: Callable[[], None] = lambda: None,
 ) -> Any:
     """Put a model's projections into blocks, in place, layer by layer, and freeze all but their adapters.
 
-    `windows`, token ids [n, window], are what `weighted` and `gptq` look at. `progress` is called after every layer.
-    Returns the model.
+    `windows`, token ids [n, window], are what `weighted` and `gptq` look at. Returns the model.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -149,12 +145,10 @@ def in_blocks(
         follow(layer, states)
         grams = _grams(layer, family, states, keywords) if states else {}
         for _, name in family.projections(layer):
-            parent, _, leaf = name.rpartition(".")
             linear = layer.get_submodule(name)
             start = _start(linear.weight, grams.pop(name, None), format, group, method)
-            setattr(layer.get_submodule(parent), leaf, GroupLinear(linear, start, format, group, rank, through))
+            put(layer, name, GroupLinear(linear, start, format, group, rank, through))
         _advance(layer, states, keywords)
-        progress()
     return model
 
 

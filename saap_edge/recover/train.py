@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import perplexity
+from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.head import head_gradient
 from saap_edge.recover.teacher import Teacher
 
@@ -178,8 +179,6 @@ def _run(
 ) -> None:  # fmt: skip
     """Train to the end, from the last checkpoint where there is one; what the Trainer knows then goes to FINISHED."""
     student = _Student(model, teacher, training.distillation)
-    if training.checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     callbacks = [watch, *([EarlyStoppingCallback(training.patience)] if training.patience else [])]
     transformers_logging.set_verbosity_error()
     trainer = Trainer(
@@ -187,9 +186,8 @@ def _run(
         eval_dataset=_Windows(heldout), callbacks=callbacks,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_whole(work))
-    if training.checkpointing:
-        model.activation_checkpointing_disable()
+    with checkpointed(model, training.checkpointing):
+        trainer.train(resume_from_checkpoint=_last_whole(work))
     model.eval()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(work / FINISHED))
