@@ -17,13 +17,13 @@ one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result import publish
 from rich.console import Console
 from rich.table import Table
 
@@ -31,9 +31,7 @@ from saap_edge.bench.machine import machine_facts
 from saap_edge.engines.worker import Worker
 from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.evaluate.parity import logits, relative_error, shipped_model
-from saap_edge.export.artifacts import engine_of
-from saap_edge.export.gguf import write_gguf
-from saap_edge.export.onnx import write_onnx
+from saap_edge.export.artifacts import engine_of, write_artifact
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.folder import load_model, load_tokenizer, save_model
@@ -71,12 +69,8 @@ def tune(folder: Path, format_name: str, group: int) -> None:
 
 def compare(folder: Path, artifact_format: str, group: int, tokens: list[int], scratch: Path) -> dict[str, Any]:
     """Deviations of an artifact and of its emulation."""
-    kind, _, quantisation = artifact_format.partition("-")
     path = scratch / "artifact"
-    if kind == "gguf":
-        write_gguf(folder, path, quantisation)
-    else:
-        write_onnx(folder, path, quantisation, group)
+    write_artifact(folder, path, artifact_format, group)
     model = shipped_model(folder, artifact_format, group)
     exact = logits(model, tokens)
     with runtime_arithmetic(model, ExportWeights(folder), artifact_format, group):
@@ -155,9 +149,7 @@ def main() -> None:
         "benchmark": "arithmetic", "model": args.model.resolve().name, "tokens": len(tokens),
         "machine": machine_facts(), "rows": rows,
     }  # fmt: skip
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result, args.out)
 
 
 if __name__ == "__main__":

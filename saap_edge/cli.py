@@ -352,8 +352,9 @@ def _run(
     after: str | None = None, tune: bool = False,
 ) -> None:  # fmt: skip
     _quiet_libraries()
-    helper = int(os.environ.get("RANK", 0)) > 0  # of a launch: the first process speaks for all, errors included
-    console.quiet = helper
+    from saap_edge.pipeline import is_helper
+
+    console.quiet = helper = is_helper()  # errors included
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1 and names != ("recover",):
         raise SaapError("accelerate launch is for `saap-edge recover`: run the other stages without it")

@@ -40,6 +40,7 @@ __all__ = [
     "clean_leftovers",
     "file_hash",
     "folder_hash",
+    "is_helper",
     "link",
     "read_stage",
     "run_stage",
@@ -87,7 +88,6 @@ def run_stage(
         outside: content hashes of outside files, by role.
         root: folder of stage folders.
         recipe: written into the stage's record, so that later stages can be run alone from it.
-
         again: run it even where it has been run; the older folder goes.
 
     Raises SaapError when the disk is full or not writable; nothing is left behind then.
@@ -103,7 +103,7 @@ def run_stage(
     try:
         temporary.mkdir(parents=True)
         stage.run(inputs, temporary)
-        if int(os.environ.get("RANK", 0)):  # a helper of `accelerate launch`: the first process has the result
+        if is_helper():  # the first process has the result
             return StageResult(stage.name, final, False, time.monotonic() - start)
         record = {
             "stage": stage.name, "hash": key, "inputs": {name: path.name for name, path in inputs.items()},
@@ -123,6 +123,11 @@ def run_stage(
     return StageResult(stage.name, final, False, time.monotonic() - start)
 
 
+def is_helper() -> bool:
+    """This is not the first process of a launch (`accelerate launch`, torchrun), which writes and speaks for all."""
+    return int(os.environ.get("RANK", 0)) > 0
+
+
 def work_folder(out: Path) -> Path:
     """Where a stage that writes into `out` may keep what a killed run needs to go on: gone when the stage is whole."""
     return out.with_name(out.name.rpartition("-")[0].replace(_TEMPORARY, ".work-"))
@@ -134,7 +139,7 @@ def alone(work: Path) -> Iterator[None]:
     put into it. Raises SaapError when another run has it."""
     from filelock import FileLock, Timeout
 
-    if int(os.environ.get("RANK", 0)):  # the first process of a launch has it for all
+    if is_helper():  # the first process has it for all
         yield
         return
     work.mkdir(parents=True, exist_ok=True)

@@ -68,9 +68,10 @@ def run_stages(
         clean_leftovers(root)
         for name in _with_needs(job, names, folders, after):
             stage = job.stage(name)
+            again = bool(remade & set(stage.inputs))
             outside, record = job.outside(stage.reads), job.recipe.model_dump(mode="json")
-            result = run_stage(stage, folders, outside, root, record, again=bool(remade & set(stage.inputs)))
-            if not result.cached and (name == MEASURED or remade & set(stage.inputs)):
+            result = run_stage(stage, folders, outside, root, record, again)
+            if again or (name == MEASURED and not result.cached):
                 remade.add(name)
             folders[name] = result.folder
             outcome.results.append(result)

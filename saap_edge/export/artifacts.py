@@ -15,7 +15,7 @@ from saap_edge.engines.gguf_header import read_metadata
 from saap_edge.errors import SaapError
 from saap_edge.pipeline import file_hash
 
-__all__ = ["Artifact", "Manifest", "context_of", "engine_of", "export_artifacts", "read_manifest"]
+__all__ = ["Artifact", "Manifest", "context_of", "engine_of", "export_artifacts", "read_manifest", "write_artifact"]
 
 
 class Artifact(BaseModel):
@@ -84,7 +84,6 @@ def export_artifacts(
     """
     from saap_edge.export.gguf import write_gguf
     from saap_edge.export.kquants import KQUANTS, check_importance, write_kquant
-    from saap_edge.export.onnx import write_onnx
     from saap_edge.export.refusal import export_refusal
     from saap_edge.export.weights import ExportWeights
 
@@ -106,10 +105,8 @@ def export_artifacts(
                 if not f16.exists():
                     write_gguf(folder, f16, "f16")
                 summary = write_kquant(folder, f16, path, quantisation, imatrix)
-            elif kind == "gguf":
-                summary = write_gguf(folder, path, quantisation)
             else:
-                summary = write_onnx(folder, path, quantisation, group)
+                summary = write_artifact(folder, path, name, group)
             size, digest = _measure(path)
             artifacts.append(
                 Artifact(
@@ -123,6 +120,17 @@ def export_artifacts(
     manifest = Manifest(role=role, tuned=tuned, group=group, layers=layers, lineage=lineage, artifacts=artifacts)
     (out / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
+
+
+def write_artifact(folder: Path, path: Path, artifact_format: str, group: int = 32) -> dict[str, Any]:
+    """Write one artifact of a format that is not llama.cpp's own, and return its exporter's summary."""
+    from saap_edge.export.gguf import write_gguf
+    from saap_edge.export.onnx import write_onnx
+
+    kind, _, quantisation = artifact_format.partition("-")
+    if kind == "gguf":
+        return write_gguf(folder, path, quantisation)
+    return write_onnx(folder, path, quantisation, group)
 
 
 def _measure(path: Path) -> tuple[int, str]:

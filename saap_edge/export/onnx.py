@@ -30,8 +30,7 @@ GRAPH_FILE, DATA_FILE, GENAI_FILE = "model.onnx", "model.onnx.data", "genai_conf
 OPSETS = {"": 21, "com.microsoft": 1}
 IR_VERSION = 10
 CONTRIB = "com.microsoft"
-# MatMulNBits accuracy_level: activations in 8 bits with the weights' block. Level 1, fp32, took 3 to 4 times as long to
-# decode in 4 bits on an x86 server with VNNI, 50 times in 8 bits.
+# MatMulNBits accuracy_level: activations in 8 bits with the weights' block. Level 1, fp32, is several times slower.
 INT8_ARITHMETIC = 4
 PAGE, LARGE = 4096, 1 << 20  # large tensors start on a page, so that a runtime can map them instead of copying
 KINDS = ("key", "value")

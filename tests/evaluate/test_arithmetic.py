@@ -6,9 +6,7 @@ import pytest
 from saap_edge.engines.worker import Worker
 from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.evaluate.parity import logits, shipped_model
-from saap_edge.export.artifacts import engine_of
-from saap_edge.export.gguf import write_gguf
-from saap_edge.export.onnx import write_onnx
+from saap_edge.export.artifacts import engine_of, write_artifact
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.folder import build_pruned
 from tests.arithmetic_support import assert_as_predicted
@@ -32,12 +30,8 @@ def test_runtime_does_what_is_emulated(artifact_format, tuned, group, tmp_path):
     folder = write_folder(model, tmp_path / "model")
     if tuned:
         tune(folder, tuned, group)
-    kind, _, quantisation = artifact_format.partition("-")
     path = tmp_path / "artifact"
-    if kind == "gguf":
-        write_gguf(folder, path, quantisation)
-    else:
-        write_onnx(folder, path, quantisation, group)
+    write_artifact(folder, path, artifact_format, group)
     model = shipped_model(folder, artifact_format, group)
     exact = logits(model, TOKENS)
     with runtime_arithmetic(model, ExportWeights(folder), artifact_format, group):
