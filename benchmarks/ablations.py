@@ -9,7 +9,6 @@ says so), mean over calibration seeds; nothing is chosen on that text. Prints a 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from frame import Frame, load_frame
+from result import publish
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -183,9 +183,7 @@ def main() -> None:
         "seeds": args.seeds,
         "rows": rows,
     }
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result, args.out)
 
 
 def spread(values: list[float]) -> list[float]:

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from frame import BATCHES, HELDOUT, SAMPLES, SEARCH, TEST, WINDOW, Frame, load_frame
+from result import publish
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -74,9 +75,8 @@ def main() -> None:
     result = document(frame, args, rows)
     for table in tables(result):
         Console(width=140).print(table)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    publish(result, args.out)
     journal.unlink()
-    print(json.dumps(result))
 
 
 def make_rows(frame: Frame, args: argparse.Namespace, done: set[tuple[int, float, str]]) -> Iterator[dict[str, Any]]:

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from frame import SAMPLES, SEARCH, WINDOW, Frame, load_frame, texts_of
 from methods import plan
+from result import publish
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -124,9 +125,7 @@ def main() -> None:
     }  # fmt: skip
     for table in tables(result):
         Console(width=140).print(table)
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result, args.out)
 
 
 def case(frame: Frame, args: argparse.Namespace, seed: int, ratio: float) -> list[dict[str, Any]]:

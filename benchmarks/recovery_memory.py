@@ -32,8 +32,6 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -41,9 +39,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from result import publish, save
 from rich.table import Table
-from scale import BYTES, config_of, console, gib, memory, peaks, saved_bytes, write_model
-from transformers.utils import logging
+from scale import BYTES, child, config_of, console, gib, memory, peaks, run, saved_bytes, write_model
 
 from saap_edge.bench.machine import machine_facts
 from saap_edge.model import head
@@ -112,7 +110,13 @@ class Watch:
 def settings_of(job: dict) -> RecoverSettings:
     tokens = 2 * job["steps"] * job["batch"] * job["window"]  # two phases share them
     return RecoverSettings(
-        tokens=tokens, weights=0.5, batch=job["batch"], start=job["start"], through=job["through"], **job["arm"]
+        tokens=tokens,
+        weights=0.5,
+        rank=16,
+        batch=job["batch"],
+        start=job["start"],
+        through=job["through"],
+        **job["arm"],
     )
 
 
@@ -178,20 +182,10 @@ def _largest(model: Any, family: Any) -> int:
     return max(map(torch.Tensor.numel, weights))
 
 
-def child(job: dict) -> None:
-    logging.disable_progress_bar()
-    torch.set_num_threads(job["threads"])
-    base = memory()
-    work = {"count": child_count, "recover": child_recover}[job["what"]]
-    print(json.dumps(work(job, base) | {"base_rss": base["VmRSS"]}))
-
-
-def run(job: dict) -> dict:
+def measured(job: dict) -> dict:
+    environment = os.environ | ({} if job["default_malloc"] else {"MALLOC_MMAP_THRESHOLD_": "65536"})
     with tempfile.TemporaryDirectory(prefix="saap-edge-recovery-", dir=Path(job["folder"]).parent) as work:
-        command = [sys.executable, __file__, "--child", json.dumps(job | {"work": work})]
-        environment = os.environ | ({} if job["default_malloc"] else {"MALLOC_MMAP_THRESHOLD_": "65536"})
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-    return json.loads(output.splitlines()[-1])
+        return run(job | {"work": work}, __file__, environment)
 
 
 # Bounds.
@@ -291,7 +285,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(json.loads(args.child))
+        child(json.loads(args.child), {"count": child_count, "recover": child_recover})
         return
 
     config, rows, counts = config_of(args.layers, args.vocabulary), [], {}
@@ -308,8 +302,8 @@ def main() -> None:
             precision = ARMS[arm].get("precision")
             with console.status(arm):
                 if precision not in counts:
-                    counts[precision] = run(job | {"what": "count"})
-                rows.append(row_of(arm, job, counts[precision], run(job | {"what": "recover"}), config))
+                    counts[precision] = measured(job | {"what": "count"})
+                rows.append(row_of(arm, job, counts[precision], measured(job | {"what": "recover"}), config))
             show(rows[-1])
             result = {
                 "benchmark": "recovery_memory",
@@ -317,9 +311,8 @@ def main() -> None:
                 "machine": machine_facts(), "torch": torch.__version__, "file": args.dtype,
                 "conditions": {name: job[name] for name in names}, "counts": list(counts.values()), "rows": rows,
             }  # fmt: skip
-            if args.out:  # after every arm: all take an hour
-                args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+            save(result, args.out)  # after every arm: all take an hour
+    publish(result, args.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ line.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -34,6 +33,7 @@ import gguf
 import numpy as np
 import torch
 from frame import SAMPLES, TEST, WINDOW, load_frame
+from result import publish
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -365,9 +365,7 @@ def main() -> None:
             result |= of_model(args, Path(name))
         if args.shape:
             result["shape"] = of_shape(args, Path(name))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result, args.out)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from result import publish
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -44,8 +45,8 @@ from transformers.utils import logging
 
 from saap_edge.bench.machine import machine_facts
 from saap_edge.model import head
+from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.folder import load_model
-from saap_edge.prune import score
 from saap_edge.prune.score import score_model
 
 MEMORY_BOUND, TIME_BOUND = 1.35, 1.15
@@ -203,7 +204,7 @@ def child_score(job: dict, base: dict[str, int]) -> dict:
     def plain(all_parameters: bool = True) -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(all_parameters or "_proj" in name)
-        with score._checkpointed(model, checkpointing):
+        with checkpointed(model, checkpointing):
             for batch in batches:
                 model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
                 model.zero_grad()
@@ -228,17 +229,19 @@ def child_score(job: dict, base: dict[str, int]) -> dict:
     return {"memory": memory_of["scoring"], "plain_memory": memory_of["plain"], "wall": wall, "cpu": cpu}
 
 
-def child(job: dict) -> None:
+def child(job: dict, works: dict[str, Callable[[dict, dict[str, int]], dict]]) -> None:
+    """Do the job's work, by its name, and print what it gives."""
     logging.disable_progress_bar()
     torch.set_num_threads(job["threads"])
     base = memory()
-    work = {"count": child_count, "score": child_score}[job["what"]]
-    print(json.dumps(work(job, base) | {"base_rss": base["VmRSS"]}))
+    print(json.dumps(works[job["what"]](job, base) | {"base_rss": base["VmRSS"]}))
 
 
-def run(job: dict) -> dict:
-    command = [sys.executable, __file__, "--child", json.dumps(job)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+def run(job: dict, script: str = __file__, environment: dict[str, str] | None = None) -> dict:
+    """What a fresh process of `script` gives for a job."""
+    command = [sys.executable, script, "--child", json.dumps(job)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 # Tables.
@@ -331,7 +334,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(json.loads(args.child))
+        child(json.loads(args.child), {"count": child_count, "score": child_score})
         return
 
     config = config_of(args.layers, args.vocabulary)
@@ -365,9 +368,7 @@ def main() -> None:
         "benchmark": "scale", "shape": {"layers": args.layers, "vocabulary": args.vocabulary, "hidden": 2048},
         "machine": machine_facts(), "torch": torch.__version__, "conditions": job, "loading": loads, "rows": rows,
     }  # fmt: skip
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result, args.out)
 
 
 if __name__ == "__main__":

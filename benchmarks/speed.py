@@ -14,12 +14,12 @@ own. Needs 4 GB of disk in the temporary folder and about 5 minutes on 2 cores; 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 from pathlib import Path
 
 import torch
+from result import publish
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -192,9 +192,7 @@ def main() -> None:
         "benchmark": "speed", "shape": "SmolLM2-135M, random weights", "machine": document["machine"],
         "conditions": document["conditions"], "read_bandwidth_gb_s": round(bandwidth, 2), "rows": rows,
     }  # fmt: skip
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result, args.out)
 
 
 if __name__ == "__main__":
