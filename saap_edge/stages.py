@@ -183,7 +183,7 @@ class Job:
             "verify": (("export", "dense", "recover"), ("model", "test"), {}),
             "bench": (("verify", "export", "dense"), ("test",), self._bench_settings()),
             "gate": (("bench",), (), {"budget": recipe.budget.model_dump(mode="json"), "on_target": self.on_target}),
-            "report": (ORDER[1:-1], (), {"target": self.target.model_dump(mode="json"), "model": self.model_name}),
+            "report": (ORDER[1:-1], (), {"target": self._target_identity(), "model": self.model_name}),
         }
         inputs, reads, settings = table[name]
         return Stage(name, inputs, reads, settings, run)
@@ -211,6 +211,10 @@ class Job:
             prune.query_slots, prune.depth, prune.off_grid == "trim", self._uniform_only,
         )  # fmt: skip
 
+    def _target_identity(self) -> dict[str, Any]:
+        """What of the target a report depends on: not its memory, whose total grows in a virtual machine that runs."""
+        return self.target.model_dump(mode="json", exclude={"ram_mib"})
+
     def _target_settings(self) -> dict[str, Any]:
         """What of the target a plan depends on."""
         cost = self.space.cost
@@ -228,7 +232,7 @@ class Job:
             "threads": self.threads,
             "window": self.recipe.score.window,
         }
-        return settings | {name: facts[name] for name in ("cpu", "cores", "memory_bytes")}
+        return settings | {name: facts[name] for name in ("cpu", "cores")}
 
     # The stages. torch and transformers are imported where they are used: measuring alone must not need them.
 
