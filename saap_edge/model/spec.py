@@ -138,7 +138,7 @@ def canonical_config(config: Config) -> Config:
 
 def for_transformers_4(config: Config) -> Config:
     """The config with its rope in the words of transformers 4 too, which overlooks `rope_parameters` without a word."""
-    rope = config.get("rope_parameters") or {}
+    rope: Config = config.get("rope_parameters") or {}
     full, windowed = rope.get("full_attention", rope), rope.get("sliding_attention", {})
     words: Config = {}
     if "rope_theta" in full:
