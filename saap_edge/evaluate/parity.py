@@ -78,7 +78,7 @@ def _shipped(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     if artifact is not None and artifact_format.removeprefix("gguf-") in KQUANTS:
         for name, value in held_projections(artifact, weights):
-            own = weights.tensor(name)
+            own = weights.tensor(name).numpy()
             if np.linalg.norm(value - own) > OTHER_WEIGHT * np.linalg.norm(own):
                 raise ParityError(f"'{artifact}': {name} is not the model's weight: export again")
             yield name, torch.from_numpy(value)
@@ -89,9 +89,9 @@ def _shipped(
 
 def _coded(weights: ExportWeights, name: str, artifact_format: str, group: int) -> torch.Tensor:
     if artifact_format == "onnx-fp32":
-        return torch.from_numpy(weights.tensor(name))
+        return weights.tensor(name)
     if artifact_format == "gguf-f16":
-        return torch.from_numpy(weights.tensor(name)).half().float()
+        return weights.tensor(name, torch.float16).float()
     layout = weights.layout(artifact_format, group) if "_proj" in name else None
     return dequantise(weights.blocks(name, *(layout or VOCABULARY)))
 

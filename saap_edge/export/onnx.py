@@ -21,7 +21,7 @@ from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks
 from saap_edge.model.folder import copy_tokenizer
-from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
+from saap_edge.model.spec import LayerShape, ModelSpec, read_spec
 
 __all__ = ["QUANTISATIONS", "write_onnx"]
 
@@ -111,7 +111,9 @@ def pack(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     zero point, the middle code.
     """
     rows, count = blocks.scales.shape
-    codes = np.pad(blocks.codes.numpy(), ((0, 0), (0, count * blocks.group - blocks.codes.shape[1])))
+    codes, missing = blocks.codes.numpy(), count * blocks.group - blocks.codes.shape[1]
+    if missing:  # never of a vocabulary, whose codes are too large for copies
+        codes = np.pad(codes, ((0, 0), (0, missing)))
     zeros = None if blocks.offsets is None else blocks.offsets.numpy()
     if blocks.format.bits == 4:
         codes = nibbles(codes)
@@ -216,9 +218,6 @@ class Decoder:
 
     def __init__(self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None) -> None:
         self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
-        self.shapes: dict[str, tuple[int, int]] = {}
-        for index in range(len(self.spec.layers)):
-            self.shapes |= linear_shapes(self.spec, index)
 
     def build(self) -> None:
         """Append the whole model: inputs, layers, head, outputs."""
@@ -295,18 +294,13 @@ class Decoder:
 
     def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
         """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, 32], scales)."""
-        shape = self.spec.vocab_size, self.spec.hidden
         if not self.layout:
-            return (self.graph.weight(name, self._checked(name, self.weights.tensor(name), shape), per_token),)
-        return self._blocks(name, (BLOCK_FORMATS["q8_0"], BLOCK), shape, per_token)
+            return (self._plain(name, per_token),)
+        return self._blocks(name, (BLOCK_FORMATS["q8_0"], BLOCK), per_token)
 
-    def _blocks(
-        self, name: str, layout: tuple[BlockFormat, int], shape: tuple[int, int], per_token: bool = True
-    ) -> tuple[ir.Value, ...]:
+    def _blocks(self, name: str, layout: tuple[BlockFormat, int], per_token: bool = True) -> tuple[ir.Value, ...]:
         """A weight's codes, scales and, where the format has them, zero points."""
-        blocks = self.weights.blocks(name, *layout)
-        self._checked(name, blocks.codes.numpy(), shape)
-        parts = zip(("codes", "scales", "zeros"), pack(blocks), strict=True)
+        parts = zip(("codes", "scales", "zeros"), pack(self.weights.blocks(name, *layout)), strict=True)
         return tuple(
             self.graph.weight(f"{name}.{part}", array, per_token) for part, array in parts if array is not None
         )
@@ -364,11 +358,10 @@ class Decoder:
     def linear(self, x: ir.Value, module: str) -> ir.Value:
         """A projection with its bias."""
         name, bias = f"{module}.weight", self._bias(module)
-        shape = self.shapes[name]
         if self.layout:
-            format, group = self.layout
-            return self._matmul_bits(x, self._blocks(name, self.layout, shape), bias, (shape[1], format.bits, group))
-        y = self._matmul(x, self.graph.weight(name, self._checked(name, self.weights.tensor(name), shape)))
+            layout = (self.weights.shape(name)[1], self.layout[0].bits, self.layout[1])
+            return self._matmul_bits(x, self._blocks(name, self.layout), bias, layout)
+        y = self._matmul(x, self._plain(name))
         return y if bias is None else self.graph.node("Add", [y, bias])
 
     def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
@@ -388,13 +381,8 @@ class Decoder:
             block_size=group, accuracy_level=INT8_ARITHMETIC,
         )  # fmt: skip
 
-    def _checked(self, name: str, array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        if array.shape != shape:
-            raise SaapError(f"{self.weights.folder}: {name} is {array.shape}, config.json says {shape}")
-        return array
-
-    def _plain(self, name: str) -> ir.Value:
-        return self.graph.weight(name, self.weights.tensor(name))
+    def _plain(self, name: str, per_token: bool = True) -> ir.Value:
+        return self.graph.weight(name, self.weights.tensor(name).numpy(), per_token)
 
     def _bias(self, module: str) -> ir.Value | None:
         name = f"{module}.bias"
