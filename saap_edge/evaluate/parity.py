@@ -12,7 +12,7 @@ import torch
 
 from saap_edge.errors import ParityError
 from saap_edge.evaluate.answers import relative_error
-from saap_edge.evaluate.arithmetic import runtime_arithmetic
+from saap_edge.evaluate.arithmetic import FLOATS, runtime_arithmetic
 from saap_edge.export.kquants import KQUANTS, held_projections
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, dequantise
@@ -30,7 +30,7 @@ MARGIN = 2.0
 # processors in fp16, are all there is. Measured: 6e-7 and 3e-4 on trained models.
 # A fault in a single layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope
 # 0.4.
-TOLERANCE = {"gguf-f16": 0.005, "onnx-fp32": 0.00005}
+TOLERANCE = {"gguf-f32": 0.005, "gguf-f16": 0.005, "onnx-fp32": 0.00005}
 K_QUANTS = 0.06  # their activations are rounded in blocks of 256, which is not predicted; seen: up to 0.03
 VOCABULARY = (BLOCK_FORMATS["q8_0"], BLOCK)  # embedding and head beside blocks
 # A weight further than this from the folder's is another weight: two bits leave 0.3 to 0.5 of a weight's own RMS,
@@ -88,10 +88,8 @@ def _shipped(
 
 
 def _coded(weights: ExportWeights, name: str, artifact_format: str, group: int) -> torch.Tensor:
-    if artifact_format == "onnx-fp32":
-        return weights.tensor(name)
-    if artifact_format == "gguf-f16":
-        return weights.tensor(name, torch.float16).float()
+    if artifact_format in FLOATS:
+        return weights.tensor(name, FLOATS[artifact_format]).float()
     layout = weights.layout(artifact_format, group) if "_proj" in name else None
     return dequantise(weights.blocks(name, *(layout or VOCABULARY)))
 

@@ -31,10 +31,12 @@ __all__ = [
 
 _TYPE = gguf.GGMLQuantizationType
 _FILE_TYPE = gguf.LlamaFileType
-_KINDS = {"f16": _TYPE.F16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0, "q4_1": _TYPE.Q4_1}
+_KINDS = {
+    "f32": _TYPE.F32, "f16": _TYPE.F16, "bf16": _TYPE.BF16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0, "q4_1": _TYPE.Q4_1,
+}  # fmt: skip
 _FILES = {
-    "f16": _FILE_TYPE.MOSTLY_F16, "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0,
-    "q4_1": _FILE_TYPE.MOSTLY_Q4_1,
+    "f32": _FILE_TYPE.ALL_F32, "f16": _FILE_TYPE.MOSTLY_F16, "bf16": _FILE_TYPE.MOSTLY_BF16,
+    "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0, "q4_1": _FILE_TYPE.MOSTLY_Q4_1,
 }  # fmt: skip
 QUANTISATIONS = tuple(_KINDS)
 # What sets llama.cpp's architectures apart (its src/models, and llama_model_rope_type).
@@ -77,14 +79,15 @@ class _Tensor:
 def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     """Write the model in `folder` as one GGUF file.
 
-    Projections are F16 or blocks (the tuned ones where the folder has them in that format, a scale of a larger group
-    in each of its blocks of 32); token embedding and output matrix F16, or Q8_0 beside blocks; norms and biases F32.
+    Projections are floats or blocks (the tuned ones where the folder has them in that format, a scale of a larger group
+    in each of its blocks of 32); token embedding and output matrix the same floats, or Q8_0 beside blocks; norms and
+    biases F32.
     Tensors are read, coded and written one at a time.
 
     Args:
         folder: Hugging Face folder, dense or pruned.
         out: the file.
-        quantisation: "f16", "q8_0", "q4_0" or "q4_1".
+        quantisation: one of QUANTISATIONS.
 
     Returns a summary: architecture, bytes by type, file bytes, and `projection_bytes`, the weight bytes that decoding
     one token reads. Raises SaapError for a model or tokenizer that llama.cpp cannot run.
@@ -168,7 +171,7 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
 def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> Iterator[_Tensor]:
     spec = weights.spec
     table = (spec.vocab_size, spec.hidden)
-    vocabulary = "f16" if quantisation == "f16" else "q8_0"
+    vocabulary = "q8_0" if quantisation in BLOCK_FORMATS else quantisation
     yield _matrix(weights, ("model.embed_tokens.weight",), "token_embd.weight", table, vocabulary)
     if spec.rope_scaling:
         # llama.cpp divides its plain frequencies by these.
@@ -245,12 +248,19 @@ def _matrix(
     format = BLOCK_FORMATS.get(quantisation)
 
     def part(source: str) -> np.ndarray:
-        return pack(weights.blocks(source, format)) if format else weights.tensor(source, torch.float16).numpy()
+        return pack(weights.blocks(source, format)) if format else _floats(weights, source, quantisation)
 
     def read() -> np.ndarray:
         return permute(_stack([part(source) for source in sources]), heads)
 
     return _Tensor(name, _KINDS[quantisation], shape, read)
+
+
+def _floats(weights: ExportWeights, source: str, quantisation: str) -> np.ndarray:
+    """A weight [out, in] in floats, to nearest even; bfloat16, which numpy lacks, as its bytes."""
+    kinds = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    values = weights.tensor(source, kinds[quantisation])
+    return (values.view(torch.uint8) if quantisation == "bf16" else values).numpy()
 
 
 def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:

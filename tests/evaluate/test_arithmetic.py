@@ -19,7 +19,8 @@ TOKENS = list(range(1, 30))
 @pytest.mark.parametrize(
     ("artifact_format", "tuned", "group"),
     [
-        ("gguf-f16", None, 32), ("gguf-q8_0", None, 32), ("gguf-q4_0", None, 32), ("gguf-q4_1", None, 32),
+        ("gguf-f32", None, 32), ("gguf-f16", None, 32), ("gguf-bf16", None, 32), ("gguf-q8_0", None, 32),
+        ("gguf-q4_0", None, 32), ("gguf-q4_1", None, 32),
         ("gguf-q8_0", "q8_0", 64), ("gguf-q4_0", "q4_0", 128), ("gguf-q4_1", "q4_1", 64), ("onnx-int4", None, 64),
         ("onnx-int8", None, 128), ("onnx-int4", "q4_0", 32), ("onnx-int4", "int4_zp", 128), ("onnx-int8", "q8_0", 128),
         ("onnx-int8", "int8_zp", 64),
