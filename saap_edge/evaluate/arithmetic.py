@@ -50,7 +50,7 @@ def _product(
     if layout is None:
         return lambda x: nn.functional.linear(_half(x) if in_llama_cpp else x, module.weight, module.bias)
     projection = "_proj" in name
-    block = layout[1] if projection and not in_llama_cpp else BLOCK
+    block = BLOCK if in_llama_cpp else layout[1] if projection else weights.vocabulary(artifact_format)[1]
     minimums = _minimums(weights, name, layout) if projection else None
 
     def forward(x: torch.Tensor) -> torch.Tensor:
