@@ -56,7 +56,7 @@ def _product(
         kind = FLOATS.get(artifact_format, torch.float16)  # K-quants' own rounding is not predicted (parity.py)
         return lambda x: nn.functional.linear(x.to(kind).float(), module.weight, module.bias)
     projection = "_proj" in name
-    block = layout[1] if projection and not in_llama_cpp else BLOCK
+    block = BLOCK if in_llama_cpp else layout[1] if projection else weights.vocabulary(artifact_format)[1]
     minimums = _minimums(weights, name, layout) if projection else None
 
     def forward(x: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from saap_edge.evaluate.answers import relative_error
 from saap_edge.evaluate.arithmetic import FLOATS, runtime_arithmetic
 from saap_edge.export.kquants import KQUANTS, held_projections
 from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, dequantise
+from saap_edge.model.blocks import BLOCK, dequantise
 from saap_edge.model.folder import load_model
 
 __all__ = [
@@ -32,7 +32,6 @@ MARGIN = 2.0
 # 0.4.
 TOLERANCE = {"gguf-f32": 0.005, "gguf-f16": 0.005, "onnx-fp32": 0.00005}
 K_QUANTS = 0.06  # their activations are rounded in blocks of 256, which is not predicted; seen: up to 0.03
-VOCABULARY = (BLOCK_FORMATS["q8_0"], BLOCK)  # embedding and head beside blocks
 # A weight further than this from the folder's is another weight: two bits leave 0.3 to 0.5 of a weight's own RMS,
 # rows in another order 1.4.
 OTHER_WEIGHT = 0.8
@@ -91,7 +90,7 @@ def _coded(weights: ExportWeights, name: str, artifact_format: str, group: int) 
     if artifact_format in FLOATS:
         return weights.tensor(name, FLOATS[artifact_format]).float()
     layout = weights.layout(artifact_format, group) if "_proj" in name else None
-    return dequantise(weights.blocks(name, *(layout or VOCABULARY)))
+    return dequantise(weights.blocks(name, *(layout or weights.vocabulary(artifact_format))))
 
 
 def check_parity(

@@ -19,7 +19,7 @@ from saap_edge.errors import SaapError
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks
+from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks
 from saap_edge.model.folder import copy_tokenizer
 from saap_edge.model.spec import LayerShape, ModelSpec, read_spec
 
@@ -42,8 +42,8 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
 
     `out` gets model.onnx, model.onnx.data, genai_config.json and the tokenizer. In "fp32" all weights are float32; in
     "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout` (`group` inputs a block, a
-    power of two from 32, unless they were tuned in another), token embedding and head are Q8_0's blocks of 32 (one copy
-    when tied), norms and biases float32.
+    power of two from 32, unless they were tuned in another), token embedding and head the 8-bit blocks of
+    `ExportWeights.vocabulary` (one copy when tied), norms and biases float32.
 
     The graph takes input_ids, attention_mask int64 and past_key_values.N.key/.value float32 [batch, kv_heads of layer
     N, past, head_dim]; it gives logits [batch, seq, vocab] and present.N.key/.value. The optional input
@@ -218,6 +218,7 @@ class Decoder:
 
     def __init__(self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None) -> None:
         self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
+        self.vocabulary = weights.vocabulary("onnx")
 
     def build(self) -> None:
         """Append the whole model: inputs, layers, head, outputs."""
@@ -272,8 +273,8 @@ class Decoder:
             return self.graph.node("Gather", [table[0], ids]), table
         codes = self.graph.alias(f"{EMBEDDING}.rows", table[0], (self.spec.vocab_size, self.spec.hidden))
         vectors = self.graph.node(
-            "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=8, block_size=BLOCK, gather_axis=0,
-            quantize_axis=1,
+            "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=8, block_size=self.vocabulary[1],
+            gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         return vectors, table
 
@@ -285,7 +286,7 @@ class Decoder:
         normed = graph.node("Slice", [normed, self.logits_from, end, axis])
         table = table if spec.tied else self._vocabulary(HEAD, per_token=True)
         if self.layout:
-            logits = self._matmul_bits(normed, table, None, (spec.hidden, 8, BLOCK))
+            logits = self._matmul_bits(normed, table, None, (spec.hidden, 8, self.vocabulary[1]))
         else:
             logits = self._matmul(normed, table[0])
         graph.output(logits, "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
@@ -293,10 +294,10 @@ class Decoder:
         graph.outputs.insert(0, graph.outputs.pop())
 
     def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
-        """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, 32], scales)."""
+        """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, group], scales)."""
         if not self.layout:
             return (self._plain(name, per_token),)
-        return self._blocks(name, (BLOCK_FORMATS["q8_0"], BLOCK), per_token)
+        return self._blocks(name, self.vocabulary, per_token)
 
     def _blocks(self, name: str, layout: tuple[BlockFormat, int], per_token: bool = True) -> tuple[ir.Value, ...]:
         """A weight's codes, scales and, where the format has them, zero points."""

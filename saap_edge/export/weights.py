@@ -17,6 +17,7 @@ from saap_edge.model.tensors import Codes, TensorStore
 __all__ = ["ExportWeights"]
 
 
+VOCABULARY_GROUP = 128
 # What ONNX's MatMulNBits may hold, by bits; the first where the folder was tuned in none of them.
 _ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}
 
@@ -87,6 +88,15 @@ class ExportWeights:
             return self._codes.format, self._codes.group
         format = BLOCK_FORMATS.get(names[0]) if names else None
         return (format, group if kind == "onnx" else BLOCK) if format else None
+
+    def vocabulary(self, artifact_format: str) -> tuple[BlockFormat, int]:
+        """Format and group of embedding and head where projections are in blocks: always 8 bits.
+
+        In ONNX with the coarsest group up to VOCABULARY_GROUP that divides the rows: onnxruntime reads 8 bytes beside
+        every block, a quarter more than the codes at 32, and in 8 bits a coarse group costs no quality.
+        """
+        group = BLOCK if artifact_format.startswith("gguf") else math.gcd(VOCABULARY_GROUP, self.spec.hidden)
+        return BLOCK_FORMATS["q8_0"], group
 
     def __contains__(self, name: str) -> bool:
         return not name.startswith(self._blank) and name in self._store

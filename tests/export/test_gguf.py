@@ -218,7 +218,7 @@ def test_float_weights_are_rounded_once(pruned_folder, tmp_path, name, kind):
         ("token_embd.weight", "model.embed_tokens.weight"),
     ):
         assert by_name(tmp_path / "m.gguf")[ours].tensor_type.name == name.upper()
-        expected = torch.from_numpy(weights.tensor(theirs)).to(kind).float()
+        expected = weights.tensor(theirs).to(kind).float()
         np.testing.assert_array_equal(read[ours], expected.numpy())
 
 
