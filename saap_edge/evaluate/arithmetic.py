@@ -27,6 +27,7 @@ __all__ = ["FLOATS", "runtime_arithmetic"]
 # What weights that are in no blocks are stored in.
 FLOATS = {
     "gguf-f32": torch.float32, "gguf-f16": torch.float16, "gguf-bf16": torch.bfloat16, "onnx-fp32": torch.float32,
+    "onnx-optimum": torch.float32,
 }  # fmt: skip
 
 _ATTENTION = "saap_edge_llama_cpp"

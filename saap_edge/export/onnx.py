@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from saap_edge.errors import SaapError
+from saap_edge.export.optimum import write_config
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
@@ -40,9 +41,9 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -> dict[str, Any]:
     """Write the model in `folder` (dense, pruned or tuned) as an ONNX folder `out`, and say what it holds.
 
-    `out` gets model.onnx, model.onnx.data, genai_config.json and the tokenizer. In "fp32" all weights are float32; in
-    "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout` (`group` inputs a block, a
-    power of two from 32, unless they were tuned in another), token embedding and head the 8-bit blocks of
+    `out` gets model.onnx, model.onnx.data, genai_config.json, config.json and the tokenizer. In "fp32" all weights are
+    float32; in "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout` (`group` inputs
+    a block, a power of two from 32, unless they were tuned in another), token embedding and head the 8-bit blocks of
     `ExportWeights.vocabulary` (one copy when tied), norms and biases float32.
 
     The graph takes input_ids, attention_mask int64 and past_key_values.N.key/.value float32 [batch, kv_heads of layer
@@ -74,6 +75,7 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     )
     ir.save(model, out / GRAPH_FILE)
     (out / GENAI_FILE).write_text(json.dumps(genai_config(weights.spec, folder), indent=2) + "\n", encoding="utf-8")
+    write_config(weights.spec, folder, out)
     copy_tokenizer(folder, out)
     return {
         "quantisation": quantisation,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from saap_edge.export.gemma import gemma_limit
 from saap_edge.families import Refusal
 from saap_edge.model.spec import ModelSpec
@@ -40,6 +42,8 @@ def export_refusal(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
 
 def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = False) -> str | None:
     """The reason alone, without a remedy."""
+    if artifact_format == "onnx-optimum":
+        return _optimum_reason(spec, per_layer)
     gguf = artifact_format.startswith("gguf")
     carrier = gguf_architecture(spec, per_layer) if gguf else spec.family.exports.onnx
     if isinstance(carrier, Refusal):
@@ -47,6 +51,14 @@ def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
     if carrier not in (GGUF_WRITERS if gguf else ONNX_WRITERS):
         return f"saap-edge has no writer for {'architecture' if gguf else 'graph'} '{carrier}' yet"
     return _limit(spec, carrier) if gguf else None
+
+
+def _optimum_reason(spec: ModelSpec, per_layer: bool) -> str | None:
+    if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
+        return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
+    if per_layer or not spec.uniform or spec.down_bias:
+        return "optimum's exporter knows the families' plain classes only, whose layers are all alike"
+    return None
 
 
 def _limit(spec: ModelSpec, architecture: str) -> str | None:
