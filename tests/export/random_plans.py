@@ -117,10 +117,9 @@ def dense_model(dice: random.Random, family: str) -> Any:
 
 def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
     """Widths of a random plan: every layer its own, or all alike."""
-    space = Space(
-        spec.layers, spec.hidden, spec.head_dim, slots=True, depth=depth, uniform_only=spec.family.uniform_only
-    )
-    alike = bool(spec.family.uniform_only) or dice.random() < 0.2
+    uniform = spec.family.uniform_only
+    space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True, depth=depth, uniform_only=uniform)
+    alike = bool(uniform) or dice.random() < 0.2
 
     def layer(index: int) -> dict[str, int]:
         while True:
