@@ -18,7 +18,7 @@ from saap_edge.gate import Format
 from saap_edge.model.folder import build_pruned, load_model, spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.prune.search import ranked_widths
-from saap_edge.prune.space import block_grids
+from saap_edge.prune.space import BITS, block_grids
 from saap_edge.recipe import Recipe
 from saap_edge.recover.imatrix import importance_matrix, save_importance
 from saap_edge.stages import Job
@@ -195,6 +195,19 @@ def test_a_plan_on_that_grid_has_no_fallbacks(grid, fallen, tmp_path):
     write_gguf(folder, tmp_path / "f16.gguf", "f16")
     summary = write_kquant(folder, tmp_path / "f16.gguf", tmp_path / "m.gguf", "q4_k_m", imatrix)
     assert bool(summary["fallbacks"]) == fallen
+
+
+def test_bits_that_the_budget_counts(tmp_path):
+    """The budget's figures are of a large model's proportions: on three layers within a tenth."""
+    assert set(KQUANTS) < set(BITS)
+    widths = [LayerShape(16, 8, 1024)] * 3
+    folder, imatrix = build(tmp_path / "model", widths=widths, shape=WIDE | {"intermediate_size": 1024})
+    write_gguf(folder, tmp_path / "f16.gguf", "f16")
+    for name in ("q6_k", "q4_k_m", "q3_k_m", "iq4_xs", "iq2_xxs"):
+        write_kquant(folder, tmp_path / "f16.gguf", tmp_path / "m.gguf", name, imatrix)
+        tensors = [t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors if "blk." in t.name and "norm" not in t.name]
+        bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+        assert bits == pytest.approx(BITS[name], rel=0.1)
 
 
 def test_a_grid_that_the_budget_does_not_fit_is_named(tmp_path):
