@@ -19,6 +19,7 @@ from saap_edge.errors import SaapError
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
+from saap_edge.families.rope import attention_factor
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks
 from saap_edge.model.folder import copy_tokenizer
 from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
@@ -250,8 +251,9 @@ class Decoder:
         self.total = graph.node("Cast", [total], to=ir.DataType.INT32)
         self.positions = None if self.spec.head_dim % 16 == 0 else self._positions(ids, lengths)
         angles = np.outer(np.arange(spec.context, dtype=np.float32), rope_frequencies(spec))
-        self.cos = graph.weight("cos_cache", np.cos(angles), per_token=False)
-        self.sin = graph.weight("sin_cache", np.sin(angles), per_token=False)
+        factor = np.float32(attention_factor(spec.rope_scaling))
+        self.cos = graph.weight("cos_cache", factor * np.cos(angles), per_token=False)
+        self.sin = graph.weight("sin_cache", factor * np.sin(angles), per_token=False)
 
     def _positions(self, ids: ir.Value, lengths: ir.Value) -> ir.Value:
         """Positions int64 [batch, seq] of the new tokens: they end where the mask does (right padding)."""

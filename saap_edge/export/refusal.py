@@ -55,6 +55,9 @@ def _limit(spec: ModelSpec, architecture: str) -> str | None:
         return None
     if spec.qkv_bias or spec.o_bias or spec.down_bias:
         return f"llama.cpp's '{architecture}' has no biases"
-    if spec.rope_scaling:
-        return f"llama.cpp's '{architecture}' has no llama3 rope scaling"
+    scaling = spec.rope_scaling or {"rope_type": "linear"}
+    if scaling["rope_type"] not in ("linear", "yarn"):
+        return f"llama.cpp's '{architecture}' has no {scaling['rope_type']} rope scaling"
+    if (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1, scaling.get("truncate", True)) != (32, 1, True):
+        return f"llama.cpp's '{architecture}' has yarn rope scaling between whole pairs of 32 and 1 turns only"
     return gemma_limit(spec, spec.gemma, architecture) if spec.gemma else None

@@ -62,6 +62,10 @@ class TensorStore:
             if source.rows[1] > len(tensor):
                 raise SaapError(f"{self.folder}: {source.name} has {len(tensor)} rows, fewer than config.json says")
             tensor = tensor[slice(*source.rows)]
+        if source.order:
+            tensor = tensor.unflatten(0, (-1, len(source.order)))[:, list(source.order)].flatten(0, 1)
+        if source.factors:
+            tensor = tensor.float() * torch.tensor(source.factors).repeat(len(tensor) // len(source.factors))[:, None]
         return tensor if source.factor == 1.0 else tensor.float() * source.factor
 
     def numpy(self, name: str) -> np.ndarray:
