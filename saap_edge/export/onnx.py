@@ -26,7 +26,7 @@ from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 
 __all__ = ["QUANTISATIONS", "write_onnx"]
 
-QUANTISATIONS = ("fp32", "int4", "int8")
+QUANTISATIONS = ("fp32", "fp16", "int4", "int8")
 GRAPH_FILE, DATA_FILE, GENAI_FILE = "model.onnx", "model.onnx.data", "genai_config.json"
 OPSETS = {"": 21, "com.microsoft": 1}
 IR_VERSION = 10
@@ -41,7 +41,8 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -> dict[str, Any]:
     """Write the model in `folder` (dense, pruned or tuned) as an ONNX folder `out`, and say what it holds.
 
-    `out` gets model.onnx, model.onnx.data, genai_config.json and the tokenizer. In "fp32" all weights are float32; in
+    `out` gets model.onnx, model.onnx.data, genai_config.json and the tokenizer. In "fp32" all weights are float32, in
+    "fp16" all matrices are stored in half of that and widened as the runtime loads them (`Decoder._floats`); in
     "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout` (`group` inputs a block, a
     power of two from 32, unless they were tuned in another), token embedding and head are Q8_0's blocks of 32 (one copy
     when tied), norms and biases float32.
@@ -51,7 +52,7 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     `logits_from` (int64 [1], default 0: all) starts the logits at that position; -1 computes the last one only.
 
     Returns quantisation, initializers (type -> bytes), onnx_bytes, data_bytes, projection_bytes (read per decoded
-    token: projections, biases, head, norms), blocks (format and group, None in fp32) and padded_layers. Raises
+    token: projections, biases, head, norms), blocks (format and group, None in fp32 and fp16) and padded_layers. Raises
     SaapError on an unknown quantisation, on a folder that ExportWeights refuses, on a group that MatMulNBits does not
     take, and on shapes that GroupQueryAttention cannot run.
     """
@@ -68,7 +69,7 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
-        Decoder(graph, weights, layout).build()
+        Decoder(graph, weights, layout, np.dtype(np.float16 if quantisation == "fp16" else np.float32)).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(
         {"saap_edge.quantisation": quantisation, "saap_edge.context": str(weights.spec.context)}
@@ -215,8 +216,12 @@ class GraphWriter:
 class Decoder:
     """The Llama-like decoder, with or without norms of q and k, layer by layer, in a GraphWriter."""
 
-    def __init__(self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None) -> None:
+    def __init__(
+        self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None, stored: np.dtype
+    ) -> None:
+        """`stored` is the type of matrices that are in no blocks."""
         self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
+        self.stored = stored
         self.shapes: dict[str, tuple[int, int]] = {}
         for index in range(len(self.spec.layers)):
             self.shapes |= linear_shapes(self.spec, index)
@@ -299,7 +304,7 @@ class Decoder:
         """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, 32], scales)."""
         shape = self.spec.vocab_size, self.spec.hidden
         if not self.layout:
-            return (self.graph.weight(name, self._checked(name, self.weights.tensor(name), shape), per_token),)
+            return (self._floats(name, shape, per_token),)
         return self._blocks(name, (BLOCK_FORMATS["q8_0"], BLOCK), shape, per_token)
 
     def _blocks(
@@ -370,8 +375,18 @@ class Decoder:
         if self.layout:
             format, group = self.layout
             return self._matmul_bits(x, self._blocks(name, self.layout, shape), bias, (shape[1], format.bits, group))
-        y = self._matmul(x, self.graph.weight(name, self._checked(name, self.weights.tensor(name), shape)))
+        y = self._matmul(x, self._floats(name, shape))
         return y if bias is None else self.graph.node("Add", [y, bias])
+
+    def _floats(self, name: str, shape: tuple[int, int], per_token: bool = True) -> ir.Value:
+        """A matrix in floats. Half precision is widened before use, not the product made in it: on x86 ONNX Runtime has
+        no such product and would widen weights and activations anew at every token; this it does once, as it loads."""
+        array = self._checked(name, self.weights.tensor(name), shape)
+        if self.stored == array.dtype:
+            return self.graph.weight(name, array, per_token)
+        self.graph.bytes_per_token += array.nbytes if per_token else 0
+        weight = self.graph.weight(name, array.astype(self.stored), per_token=False)
+        return self.graph.node("Cast", [weight], to=ir.DataType.FLOAT)
 
     def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
         # FusedMatMul takes weights [out, in] as they are stored: no transposed copy, and a tied table stays one.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import onnxruntime_genai as og
 import pytest
 import torch
@@ -118,6 +119,35 @@ def test_fp32_variants(family: str, tied: bool, overrides: dict, tmp_path: Path)
     folder = write_folder(tiny_model(family, tied=tied, **overrides), tmp_path / "model")
     write_onnx(folder, tmp_path / "out", "fp32")
     check_fp32(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_fp16_is_stored_in_half_and_computed_in_full(tied: bool, tmp_path: Path) -> None:
+    """Answers are those of the rounded weights in float32; the runtime widens them as it loads, not at every token."""
+    model = randomise_projections(build_pruned(tiny_model("qwen2", tied=tied), WIDTHS))
+    folder = write_folder(model, tmp_path / "model")
+    half, full = (write_onnx(folder, tmp_path / name, name) for name in ("fp16", "fp32"))
+    assert half["projection_bytes"] == full["projection_bytes"] and half["data_bytes"] < 0.6 * full["data_bytes"]
+    stored = arrays(tmp_path / "fp16")
+    for name, parameter in load_model(folder).named_parameters():
+        expected = parameter.detach().half() if parameter.ndim == 2 else parameter.detach()
+        np.testing.assert_array_equal(stored[name], expected.numpy())
+    expected = reference(shipped_model(folder, "onnx-fp16"), TOKENS)
+    np.testing.assert_allclose(PlainSession(tmp_path / "fp16").forward(TOKENS), expected, atol=1e-4)
+    engine = OnnxRuntimeEngine(tmp_path / "fp16", 1, 32)
+    np.testing.assert_allclose(engine.forward(TOKENS, all_logits=True), expected, atol=1e-4)
+    # genai takes ids that are the pad token's for padding: a prompt without.
+    assert genai_tokens(tmp_path / "fp16", TOKENS[:7], 8, True)[7:] == [int(expected[6].argmax())]
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(tmp_path / "fp16" / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph.node
+    assert {kind for node in nodes if node.op_type == "Cast" for kind in node.input} <= lengths(nodes)
+
+
+def lengths(nodes: list) -> set[str]:
+    """What the two casts of sequence lengths take."""
+    return {name for node in nodes if node.op_type in ("Sub", "Gather", "ReduceSum") for name in node.output}
 
 
 def test_bias_on_down_from_repair(tmp_path: Path) -> None:
