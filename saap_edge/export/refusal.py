@@ -12,6 +12,7 @@ __all__ = ["export_refusal", "gguf_architecture", "refusal_reason"]
 # exports are then refused here, and a writer lifts that by adding the name.
 GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "gemma2", "gemma3")
 ONNX_WRITERS = ("llama", "qk-norm")
+WIDENED_AT_LOAD = 1 << 30  # bytes that constant folding gives out at most (ONNX Runtime, constant_folding.cc)
 
 
 def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal:
@@ -46,7 +47,18 @@ def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
         return str(carrier)
     if carrier not in (GGUF_WRITERS if gguf else ONNX_WRITERS):
         return f"saap-edge has no writer for {'architecture' if gguf else 'graph'} '{carrier}' yet"
-    return _limit(spec, carrier) if gguf else None
+    return _limit(spec, carrier) if gguf else _onnx_limit(spec, artifact_format)
+
+
+def _onnx_limit(spec: ModelSpec, artifact_format: str) -> str | None:
+    """What ONNX Runtime would do badly, or None."""
+    rows = max(spec.vocab_size, *(max(layer.heads * spec.head_dim, layer.ffn) for layer in spec.layers))
+    if artifact_format == "onnx-fp16" and 4 * rows * spec.hidden > WIDENED_AT_LOAD:
+        return (
+            f"ONNX Runtime widens matrices of up to 1 GiB in float32 as it loads, and larger ones ({rows} x "
+            f"{spec.hidden}) anew at every token"
+        )
+    return None
 
 
 def _limit(spec: ModelSpec, architecture: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from saap_edge.errors import SaapError
 from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.evaluate.parity import shipped_model
 from saap_edge.export.onnx import write_onnx
+from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
@@ -143,6 +145,15 @@ def test_fp16_is_stored_in_half_and_computed_in_full(tied: bool, tmp_path: Path)
     ort.InferenceSession(str(tmp_path / "fp16" / "model.onnx"), options, providers=["CPUExecutionProvider"])
     nodes = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph.node
     assert {kind for node in nodes if node.op_type == "Cast" for kind in node.input} <= lengths(nodes)
+
+
+def test_fp16_matrices_that_would_be_widened_at_every_token_are_refused(tmp_path: Path) -> None:
+    spec = read_spec(write_folder(tiny_model("llama"), tmp_path / "model"))
+    fits = replace(spec, vocab_size=(1 << 28) // spec.hidden)
+    assert export_refusal(fits, "onnx-fp16") is None
+    refusal = export_refusal(replace(fits, vocab_size=fits.vocab_size + 1), "onnx-fp16")
+    assert refusal and "anew at every token; leave onnx-fp16 out" in refusal
+    assert export_refusal(replace(fits, vocab_size=fits.vocab_size + 1), "onnx-fp32") is None
 
 
 def lengths(nodes: list) -> set[str]:
