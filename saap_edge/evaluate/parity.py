@@ -30,7 +30,9 @@ MARGIN = 2.0
 # processors in fp16, are all there is. Measured: 6e-7 and 3e-4 on trained models.
 # A fault in a single layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope
 # 0.4.
-TOLERANCE = {"gguf-f32": 0.005, "gguf-f16": 0.005, "onnx-fp32": 0.00005, "onnx-optimum": 0.00005}
+TOLERANCE = {
+    "gguf-f32": 0.005, "gguf-f16": 0.005, "onnx-fp32": 0.00005, "onnx-fp16": 0.00005, "onnx-optimum": 0.00005,
+}  # fmt: skip
 K_QUANTS = 0.06  # their activations are rounded in blocks of 256, which is not predicted; seen: up to 0.03
 # A weight further than this from the folder's is another weight: two bits leave 0.3 to 0.5 of a weight's own RMS,
 # rows in another order 1.4.

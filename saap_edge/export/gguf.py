@@ -22,6 +22,7 @@ from saap_edge.export.gguf_tokenizer import add_tokenizer, model_name
 from saap_edge.export.refusal import export_refusal, gguf_architecture
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
+from saap_edge.families.rope import attention_factor, yarn_scale
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks
 from saap_edge.model.spec import ModelSpec, linear_shapes
 
@@ -43,6 +44,7 @@ QUANTISATIONS = tuple(_KINDS)
 _BY_LAYER = ("deci", "openelm")  # widths are arrays
 _FUSED = ("openelm",)  # q, k and v in one matrix
 _NEIGHBOURS = ("llama", "deci")  # rope turns neighbouring rows of q and k, in all others halves, as transformers does
+_TABLE = ("llama", "deci")  # read rope_freqs, frequencies of any kind
 # Their projections <- ours, stacked where there are several.
 _QKV = {"attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",)}
 _FUSED_QKV = {"attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}
@@ -160,6 +162,7 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     writer.add_value_length(spec.head_dim)
     writer.add_rope_dimension_count(spec.head_dim)
     writer.add_rope_freq_base(spec.rope_theta)
+    _add_rope_scaling(writer, spec)
     writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
     writer.add_vocab_size(spec.vocab_size)
     if spec.gemma:
@@ -168,12 +171,25 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     writer.add_file_type(_FILES[quantisation])
 
 
+def _add_rope_scaling(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
+    """What of the scaling is metadata: all of it where the architecture reads no table of frequencies."""
+    scaling, factor = spec.rope_scaling, attention_factor(spec.rope_scaling)
+    if scaling and writer.arch not in _TABLE:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
+        writer.add_rope_scaling_factor(float(scaling["factor"]))
+        if scaling["rope_type"] == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+            factor /= yarn_scale(float(scaling["factor"]))  # llama.cpp's own, of yarn alone
+    if factor != 1.0:
+        writer.add_rope_scaling_attn_factors(factor)
+
+
 def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> Iterator[_Tensor]:
     spec = weights.spec
     table = (spec.vocab_size, spec.hidden)
     vocabulary = "q8_0" if quantisation in BLOCK_FORMATS else quantisation
     yield _matrix(weights, ("model.embed_tokens.weight",), "token_embd.weight", table, vocabulary)
-    if spec.rope_scaling:
+    if spec.rope_scaling and architecture in _TABLE:
         # llama.cpp divides its plain frequencies by these.
         plain = 1 / spec.rope_theta ** (np.arange(0, spec.head_dim, 2) / spec.head_dim)
         factors = (plain / rope_frequencies(spec)).astype(np.float32)

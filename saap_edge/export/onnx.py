@@ -14,19 +14,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.export.optimum import write_config
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
+from saap_edge.families.rope import attention_factor
 from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks
 from saap_edge.model.folder import copy_tokenizer
 from saap_edge.model.spec import LayerShape, ModelSpec, read_spec
 
 __all__ = ["QUANTISATIONS", "write_onnx"]
 
-QUANTISATIONS = ("fp32", "int4", "int8")
+QUANTISATIONS = ("fp32", "fp16", "int4", "int8")
 GRAPH_FILE, DATA_FILE, GENAI_FILE = "model.onnx", "model.onnx.data", "genai_config.json"
 OPSETS = {"": 21, "com.microsoft": 1}
 IR_VERSION = 10
@@ -42,16 +44,17 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     """Write the model in `folder` (dense, pruned or tuned) as an ONNX folder `out`, and say what it holds.
 
     `out` gets model.onnx, model.onnx.data, genai_config.json, config.json and the tokenizer. In "fp32" all weights are
-    float32; in "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout` (`group` inputs
-    a block, a power of two from 32, unless they were tuned in another), token embedding and head the 8-bit blocks of
-    `ExportWeights.vocabulary` (one copy when tied), norms and biases float32.
+    float32, in "fp16" all matrices are stored in half of that and widened as the runtime loads them
+    (`Decoder._floats`); in "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout`
+    (`group` inputs a block, a power of two from 32, unless they were tuned in another), token embedding and head the
+    8-bit blocks of `ExportWeights.vocabulary` (one copy when tied), norms and biases float32.
 
     The graph takes input_ids, attention_mask int64 and past_key_values.N.key/.value float32 [batch, kv_heads of layer
     N, past, head_dim]; it gives logits [batch, seq, vocab] and present.N.key/.value. The optional input
     `logits_from` (int64 [1], default 0: all) starts the logits at that position; -1 computes the last one only.
 
     Returns quantisation, initializers (type -> bytes), onnx_bytes, data_bytes, projection_bytes (read per decoded
-    token: projections, biases, head, norms), blocks (format and group, None in fp32) and padded_layers. Raises
+    token: projections, biases, head, norms), blocks (format and group, None in fp32 and fp16) and padded_layers. Raises
     SaapError on an unknown quantisation, on a folder that ExportWeights refuses, on a group that MatMulNBits does not
     take, and on shapes that GroupQueryAttention cannot run.
     """
@@ -68,7 +71,7 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
-        Decoder(graph, weights, layout).build()
+        Decoder(graph, weights, layout, torch.float16 if quantisation == "fp16" else torch.float32).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(
         {"saap_edge.quantisation": quantisation, "saap_edge.context": str(weights.spec.context)}
@@ -218,9 +221,12 @@ class GraphWriter:
 class Decoder:
     """The Llama-like decoder, with or without norms of q and k, layer by layer, in a GraphWriter."""
 
-    def __init__(self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None) -> None:
+    def __init__(
+        self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None, stored: torch.dtype
+    ) -> None:
+        """`stored` is the type of matrices that are in no blocks."""
         self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
-        self.vocabulary = weights.vocabulary("onnx")
+        self.vocabulary, self.stored = weights.vocabulary("onnx"), stored
 
     def build(self) -> None:
         """Append the whole model: inputs, layers, head, outputs."""
@@ -252,8 +258,9 @@ class Decoder:
         self.total = graph.node("Cast", [total], to=ir.DataType.INT32)
         self.positions = None if self.spec.head_dim % 16 == 0 else self._positions(ids, lengths)
         angles = np.outer(np.arange(spec.context, dtype=np.float32), rope_frequencies(spec))
-        self.cos = graph.weight("cos_cache", np.cos(angles), per_token=False)
-        self.sin = graph.weight("sin_cache", np.sin(angles), per_token=False)
+        factor = np.float32(attention_factor(spec.rope_scaling))
+        self.cos = graph.weight("cos_cache", factor * np.cos(angles), per_token=False)
+        self.sin = graph.weight("sin_cache", factor * np.sin(angles), per_token=False)
 
     def _positions(self, ids: ir.Value, lengths: ir.Value) -> ir.Value:
         """Positions int64 [batch, seq] of the new tokens: they end where the mask does (right padding)."""
@@ -298,7 +305,7 @@ class Decoder:
     def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
         """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, group], scales)."""
         if not self.layout:
-            return (self._plain(name, per_token),)
+            return (self._floats(name, per_token),)
         return self._blocks(name, self.vocabulary, per_token)
 
     def _blocks(self, name: str, layout: tuple[BlockFormat, int], per_token: bool = True) -> tuple[ir.Value, ...]:
@@ -364,8 +371,17 @@ class Decoder:
         if self.layout:
             layout = (self.weights.shape(name)[1], self.layout[0].bits, self.layout[1])
             return self._matmul_bits(x, self._blocks(name, self.layout), bias, layout)
-        y = self._matmul(x, self._plain(name))
+        y = self._matmul(x, self._floats(name))
         return y if bias is None else self.graph.node("Add", [y, bias])
+
+    def _floats(self, name: str, per_token: bool = True) -> ir.Value:
+        """A matrix in floats. Half precision is widened before use, not the product made in it: on x86 ONNX Runtime has
+        no such product and would widen weights and activations anew at every token; this it does once, as it loads."""
+        if self.stored == torch.float32:
+            return self._plain(name, per_token)
+        array = self.weights.tensor(name, self.stored).numpy()
+        self.graph.bytes_per_token += 2 * array.nbytes if per_token else 0
+        return self.graph.node("Cast", [self.graph.weight(name, array, per_token=False)], to=ir.DataType.FLOAT)
 
     def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
         # FusedMatMul takes weights [out, in] as they are stored: no transposed copy, and a tied table stays one.

@@ -66,7 +66,9 @@ class TensorStore:
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
         """The tensor as `tensor` gives it, a few rows at a time: no more than one piece is in memory."""
         start, stop = self._rows(name)
-        step = max(1, _PIECE // math.prod(self._stored_shape(name)[1:]))
+        source, numbers = self._source(name), math.prod(self._stored_shape(name)[1:])
+        whole = len(source.order or source.factors or (0,))  # rows that are reordered or scaled together
+        step = max(1, _PIECE // numbers // whole) * whole
         for first in range(start, stop, step):
             yield self._read(name, first, min(first + step, stop))
 
@@ -88,6 +90,10 @@ class TensorStore:
         source = self._source(name)
         with safe_open(str(self._files[source.name]), framework="pt") as handle:
             tensor: torch.Tensor = handle.get_slice(source.name)[start:stop]
+        if source.order:
+            tensor = tensor.unflatten(0, (-1, len(source.order)))[:, list(source.order)].flatten(0, 1)
+        if source.factors:
+            tensor = tensor.float() * torch.tensor(source.factors).repeat(len(tensor) // len(source.factors))[:, None]
         return tensor if source.factor == 1.0 else tensor.float() * source.factor
 
 

@@ -43,9 +43,10 @@ def test_runtime_does_what_is_emulated(artifact_format, tuned, group, tmp_path):
             assert_as_predicted(worker.logits(TOKENS, mode), emulated, exact)
 
 
-def test_full_precision_onnx_rounds_nothing(tmp_path):
+@pytest.mark.parametrize("artifact_format", ["onnx-fp32", "onnx-fp16"])
+def test_onnx_in_floats_rounds_no_activation(artifact_format, tmp_path):
     folder = write_folder(tiny_model("llama"), tmp_path / "model")
-    model = shipped_model(folder, "onnx-fp32")
+    model = shipped_model(folder, artifact_format)
     exact = logits(model, TOKENS)
-    with runtime_arithmetic(model, ExportWeights(folder), "onnx-fp32"):
+    with runtime_arithmetic(model, ExportWeights(folder), artifact_format):
         np.testing.assert_array_equal(logits(model, TOKENS), exact)

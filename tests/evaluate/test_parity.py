@@ -26,6 +26,7 @@ FORMATS = (
     "onnx-int4",
     "gguf-q4_1",
     "onnx-fp32",
+    "onnx-fp16",
 )
 
 
