@@ -26,7 +26,7 @@ FAMILY = replace(
     exports=Exports(
         gguf_uniform="gemma3",
         gguf_layers=Refusal(gemma2.UNIFORM_ONLY),
-        onnx=Refusal("the ONNX graph has no norms of sublayer outputs yet"),
+        onnx="gemma",
     ),
     defaults=gemma2.DEFAULTS | DEFAULTS,
     qk_norm=True,
