@@ -459,3 +459,17 @@ def test_one_layer_may_be_very_narrow(tmp_path: Path) -> None:
     folder = write_folder(randomise_projections(build_pruned(tiny_model("llama"), widths)), tmp_path / "model")
     write_onnx(folder, tmp_path / "out", "fp32")
     check_fp32(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("quantisation", ["fp32", "int4", "int8"])
+def test_nothing_newer_than_onnx_runtime_1_18_reads(quantisation: str, tmp_path: Path) -> None:
+    """It is built on ONNX 1.16 (docs/Versioning.md in its repository)."""
+    write_onnx(write_folder(tiny_model("llama"), tmp_path / "model"), tmp_path / "out", quantisation)
+    model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+    known = {row[0]: row[1:3] for row in onnx.helper.VERSION_TABLE}
+    ir_version, opset = known["1.16.0"]
+    assert model.ir_version <= ir_version
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    assert opsets.keys() == {"", "com.microsoft"}
+    assert opsets[""] <= opset and opsets["com.microsoft"] == 1
+    assert {node.domain for node in model.graph.node} <= opsets.keys()

@@ -15,6 +15,8 @@ import torch
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.engines.optimum import OptimumEngine
 from saap_edge.errors import SaapError
+from saap_edge.evaluate.likelihood import window_perplexity
+from saap_edge.evaluate.subjects import find_subjects
 from saap_edge.evaluate.verify import verify_folder
 from saap_edge.export.artifacts import context_of, export_artifacts
 from saap_edge.export.onnx import write_onnx
@@ -185,6 +187,19 @@ def test_optimums_exporter_is_a_format(tmp_path: Path) -> None:
     results = verify_folder(tmp_path / "out", folder, TEXT, 1, lambda: None)
     assert {(result.format, result.passed) for result in results} == {("onnx-optimum", True), ("onnx-fp32", True)}
     assert all(result.max_error < 1e-5 for result in results)
+
+
+@with_optimum
+def test_evaluating_what_optimum_wrote(tmp_path: Path) -> None:
+    folder = write_folder(raw_model("gemma3_text"), tmp_path / "model")
+    write_optimum(folder, tmp_path / "out")
+    windows = IDS.view(2, 12)
+    values = [
+        window_perplexity(subject.open(), windows, lambda _: None).nll
+        for path in (folder, tmp_path / "out")
+        for subject in find_subjects(path, (), 1)
+    ]
+    assert len(values) == 2 and values[1] == pytest.approx(values[0], abs=1e-5)
 
 
 @with_optimum
