@@ -19,7 +19,7 @@ from saap_edge.errors import SaapError
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks
+from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks, joined
 from saap_edge.model.folder import copy_tokenizer
 from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 
@@ -299,15 +299,17 @@ class Decoder:
         shape = self.spec.vocab_size, self.spec.hidden
         if not self.layout:
             return (self.graph.weight(name, self._checked(name, self.weights.tensor(name), shape), per_token),)
-        return self._blocks(name, self.vocabulary, shape, per_token)
+        return self._blocks(name, self.vocabulary, {name: shape}, per_token)
 
     def _blocks(
-        self, name: str, layout: tuple[BlockFormat, int], shape: tuple[int, int], per_token: bool = True
+        self, name: str, layout: tuple[BlockFormat, int], shapes: dict[str, tuple[int, int]], per_token: bool = True
     ) -> tuple[ir.Value, ...]:
-        """A weight's codes, scales and, where the format has them, zero points."""
-        blocks = self.weights.blocks(name, *layout)
-        self._checked(name, blocks.codes.numpy(), shape)
-        parts = zip(("codes", "scales", "zeros"), pack(blocks), strict=True)
+        """Codes, scales and, where the format has them, zero points of the weights `shapes`, row on row."""
+        found = []
+        for weight, shape in shapes.items():
+            found.append(self.weights.blocks(weight, *layout))
+            self._checked(weight, found[-1].codes.numpy(), shape)
+        parts = zip(("codes", "scales", "zeros"), pack(joined(found)), strict=True)
         return tuple(
             self.graph.weight(f"{name}.{part}", array, per_token) for part, array in parts if array is not None
         )
@@ -335,17 +337,13 @@ class Decoder:
     def _attention(self, x: ir.Value, index: int) -> ir.Value:
         graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
         prefix = f"model.layers.{index}.self_attn."
-        query, key, value = (self.linear(x, f"{prefix}{name}_proj") for name in "qkv")
-        if spec.family.qk_norm:
-            query = self._head_norm(query, f"{prefix}q_norm.weight", layer.heads)
-            key = self._head_norm(key, f"{prefix}k_norm.weight", layer.kv_heads)
+        packed = self.linear(x, f"{prefix}qkv_proj", [f"{prefix}{name}_proj" for name in "qkv"])
         past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
         fused = self.positions is None
-        if not fused:
-            query, key = self._rotate(query, layer.heads), self._rotate(key, layer.kv_heads)
+        states = [packed, None, None] if fused and not spec.family.qk_norm else self._states(packed, prefix, layer)
         rotary = [self.cos, self.sin] if fused else []
         outputs = graph.nodes(
-            3, "GroupQueryAttention", [query, key, value, *past, self.seqlens, self.total, *rotary], CONTRIB,
+            3, "GroupQueryAttention", [*states, *past, self.seqlens, self.total, *rotary], CONTRIB,
             num_heads=layer.heads, kv_num_heads=layer.kv_heads, scale=1 / math.sqrt(spec.head_dim),
             do_rotary=int(fused),
         )  # fmt: skip
@@ -353,23 +351,41 @@ class Decoder:
             graph.output(present, f"present.{index}.{kind}", *self._cache(layer, "total"))
         return self.linear(outputs[0], f"{prefix}o_proj")
 
+    def _states(self, packed: ir.Value, prefix: str, layer: LayerShape) -> list[ir.Value | None]:
+        """Queries, keys and values apart, with what attention cannot do to them itself: norms, some rotations."""
+        widths = [heads * self.spec.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
+        sizes = self.graph.constant(f"{prefix}qkv.widths", widths)
+        query, key, value = self.graph.nodes(3, "Split", [packed, sizes], axis=-1)
+        if self.spec.family.qk_norm:
+            query = self._head_norm(query, f"{prefix}q_norm.weight", layer.heads)
+            key = self._head_norm(key, f"{prefix}k_norm.weight", layer.kv_heads)
+        if self.positions is not None:
+            query, key = self._rotate(query, layer.heads), self._rotate(key, layer.kv_heads)
+        return [query, key, value]
+
     def _cache(self, layer: LayerShape, length: str) -> tuple[ir.DataType, list[int | str]]:
         return ir.DataType.FLOAT, ["batch", layer.kv_heads, length, self.spec.head_dim]
 
     def _ffn(self, x: ir.Value, prefix: str) -> ir.Value:
-        gate = self.linear(x, f"{prefix}mlp.gate_proj")
+        both = self.linear(x, f"{prefix}mlp.gate_up_proj", [f"{prefix}mlp.{name}_proj" for name in ("gate", "up")])
+        gate, up = self.graph.nodes(2, "Split", [both], axis=-1, num_outputs=2)
         gate = self.graph.node("QuickGelu", [gate], CONTRIB, alpha=1.0)  # x * sigmoid(x) in one pass: SiLU
-        up = self.linear(x, f"{prefix}mlp.up_proj")
         return self.linear(self.graph.node("Mul", [gate, up]), f"{prefix}mlp.down_proj")
 
-    def linear(self, x: ir.Value, module: str) -> ir.Value:
-        """A projection with its bias."""
-        name, bias = f"{module}.weight", self._bias(module)
-        shape = self.shapes[name]
+    def linear(self, x: ir.Value, module: str, parts: list[str] | None = None) -> ir.Value:
+        """A projection with its bias; with `parts`, these projections of the same input as one product `module`.
+
+        One product instead of several rounds the input to 8 bits once and meets the other threads once.
+        """
+        parts = parts or [module]
+        name, bias = f"{module}.weight", self._bias(module, parts)
+        shapes = {f"{part}.weight": self.shapes[f"{part}.weight"] for part in parts}
         if self.layout:
             format, group = self.layout
-            return self._matmul_bits(x, self._blocks(name, self.layout, shape), bias, (shape[1], format.bits, group))
-        y = self._matmul(x, self.graph.weight(name, self._checked(name, self.weights.tensor(name), shape)))
+            columns = shapes[f"{parts[0]}.weight"][1]
+            return self._matmul_bits(x, self._blocks(name, self.layout, shapes), bias, (columns, format.bits, group))
+        tensors = [self._checked(part, self.weights.tensor(part), shape) for part, shape in shapes.items()]
+        y = self._matmul(x, self.graph.weight(name, np.concatenate(tensors)))
         return y if bias is None else self.graph.node("Add", [y, bias])
 
     def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
@@ -397,9 +413,17 @@ class Decoder:
     def _plain(self, name: str) -> ir.Value:
         return self.graph.weight(name, self.weights.tensor(name))
 
-    def _bias(self, module: str) -> ir.Value | None:
-        name = f"{module}.bias"
-        return self._plain(name) if name in self.weights else None
+    def _bias(self, module: str, parts: list[str]) -> ir.Value | None:
+        """The biases of `parts` in a row, zeros for those that have none; None where none has."""
+        names = [f"{part}.bias" for part in parts]
+        if not any(name in self.weights for name in names):
+            return None
+        rows = [self.shapes[f"{part}.weight"][0] for part in parts]
+        found = [
+            self.weights.tensor(name) if name in self.weights else np.zeros(count, dtype=np.float32)
+            for name, count in zip(names, rows, strict=True)
+        ]
+        return self.graph.weight(f"{module}.bias", np.concatenate(found))
 
 
 def genai_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
