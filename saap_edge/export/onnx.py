@@ -22,7 +22,7 @@ from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.families.rope import attention_factor
-from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks
+from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks, joined
 from saap_edge.model.folder import copy_tokenizer
 from saap_edge.model.spec import LayerShape, ModelSpec, read_spec
 
@@ -316,14 +316,17 @@ class Decoder:
     def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
         """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, group], scales)."""
         if not self.layout:
-            return (self._floats(name, per_token),)
-        return self._blocks(name, self.vocabulary, per_token)
+            return (self._floats(name, [name], per_token),)
+        return self._blocks(name, [name], self.vocabulary, per_token)
 
-    def _blocks(self, name: str, layout: tuple[BlockFormat, int], per_token: bool = True) -> tuple[ir.Value, ...]:
-        """A weight's codes, scales and, where the format has them, zero points."""
-        parts = zip(("codes", "scales", "zeros"), pack(self.weights.blocks(name, *layout)), strict=True)
+    def _blocks(
+        self, name: str, parts: list[str], layout: tuple[BlockFormat, int], per_token: bool = True
+    ) -> tuple[ir.Value, ...]:
+        """Codes, scales and, where the format has them, zero points of the weights `parts`, row on row."""
+        blocks = joined([self.weights.blocks(part, *layout) for part in parts])
+        named = zip(("codes", "scales", "zeros"), pack(blocks), strict=True)
         return tuple(
-            self.graph.weight(f"{name}.{part}", array, per_token) for part, array in parts if array is not None
+            self.graph.weight(f"{name}.{part}", array, per_token) for part, array in named if array is not None
         )
 
     def _norm(self, x: ir.Value, name: str) -> ir.Value:
@@ -353,21 +356,33 @@ class Decoder:
     def _attention(self, x: ir.Value, index: int) -> ir.Value:
         graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
         prefix = f"model.layers.{index}.self_attn."
-        query, key, value = (self.linear(x, f"{prefix}{name}_proj") for name in "qkv")
-        if spec.family.qk_norm:
-            query = self._head_norm(query, f"{prefix}q_norm.weight", layer.heads)
-            key = self._head_norm(key, f"{prefix}k_norm.weight", layer.kv_heads)
+        packed = self.linear(x, f"{prefix}qkv_proj", [f"{prefix}{name}_proj" for name in "qkv"])
         past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
         fused, (rotary, attributes) = self.positions is None, self._kind(index)
-        if not fused:
-            query, key = self._rotate(query, layer.heads, rotary), self._rotate(key, layer.kv_heads, rotary)
+        states = [packed, None, None]
+        if spec.family.qk_norm or not fused:
+            states = self._states(packed, prefix, layer, None if fused else rotary)
         outputs = graph.nodes(
-            3, "GroupQueryAttention", [query, key, value, *past, self.seqlens, self.total, *(rotary if fused else ())],
-            CONTRIB, num_heads=layer.heads, kv_num_heads=layer.kv_heads, do_rotary=int(fused), **attributes,
+            3, "GroupQueryAttention", [*states, *past, self.seqlens, self.total, *(rotary if fused else ())], CONTRIB,
+            num_heads=layer.heads, kv_num_heads=layer.kv_heads, do_rotary=int(fused), **attributes,
         )  # fmt: skip
         for present, kind in zip(outputs[1:], KINDS, strict=True):
             graph.output(present, f"present.{index}.{kind}", *self._cache(layer, "total"))
         return self.linear(outputs[0], f"{prefix}o_proj")
+
+    def _states(
+        self, packed: ir.Value, prefix: str, layer: LayerShape, rotary: tuple[ir.Value, ir.Value] | None
+    ) -> list[ir.Value | None]:
+        """Queries, keys and values apart, with what attention cannot do to them itself: norms, some rotations."""
+        widths = [heads * self.spec.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
+        sizes = self.graph.constant(f"{prefix}qkv.widths", widths)
+        query, key, value = self.graph.nodes(3, "Split", [packed, sizes], axis=-1)
+        if self.spec.family.qk_norm:
+            query = self._head_norm(query, f"{prefix}q_norm.weight", layer.heads)
+            key = self._head_norm(key, f"{prefix}k_norm.weight", layer.kv_heads)
+        if rotary:
+            query, key = self._rotate(query, layer.heads, rotary), self._rotate(key, layer.kv_heads, rotary)
+        return [query, key, value]
 
     def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value], dict[str, Any]]:
         """Rotary tables and attributes of a layer's attention."""
@@ -377,28 +392,35 @@ class Decoder:
         return ir.DataType.FLOAT, ["batch", layer.kv_heads, length, self.spec.head_dim]
 
     def _ffn(self, x: ir.Value, prefix: str) -> ir.Value:
-        gate = self._activation(self.linear(x, f"{prefix}mlp.gate_proj"))
-        up = self.linear(x, f"{prefix}mlp.up_proj")
-        return self.linear(self.graph.node("Mul", [gate, up]), f"{prefix}mlp.down_proj")
+        both = self.linear(x, f"{prefix}mlp.gate_up_proj", [f"{prefix}mlp.{name}_proj" for name in ("gate", "up")])
+        gate, up = self.graph.nodes(2, "Split", [both], axis=-1, num_outputs=2)
+        return self.linear(self.graph.node("Mul", [self._activation(gate), up]), f"{prefix}mlp.down_proj")
 
     def _activation(self, gate: ir.Value) -> ir.Value:
         return self.graph.node("QuickGelu", [gate], CONTRIB, alpha=1.0)  # x * sigmoid(x) in one pass: SiLU
 
-    def linear(self, x: ir.Value, module: str) -> ir.Value:
-        """A projection with its bias."""
-        name, bias = f"{module}.weight", self._bias(module)
+    def linear(self, x: ir.Value, module: str, parts: list[str] | None = None) -> ir.Value:
+        """A projection with its bias; with `parts`, these projections of the same input as one product `module`.
+
+        One product instead of several rounds the input to 8 bits once and meets the other threads once.
+        """
+        parts = parts or [module]
+        name, weights, bias = f"{module}.weight", [f"{part}.weight" for part in parts], self._bias(module, parts)
         if self.layout:
-            layout = (self.weights.shape(name)[1], self.layout[0].bits, self.layout[1])
-            return self._matmul_bits(x, self._blocks(name, self.layout), bias, layout)
-        y = self._matmul(x, self._floats(name))
+            layout = (self.weights.shape(weights[0])[1], self.layout[0].bits, self.layout[1])
+            return self._matmul_bits(x, self._blocks(name, weights, self.layout), bias, layout)
+        y = self._matmul(x, self._floats(name, weights))
         return y if bias is None else self.graph.node("Add", [y, bias])
 
-    def _floats(self, name: str, per_token: bool = True) -> ir.Value:
-        """A matrix in floats. Half precision is widened before use, not the product made in it: on x86 ONNX Runtime has
-        no such product and would widen weights and activations anew at every token; this it does once, as it loads."""
+    def _floats(self, name: str, parts: list[str], per_token: bool = True) -> ir.Value:
+        """The matrices `parts` in floats, row on row.
+
+        Half precision is widened before use, not the product made in it: on x86 ONNX Runtime has no such product and
+        would widen weights and activations anew at every token; this it does once, as it loads.
+        """
+        array = _stacked([self.weights.tensor(part, self.stored) for part in parts])
         if self.stored == torch.float32:
-            return self._plain(name, per_token)
-        array = self.weights.tensor(name, self.stored).numpy()
+            return self.graph.weight(name, array, per_token)
         self.graph.bytes_per_token += 2 * array.nbytes if per_token else 0
         return self.graph.node("Cast", [self.graph.weight(name, array, per_token=False)], to=ir.DataType.FLOAT)
 
@@ -419,12 +441,25 @@ class Decoder:
             block_size=group, accuracy_level=INT8_ARITHMETIC,
         )  # fmt: skip
 
-    def _plain(self, name: str, per_token: bool = True) -> ir.Value:
-        return self.graph.weight(name, self.weights.tensor(name).numpy(), per_token)
+    def _plain(self, name: str) -> ir.Value:
+        return self.graph.weight(name, self.weights.tensor(name).numpy())
 
-    def _bias(self, module: str) -> ir.Value | None:
-        name = f"{module}.bias"
-        return self._plain(name) if name in self.weights else None
+    def _bias(self, module: str, parts: list[str]) -> ir.Value | None:
+        """The biases of `parts` in a row, zeros for those that have none; None where none has."""
+        names = [f"{part}.bias" for part in parts]
+        if not any(name in self.weights for name in names):
+            return None
+        found = [
+            self.weights.tensor(name) if name in self.weights else torch.zeros(self.weights.shape(name))
+            for name in names
+        ]
+        return self.graph.weight(f"{module}.bias", _stacked(found))
+
+
+def _stacked(tensors: list[torch.Tensor]) -> np.ndarray:
+    """All rows; no copy of a single one, which may be a large vocabulary."""
+    array: np.ndarray = (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).numpy()
+    return array
 
 
 def genai_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,9 +59,20 @@ def folder(request: pytest.FixtureRequest, dense_folder: Path, pruned_folder: Pa
 
 
 def arrays(out: Path) -> dict[str, np.ndarray]:
-    """The initializers, read back by the onnx library."""
+    """The initializers, read back by the onnx library; of products made of several projections, each one's rows."""
     graph = onnx.load(out / "model.onnx").graph
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    heads = [
+        [{a.name: a.i for a in node.attribute}[name] for name in ("num_heads", "kv_num_heads", "kv_num_heads")]
+        for node in graph.node if node.op_type == "GroupQueryAttention"
+    ]  # fmt: skip
+    for name in [name for name in found if re.search("qkv|gate_up", name)]:
+        joint, parts = ("qkv", "qkv") if "qkv" in name else ("gate_up", ("gate", "up"))
+        shares = heads[int(name.split(".")[2])] if joint == "qkv" else [1, 1]
+        whole = found.pop(name)
+        starts = np.cumsum(shares)[:-1] * len(whole) // sum(shares)
+        found |= {name.replace(joint, part): rows for part, rows in zip(parts, np.split(whole, starts), strict=True)}
+    return found
 
 
 def stored_blocks(stored: dict[str, np.ndarray], name: str, expected: Blocks) -> None:
