@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.engines.optimum import OptimumEngine
@@ -23,7 +24,7 @@ from saap_edge.export.onnx import write_onnx
 from saap_edge.export.optimum import write_optimum
 from saap_edge.export.refusal import export_refusal
 from saap_edge.families import FAMILIES
-from saap_edge.model.folder import build_pruned, load_model
+from saap_edge.model.folder import build_pruned, load_model, load_tokenizer
 from saap_edge.model.spec import LayerShape, read_spec
 from saap_edge.recipe import bundled_model
 from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
@@ -113,6 +114,8 @@ def test_quantised_folders(quantisation: str, widths: list[LayerShape], tmp_path
 def test_a_folder_that_transformers_5_wrote(tmp_path: Path) -> None:
     write_onnx(bundled_model(), tmp_path, "fp32")
     check(stock(tmp_path), bundled_model())
+    plain = Tokenizer.from_file(str(bundled_model() / "tokenizer.json"))
+    assert load_tokenizer(tmp_path)(TEXT)["input_ids"] == plain.encode(TEXT).ids
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
