@@ -21,10 +21,9 @@ def spelled(config: Config) -> Config:
 
 
 def refuse(config: Config) -> str | None:
-    rope = rope_of(spelled(config))
-    return refuse_rope(rope, head_dim_of(config), True, ("default", "longrope")) or refuse_common(
-        spelled(config), partial=True
-    )
+    config = spelled(config)
+    reason = refuse_rope(rope_of(config), head_dim_of(config), True, ("default", "longrope"))
+    return reason or refuse_common(config, partial=True)
 
 
 def rotated(config: Config) -> int:

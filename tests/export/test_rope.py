@@ -180,8 +180,10 @@ def test_a_model_saved_and_read_again_keeps_its_scaling(tmp_path: Path) -> None:
 
 
 def shift_error(path: Path) -> float:
-    """What a shift of the context by 10 tokens does to the next logits of a model of one layer: nothing, if it is right,
-    because keys and values of the only layer do not depend on the tokens that left."""
+    """What a shift of the context by 10 tokens does to the next logits of a model of one layer: nothing if it is right.
+
+    Keys and values of the only layer do not depend on the tokens that left.
+    """
     engine = ExactEngine(path, 1, 128)
     engine.forward(TOKENS[:40])
     memory = llama_cpp.llama_get_memory(engine._context)
