@@ -27,7 +27,7 @@ __all__ = ["FLOATS", "runtime_arithmetic"]
 # What weights that are in no blocks are stored in.
 FLOATS = {
     "gguf-f32": torch.float32, "gguf-f16": torch.float16, "gguf-bf16": torch.bfloat16, "onnx-fp32": torch.float32,
-    "onnx-fp16": torch.float16,
+    "onnx-fp16": torch.float16, "onnx-optimum": torch.float32,
 }  # fmt: skip
 
 _ATTENTION = "saap_edge_llama_cpp"
@@ -58,7 +58,7 @@ def _product(
         kind = FLOATS.get(artifact_format, torch.float16) if in_llama_cpp else torch.float32
         return lambda x: nn.functional.linear(x.to(kind).float(), module.weight, module.bias)
     projection = "_proj" in name
-    block = layout[1] if projection and not in_llama_cpp else BLOCK
+    block = BLOCK if in_llama_cpp else layout[1] if projection else weights.vocabulary(artifact_format)[1]
     minimums = _minimums(weights, name, layout) if projection else None
 
     def forward(x: torch.Tensor) -> torch.Tensor:

@@ -117,6 +117,9 @@ def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
         writer.write_ti_data_to_file()
         for tensor in tensors:
             writer.write_tensor_data(tensor.read())
+    except BaseException:
+        out.unlink(missing_ok=True)  # half a file is worse than none
+        raise
     finally:
         writer.close()
     sizes = [(tensor.name, tensor.kind.name, tensor.nbytes) for tensor in tensors]
@@ -242,14 +245,14 @@ def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:
 
     def read() -> np.ndarray:
         # Gemma multiplies by 1 + weight, llama.cpp by what it finds.
-        return (weights.tensor(source) + np.float32(1 if weights.spec.gemma else 0)) * np.float32(factor)
+        return (weights.tensor(source).numpy() + np.float32(1 if weights.spec.gemma else 0)) * np.float32(factor)
 
     return _Tensor(name, _TYPE.F32, (size,), read)
 
 
 def _vector(weights: ExportWeights, source: str, name: str, size: int, heads: int | None = None) -> _Tensor:
     def read() -> np.ndarray:
-        return np.ascontiguousarray(permute(weights.tensor(source), heads), dtype=np.float32)
+        return np.ascontiguousarray(permute(weights.tensor(source).numpy(), heads))
 
     return _Tensor(name, _TYPE.F32, (size,), read)
 
@@ -265,7 +268,7 @@ def _matrix(
     format = BLOCK_FORMATS.get(quantisation)
 
     def part(source: str) -> np.ndarray:
-        return pack(weights.blocks(source, format)) if format else _floats(weights.tensor(source), quantisation)
+        return pack(weights.blocks(source, format)) if format else _floats(weights, source, quantisation)
 
     def read() -> np.ndarray:
         return permute(_stack([part(source) for source in sources]), heads)
@@ -273,11 +276,11 @@ def _matrix(
     return _Tensor(name, _KINDS[quantisation], shape, read)
 
 
-def _floats(array: np.ndarray, quantisation: str) -> np.ndarray:
-    """float32 [out, in] in another float type, to nearest even; bfloat16, which numpy lacks, as its bytes."""
-    if quantisation == "bf16":
-        return torch.from_numpy(array).bfloat16().view(torch.uint8).numpy()
-    return array.astype({"f16": np.float16, "f32": np.float32}[quantisation], copy=False)
+def _floats(weights: ExportWeights, source: str, quantisation: str) -> np.ndarray:
+    """A weight [out, in] in floats, to nearest even; bfloat16, which numpy lacks, as its bytes."""
+    kinds = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    values = weights.tensor(source, kinds[quantisation])
+    return (values.view(torch.uint8) if quantisation == "bf16" else values).numpy()
 
 
 def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -307,11 +310,16 @@ def pack(blocks: Blocks) -> np.ndarray:
     """GGUF's blocks, uint8 [out, bytes]: scale and, in Q4_1, minimum in fp16; then 32 signed bytes, or 16 bytes with
     code i low and code i + 16 high."""
     rows, columns = blocks.codes.shape
-    count = columns // BLOCK
+    count, half = columns // BLOCK, BLOCK // 2
     figures = [figure for figure in (blocks.scales, blocks.offsets) if figure is not None]
     spread = [figure.repeat_interleave(blocks.group // BLOCK, 1)[:, :count].numpy() for figure in figures]
-    codes = blocks.codes.numpy().reshape(rows, count, BLOCK)
-    half = BLOCK // 2
-    packed = codes ^ 0x80 if blocks.format.bits == 8 else codes[..., :half] | codes[..., half:] << 4
-    head = np.stack(spread, axis=-1).view(np.uint8)
-    return np.concatenate([head, packed], axis=-1).reshape(rows, -1)
+    head, codes = 2 * len(figures), blocks.codes.numpy().reshape(rows, count, BLOCK)
+    packed = np.empty((rows, count, head + BLOCK * blocks.format.bits // 8), dtype=np.uint8)
+    packed[..., :head] = np.stack(spread, axis=-1).view(np.uint8)
+    body = packed[..., head:]  # filled in place: a vocabulary's codes are too large for copies
+    if blocks.format.bits == 8:
+        np.bitwise_xor(codes, 0x80, out=body)
+    else:
+        np.left_shift(codes[..., half:], 4, out=body)
+        body |= codes[..., :half]
+    return packed.reshape(rows, -1)

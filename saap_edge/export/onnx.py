@@ -14,15 +14,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from saap_edge.errors import SaapError
+from saap_edge.export.optimum import write_config
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.families.rope import attention_factor
-from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks
+from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks
 from saap_edge.model.folder import copy_tokenizer
-from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
+from saap_edge.model.spec import LayerShape, ModelSpec, read_spec
 
 __all__ = ["QUANTISATIONS", "write_onnx"]
 
@@ -41,11 +43,11 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -> dict[str, Any]:
     """Write the model in `folder` (dense, pruned or tuned) as an ONNX folder `out`, and say what it holds.
 
-    `out` gets model.onnx, model.onnx.data, genai_config.json and the tokenizer. In "fp32" all weights are float32, in
-    "fp16" all matrices are stored in half of that and widened as the runtime loads them (`Decoder._floats`); in
-    "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout` (`group` inputs a block, a
-    power of two from 32, unless they were tuned in another), token embedding and head are Q8_0's blocks of 32 (one copy
-    when tied), norms and biases float32.
+    `out` gets model.onnx, model.onnx.data, genai_config.json, config.json and the tokenizer. In "fp32" all weights are
+    float32, in "fp16" all matrices are stored in half of that and widened as the runtime loads them
+    (`Decoder._floats`); in "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout`
+    (`group` inputs a block, a power of two from 32, unless they were tuned in another), token embedding and head the
+    8-bit blocks of `ExportWeights.vocabulary` (one copy when tied), norms and biases float32.
 
     The graph takes input_ids, attention_mask int64 and past_key_values.N.key/.value float32 [batch, kv_heads of layer
     N, past, head_dim]; it gives logits [batch, seq, vocab] and present.N.key/.value. The optional input
@@ -69,13 +71,14 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
-        Decoder(graph, weights, layout, np.dtype(np.float16 if quantisation == "fp16" else np.float32)).build()
+        Decoder(graph, weights, layout, torch.float16 if quantisation == "fp16" else torch.float32).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(
         {"saap_edge.quantisation": quantisation, "saap_edge.context": str(weights.spec.context)}
     )
     ir.save(model, out / GRAPH_FILE)
     (out / GENAI_FILE).write_text(json.dumps(genai_config(weights.spec, folder), indent=2) + "\n", encoding="utf-8")
+    write_config(weights.spec, folder, out)
     copy_tokenizer(folder, out)
     return {
         "quantisation": quantisation,
@@ -113,7 +116,9 @@ def pack(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     zero point, the middle code.
     """
     rows, count = blocks.scales.shape
-    codes = np.pad(blocks.codes.numpy(), ((0, 0), (0, count * blocks.group - blocks.codes.shape[1])))
+    codes, missing = blocks.codes.numpy(), count * blocks.group - blocks.codes.shape[1]
+    if missing:  # never of a vocabulary, whose codes are too large for copies
+        codes = np.pad(codes, ((0, 0), (0, missing)))
     zeros = None if blocks.offsets is None else blocks.offsets.numpy()
     if blocks.format.bits == 4:
         codes = nibbles(codes)
@@ -217,14 +222,11 @@ class Decoder:
     """The Llama-like decoder, with or without norms of q and k, layer by layer, in a GraphWriter."""
 
     def __init__(
-        self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None, stored: np.dtype
+        self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None, stored: torch.dtype
     ) -> None:
         """`stored` is the type of matrices that are in no blocks."""
         self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
-        self.stored = stored
-        self.shapes: dict[str, tuple[int, int]] = {}
-        for index in range(len(self.spec.layers)):
-            self.shapes |= linear_shapes(self.spec, index)
+        self.vocabulary, self.stored = weights.vocabulary("onnx"), stored
 
     def build(self) -> None:
         """Append the whole model: inputs, layers, head, outputs."""
@@ -280,8 +282,8 @@ class Decoder:
             return self.graph.node("Gather", [table[0], ids]), table
         codes = self.graph.alias(f"{EMBEDDING}.rows", table[0], (self.spec.vocab_size, self.spec.hidden))
         vectors = self.graph.node(
-            "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=8, block_size=BLOCK, gather_axis=0,
-            quantize_axis=1,
+            "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=8, block_size=self.vocabulary[1],
+            gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         return vectors, table
 
@@ -293,7 +295,7 @@ class Decoder:
         normed = graph.node("Slice", [normed, self.logits_from, end, axis])
         table = table if spec.tied else self._vocabulary(HEAD, per_token=True)
         if self.layout:
-            logits = self._matmul_bits(normed, table, None, (spec.hidden, 8, BLOCK))
+            logits = self._matmul_bits(normed, table, None, (spec.hidden, 8, self.vocabulary[1]))
         else:
             logits = self._matmul(normed, table[0])
         graph.output(logits, "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
@@ -301,19 +303,14 @@ class Decoder:
         graph.outputs.insert(0, graph.outputs.pop())
 
     def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
-        """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, 32], scales)."""
-        shape = self.spec.vocab_size, self.spec.hidden
+        """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, group], scales)."""
         if not self.layout:
-            return (self._floats(name, shape, per_token),)
-        return self._blocks(name, (BLOCK_FORMATS["q8_0"], BLOCK), shape, per_token)
+            return (self._floats(name, per_token),)
+        return self._blocks(name, self.vocabulary, per_token)
 
-    def _blocks(
-        self, name: str, layout: tuple[BlockFormat, int], shape: tuple[int, int], per_token: bool = True
-    ) -> tuple[ir.Value, ...]:
+    def _blocks(self, name: str, layout: tuple[BlockFormat, int], per_token: bool = True) -> tuple[ir.Value, ...]:
         """A weight's codes, scales and, where the format has them, zero points."""
-        blocks = self.weights.blocks(name, *layout)
-        self._checked(name, blocks.codes.numpy(), shape)
-        parts = zip(("codes", "scales", "zeros"), pack(blocks), strict=True)
+        parts = zip(("codes", "scales", "zeros"), pack(self.weights.blocks(name, *layout)), strict=True)
         return tuple(
             self.graph.weight(f"{name}.{part}", array, per_token) for part, array in parts if array is not None
         )
@@ -371,22 +368,20 @@ class Decoder:
     def linear(self, x: ir.Value, module: str) -> ir.Value:
         """A projection with its bias."""
         name, bias = f"{module}.weight", self._bias(module)
-        shape = self.shapes[name]
         if self.layout:
-            format, group = self.layout
-            return self._matmul_bits(x, self._blocks(name, self.layout, shape), bias, (shape[1], format.bits, group))
-        y = self._matmul(x, self._floats(name, shape))
+            layout = (self.weights.shape(name)[1], self.layout[0].bits, self.layout[1])
+            return self._matmul_bits(x, self._blocks(name, self.layout), bias, layout)
+        y = self._matmul(x, self._floats(name))
         return y if bias is None else self.graph.node("Add", [y, bias])
 
-    def _floats(self, name: str, shape: tuple[int, int], per_token: bool = True) -> ir.Value:
+    def _floats(self, name: str, per_token: bool = True) -> ir.Value:
         """A matrix in floats. Half precision is widened before use, not the product made in it: on x86 ONNX Runtime has
         no such product and would widen weights and activations anew at every token; this it does once, as it loads."""
-        array = self._checked(name, self.weights.tensor(name), shape)
-        if self.stored == array.dtype:
-            return self.graph.weight(name, array, per_token)
-        self.graph.bytes_per_token += array.nbytes if per_token else 0
-        weight = self.graph.weight(name, array.astype(self.stored), per_token=False)
-        return self.graph.node("Cast", [weight], to=ir.DataType.FLOAT)
+        if self.stored == torch.float32:
+            return self._plain(name, per_token)
+        array = self.weights.tensor(name, self.stored).numpy()
+        self.graph.bytes_per_token += 2 * array.nbytes if per_token else 0
+        return self.graph.node("Cast", [self.graph.weight(name, array, per_token=False)], to=ir.DataType.FLOAT)
 
     def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
         # FusedMatMul takes weights [out, in] as they are stored: no transposed copy, and a tied table stays one.
@@ -405,13 +400,8 @@ class Decoder:
             block_size=group, accuracy_level=INT8_ARITHMETIC,
         )  # fmt: skip
 
-    def _checked(self, name: str, array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        if array.shape != shape:
-            raise SaapError(f"{self.weights.folder}: {name} is {array.shape}, config.json says {shape}")
-        return array
-
-    def _plain(self, name: str) -> ir.Value:
-        return self.graph.weight(name, self.weights.tensor(name))
+    def _plain(self, name: str, per_token: bool = True) -> ir.Value:
+        return self.graph.weight(name, self.weights.tensor(name).numpy(), per_token)
 
     def _bias(self, module: str) -> ir.Value | None:
         name = f"{module}.bias"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from saap_edge.export.gemma import gemma_limit
 from saap_edge.families import Refusal
 from saap_edge.model.spec import ModelSpec
@@ -41,6 +43,8 @@ def export_refusal(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
 
 def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = False) -> str | None:
     """The reason alone, without a remedy."""
+    if artifact_format == "onnx-optimum":
+        return _optimum_reason(spec, per_layer)
     gguf = artifact_format.startswith("gguf")
     carrier = gguf_architecture(spec, per_layer) if gguf else spec.family.exports.onnx
     if isinstance(carrier, Refusal):
@@ -58,6 +62,14 @@ def _onnx_limit(spec: ModelSpec, artifact_format: str) -> str | None:
             f"ONNX Runtime widens matrices of up to 1 GiB in float32 as it loads, and larger ones ({rows} x "
             f"{spec.hidden}) anew at every token"
         )
+    return None
+
+
+def _optimum_reason(spec: ModelSpec, per_layer: bool) -> str | None:
+    if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
+        return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
+    if per_layer or not spec.uniform or spec.down_bias:
+        return "optimum's exporter knows the families' plain classes only, whose layers are all alike"
     return None
 
 

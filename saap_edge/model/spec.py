@@ -12,8 +12,8 @@ from saap_edge.families import Config, Family, Gemma, family_of
 from saap_edge.families.rope import head_dim_of, rope_of
 
 __all__ = [
-    "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "linear_shapes", "read_config",
-    "read_spec", "spec_from_config",
+    "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "for_transformers_4",
+    "linear_shapes", "read_config", "read_spec", "spec_from_config",
 ]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with per-layer widths
@@ -135,6 +135,20 @@ def canonical_config(config: Config) -> Config:
     """The config a model is handled as (Family.canonical). Raises SaapError as `config_family` does."""
     family, full = config_family(config)
     return config if config.get("model_type") == PRUNED_TYPE else family.canonical(full)
+
+
+def for_transformers_4(config: Config) -> Config:
+    """The config with its rope in the words of transformers 4 too, which overlooks `rope_parameters` without a word."""
+    rope: Config = config.get("rope_parameters") or {}
+    full, windowed = rope.get("full_attention", rope), rope.get("sliding_attention", {})
+    words: Config = {}
+    if "rope_theta" in full:
+        words["rope_theta"] = full["rope_theta"]
+    if full.get("rope_type", "default") != "default":
+        words["rope_scaling"] = {name: value for name, value in full.items() if name != "rope_theta"}
+    if "rope_theta" in windowed:
+        words["rope_local_base_freq"] = windowed["rope_theta"]
+    return config | words
 
 
 def spec_from_config(config: Config) -> ModelSpec:

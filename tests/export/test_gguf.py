@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -217,7 +218,7 @@ def test_float_weights_are_rounded_once(pruned_folder, tmp_path, name, kind):
         ("token_embd.weight", "model.embed_tokens.weight"),
     ):
         assert by_name(tmp_path / "m.gguf")[ours].tensor_type.name == name.upper()
-        expected = torch.from_numpy(weights.tensor(theirs)).to(kind).float()
+        expected = weights.tensor(theirs).to(kind).float()
         np.testing.assert_array_equal(read[ours], expected.numpy())
 
 
@@ -387,6 +388,18 @@ def test_tokenizer_of_another_model_is_refused(tmp_path):
     folder = write_folder(tiny_model("llama", vocab_size=300), tmp_path / "model")
     with pytest.raises(SaapError, match="do not belong together"):
         write_gguf(folder, tmp_path / "m.gguf", "f16")
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"])
+@pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
+def test_weights_that_are_not_what_the_config_says(name, quantisation, tmp_path):
+    folder = write_folder(tiny_model("llama"), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name][:96].clone()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(SaapError, match=rf"{name} is \(96, 64\), config.json says"):
+        write_gguf(folder, tmp_path / "model.gguf", quantisation)
+    assert not (tmp_path / "model.gguf").exists()
 
 
 @pytest.mark.parametrize(("widths", "reason"), [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,7 +249,7 @@ def check_values(folder: Path, out: Path, quantisation: str = "int4", group: int
     for name in projections(folder):
         stored_blocks(stored, name, weights.blocks(name, format, group))
     for name in ("model.embed_tokens.weight", *([] if weights.spec.tied else ["lm_head.weight"])):
-        stored_blocks(stored, name, weights.blocks(name, BLOCK_FORMATS["q8_0"]))
+        stored_blocks(stored, name, weights.blocks(name, BLOCK_FORMATS["q8_0"], math.gcd(128, weights.spec.hidden)))
     codes = stored["model.embed_tokens.weight.codes"]
     np.testing.assert_array_equal(stored["model.embed_tokens.weight.rows"].reshape(codes.shape), codes)
 
@@ -265,6 +266,14 @@ def test_int4_untied_and_padded(overrides: dict, tmp_path: Path) -> None:
     folder = write_folder(tiny_model("qwen2", tied=False, **overrides), tmp_path / "model")
     summary = write_onnx(folder, tmp_path / "out", "int4")
     assert summary["padded_layers"] == ({index: [44, 64] for index in range(3)} if overrides else {})
+    check_values(folder, tmp_path / "out")
+    check_blocks(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("hidden", [96, 128])
+def test_the_vocabulary_has_the_coarsest_group_that_divides_its_rows(hidden: int, tmp_path: Path) -> None:
+    folder = write_folder(tiny_model("llama", hidden_size=hidden, head_dim=16), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "int4")
     check_values(folder, tmp_path / "out")
     check_blocks(folder, tmp_path / "out")
 
@@ -331,8 +340,8 @@ def test_summary_counts_bytes(tmp_path: Path) -> None:
     spec = read_spec(folder)
     norms, head, layers = 7 * 64 * 4, VOCABULARY * 64, spec.layer_parameters()
     assert dense["projection_bytes"] == 4 * (layers + head) + norms
-    # 4 bits and a float32 scale for 32 weights in projections, 8 bits and the same in the head
-    assert small["projection_bytes"] == layers // 2 + layers // 8 + head + head // 8 + norms
+    # 4 bits and a float32 scale for 32 weights in projections, 8 bits and one for 64 in the head
+    assert small["projection_bytes"] == layers // 2 + layers // 8 + head + head // 16 + norms
     assert set(small["initializers"]) == {"float", "uint8"}
     # A tied table is stored once: its bytes, the projections', norms and two rotary tables are all there is.
     assert sum(small["initializers"].values()) == small["projection_bytes"] + 2 * 128 * 8 * 4
