@@ -179,7 +179,8 @@ def _add_rope_scaling(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
         writer.add_rope_scaling_factor(float(scaling["factor"]))
         if scaling["rope_type"] == "yarn":
             writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
-            factor /= yarn_scale(float(scaling["factor"]))  # llama.cpp's own, of yarn alone
+            # llama.cpp multiplies keys by it again where it shifts the context: undone, and in q's norm (`_norm`).
+            factor = 1 / yarn_scale(float(scaling["factor"]))
     if factor != 1.0:
         writer.add_rope_scaling_attn_factors(factor)
 
@@ -239,9 +240,12 @@ def _norms(spec: ModelSpec) -> dict[str, str]:
 
 
 def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:
+    # What queries and keys are multiplied by as they turn, all of it on the queries.
+    factor = attention_factor(weights.spec.rope_scaling) ** 2 if "q_norm" in source else 1.0
+
     def read() -> np.ndarray:
         # Gemma multiplies by 1 + weight, llama.cpp by what it finds.
-        return weights.tensor(source).numpy() + np.float32(1 if weights.spec.gemma else 0)
+        return (weights.tensor(source).numpy() + np.float32(1 if weights.spec.gemma else 0)) * np.float32(factor)
 
     return _Tensor(name, _TYPE.F32, (size,), read)
 

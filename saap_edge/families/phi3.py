@@ -1,14 +1,14 @@
 """Phi-3, Phi-4 and Phi-4-mini: Llama with q, k, v in one matrix and gate and up in another. Handled as Llama.
 
 The variants with long contexts (longrope) keep the context of pretraining, within which transformers too takes the
-short factors. Phi-4-mini turns the first part of every head only: as Llama it turns all of it, the rest by a frequency
-of next to nothing, and what attention multiplies the turning part by is folded into the queries.
+short factors; what attention multiplies by what turns is folded into the queries. Phi-4-mini turns the first part of
+every head only: as Llama it turns all of it, the rest by a frequency of next to nothing.
 """
 
 from dataclasses import replace
 
 from saap_edge.families.base import LLAMA_EXPORTS, Config, Family, Source, as_llama, refuse_common, within_window
-from saap_edge.families.rope import attention_factor, head_dim_of, rope_of
+from saap_edge.families.rope import attention_factor, head_dim_of, refuse_rope, rope_of
 
 STILL = 1e30  # a factor on a wavelength after which no position turns
 
@@ -20,6 +20,12 @@ def spelled(config: Config) -> Config:
     return {**config, "rope_parameters": {**rope, "rope_type": kind}, "rope_scaling": None}
 
 
+def refuse(config: Config) -> str | None:
+    config = spelled(config)
+    reason = refuse_rope(rope_of(config), head_dim_of(config), True, ("default", "longrope"))
+    return reason or refuse_common(config, partial=True)
+
+
 def rotated(config: Config) -> int:
     """Dimensions of a head that turn."""
     return int(head_dim_of(config) * rope_of(config)["partial_rotary_factor"])
@@ -29,9 +35,9 @@ def canonical(config: Config) -> Config:
     """Llama's config; where only a part of a head turns, with a factor for every pair of it (longrope's form)."""
     llama = within_window(as_llama(spelled(config)), config.get("sliding_window"))
     part, whole = rotated(config), head_dim_of(config)
-    if part == whole:
-        return llama
     rope = rope_of(spelled(config))
+    if part == whole and rope["rope_type"] == "default":
+        return llama
     theta, short = rope["rope_theta"], rope.get("short_factor") or [1.0] * (part // 2)
     # Llama's frequencies are those of the whole head: the factors make Phi's out of them.
     factors = [factor * theta ** (2 * pair / part - 2 * pair / whole) for pair, factor in enumerate(short)]
@@ -43,17 +49,15 @@ def canonical(config: Config) -> Config:
     return llama | {"rope_parameters": fixed | scaled}
 
 
-def partly_turned(config: Config, source: Source, query: bool) -> Source:
+def turned(config: Config, source: Source, query: bool) -> Source:
     """Rows of a head of q or k as Llama's form has them: what turns at the start of each half."""
     part, whole = rotated(config), head_dim_of(config)
-    if part == whole:
-        return source
     turning, still = range(part), range(part, whole)
     first = (*turning[: part // 2], *still[: (whole - part) // 2])
     order = (*first, *turning[part // 2 :], *still[(whole - part) // 2 :])
     factor = attention_factor(rope_of(spelled(config))) ** 2 if query else 1.0
     factors = tuple(factor if row < part else 1.0 for row in order)
-    return replace(source, order=order, factors=factors if factor != 1.0 else None)
+    return replace(source, order=order if part < whole else None, factors=factors if factor != 1.0 else None)
 
 
 def source(config: Config, name: str) -> Source:
@@ -67,7 +71,7 @@ def source(config: Config, name: str) -> Source:
     for part, (fused, start, rows) in parts.items():
         if f".{part}." in name:
             rows_of = Source(name.replace(part, fused), (start, start + rows))
-            return partly_turned(config, rows_of, part == "q_proj") if part in ("q_proj", "k_proj") else rows_of
+            return turned(config, rows_of, part == "q_proj") if part in ("q_proj", "k_proj") else rows_of
     return Source(name)
 
 
@@ -76,7 +80,7 @@ FAMILY = Family(
     title="Phi-3",
     covers="Phi-3-mini, Phi-3-medium, Phi-4, Phi-4-mini",
     exports=LLAMA_EXPORTS,
-    refuse=lambda config: refuse_common(spelled(config), partial=True),
+    refuse=refuse,
     defaults={
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from saap_edge.families.rope import attention_factor
 from saap_edge.model.folder import build_pruned, load_model, spec_of
 from saap_edge.model.spec import LayerShape, read_spec
 from tests.conftest import WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
-from tests.export.llama_support import exact_logits
+from tests.export.llama_support import ExactEngine, exact_logits
 from tests.export.onnx_support import PlainSession, reference
 
 TOKENS = list(range(1, 61))
@@ -163,7 +164,8 @@ def test_attention_factor_of_yarn_is_not_applied_twice(tmp_path: Path) -> None:
         fields = gguf.GGUFReader(tmp_path / f"{family}.gguf").fields
         metadata[family] = {name.partition("rope.")[2]: field.contents() for name, field in fields.items()}
     assert metadata["llama"]["scaling.attn_factor"] == pytest.approx(1 + 0.1 * math.log(4))
-    assert "scaling.type" not in metadata["llama"] and "scaling.attn_factor" not in metadata["qwen3"]
+    assert metadata["qwen3"]["scaling.attn_factor"] == pytest.approx(1 / (1 + 0.1 * math.log(4)))  # it is in q's norm
+    assert "scaling.type" not in metadata["llama"]
     assert metadata["qwen3"]["scaling.type"] == "yarn" and metadata["qwen3"]["scaling.factor"] == 4.0
 
 
@@ -175,3 +177,36 @@ def test_a_model_saved_and_read_again_keeps_its_scaling(tmp_path: Path) -> None:
             torch.testing.assert_close(
                 load_model(folder)(torch.tensor([TOKENS])).logits, pruned(torch.tensor([TOKENS])).logits
             )
+
+
+def shift_error(path: Path) -> float:
+    """What a shift of the context by 10 tokens does to the next logits of a model of one layer: nothing if it is right.
+
+    Keys and values of the only layer do not depend on the tokens that left.
+    """
+    engine = ExactEngine(path, 1, 128)
+    engine.forward(TOKENS[:40])
+    memory = llama_cpp.llama_get_memory(engine._context)
+    llama_cpp.llama_memory_seq_rm(memory, 0, 0, 10)
+    llama_cpp.llama_memory_seq_add(memory, 0, 10, 40, -10)
+    engine._length = 30
+    shifted = engine.forward([TOKENS[40]]).copy()
+    engine.reset()
+    engine.forward(TOKENS[10:40])
+    return float(np.abs(shifted - engine.forward([TOKENS[40]])).max())
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "right"),
+    [
+        ("llama", "linear", True), ("llama", "yarn", False), ("llama", "longrope", False), ("qwen3", "linear", True),
+        ("qwen3", "yarn", True), ("phi3", "longrope", True), ("phi3", "three-quarters-longrope", True),
+    ],
+)  # fmt: skip
+def test_a_shifted_context(family: str, kind: str, right: bool, tmp_path: Path) -> None:
+    """llama.cpp multiplies keys by the attention factor at every shift. Where q can take all of it, none is left."""
+    rope = dict((PARTIAL if family == "phi3" else ALL)[kind], **THETA)
+    raw = raw_model(family, num_hidden_layers=1, rope_parameters=rope, **(PHI if family == "phi3" else {}))
+    folder = write_folder(raw, tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", "f32")
+    assert (shift_error(tmp_path / "m.gguf") < 1e-4) == right

@@ -101,6 +101,7 @@ REFUSED = [
         "rope scaling 'longrope' has 5 figures as short_factor, not 8",
     ),
     ("llama", {"rope_parameters": {"rope_type": "proportional"}}, "rope scaling 'proportional'.*supported: default"),
+    ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope scaling 'linear'.*default, longrope"),
     ("granite", {"rope_parameters": {"rope_type": "linear"}}, "rope scaling 'linear' lacks factor"),
     ("qwen2", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}, "partial rotary"),
     ("llama", {"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial rotary"),
