@@ -14,7 +14,7 @@ from typing import Any
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import ModelSpec, read_spec
 from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
-from saap_edge.recipe import FORMATS, Recipe
+from saap_edge.recipe import Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
 
 __all__ = ["LICENCES", "ORDER", "Bar", "Job", "resolve_model"]
@@ -101,7 +101,7 @@ class Job:
 
     def _check_family(self) -> None:
         """Refuse what this family or model cannot have: formats, depth, biases. Raises SaapError."""
-        from saap_edge.export.refusal import export_refusal, refusal_reason
+        from saap_edge.export.refusal import export_refusal
 
         spec, prune = self.spec, self.recipe.prune
         if any(not (layer.heads and layer.ffn) for layer in spec.layers):
@@ -112,11 +112,6 @@ class Job:
             raise SaapError(f"prune.bias: {spec.family.title} models are saved as their plain class, which has none")
         plan = self.plan_override
         per_layer = not (plan.uniform if plan else self._uniform)
-        reasons = [refusal_reason(spec, name) for name in FORMATS]
-        if all(reasons):
-            raise SaapError(
-                f"{spec.family.title}: this model can be pruned from Python, but no format can hold it: {reasons[0]}"
-            )
         pruned = replace(spec, o_bias=True, down_bias=True) if prune.bias else spec
         for name in self.recipe.export.formats:
             refusal = export_refusal(spec, name) or export_refusal(pruned, name, per_layer)
@@ -174,7 +169,7 @@ class Job:
         texts = ("model", "calibration", "heldout")
         table: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
             "score": ((), ("model", "calibration"), score),
-            "bank": (("score",), ("model", "calibration"), score | offered | {"grid": self.space.grid}),
+            "bank": (("score",), ("model", "calibration"), score | offered | {"grids": self._grids}),
             "plan": (("score", "bank"), texts, plan),
             "prune": (("plan",), texts, score | mending),
             "recover": (before, (*texts, "teacher"), self._recover_settings() | windows | seed),
@@ -206,10 +201,23 @@ class Job:
         prune, target, spec = self.recipe.prune, self.target, self.spec
         bandwidth = target.decode_bandwidth if prune.unit == "latency" else 1.0
         cost = model_cost(spec, prune.unit, target.quantisation["gguf"], prune.context, bandwidth)
+        attention_grid, grid = self._grids
         return Space(
-            spec.layers, spec.hidden, spec.head_dim, cost, prune.grid or target.grid, prune.protect, prune.minimum,
-            prune.query_slots, prune.depth, prune.off_grid == "trim", self._uniform_only,
+            spec.layers, spec.hidden, spec.head_dim, cost, grid, prune.protect, prune.minimum, prune.query_slots,
+            prune.depth, prune.off_grid == "trim", self._uniform_only, attention_grid,
         )  # fmt: skip
+
+    @property
+    def _grids(self) -> tuple[int, int]:
+        """Grids of heads and FFN: the recipe's, or the target's and that of all types that are asked for."""
+        from saap_edge.export.kquants import KQUANTS, block_of
+        from saap_edge.prune.space import block_grids
+
+        if self.recipe.prune.grid:
+            return self.recipe.prune.grid, self.recipe.prune.grid
+        asked = [name.removeprefix("gguf-") for name in self.recipe.export.formats]
+        block = max((block_of(name) for name in asked if name in KQUANTS), default=self.target.grid)
+        return block_grids(self.spec, self.target.grid, block)
 
     def _target_identity(self) -> dict[str, Any]:
         """What of the target a report depends on: not its memory, whose total grows in a virtual machine that runs."""
@@ -218,7 +226,7 @@ class Job:
     def _target_settings(self) -> dict[str, Any]:
         """What of the target a plan depends on."""
         cost = self.space.cost
-        return {"grid": self.space.grid, "cost": [cost.per_weight, cost.per_kv_head, cost.fixed]}
+        return {"grids": self._grids, "cost": [cost.per_weight, cost.per_kv_head, cost.fixed]}
 
     def _recover_settings(self) -> dict[str, Any]:
         settings = self.recipe.recover.model_dump(mode="json", exclude={"teacher"})

@@ -115,7 +115,7 @@ def _load_canonical(folder: Path, config: Config, dtype: torch.dtype) -> Any:
     model.model.rotary_emb = type(model.model.rotary_emb)(config=parsed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            tensor = store.torch(name)
+            tensor = store.tensor(name)
             if tensor.shape != parameter.shape:
                 raise SaapError(f"{folder}: {name} is {tuple(tensor.shape)}, config.json says {tuple(parameter.shape)}")
             parameter.copy_(tensor)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import onnxruntime_genai as og
 import pytest
 import torch
@@ -21,6 +25,7 @@ from saap_edge.errors import SaapError
 from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.evaluate.parity import shipped_model
 from saap_edge.export.onnx import write_onnx
+from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
@@ -54,9 +59,20 @@ def folder(request: pytest.FixtureRequest, dense_folder: Path, pruned_folder: Pa
 
 
 def arrays(out: Path) -> dict[str, np.ndarray]:
-    """The initializers, read back by the onnx library."""
+    """The initializers, read back by the onnx library; of products made of several projections, each one's rows."""
     graph = onnx.load(out / "model.onnx").graph
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    heads = [
+        [{a.name: a.i for a in node.attribute}[name] for name in ("num_heads", "kv_num_heads", "kv_num_heads")]
+        for node in graph.node if node.op_type == "GroupQueryAttention"
+    ]  # fmt: skip
+    for name in [name for name in found if re.search("qkv|gate_up", name)]:
+        joint, parts = ("qkv", "qkv") if "qkv" in name else ("gate_up", ("gate", "up"))
+        shares = heads[int(name.split(".")[2])] if joint == "qkv" else [1, 1]
+        whole = found.pop(name)
+        starts = np.cumsum(shares)[:-1] * len(whole) // sum(shares)
+        found |= {name.replace(joint, part): rows for part, rows in zip(parts, np.split(whole, starts), strict=True)}
+    return found
 
 
 def stored_blocks(stored: dict[str, np.ndarray], name: str, expected: Blocks) -> None:
@@ -120,6 +136,44 @@ def test_fp32_variants(family: str, tied: bool, overrides: dict, tmp_path: Path)
     check_fp32(folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_fp16_is_stored_in_half_and_computed_in_full(tied: bool, tmp_path: Path) -> None:
+    """Answers are those of the rounded weights in float32; the runtime widens them as it loads, not at every token."""
+    model = randomise_projections(build_pruned(tiny_model("qwen2", tied=tied), WIDTHS))
+    folder = write_folder(model, tmp_path / "model")
+    half, full = (write_onnx(folder, tmp_path / name, name) for name in ("fp16", "fp32"))
+    assert half["projection_bytes"] == full["projection_bytes"] and half["data_bytes"] < 0.6 * full["data_bytes"]
+    stored = arrays(tmp_path / "fp16")
+    for name, parameter in load_model(folder).named_parameters():
+        expected = parameter.detach().half() if parameter.ndim == 2 else parameter.detach()
+        np.testing.assert_array_equal(stored[name], expected.numpy())
+    expected = reference(shipped_model(folder, "onnx-fp16"), TOKENS)
+    np.testing.assert_allclose(PlainSession(tmp_path / "fp16").forward(TOKENS), expected, atol=1e-4)
+    engine = OnnxRuntimeEngine(tmp_path / "fp16", 1, 32)
+    np.testing.assert_allclose(engine.forward(TOKENS, all_logits=True), expected, atol=1e-4)
+    # genai takes ids that are the pad token's for padding: a prompt without.
+    assert genai_tokens(tmp_path / "fp16", TOKENS[:7], 8, True)[7:] == [int(expected[6].argmax())]
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(tmp_path / "fp16" / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph.node
+    assert {kind for node in nodes if node.op_type == "Cast" for kind in node.input} <= lengths(nodes)
+
+
+def test_fp16_matrices_that_would_be_widened_at_every_token_are_refused(tmp_path: Path) -> None:
+    spec = read_spec(write_folder(tiny_model("llama"), tmp_path / "model"))
+    fits = replace(spec, vocab_size=(1 << 28) // spec.hidden)
+    assert export_refusal(fits, "onnx-fp16") is None
+    refusal = export_refusal(replace(fits, vocab_size=fits.vocab_size + 1), "onnx-fp16")
+    assert refusal and "anew at every token; leave onnx-fp16 out" in refusal
+    assert export_refusal(replace(fits, vocab_size=fits.vocab_size + 1), "onnx-fp32") is None
+
+
+def lengths(nodes: list) -> set[str]:
+    """What the two casts of sequence lengths take."""
+    return {name for node in nodes if node.op_type in ("Sub", "Gather", "ReduceSum") for name in node.output}
+
+
 def test_bias_on_down_from_repair(tmp_path: Path) -> None:
     folder = write_folder(model_with_down_bias(), tmp_path / "model")
     write_onnx(folder, tmp_path / "out", "fp32")
@@ -157,9 +211,10 @@ def test_dense_models_in_other_layouts(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(session.forward(TOKENS), reference(raw, TOKENS), atol=1e-4)
 
 
-def test_families_without_a_graph_are_refused(tmp_path: Path) -> None:
+def test_families_without_a_graph_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saap_edge.export.refusal.ONNX_WRITERS", ("llama",))
     folder = write_folder(tiny_model("gemma3_text"), tmp_path / "model")
-    with pytest.raises(SaapError, match=r"Gemma 3.*norms of sublayer outputs yet; leave onnx-int4 out"):
+    with pytest.raises(SaapError, match=r"Gemma 3.*no writer.*'gemma' yet; leave onnx-int4 out"):
         write_onnx(folder, tmp_path / "out", "int4")
     assert not (tmp_path / "out").exists()
 
@@ -207,7 +262,7 @@ def check_values(folder: Path, out: Path, quantisation: str = "int4", group: int
     for name in projections(folder):
         stored_blocks(stored, name, weights.blocks(name, format, group))
     for name in ("model.embed_tokens.weight", *([] if weights.spec.tied else ["lm_head.weight"])):
-        stored_blocks(stored, name, weights.blocks(name, BLOCK_FORMATS["q8_0"]))
+        stored_blocks(stored, name, weights.blocks(name, BLOCK_FORMATS["q8_0"], math.gcd(128, weights.spec.hidden)))
     codes = stored["model.embed_tokens.weight.codes"]
     np.testing.assert_array_equal(stored["model.embed_tokens.weight.rows"].reshape(codes.shape), codes)
 
@@ -224,6 +279,14 @@ def test_int4_untied_and_padded(overrides: dict, tmp_path: Path) -> None:
     folder = write_folder(tiny_model("qwen2", tied=False, **overrides), tmp_path / "model")
     summary = write_onnx(folder, tmp_path / "out", "int4")
     assert summary["padded_layers"] == ({index: [44, 64] for index in range(3)} if overrides else {})
+    check_values(folder, tmp_path / "out")
+    check_blocks(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("hidden", [96, 128])
+def test_the_vocabulary_has_the_coarsest_group_that_divides_its_rows(hidden: int, tmp_path: Path) -> None:
+    folder = write_folder(tiny_model("llama", hidden_size=hidden, head_dim=16), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "int4")
     check_values(folder, tmp_path / "out")
     check_blocks(folder, tmp_path / "out")
 
@@ -290,8 +353,8 @@ def test_summary_counts_bytes(tmp_path: Path) -> None:
     spec = read_spec(folder)
     norms, head, layers = 7 * 64 * 4, VOCABULARY * 64, spec.layer_parameters()
     assert dense["projection_bytes"] == 4 * (layers + head) + norms
-    # 4 bits and a float32 scale for 32 weights in projections, 8 bits and the same in the head
-    assert small["projection_bytes"] == layers // 2 + layers // 8 + head + head // 8 + norms
+    # 4 bits and a float32 scale for 32 weights in projections, 8 bits and one for 64 in the head
+    assert small["projection_bytes"] == layers // 2 + layers // 8 + head + head // 16 + norms
     assert set(small["initializers"]) == {"float", "uint8"}
     # A tied table is stored once: its bytes, the projections', norms and two rotary tables are all there is.
     assert sum(small["initializers"].values()) == small["projection_bytes"] + 2 * 128 * 8 * 4
