@@ -95,10 +95,10 @@ def test_stock_optimum_takes_plans_of_one_cache(family: str, widths: list[LayerS
     check(ours(tmp_path / "out"), folder)
 
 
-@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+@pytest.mark.parametrize("quantisation", ["fp16", "int8", "int4"])
 @pytest.mark.parametrize("widths", [[LayerShape(4, 2, 64)] * 3, WIDTHS], ids=["uniform", "widths"])
 @with_optimum
-def test_quantised_folders(quantisation: str, widths: list[LayerShape], tmp_path: Path) -> None:
+def test_smaller_folders(quantisation: str, widths: list[LayerShape], tmp_path: Path) -> None:
     """The same graph, whose answers are checked elsewhere, gives the same through optimum."""
     write_onnx(pruned("llama", widths, tmp_path / "model"), tmp_path / "out", quantisation)
     model = (ours if widths is WIDTHS else stock)(tmp_path / "out")
