@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,42 @@ def test_each_stage_alone(compiled, saap):
         assert folder.name.startswith(name)
     shapes = read_spec(folder / "model").layers
     assert len(shapes) == 3 and shapes != read_spec(out / "model").layers
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lie(path: Path) -> None:
+    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0'))
+
+
+DAMAGES = {
+    "a flipped bit": ("gguf/model-q4_0.gguf", flip),
+    "a truncated file": ("onnx/int4/model.onnx.data", lambda path: os.truncate(path, path.stat().st_size - 1)),
+    "a missing file": ("gguf/model-f16.gguf", Path.unlink),
+    "another tokenizer": ("onnx/fp32/tokenizer.json", flip),
+    "another manifest": ("manifest.json", lie),
+    "half a manifest": ("manifest.json", lambda path: os.truncate(path, 100)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["export", "dense"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_verify_refuses_files_that_were_good_once(compiled, saap, tmp_path, damage, role):
+    shutil.copytree(compiled[0], tmp_path / "out", symlinks=True)
+    export = next((tmp_path / "out" / "stages").glob("export-*"))
+    name, harm = DAMAGES[damage]
+    harm(next((tmp_path / "out" / "stages").glob(f"{role}-*")) / name)
+    code, stdout, stderr = saap("verify", next((tmp_path / "out" / "stages").glob("verify-*")))
+    assert code == 2 and not stdout, stderr
+    assert ("is not a manifest" if damage == "half a manifest" else "is missing or was changed since export") in stderr
+    assert "Traceback" not in stderr
+    if role == "export":
+        code, _, again = saap("verify", export)
+        assert code == 2 and again == stderr
 
 
 def test_gate_fails_with_exit_1_and_says_why(compiled, saap, tmp_path):
