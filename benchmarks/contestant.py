@@ -1,13 +1,14 @@
 """A process that runs one model in somebody else's runtime, for runtimes.py; `Contestant` is its other end.
 
-    python benchmarks/contestant.py genai|session|torch|optimum PATH THREADS CONTEXT
+    python benchmarks/contestant.py genai FOLDER THREADS CONTEXT
 
-It speaks what saap_edge.engines.child speaks: a JSON request a line on stdin, an answer on stdout. It imports nothing
-but the runtime, so that another environment's interpreter can run it.
+It answers a JSON request a line on stdin by one on stdout, as saap_edge's own child does, and imports nothing but the
+runtime and numpy, so that another environment's interpreter can run it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -38,6 +39,11 @@ class Contestant:
         """{"ttft_s": seconds, "decode_s": [seconds of each step]}."""
         return self._ask("time", tokens=tokens, decode_tokens=decode_tokens)
 
+    def nll(self, tokens: list[int]) -> float:
+        """Nats a predicted token of a window, all but the first predicted."""
+        value: float = self._ask("nll", tokens=tokens)
+        return value
+
     def memory(self) -> dict[str, int]:
         return self._ask("memory")
 
@@ -59,6 +65,9 @@ class Contestant:
         if not line:
             raise SystemExit(f"{' '.join(map(str, self._process.args))} died with exit code {self._process.wait()}")
         return json.loads(line)
+
+
+# Each loads a folder and returns what starts a sequence, and the runtime's version.
 
 
 def genai(path: Path, threads: int, context: int) -> tuple[Callable[[], Step], str]:
@@ -110,19 +119,23 @@ def session(path: Path, threads: int, context: int) -> tuple[Callable[[], Step],
             present = value.name.replace("past_key_values", "present")
             binding.bind_output(present, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
 
+    def forward(tokens: list[int], length: int) -> np.ndarray:
+        logits = np.empty((1, len(tokens), facts["vocab_size"]), dtype=np.float32)
+        bind("input_ids", np.array([tokens], dtype=np.int64))
+        bind("attention_mask", np.ones((1, length), dtype=np.int64))
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        run.run_with_iobinding(binding)
+        return logits[0]
+
     def start() -> Step:
         length = 0
 
         def step(tokens: list[int]) -> int:
             nonlocal length
             length += len(tokens)
-            logits = np.empty((1, len(tokens), facts["vocab_size"]), dtype=np.float32)
-            bind("input_ids", np.array([tokens], dtype=np.int64))
-            bind("attention_mask", np.ones((1, length), dtype=np.int64))
-            binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-            run.run_with_iobinding(binding)
-            return int(logits[0, -1].argmax())
+            return int(forward(tokens, length)[-1].argmax())
 
+        step.forward = forward  # all logits, for perplexity
         return step
 
     return start, ort.__version__
@@ -139,7 +152,7 @@ def torch(path: Path, threads: int, context: int) -> tuple[Callable[[], Step], s
 
 
 def optimum(path: Path, threads: int, context: int) -> tuple[Callable[[], Step], str]:
-    """optimum-onnx's own export in float32, through its own class."""
+    """A folder that optimum-onnx exported in float32, through its own class."""
     import importlib.metadata
 
     import onnxruntime as ort
@@ -149,7 +162,7 @@ def optimum(path: Path, threads: int, context: int) -> tuple[Callable[[], Step],
     runtime.set_num_threads(threads)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    model = ORTModelForCausalLM.from_pretrained(path, export=True, session_options=options)
+    model = ORTModelForCausalLM.from_pretrained(path, session_options=options)
     return _hugging_face(model), importlib.metadata.version("optimum-onnx")
 
 
@@ -173,6 +186,9 @@ def _hugging_face(model: Any) -> Callable[[], Step]:
     return start
 
 
+RUNTIMES = {"genai": genai, "session": session, "torch": torch, "optimum": optimum}
+
+
 def measure(start: Callable[[], Step], tokens: list[int], decode_tokens: int) -> dict[str, Any]:
     begin = time.perf_counter()
     step = start()
@@ -185,18 +201,32 @@ def measure(start: Callable[[], Step], tokens: list[int], decode_tokens: int) ->
     return {"ttft_s": first - begin, "decode_s": steps}
 
 
+def nll(start: Callable[[], Step], tokens: list[int]) -> float:
+    """Nats a predicted token of a window; session only."""
+    logits = start().forward(tokens[:-1], len(tokens) - 1).astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    chosen = logits[np.arange(len(logits)), tokens[1:]]
+    return float((np.log(np.exp(logits).sum(axis=1)) - chosen).mean())
+
+
 def main() -> None:
     """Serve until stdin ends. Whatever a library prints goes to stderr, so that the channel stays clean."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runtime", choices=RUNTIMES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("context", type=int, help="tokens that prompt and answer have at most")
+    args = parser.parse_args()
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    kind, path, threads, context = sys.argv[1:]
-    load = {"genai": genai, "session": session, "torch": torch, "optimum": optimum}[kind]
-    start, version = load(Path(path), int(threads), int(context))
+    start, version = RUNTIMES[args.runtime](args.folder, args.threads, args.context)
     for line in sys.stdin:
         request = json.loads(line)
         what = request.pop("do")
         if what == "time":
             answer: Any = measure(start, **request)
+        elif what == "nll":
+            answer = nll(start, **request)
         elif what == "memory":
             status = Path("/proc/self/status").read_text()
             answer = {"peak": int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024}

@@ -38,16 +38,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy.stats import bootstrap
-from speed import DENSE, HEAD_DIM, HIDDEN, LAYERS, floor_seconds, write_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from shapes import SHAPES, dense_model, pruned_model, write_model
+from speed import floor_seconds
 
 from saap_edge.bench.machine import machine_facts, versions
 from saap_edge.bench.measure import BenchConditions, Pair, Subject, measure_pairs
 from saap_edge.engines.worker import Worker
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.kquants import write_kquant
-from saap_edge.model.folder import build_pruned, save_model
-from saap_edge.model.spec import LayerShape
 from saap_edge.prune.search import uniform_widths
 from saap_edge.prune.space import Space
 from saap_edge.recover.imatrix import importance_matrix, save_importance
@@ -60,12 +58,6 @@ TYPES = (
 SHAPE_TYPES = ("q8_0", "q4_k_m", "q4_0", "iq4_nl", "q3_k_m", "iq3_m", "q2_k", "iq3_xxs", "iq2_m")
 BASE = "q4_0"
 SLACK = 0.01  # a file so little larger or slower is as large or fast
-# hidden, head_dim, layers, vocabulary, widths of a layer
-SHAPES = {
-    "smollm2-135m": (HIDDEN, HEAD_DIM, LAYERS, 49152, DENSE),
-    "llama-110m": (768, 64, 12, 16384, LayerShape(12, 4, 2048)),
-    "tiny": (256, 64, 2, 512, LayerShape(4, 2, 512)),
-}
 console = Console(width=150)
 
 
@@ -313,26 +305,14 @@ def of_shape(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 def random_models(shape: str, ratios: list[float], scratch: Path) -> Iterator[tuple[str, Path, Path]]:
     """(name, folder, importance matrix of ones) of the dense model and of uniformly pruned ones."""
-    hidden, head_dim, layers, vocabulary, widths = SHAPES[shape]
-    torch.manual_seed(0)
-    dense = LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=widths.ffn, num_hidden_layers=layers,
-        num_attention_heads=widths.heads, num_key_value_heads=widths.kv_heads, head_dim=head_dim,
-        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-    ))  # fmt: skip
-    space = Space((widths,) * layers, hidden, head_dim)
+    size = SHAPES[shape]
+    dense = dense_model(size)
+    space = Space((size.widths,) * size.layers, size.hidden, size.head_dim)
     for name, ratio in [("dense", 0.0), *((f"pruned {ratio:.0%}", ratio) for ratio in ratios)]:
         model: Any = dense
         if ratio:
-            model = build_pruned(dense, [space.shape(layer) for layer in uniform_widths(space, ratio)])
-            with torch.no_grad():
-                for parameter in model.model.layers.parameters():
-                    if parameter.ndim == 2:
-                        parameter.normal_(0, 0.02)
-        folder = scratch / f"model-{name.split()[-1].rstrip('%')}"
-        folder.mkdir()
-        write_tokenizer(folder)
-        save_model(model, folder, folder)
+            model = pruned_model(dense, [space.shape(layer) for layer in uniform_widths(space, ratio)])
+        folder = write_model(model, scratch / f"model-{name.split()[-1].rstrip('%')}")
         ones = {
             key: np.ones(weight.shape[1], dtype=np.float32)
             for key, weight in model.named_parameters()

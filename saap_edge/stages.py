@@ -14,7 +14,7 @@ from typing import Any
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import ModelSpec, read_spec
 from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
-from saap_edge.recipe import FORMATS, Recipe
+from saap_edge.recipe import Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
 
 __all__ = ["LICENCES", "ORDER", "Bar", "Job", "resolve_model"]
@@ -113,7 +113,7 @@ class Job:
 
     def _check_family(self) -> None:
         """Refuse what this family or model cannot have: formats, depth, biases. Raises SaapError."""
-        from saap_edge.export.refusal import export_refusal, refusal_reason
+        from saap_edge.export.refusal import export_refusal
 
         spec, prune = self.spec, self.recipe.prune
         if any(not (layer.heads and layer.ffn) for layer in spec.layers):
@@ -124,11 +124,6 @@ class Job:
             raise SaapError(f"prune.bias: {spec.family.title} models are saved as their plain class, which has none")
         plan = self.plan_override
         per_layer = not (plan.uniform if plan else self._uniform)
-        reasons = [refusal_reason(spec, name) for name in FORMATS]
-        if all(reasons):
-            raise SaapError(
-                f"{spec.family.title}: this model can be pruned from Python, but no format can hold it: {reasons[0]}"
-            )
         pruned = replace(spec, o_bias=True, down_bias=True) if prune.bias else spec
         for name in self.recipe.export.formats:
             refusal = export_refusal(spec, name) or export_refusal(pruned, name, per_layer)

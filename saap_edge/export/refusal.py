@@ -13,7 +13,7 @@ __all__ = ["export_refusal", "gguf_architecture", "refusal_reason"]
 # Architectures and graphs that gguf.py and onnx.py write. A family may declare others before there is a writer: its
 # exports are then refused here, and a writer lifts that by adding the name.
 GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "gemma2", "gemma3")
-ONNX_WRITERS = ("llama", "qk-norm")
+ONNX_WRITERS = ("llama", "qk-norm", "gemma")
 WIDENED_AT_LOAD = 1 << 30  # bytes that constant folding gives out at most (ONNX Runtime, constant_folding.cc)
 
 

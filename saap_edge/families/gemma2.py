@@ -52,7 +52,7 @@ FAMILY = Family(
     exports=Exports(
         gguf_uniform="gemma2",
         gguf_layers=Refusal(UNIFORM_ONLY),
-        onnx=Refusal("the ONNX graph has no soft caps and no norms of sublayer outputs yet"),
+        onnx="gemma",
     ),
     qkv_bias=lambda config: bool(config.get("attention_bias")),
     o_bias=lambda config: bool(config.get("attention_bias")),

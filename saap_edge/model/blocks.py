@@ -15,15 +15,15 @@ hold a larger group's scale several times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 __all__ = [
-    "BLOCK", "BLOCK_FORMATS", "BlockFormat", "Blocks", "codes_at", "dequantise", "grouped", "nearest",
+    "BLOCK", "BLOCK_FORMATS", "BlockFormat", "Blocks", "codes_at", "dequantise", "grouped", "joined", "nearest",
     "quantise", "quantise_rows", "rounded", "spread", "stored",
 ]  # fmt: skip
 
@@ -111,6 +111,16 @@ def quantise_rows(
                 pass
             done += len(piece)
     return Blocks(format, group, codes, scales, offsets)
+
+
+def joined(parts: Sequence[Blocks]) -> Blocks:
+    """Blocks of one format and group, row on row."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    codes, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
+    offsets = [part.offsets for part in parts if part.offsets is not None]
+    return replace(first, codes=codes, scales=scales, offsets=torch.cat(offsets) if offsets else None)
 
 
 def _kept(format: BlockFormat) -> torch.dtype | None:

@@ -13,7 +13,14 @@ import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config
@@ -45,6 +52,7 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+BACKEND_5 = "TokenizersBackend"  # what transformers 5 writes for a PreTrainedTokenizerFast
 MODELING_FILE = Path(modeling_saap_edge.__file__)
 
 
@@ -129,6 +137,9 @@ def _empty(make: Callable[[Any], Any], config: Any, dtype: torch.dtype, device: 
 def load_tokenizer(folder: str | Path) -> Any:
     """The folder's tokenizer. Raises SaapError when there is none."""
     try:
+        config = Path(folder) / "tokenizer_config.json"
+        if TRANSFORMERS_4 and config.is_file() and json.loads(config.read_text()).get("tokenizer_class") == BACKEND_5:
+            return PreTrainedTokenizerFast.from_pretrained(str(folder))
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise SaapError(f"cannot load a tokenizer from '{folder}': {str(error).splitlines()[0]}") from error

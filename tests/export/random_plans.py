@@ -43,12 +43,14 @@ EXACT = 1e-4  # absolute, on logits
 GELU_TABLE = 1e-3  # relative; seen: 3e-4, and 4e-6 against torch with GELU's input and output in fp16
 TOKENS = 24
 OTHERS = {
-    "gguf": ("gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1"), "onnx": ("onnx-int4", "onnx-int8"),
+    "gguf": ("gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1"),
+    "onnx": ("onnx-fp16", "onnx-int4", "onnx-int8"),
 }  # fmt: skip
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
+ROPES: tuple[dict[str, Any], ...] = (
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    {"rope_type": "linear", "factor": 3.0},
+    {"rope_type": "yarn", "factor": 4.0},
+)
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ def dense_model(dice: random.Random, family: str) -> Any:
         overrides |= {"query_pre_attn_scalar": head_dim, "sliding_window_pattern": 6 if family == "gemma3_text" else 2}
     if family in ("llama", "qwen3") and dice.random() < 0.25:
         overrides["attention_bias"] = True
-    if family in ("llama", "mistral", "qwen2") and dice.random() < 0.3:
-        overrides["rope_parameters"] = LLAMA3
+    if family in ("llama", "mistral", "qwen2", "qwen3") and dice.random() < 0.4:
+        rope = {"rope_theta": 1e4, "original_max_position_embeddings": 32} | dice.choice(ROPES)
+        overrides["rope_parameters"] = rope
     tied = family == "gemma2" or dice.random() < 0.5
     model = tiny_model(family, tied, dice.randrange(2**31), **overrides)
     if declared.gemma:  # 1 is added to these weights: trained ones lie around 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,9 +59,20 @@ def folder(request: pytest.FixtureRequest, dense_folder: Path, pruned_folder: Pa
 
 
 def arrays(out: Path) -> dict[str, np.ndarray]:
-    """The initializers, read back by the onnx library."""
+    """The initializers, read back by the onnx library; of products made of several projections, each one's rows."""
     graph = onnx.load(out / "model.onnx").graph
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    heads = [
+        [{a.name: a.i for a in node.attribute}[name] for name in ("num_heads", "kv_num_heads", "kv_num_heads")]
+        for node in graph.node if node.op_type == "GroupQueryAttention"
+    ]  # fmt: skip
+    for name in [name for name in found if re.search("qkv|gate_up", name)]:
+        joint, parts = ("qkv", "qkv") if "qkv" in name else ("gate_up", ("gate", "up"))
+        shares = heads[int(name.split(".")[2])] if joint == "qkv" else [1, 1]
+        whole = found.pop(name)
+        starts = np.cumsum(shares)[:-1] * len(whole) // sum(shares)
+        found |= {name.replace(joint, part): rows for part, rows in zip(parts, np.split(whole, starts), strict=True)}
+    return found
 
 
 def stored_blocks(stored: dict[str, np.ndarray], name: str, expected: Blocks) -> None:
@@ -199,9 +211,10 @@ def test_dense_models_in_other_layouts(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(session.forward(TOKENS), reference(raw, TOKENS), atol=1e-4)
 
 
-def test_families_without_a_graph_are_refused(tmp_path: Path) -> None:
+def test_families_without_a_graph_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saap_edge.export.refusal.ONNX_WRITERS", ("llama",))
     folder = write_folder(tiny_model("gemma3_text"), tmp_path / "model")
-    with pytest.raises(SaapError, match=r"Gemma 3.*norms of sublayer outputs yet; leave onnx-int4 out"):
+    with pytest.raises(SaapError, match=r"Gemma 3.*no writer.*'gemma' yet; leave onnx-int4 out"):
         write_onnx(folder, tmp_path / "out", "int4")
     assert not (tmp_path / "out").exists()
 
@@ -458,3 +471,17 @@ def test_one_layer_may_be_very_narrow(tmp_path: Path) -> None:
     folder = write_folder(randomise_projections(build_pruned(tiny_model("llama"), widths)), tmp_path / "model")
     write_onnx(folder, tmp_path / "out", "fp32")
     check_fp32(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("quantisation", ["fp32", "int4", "int8"])
+def test_nothing_newer_than_onnx_runtime_1_18_reads(quantisation: str, tmp_path: Path) -> None:
+    """It is built on ONNX 1.16 (docs/Versioning.md in its repository)."""
+    write_onnx(write_folder(tiny_model("llama"), tmp_path / "model"), tmp_path / "out", quantisation)
+    model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+    known = {row[0]: row[1:3] for row in onnx.helper.VERSION_TABLE}
+    ir_version, opset = known["1.16.0"]
+    assert model.ir_version <= ir_version
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    assert opsets.keys() == {"", "com.microsoft"}
+    assert opsets[""] <= opset and opsets["com.microsoft"] == 1
+    assert {node.domain for node in model.graph.node} <= opsets.keys()

@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.engines.optimum import OptimumEngine
 from saap_edge.errors import SaapError
+from saap_edge.evaluate.likelihood import window_perplexity
+from saap_edge.evaluate.subjects import find_subjects
 from saap_edge.evaluate.verify import verify_folder
 from saap_edge.export.artifacts import context_of, export_artifacts
 from saap_edge.export.onnx import write_onnx
 from saap_edge.export.optimum import write_optimum
 from saap_edge.export.refusal import export_refusal
 from saap_edge.families import FAMILIES
-from saap_edge.model.folder import build_pruned, load_model
+from saap_edge.model.folder import build_pruned, load_model, load_tokenizer
 from saap_edge.model.spec import LayerShape, read_spec
 from saap_edge.recipe import bundled_model
 from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
@@ -111,6 +114,8 @@ def test_quantised_folders(quantisation: str, widths: list[LayerShape], tmp_path
 def test_a_folder_that_transformers_5_wrote(tmp_path: Path) -> None:
     write_onnx(bundled_model(), tmp_path, "fp32")
     check(stock(tmp_path), bundled_model())
+    plain = Tokenizer.from_file(str(bundled_model() / "tokenizer.json"))
+    assert load_tokenizer(tmp_path)(TEXT)["input_ids"] == plain.encode(TEXT).ids
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
@@ -185,6 +190,19 @@ def test_optimums_exporter_is_a_format(tmp_path: Path) -> None:
     results = verify_folder(tmp_path / "out", folder, TEXT, 1, lambda: None)
     assert {(result.format, result.passed) for result in results} == {("onnx-optimum", True), ("onnx-fp32", True)}
     assert all(result.max_error < 1e-5 for result in results)
+
+
+@with_optimum
+def test_evaluating_what_optimum_wrote(tmp_path: Path) -> None:
+    folder = write_folder(raw_model("gemma3_text"), tmp_path / "model")
+    write_optimum(folder, tmp_path / "out")
+    windows = IDS.view(2, 12)
+    values = [
+        window_perplexity(subject.open(), windows, lambda _: None).nll
+        for path in (folder, tmp_path / "out")
+        for subject in find_subjects(path, (), 1)
+    ]
+    assert len(values) == 2 and values[1] == pytest.approx(values[0], abs=1e-5)
 
 
 @with_optimum
