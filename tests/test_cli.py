@@ -22,6 +22,7 @@ from saap_edge.recipe import ExportSettings, Recipe
 from saap_edge.stages import ORDER, Job
 from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
 from tests.export.test_families import GEMMA, gemma_folder
+from tests.export.test_tokenizers import TEKKEN
 
 SMALL = {
     "score": {"samples": 8, "batches": 4, "window": 32},
@@ -271,6 +272,18 @@ def refused(saap, tmp_path, *arguments):
 
 def test_missing_model(saap, tmp_path):
     assert "no model folder" in refused(saap, tmp_path, "--model", tmp_path / "none")
+
+
+def test_a_tokenizer_that_gguf_cannot_hold(saap, tmp_path):
+    """Known from the model's folder: not to be found out after hours of recovery."""
+    folder = write_folder(tiny_model("llama"), tmp_path / "m")
+    document = json.loads((folder / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": TEKKEN}, "behavior": "Isolated", "invert": False}
+    document["pre_tokenizer"] = split
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    message = refused(saap, tmp_path, write_recipe(tmp_path, folder, export={"formats": ["gguf-q4_0", "onnx-int4"]}))
+    assert "that of Mistral Nemo" in message and "leave gguf-q4_0 out (export.formats)" in message
+    Job(Recipe(model=str(folder), export={"formats": ["onnx-int4"]}, score={"window": 64}), None, bar=None)
 
 
 def test_unsupported_family_is_named_with_the_list(saap, tmp_path):
