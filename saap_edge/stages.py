@@ -53,7 +53,7 @@ class Job:
     """A checked recipe: everything that can be refused is refused here, before anything is written.
 
     Raises SaapError for a missing or unsupported model, an unreachable ratio, an unknown target, missing texts, a
-    window longer than the model's context, or a plan file that breaks a rule.
+    window longer than the model's context, a tokenizer that a format cannot hold, or a plan file that breaks a rule.
     """
 
     def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = False) -> None:
@@ -82,7 +82,19 @@ class Job:
             raise SaapError(f"no model.safetensors in '{self.model}': only safetensors weights are read (no pickles)")
         if not (self.model / "tokenizer.json").is_file():
             raise SaapError(f"no tokenizer.json in '{self.model}': the runtimes need the model's fast tokenizer")
+        self._check_tokenizer()
         self._hashes: dict[str, str] = {}
+
+    def _check_tokenizer(self) -> None:
+        """Refuse GGUF where llama.cpp has no equal of the tokenizer. Raises SaapError."""
+        from saap_edge.export.gguf_tokenizer import check_tokenizer
+
+        asked = [name for name in self.recipe.export.formats if name.startswith("gguf")]
+        if asked:
+            try:
+                check_tokenizer(self.model, self.spec)
+            except SaapError as error:
+                raise SaapError(f"{error}; leave {', '.join(asked)} out (export.formats)") from None
 
     def _check_teacher(self) -> None:
         """Refuse a teacher that speaks of other tokens. Raises SaapError."""

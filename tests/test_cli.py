@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from saap_edge.recipe import ExportSettings, Recipe
 from saap_edge.stages import ORDER, Job
 from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
 from tests.export.test_families import GEMMA, gemma_folder
+from tests.export.test_tokenizers import TEKKEN
 
 SMALL = {
     "score": {"samples": 8, "batches": 4, "window": 32},
@@ -195,6 +197,42 @@ def test_each_stage_alone(compiled, saap):
     assert len(shapes) == 3 and shapes != read_spec(out / "model").layers
 
 
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lie(path: Path) -> None:
+    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0'))
+
+
+DAMAGES = {
+    "a flipped bit": ("gguf/model-q4_0.gguf", flip),
+    "a truncated file": ("onnx/int4/model.onnx.data", lambda path: os.truncate(path, path.stat().st_size - 1)),
+    "a missing file": ("gguf/model-f16.gguf", Path.unlink),
+    "another tokenizer": ("onnx/fp32/tokenizer.json", flip),
+    "another manifest": ("manifest.json", lie),
+    "half a manifest": ("manifest.json", lambda path: os.truncate(path, 100)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["export", "dense"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_verify_refuses_files_that_were_good_once(compiled, saap, tmp_path, damage, role):
+    shutil.copytree(compiled[0], tmp_path / "out", symlinks=True)
+    export = next((tmp_path / "out" / "stages").glob("export-*"))
+    name, harm = DAMAGES[damage]
+    harm(next((tmp_path / "out" / "stages").glob(f"{role}-*")) / name)
+    code, stdout, stderr = saap("verify", next((tmp_path / "out" / "stages").glob("verify-*")))
+    assert code == 2 and not stdout, stderr
+    assert ("is not a manifest" if damage == "half a manifest" else "is missing or was changed since export") in stderr
+    assert "Traceback" not in stderr
+    if role == "export":
+        code, _, again = saap("verify", export)
+        assert code == 2 and again == stderr
+
+
 def test_gate_fails_with_exit_1_and_says_why(compiled, saap, tmp_path):
     bench = next((compiled[0] / "stages").glob("bench-*"))
     (tmp_path / "budget.yaml").write_text("limits:\n  - {metric: file_mib, max: 0.001, artifact: gguf-q4_0}\n")
@@ -234,6 +272,18 @@ def refused(saap, tmp_path, *arguments):
 
 def test_missing_model(saap, tmp_path):
     assert "no model folder" in refused(saap, tmp_path, "--model", tmp_path / "none")
+
+
+def test_a_tokenizer_that_gguf_cannot_hold(saap, tmp_path):
+    """Known from the model's folder: not to be found out after hours of recovery."""
+    folder = write_folder(tiny_model("llama"), tmp_path / "m")
+    document = json.loads((folder / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": TEKKEN}, "behavior": "Isolated", "invert": False}
+    document["pre_tokenizer"] = split
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    message = refused(saap, tmp_path, write_recipe(tmp_path, folder, export={"formats": ["gguf-q4_0", "onnx-int4"]}))
+    assert "that of Mistral Nemo" in message and "leave gguf-q4_0 out (export.formats)" in message
+    Job(Recipe(model=str(folder), export={"formats": ["onnx-int4"]}, score={"window": 64}), None, bar=None)
 
 
 def test_unsupported_family_is_named_with_the_list(saap, tmp_path):

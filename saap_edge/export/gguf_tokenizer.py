@@ -15,7 +15,7 @@ import gguf
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import ModelSpec
 
-__all__ = ["add_tokenizer", "model_name", "pre_tokenizer_name"]
+__all__ = ["add_tokenizer", "check_tokenizer", "model_name", "pre_tokenizer_name"]
 
 _KIND = gguf.TokenType
 
@@ -23,6 +23,7 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_CASES = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*"  # words end where lower case becomes upper
 _DEEPSEEK = (
     r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+""" "|[^\r\n" r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
@@ -64,6 +65,11 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, spec: ModelSpec) -> Non
     template = _chat_template(folder, config)
     if template:
         writer.add_chat_template(template)
+
+
+def check_tokenizer(folder: Path, spec: ModelSpec) -> None:
+    """Raise SaapError as `add_tokenizer` would, without writing anything."""
+    add_tokenizer(gguf.GGUFWriter(None, "llama"), folder, spec)
 
 
 def _check_model(document: dict[str, Any]) -> None:
@@ -143,6 +149,7 @@ def pre_tokenizer_name(document: dict[str, Any]) -> str:
     if (key, whole) not in _RULES:
         known = ", ".join(sorted(_RULES.values()))
         rule = f"'{'; '.join(key)}'{', taking known words whole,' if whole else ''}"
+        rule += " (that of Mistral Nemo and GPT-4o: llama.cpp splits accents otherwise)" if _CASES in rule else ""
         raise SaapError(f"llama.cpp has no known equal of this tokenizer's splitting rule {rule} (known: {known})")
     return _RULES[key, whole]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from saap_edge.export.onnx import Decoder
+from saap_edge.export.onnx_decoder import Decoder
 from saap_edge.families import Gemma
 
 __all__ = ["GemmaDecoder"]
