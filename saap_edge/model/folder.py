@@ -91,9 +91,11 @@ def load_model(
 
 def _parsed(config: Config) -> Any:
     """transformers' config of a config.json."""
-    return AutoConfig.for_model(
-        **{name: value for name, value in for_transformers_4(config).items() if name != "architectures"}
-    )
+    words = for_transformers_4(config)
+    parsed = AutoConfig.for_model(**{name: value for name, value in words.items() if name != "architectures"})
+    if getattr(parsed, "attn_logit_softcapping", None):
+        parsed._attn_implementation = "eager"  # the default of transformers 4 drops the cap without a word
+    return parsed
 
 
 def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any:
