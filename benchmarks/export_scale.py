@@ -31,7 +31,7 @@ import numpy as np
 from result import publish
 from rich.table import Table
 from scale import child, console, gib, memory, peaks, run, write_model
-from speed import write_tokenizer
+from shapes import write_tokenizer
 from transformers import LlamaConfig
 
 from saap_edge.bench.machine import machine_facts

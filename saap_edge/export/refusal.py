@@ -56,7 +56,9 @@ def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
 
 def _onnx_limit(spec: ModelSpec, artifact_format: str) -> str | None:
     """What ONNX Runtime would do badly, or None."""
-    rows = max(spec.vocab_size, *(max(layer.heads * spec.head_dim, layer.ffn) for layer in spec.layers))
+    # q, k and v are one matrix, gate and up another (onnx_decoder.py).
+    stacked = (max((layer.heads + 2 * layer.kv_heads) * spec.head_dim, 2 * layer.ffn) for layer in spec.layers)
+    rows = max(spec.vocab_size, *stacked)
     if artifact_format == "onnx-fp16" and 4 * rows * spec.hidden > WIDENED_AT_LOAD:
         return (
             f"ONNX Runtime widens matrices of up to 1 GiB in float32 as it loads, and larger ones ({rows} x "
