@@ -1,7 +1,9 @@
-# make demo     the whole chain on the bundled model, artifacts and report in demo-out/
-# make test     the test suite
-# make quality  ruff and mypy
-# Each sets up what it needs in .venv the first time (about 10 minutes on 2 cores: llama.cpp is built from source).
+# make demo          the whole chain on the bundled model, artifacts and report in demo-out/
+# make test          the test suite
+# make test-optimum  what optimum does with our ONNX folders, and models under transformers 4.57, in .venv-optimum
+# make quality       ruff and mypy
+# Each sets up what it needs in .venv the first time (about 10 minutes on 2 cores: llama.cpp is built from source), but for
+# test-optimum, which has an environment of its own without llama.cpp.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -9,13 +11,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
+OPTIMUM := .venv-optimum
+OPTIMUM_TESTS := tests/export/test_optimum.py tests/engines/test_onnxruntime.py tests/families tests/model
 LLAMA := llama-cpp-python==0.3.36
 # GCC drops the stores to llama.cpp's AMX tile configuration, and every quantised file then kills the process on CPUs
 # with AMX (ggml-org/llama.cpp#20824, #26954): build without it.
 NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 LLAMA_CMAKE := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)')
 
-.PHONY: setup demo test quality clean
+.PHONY: setup demo test test-optimum quality clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +28,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-optimum: $(OPTIMUM)/.ready
+	$(OPTIMUM)/bin/python -m pytest $(OPTIMUM_TESTS)
 
 quality: setup
 	$(BIN)/ruff check .
@@ -48,5 +55,13 @@ $(VENV)/.ready: pyproject.toml $(VENV)/.llama
 	$(PIP) -q -e '.[dev]'
 	@touch $@
 
+# optimum admits transformers before 4.58 only: it cannot live in the environment above.
+$(OPTIMUM)/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
+	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q -e '.[optimum]' 'pytest>=8.0' 'hypothesis>=6.100'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) $(OPTIMUM) demo-out

@@ -40,8 +40,10 @@ from saap_edge.recipe import bundled_model, bundled_text
 
 # Artifact, block format the folder is "tuned" in (None: not at all), group.
 CASES = (
-    ("gguf-f16", None, 32), ("gguf-q8_0", None, 32), ("gguf-q4_0", None, 32), ("gguf-q4_1", None, 32),
+    ("gguf-f32", None, 32), ("gguf-f16", None, 32), ("gguf-bf16", None, 32), ("gguf-q8_0", None, 32),
+    ("gguf-q4_0", None, 32), ("gguf-q4_1", None, 32),
     ("gguf-q8_0", "q8_0", 128), ("gguf-q4_0", "q4_0", 128), ("gguf-q4_1", "q4_1", 128), ("onnx-fp32", None, 32),
+    ("onnx-fp16", None, 32),
     ("onnx-int4", None, 32), ("onnx-int4", None, 128), ("onnx-int4", "int4_zp", 32), ("onnx-int4", "int4_zp", 128),
     ("onnx-int8", None, 32), ("onnx-int8", None, 128), ("onnx-int8", "int8_zp", 128),
 )  # fmt: skip

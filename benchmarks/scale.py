@@ -94,6 +94,8 @@ def write_model(folder: Path, config: LlamaConfig, dtype: str) -> None:
         else:
             embeddings = random(config.vocab_size, hidden)
             tensors = {"model.embed_tokens.weight": embeddings, "model.norm.weight": ones()}
+            if not config.tie_word_embeddings:
+                tensors["lm_head.weight"] = random(config.vocab_size, hidden)
         name = f"model-{index:05d}.safetensors"
         save_file(tensors, folder / name, metadata={"format": "pt"})
         where |= dict.fromkeys(tensors, name)

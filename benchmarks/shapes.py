@@ -21,7 +21,7 @@ from saap_edge.model.folder import build_pruned, save_model
 from saap_edge.model.spec import LayerShape
 from saap_edge.prune.space import Cost
 
-__all__ = ["SHAPES", "Shape", "dense_model", "pruned_model", "random_widths", "write_model"]
+__all__ = ["SHAPES", "Shape", "dense_model", "pruned_model", "random_widths", "write_model", "write_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ def random_widths(shape: Shape, ratio: float, seed: int = 0) -> list[LayerShape]
 def write_model(model: Any, folder: Path) -> Path:
     """Save as a Hugging Face folder, with a tokenizer of bytes."""
     folder.mkdir()
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     save_model(model, folder, folder)
     return folder
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<|end|>", *alphabet, "th"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("t", "h")]))  # llama.cpp wants at least one merge

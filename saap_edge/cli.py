@@ -273,7 +273,18 @@ def verify(
         _verify_bundle(folder, as_json)
     if not (folder / "stage.json").is_file():
         raise SaapError(f"'{folder}' is neither a bundle (no bundle.json) nor a stage folder (as OUT/stages/NAME-HASH)")
+    _check_files(folder)
     _after(folder, "verify", as_json)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise SaapError where an artifact is not what its manifest says, even if it was verified when it still was."""
+    from saap_edge.export.artifacts import read_manifest
+    from saap_edge.pipeline import ancestors
+
+    for name, made in ancestors(folder).items():
+        if name in ("dense", "export"):
+            read_manifest(made)
 
 
 def _verify_bundle(path: Path, as_json: bool) -> NoReturn:

@@ -47,7 +47,9 @@ __all__ = [
     "work_folder",
 ]
 
-_LIBRARIES = ("torch", "transformers", "gguf", "onnx", "onnx-ir", "onnxruntime", "llama-cpp-python", "numpy")
+_LIBRARIES = (
+    "torch", "transformers", "gguf", "onnx", "onnx-ir", "onnxruntime", "optimum-onnx", "llama-cpp-python", "numpy",
+)  # fmt: skip
 _TEMPORARY = ".tmp-"
 _RECORD = "stage.json"
 

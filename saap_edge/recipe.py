@@ -102,7 +102,10 @@ class PruneSettings(_Section):
     )
     context: int = Field(default=512, ge=0, description="tokens in the KV cache that unit: latency counts")
     grid: int | None = Field(
-        default=None, ge=32, multiple_of=32, description="widths are multiples of it; the target's where absent"
+        default=None,
+        ge=32,
+        multiple_of=32,
+        description="widths are multiples of it; where absent the target's, and of 256 where K-quants are exported",
     )
     off_grid: Literal["pad", "trim"] = Field(
         default="pad", description="a dense FFN width off the grid: pad with zeros, or bring to the grid below"

@@ -14,7 +14,7 @@ from typing import Any
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import ModelSpec, read_spec
 from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
-from saap_edge.recipe import FORMATS, Recipe
+from saap_edge.recipe import Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
 
 __all__ = ["LICENCES", "ORDER", "Bar", "Job", "resolve_model"]
@@ -53,7 +53,7 @@ class Job:
     """A checked recipe: everything that can be refused is refused here, before anything is written.
 
     Raises SaapError for a missing or unsupported model, an unreachable ratio, an unknown target, missing texts, a
-    window longer than the model's context, or a plan file that breaks a rule.
+    window longer than the model's context, a tokenizer that a format cannot hold, or a plan file that breaks a rule.
     """
 
     def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = False) -> None:
@@ -82,7 +82,19 @@ class Job:
             raise SaapError(f"no model.safetensors in '{self.model}': only safetensors weights are read (no pickles)")
         if not (self.model / "tokenizer.json").is_file():
             raise SaapError(f"no tokenizer.json in '{self.model}': the runtimes need the model's fast tokenizer")
+        self._check_tokenizer()
         self._hashes: dict[str, str] = {}
+
+    def _check_tokenizer(self) -> None:
+        """Refuse GGUF where llama.cpp has no equal of the tokenizer. Raises SaapError."""
+        from saap_edge.export.gguf_tokenizer import check_tokenizer
+
+        asked = [name for name in self.recipe.export.formats if name.startswith("gguf")]
+        if asked:
+            try:
+                check_tokenizer(self.model, self.spec)
+            except SaapError as error:
+                raise SaapError(f"{error}; leave {', '.join(asked)} out (export.formats)") from None
 
     def _check_teacher(self) -> None:
         """Refuse a teacher that speaks of other tokens. Raises SaapError."""
@@ -101,7 +113,7 @@ class Job:
 
     def _check_family(self) -> None:
         """Refuse what this family or model cannot have: formats, depth, biases. Raises SaapError."""
-        from saap_edge.export.refusal import export_refusal, refusal_reason
+        from saap_edge.export.refusal import export_refusal
 
         spec, prune = self.spec, self.recipe.prune
         if any(not (layer.heads and layer.ffn) for layer in spec.layers):
@@ -112,11 +124,6 @@ class Job:
             raise SaapError(f"prune.bias: {spec.family.title} models are saved as their plain class, which has none")
         plan = self.plan_override
         per_layer = not (plan.uniform if plan else self._uniform)
-        reasons = [refusal_reason(spec, name) for name in FORMATS]
-        if all(reasons):
-            raise SaapError(
-                f"{spec.family.title}: this model can be pruned from Python, but no format can hold it: {reasons[0]}"
-            )
         pruned = replace(spec, o_bias=True, down_bias=True) if prune.bias else spec
         for name in self.recipe.export.formats:
             refusal = export_refusal(spec, name) or export_refusal(pruned, name, per_layer)
@@ -174,7 +181,7 @@ class Job:
         texts = ("model", "calibration", "heldout")
         table: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
             "score": ((), ("model", "calibration"), score),
-            "bank": (("score",), ("model", "calibration"), score | offered | {"grid": self.space.grid}),
+            "bank": (("score",), ("model", "calibration"), score | offered | {"grids": self._grids}),
             "plan": (("score", "bank"), texts, plan),
             "prune": (("plan",), texts, score | mending),
             "recover": (before, (*texts, "teacher"), self._recover_settings() | windows | seed),
@@ -206,10 +213,23 @@ class Job:
         prune, target, spec = self.recipe.prune, self.target, self.spec
         bandwidth = target.decode_bandwidth if prune.unit == "latency" else 1.0
         cost = model_cost(spec, prune.unit, target.quantisation["gguf"], prune.context, bandwidth)
+        attention_grid, grid = self._grids
         return Space(
-            spec.layers, spec.hidden, spec.head_dim, cost, prune.grid or target.grid, prune.protect, prune.minimum,
-            prune.query_slots, prune.depth, prune.off_grid == "trim", self._uniform_only,
+            spec.layers, spec.hidden, spec.head_dim, cost, grid, prune.protect, prune.minimum, prune.query_slots,
+            prune.depth, prune.off_grid == "trim", self._uniform_only, attention_grid,
         )  # fmt: skip
+
+    @property
+    def _grids(self) -> tuple[int, int]:
+        """Grids of heads and FFN: the recipe's, or the target's and that of all types that are asked for."""
+        from saap_edge.export.kquants import KQUANTS, block_of
+        from saap_edge.prune.space import block_grids
+
+        if self.recipe.prune.grid:
+            return self.recipe.prune.grid, self.recipe.prune.grid
+        asked = [name.removeprefix("gguf-") for name in self.recipe.export.formats]
+        block = max((block_of(name) for name in asked if name in KQUANTS), default=self.target.grid)
+        return block_grids(self.spec, self.target.grid, block)
 
     def _target_identity(self) -> dict[str, Any]:
         """What of the target a report depends on: not its memory, whose total grows in a virtual machine that runs."""
@@ -218,7 +238,7 @@ class Job:
     def _target_settings(self) -> dict[str, Any]:
         """What of the target a plan depends on."""
         cost = self.space.cost
-        return {"grid": self.space.grid, "cost": [cost.per_weight, cost.per_kv_head, cost.fixed]}
+        return {"grids": self._grids, "cost": [cost.per_weight, cost.per_kv_head, cost.fixed]}
 
     def _recover_settings(self) -> dict[str, Any]:
         settings = self.recipe.recover.model_dump(mode="json", exclude={"teacher"})

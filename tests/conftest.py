@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import build_pruned, load_model, save_model
-from saap_edge.model.spec import LayerShape
+from saap_edge.model.spec import LayerShape, for_transformers_4
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs, 12345 times!\n" * 40
 VOCABULARY = 320
@@ -60,7 +60,10 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 128,
         "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1,
     } | EXTRAS.get(family, {}) | overrides  # fmt: skip
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape))
+    config = AutoConfig.for_model(family, **for_transformers_4(shape))
+    # The default of transformers 4 drops Gemma 2's cap on scores.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

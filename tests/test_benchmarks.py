@@ -15,11 +15,34 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = [path for path in sorted(FOLDER.glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_help(script):
-    result = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
+# All in one process: each alone would import torch anew.
+HELP = """
+import contextlib, io, json, runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+scripts, told = sys.argv[1:], {}
+for script in scripts:
+    sys.argv, out = [script, "--help"], io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            told[script] = [stop.code, out.getvalue()]
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told():
+    command = [sys.executable, "-c", HELP, str(FOLDER), *map(str, SCRIPTS)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert f"python benchmarks/{script.name}" in result.stdout
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help(script, told):
+    code, text = told[str(script)]
+    assert code == 0 and f"python benchmarks/{script.name}" in text
 
 
 def test_rivals_names_a_dense_file_for_every_pruned_one():

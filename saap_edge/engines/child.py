@@ -28,6 +28,10 @@ def load_engine(name: str, path: str, threads: int, context: int) -> Engine:
         from saap_edge.engines.llama_cpp import LlamaCppEngine
 
         return LlamaCppEngine(Path(path), threads, context)
+    if name == "optimum":
+        from saap_edge.engines.optimum import OptimumEngine
+
+        return OptimumEngine(Path(path), threads, context)
     from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(Path(path), threads, context)

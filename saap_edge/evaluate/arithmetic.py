@@ -3,9 +3,9 @@
 Both runtimes round the input of every quantised product to 8 bits, in blocks, with a scale of the block's largest
 magnitude / 127: llama.cpp in blocks of 32 with scales in fp16 (`quantize_row_q8_0`, and `quantize_row_q8_1` before
 Q4_1, whose minimums meet a sum of the block that is rounded to fp16 too), ONNX Runtime's MatMulNBits at accuracy level
-4 in blocks of the weight's own size with float32 scales. llama.cpp's F16 products round their input to fp16, and its
-attention, on fewer than 64 tokens at once, keeps queries, keys, values and the running sum in fp16
-(ggml-cpu/ops.cpp, `flash_attn_ext_f16_one_chunk`). All else is float32 in another order.
+4 in blocks of the weight's own size with float32 scales. llama.cpp's F16 and BF16 products round their input to the
+type of the weight, and its attention, on fewer than 64 tokens at once, keeps queries, keys, values and the running sum
+in fp16 (ggml-cpu/ops.cpp, `flash_attn_ext_f16_one_chunk`). All else is float32 in another order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK, BlockFormat
 
-__all__ = ["runtime_arithmetic"]
+__all__ = ["FLOATS", "runtime_arithmetic"]
+
+# What weights that are in no blocks are stored in.
+FLOATS = {
+    "gguf-f32": torch.float32, "gguf-f16": torch.float16, "gguf-bf16": torch.bfloat16, "onnx-fp32": torch.float32,
+    "onnx-fp16": torch.float16, "onnx-optimum": torch.float32,
+}  # fmt: skip
 
 _ATTENTION = "saap_edge_llama_cpp"
 
@@ -48,7 +54,9 @@ def _product(
     """What stands for the forward of a linear layer."""
     in_llama_cpp, layout = artifact_format.startswith("gguf"), weights.layout(artifact_format, group)
     if layout is None:
-        return lambda x: nn.functional.linear(_half(x) if in_llama_cpp else x, module.weight, module.bias)
+        # K-quants' own rounding is not predicted (parity.py); ONNX Runtime's floats meet float32.
+        kind = FLOATS.get(artifact_format, torch.float16) if in_llama_cpp else torch.float32
+        return lambda x: nn.functional.linear(x.to(kind).float(), module.weight, module.bias)
     projection = "_proj" in name
     block = BLOCK if in_llama_cpp else layout[1] if projection else weights.vocabulary(artifact_format)[1]
     minimums = _minimums(weights, name, layout) if projection else None

@@ -12,7 +12,7 @@ import torch
 
 from saap_edge.errors import ParityError
 from saap_edge.evaluate.answers import relative_error
-from saap_edge.evaluate.arithmetic import runtime_arithmetic
+from saap_edge.evaluate.arithmetic import FLOATS, runtime_arithmetic
 from saap_edge.export.kquants import KQUANTS, held_projections
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK, dequantise
@@ -30,7 +30,9 @@ MARGIN = 2.0
 # processors in fp16, are all there is. Measured: 6e-7 and 3e-4 on trained models.
 # A fault in a single layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope
 # 0.4.
-TOLERANCE = {"gguf-f16": 0.005, "onnx-fp32": 0.00005}
+TOLERANCE = {
+    "gguf-f32": 0.005, "gguf-f16": 0.005, "onnx-fp32": 0.00005, "onnx-fp16": 0.00005, "onnx-optimum": 0.00005,
+}  # fmt: skip
 K_QUANTS = 0.06  # their activations are rounded in blocks of 256, which is not predicted; seen: up to 0.03
 # A weight further than this from the folder's is another weight: two bits leave 0.3 to 0.5 of a weight's own RMS,
 # rows in another order 1.4.
@@ -77,7 +79,7 @@ def _shipped(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     if artifact is not None and artifact_format.removeprefix("gguf-") in KQUANTS:
         for name, value in held_projections(artifact, weights):
-            own = weights.tensor(name)
+            own = weights.tensor(name).numpy()
             if np.linalg.norm(value - own) > OTHER_WEIGHT * np.linalg.norm(own):
                 raise ParityError(f"'{artifact}': {name} is not the model's weight: export again")
             yield name, torch.from_numpy(value)
@@ -87,10 +89,8 @@ def _shipped(
 
 
 def _coded(weights: ExportWeights, name: str, artifact_format: str, group: int) -> torch.Tensor:
-    if artifact_format == "onnx-fp32":
-        return torch.from_numpy(weights.tensor(name))
-    if artifact_format == "gguf-f16":
-        return torch.from_numpy(weights.tensor(name)).half().float()
+    if artifact_format in FLOATS:
+        return weights.tensor(name, FLOATS[artifact_format]).float()
     layout = weights.layout(artifact_format, group) if "_proj" in name else None
     return dequantise(weights.blocks(name, *(layout or weights.vocabulary(artifact_format))))
 

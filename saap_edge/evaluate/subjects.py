@@ -19,7 +19,7 @@ from saap_edge.model.folder import load_model, load_tokenizer
 
 __all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
 
-GRAPH_FILE = "model.onnx"
+GRAPH_FILE, GENAI_FILE = "model.onnx", "genai_config.json"  # the second is ours: optimum writes none
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,14 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
     """
     if (path / "manifest.json").is_file():
         found = {
-            artifact.format: _artifact(artifact.format, path / artifact.path, threads)
+            artifact.format: _artifact(artifact.format, path / artifact.path, threads, artifact.format)
             for artifact in read_manifest(path).artifacts
         }
     elif path.suffix == ".gguf" or (path / GRAPH_FILE).is_file():
-        name = f"{'gguf' if path.suffix == '.gguf' else 'onnx'} {path.name}"
-        found = {name: _artifact(name, path, threads)}
+        kind = "gguf" if path.suffix == ".gguf" else "onnx"
+        others = kind == "onnx" and not (path / GENAI_FILE).is_file()
+        name = f"{kind} {path.name}"
+        found = {name: _artifact(name, path, threads, "onnx-optimum" if others else kind)}
     elif (path / "config.json").is_file():
         found = {"torch": Subject("torch", path, lambda: _torch_scorer(path))}
     else:
@@ -135,8 +137,8 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
     return [found[name] for name in formats or found]
 
 
-def _artifact(name: str, path: Path, threads: int) -> Subject:
-    return Subject(name, path, lambda: ArtifactScorer(engine_of(name), path, threads, context_of(path)))
+def _artifact(name: str, path: Path, threads: int, artifact_format: str) -> Subject:
+    return Subject(name, path, lambda: ArtifactScorer(engine_of(artifact_format), path, threads, context_of(path)))
 
 
 def _torch_scorer(folder: Path) -> TorchScorer:

@@ -50,7 +50,9 @@ class Manifest(BaseModel):
 
 
 def engine_of(artifact_format: str) -> str:
-    """The engine that runs a format: "llama.cpp" or "onnxruntime"."""
+    """The engine that runs a format: "llama.cpp", "onnxruntime" or, for its exporter's graphs, "optimum"."""
+    if artifact_format == "onnx-optimum":
+        return "optimum"
     return "llama.cpp" if artifact_format.startswith("gguf") else "onnxruntime"
 
 
@@ -60,7 +62,10 @@ def context_of(path: Path) -> int:
         if path.suffix == ".gguf":
             metadata = read_metadata(path)
             return int(metadata[f"{metadata['general.architecture']}.context_length"])
-        return int(json.loads((path / "genai_config.json").read_text(encoding="utf-8"))["model"]["context_length"])
+        config = path / "genai_config.json"
+        if not config.is_file():  # optimum writes none
+            return int(json.loads((path / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
+        return int(json.loads(config.read_text(encoding="utf-8"))["model"]["context_length"])
     except (OSError, ValueError, KeyError, TypeError):
         raise SaapError(f"'{path}' does not say how long its context is: export the model again") from None
 
@@ -126,10 +131,13 @@ def write_artifact(folder: Path, path: Path, artifact_format: str, group: int = 
     """Write one artifact of a format that is not llama.cpp's own, and return its exporter's summary."""
     from saap_edge.export.gguf import write_gguf
     from saap_edge.export.onnx import write_onnx
+    from saap_edge.export.optimum import write_optimum
 
     kind, _, quantisation = artifact_format.partition("-")
     if kind == "gguf":
         return write_gguf(folder, path, quantisation)
+    if quantisation == "optimum":
+        return write_optimum(folder, path)
     return write_onnx(folder, path, quantisation, group)
 
 

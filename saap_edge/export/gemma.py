@@ -31,8 +31,6 @@ def gemma_limit(spec: ModelSpec, gemma: Gemma, architecture: str) -> str | None:
         if not (gemma.attention_cap and gemma.final_cap):
             return "llama.cpp caps the scores and logits of every Gemma 2, this model does not"
         return None if spec.tied else "llama.cpp's 'gemma2' has no output matrix of its own"
-    if gemma.attention_cap:
-        return "llama.cpp's 'gemma3' has no soft cap on scores"
     if gemma.window_theta != _WINDOW_THETA:
         return f"llama.cpp's 'gemma3' has rope base {_WINDOW_THETA:g} in layers with a window"
     return None

@@ -14,6 +14,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.export.gemma import add_gemma
@@ -21,6 +22,7 @@ from saap_edge.export.gguf_tokenizer import add_tokenizer, model_name
 from saap_edge.export.refusal import export_refusal, gguf_architecture
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
+from saap_edge.families.rope import attention_factor, yarn_scale
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks
 from saap_edge.model.spec import ModelSpec, linear_shapes
 
@@ -30,16 +32,19 @@ __all__ = [
 
 _TYPE = gguf.GGMLQuantizationType
 _FILE_TYPE = gguf.LlamaFileType
-_KINDS = {"f16": _TYPE.F16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0, "q4_1": _TYPE.Q4_1}
+_KINDS = {
+    "f32": _TYPE.F32, "f16": _TYPE.F16, "bf16": _TYPE.BF16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0, "q4_1": _TYPE.Q4_1,
+}  # fmt: skip
 _FILES = {
-    "f16": _FILE_TYPE.MOSTLY_F16, "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0,
-    "q4_1": _FILE_TYPE.MOSTLY_Q4_1,
+    "f32": _FILE_TYPE.ALL_F32, "f16": _FILE_TYPE.MOSTLY_F16, "bf16": _FILE_TYPE.MOSTLY_BF16,
+    "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0, "q4_1": _FILE_TYPE.MOSTLY_Q4_1,
 }  # fmt: skip
 QUANTISATIONS = tuple(_KINDS)
 # What sets llama.cpp's architectures apart (its src/models, and llama_model_rope_type).
 _BY_LAYER = ("deci", "openelm")  # widths are arrays
 _FUSED = ("openelm",)  # q, k and v in one matrix
 _NEIGHBOURS = ("llama", "deci")  # rope turns neighbouring rows of q and k, in all others halves, as transformers does
+_TABLE = ("llama", "deci")  # read rope_freqs, frequencies of any kind
 # Their projections <- ours, stacked where there are several.
 _QKV = {"attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",)}
 _FUSED_QKV = {"attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}
@@ -76,14 +81,15 @@ class _Tensor:
 def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     """Write the model in `folder` as one GGUF file.
 
-    Projections are F16 or blocks (the tuned ones where the folder has them in that format, a scale of a larger group
-    in each of its blocks of 32); token embedding and output matrix F16, or Q8_0 beside blocks; norms and biases F32.
+    Projections are floats or blocks (the tuned ones where the folder has them in that format, a scale of a larger group
+    in each of its blocks of 32); token embedding and output matrix the same floats, or Q8_0 beside blocks; norms and
+    biases F32.
     Tensors are read, coded and written one at a time.
 
     Args:
         folder: Hugging Face folder, dense or pruned.
         out: the file.
-        quantisation: "f16", "q8_0", "q4_0" or "q4_1".
+        quantisation: one of QUANTISATIONS.
 
     Returns a summary: architecture, bytes by type, file bytes, and `projection_bytes`, the weight bytes that decoding
     one token reads. Raises SaapError for a model or tokenizer that llama.cpp cannot run.
@@ -111,6 +117,9 @@ def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
         writer.write_ti_data_to_file()
         for tensor in tensors:
             writer.write_tensor_data(tensor.read())
+    except BaseException:
+        out.unlink(missing_ok=True)  # half a file is worse than none
+        raise
     finally:
         writer.close()
     sizes = [(tensor.name, tensor.kind.name, tensor.nbytes) for tensor in tensors]
@@ -153,6 +162,7 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     writer.add_value_length(spec.head_dim)
     writer.add_rope_dimension_count(spec.head_dim)
     writer.add_rope_freq_base(spec.rope_theta)
+    _add_rope_scaling(writer, spec)
     writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
     writer.add_vocab_size(spec.vocab_size)
     if spec.gemma:
@@ -161,12 +171,26 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     writer.add_file_type(_FILES[quantisation])
 
 
+def _add_rope_scaling(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
+    """What of the scaling is metadata: all of it where the architecture reads no table of frequencies."""
+    scaling, factor = spec.rope_scaling, attention_factor(spec.rope_scaling)
+    if scaling and writer.arch not in _TABLE:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
+        writer.add_rope_scaling_factor(float(scaling["factor"]))
+        if scaling["rope_type"] == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+            # llama.cpp multiplies keys by it again where it shifts the context: undone, and in q's norm (`_norm`).
+            factor = 1 / yarn_scale(float(scaling["factor"]))
+    if factor != 1.0:
+        writer.add_rope_scaling_attn_factors(factor)
+
+
 def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> Iterator[_Tensor]:
     spec = weights.spec
     table = (spec.vocab_size, spec.hidden)
-    vocabulary = "f16" if quantisation == "f16" else "q8_0"
+    vocabulary = "q8_0" if quantisation in BLOCK_FORMATS else quantisation
     yield _matrix(weights, ("model.embed_tokens.weight",), "token_embd.weight", table, vocabulary)
-    if spec.rope_scaling:
+    if spec.rope_scaling and architecture in _TABLE:
         # llama.cpp divides its plain frequencies by these.
         plain = 1 / spec.rope_theta ** (np.arange(0, spec.head_dim, 2) / spec.head_dim)
         factors = (plain / rope_frequencies(spec)).astype(np.float32)
@@ -216,16 +240,19 @@ def _norms(spec: ModelSpec) -> dict[str, str]:
 
 
 def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:
+    # What queries and keys are multiplied by as they turn, all of it on the queries.
+    factor = attention_factor(weights.spec.rope_scaling) ** 2 if "q_norm" in source else 1.0
+
     def read() -> np.ndarray:
         # Gemma multiplies by 1 + weight, llama.cpp by what it finds.
-        return weights.tensor(source) + np.float32(1 if weights.spec.gemma else 0)
+        return (weights.tensor(source).numpy() + np.float32(1 if weights.spec.gemma else 0)) * np.float32(factor)
 
     return _Tensor(name, _TYPE.F32, (size,), read)
 
 
 def _vector(weights: ExportWeights, source: str, name: str, size: int, heads: int | None = None) -> _Tensor:
     def read() -> np.ndarray:
-        return np.ascontiguousarray(permute(weights.tensor(source), heads), dtype=np.float32)
+        return np.ascontiguousarray(permute(weights.tensor(source).numpy(), heads))
 
     return _Tensor(name, _TYPE.F32, (size,), read)
 
@@ -241,12 +268,19 @@ def _matrix(
     format = BLOCK_FORMATS.get(quantisation)
 
     def part(source: str) -> np.ndarray:
-        return pack(weights.blocks(source, format)) if format else weights.tensor(source).astype(np.float16)
+        return pack(weights.blocks(source, format)) if format else _floats(weights, source, quantisation)
 
     def read() -> np.ndarray:
         return permute(_stack([part(source) for source in sources]), heads)
 
     return _Tensor(name, _KINDS[quantisation], shape, read)
+
+
+def _floats(weights: ExportWeights, source: str, quantisation: str) -> np.ndarray:
+    """A weight [out, in] in floats, to nearest even; bfloat16, which numpy lacks, as its bytes."""
+    kinds = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    values = weights.tensor(source, kinds[quantisation])
+    return (values.view(torch.uint8) if quantisation == "bf16" else values).numpy()
 
 
 def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -276,11 +310,16 @@ def pack(blocks: Blocks) -> np.ndarray:
     """GGUF's blocks, uint8 [out, bytes]: scale and, in Q4_1, minimum in fp16; then 32 signed bytes, or 16 bytes with
     code i low and code i + 16 high."""
     rows, columns = blocks.codes.shape
-    count = columns // BLOCK
+    count, half = columns // BLOCK, BLOCK // 2
     figures = [figure for figure in (blocks.scales, blocks.offsets) if figure is not None]
     spread = [figure.repeat_interleave(blocks.group // BLOCK, 1)[:, :count].numpy() for figure in figures]
-    codes = blocks.codes.numpy().reshape(rows, count, BLOCK)
-    half = BLOCK // 2
-    packed = codes ^ 0x80 if blocks.format.bits == 8 else codes[..., :half] | codes[..., half:] << 4
-    head = np.stack(spread, axis=-1).view(np.uint8)
-    return np.concatenate([head, packed], axis=-1).reshape(rows, -1)
+    head, codes = 2 * len(figures), blocks.codes.numpy().reshape(rows, count, BLOCK)
+    packed = np.empty((rows, count, head + BLOCK * blocks.format.bits // 8), dtype=np.uint8)
+    packed[..., :head] = np.stack(spread, axis=-1).view(np.uint8)
+    body = packed[..., head:]  # filled in place: a vocabulary's codes are too large for copies
+    if blocks.format.bits == 8:
+        np.bitwise_xor(codes, 0x80, out=body)
+    else:
+        np.left_shift(codes[..., half:], 4, out=body)
+        body |= codes[..., :half]
+    return packed.reshape(rows, -1)

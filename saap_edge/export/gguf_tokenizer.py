@@ -15,19 +15,30 @@ import gguf
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import ModelSpec
 
-__all__ = ["add_tokenizer", "model_name", "pre_tokenizer_name"]
+__all__ = ["add_tokenizer", "check_tokenizer", "model_name", "pre_tokenizer_name"]
 
 _KIND = gguf.TokenType
 
-# How a known splitting rule looks in tokenizer.json -> its name in llama.cpp. Keys are regular expressions, or the
-# chain of pre-tokenizer types where there is no expression (llama-vocab.cpp, llama_vocab_pre_type).
-_PATTERNS = {
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+"
-    "|\\s+(?!\\S)|\\s+": "qwen2",
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-    "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+": "llama-bpe",
-    "Digits,ByteLevel": "smollm",
-    "ByteLevel": "gpt-2",
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CASES = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*"  # words end where lower case becomes upper
+_DEEPSEEK = (
+    r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+""" "|[^\r\n" r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+" "[\r\n]*" r"|\s*" "[\r\n]+" r"|\s+(?!\S)|\s+",
+)  # fmt: skip
+# How a known splitting rule looks in tokenizer.json (`_steps`), and whether a word that is a token is taken whole ->
+# its name in llama.cpp, which fixes both (llama-vocab.cpp, llama_vocab_pre_type and ignore_merges). Only rules that
+# split as transformers does on tests/export/test_tokenizers.py's texts: tekken's and gpt-4o's do not.
+_RULES = {
+    ((_LLAMA3,), True): "llama-bpe",
+    ((_LLAMA3,), False): "smaug-bpe",
+    ((_LLAMA3.replace("{1,3}", ""),), False): "qwen2",
+    (_DEEPSEEK, False): "deepseek-v3",
+    (("Digits", "ByteLevel"), False): "smollm",
+    (("ByteLevel",), False): "gpt-2",
 }
 
 
@@ -39,8 +50,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, spec: ModelSpec) -> Non
     """
     document, config = _read(folder / "tokenizer.json"), _read(folder / "tokenizer_config.json", optional=True)
     model = document.get("model", {})
-    if model.get("type") != "BPE":
-        raise SaapError(f"tokenizer of kind '{model.get('type')}' cannot go to GGUF (supported: BPE)")
+    _check_model(document)
     tokens, kinds = _vocabulary(document, spec)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     if model.get("byte_fallback"):
@@ -55,6 +65,25 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, spec: ModelSpec) -> Non
     template = _chat_template(folder, config)
     if template:
         writer.add_chat_template(template)
+
+
+def check_tokenizer(folder: Path, spec: ModelSpec) -> None:
+    """Raise SaapError as `add_tokenizer` would, without writing anything."""
+    add_tokenizer(gguf.GGUFWriter(None, "llama"), folder, spec)
+
+
+def _check_model(document: dict[str, Any]) -> None:
+    """Raise SaapError for what neither of llama.cpp's two algorithms does."""
+    model = document.get("model", {})
+    if model.get("type") != "BPE":
+        raise SaapError(f"tokenizer of kind '{model.get('type')}' cannot go to GGUF (supported: BPE)")
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise SaapError(f"tokenizer with {name} '{model[name]}' has no equal in llama.cpp's BPE")
+    for added in document.get("added_tokens", []):
+        odd = [name for name in ("lstrip", "rstrip", "single_word") if added.get(name)]
+        if odd and not added["special"]:
+            raise SaapError(f"the added token '{added['content']}' has {odd[0]}, which llama.cpp does not have")
 
 
 _PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
@@ -114,22 +143,54 @@ def pre_tokenizer_name(document: dict[str, Any]) -> str:
     """llama.cpp's name of the splitting rule. Raises SaapError for one it does not have under a name known here."""
     if document.get("normalizer") not in (None, {"type": "NFC"}):
         raise SaapError(f"tokenizer normalizer {document['normalizer'].get('type')} has no equal in llama.cpp's BPE")
-    steps = document.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps]) if steps else []
-    patterns = [step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split"]
-    key = patterns[0] if len(patterns) == 1 else ",".join(str(step.get("type")) for step in steps)
-    prefixed = any(step.get("add_prefix_space") for step in steps)
-    single = all(step.get("individual_digits", True) for step in steps)
-    if key not in _PATTERNS or prefixed or not single:
-        known = ", ".join(sorted(_PATTERNS.values()))
-        raise SaapError(f"llama.cpp has no known equal of this tokenizer's splitting rule '{key}' (known: {known})")
-    return _PATTERNS[key]
+    pre_tokenizer, whole = document.get("pre_tokenizer") or {}, bool(document["model"].get("ignore_merges"))
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer] if pre_tokenizer else [])
+    key = tuple(name for name in map(_step, steps) if name)
+    if (key, whole) not in _RULES:
+        known = ", ".join(sorted(_RULES.values()))
+        rule = f"'{'; '.join(key)}'{', taking known words whole,' if whole else ''}"
+        rule += " (that of Mistral Nemo and GPT-4o: llama.cpp splits accents otherwise)" if _CASES in rule else ""
+        raise SaapError(f"llama.cpp has no known equal of this tokenizer's splitting rule {rule} (known: {known})")
+    return _RULES[key, whole]
+
+
+def _step(step: dict[str, Any]) -> str:
+    """What a pre-tokenizer does: a regular expression whose matches stand alone, or its type; empty for nothing."""
+    kind = str(step.get("type"))
+    isolates = kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert")
+    if isolates and "Regex" in step["pattern"]:
+        return str(step["pattern"]["Regex"])
+    if kind == "ByteLevel" and not step.get("add_prefix_space"):
+        return kind if step.get("use_regex", True) else ""
+    if kind == "Digits" and step.get("individual_digits"):
+        return kind
+    return json.dumps(step, ensure_ascii=False)
+
+
+_SPACE = "▁"
+_SPACES_MARKED = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+
+
+def _check_sentencepiece(document: dict[str, Any]) -> None:
+    """Raise SaapError where text is changed or split otherwise than by marking spaces."""
+    normalizer, splitter = document.get("normalizer"), document.get("pre_tokenizer") or {}
+    steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
+    for step in steps:
+        if step not in (_SPACES_MARKED, {"type": "Prepend", "prepend": _SPACE}):
+            raise SaapError(f"tokenizer normalizer {step.get('type')} has no equal in llama.cpp's SentencePiece")
+    metaspace = splitter.get("type") == "Metaspace" and splitter.get("replacement") == _SPACE
+    marked = _SPACES_MARKED in steps and splitter.get("pattern") == {"String": " "}  # Gemma's: nothing is left to split
+    if splitter and not (metaspace or marked):
+        raise SaapError(f"tokenizer step {splitter.get('type')} has no equal in llama.cpp's SentencePiece")
+    if metaspace and splitter.get("split", True) and any(_SPACE in token[1:] for token in document["model"]["vocab"]):
+        raise SaapError("the tokenizer splits at spaces, and llama.cpp would take its tokens that have one inside")
 
 
 def _add_sentencepiece(
     writer: gguf.GGUFWriter, document: dict[str, Any], tokens: list[str], kinds: list[int], merges: list[str]
 ) -> None:
     """SentencePiece-like BPE. llama.cpp merges the pair whose result scores highest, so a merge's rank is its score."""
+    _check_sentencepiece(document)
     rank = {merge.replace(" ", "", 1): -float(index) for index, merge in reversed(list(enumerate(merges)))}
     lowest = -float(len(merges)) - 1
     writer.add_tokenizer_model("llama")
@@ -165,20 +226,25 @@ def _add_special(writer: gguf.GGUFWriter, document: dict[str, Any], config: dict
         index = {"bos": bos, "eos": eos}.get(role, named(role))
         if index is not None:
             add(index)
-    first, last = _template_ends(document)
-    writer.add_add_bos_token(first is not None and ids.get(first) == bos)
-    writer.add_add_eos_token(last is not None and ids.get(last) == eos)
+    before, after = _template_ends(document)
+    for found, expected in ((before, bos), (after, eos)):
+        if found and [ids.get(token) for token in found] != [expected]:
+            raise SaapError(
+                f"the tokenizer puts {' '.join(found)} around a text: llama.cpp has BOS before it and EOS after it only"
+            )
+    writer.add_add_bos_token(bool(before))
+    writer.add_add_eos_token(bool(after))
 
 
-def _template_ends(document: dict[str, Any]) -> tuple[str | None, str | None]:
+def _template_ends(document: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The special tokens that the post-processor puts before and after a text."""
     processor = document.get("post_processor") or {}
     for step in processor.get("processors", [processor]):
-        single = step.get("single") if step.get("type") == "TemplateProcessing" else None
-        if single:
-            ends = [part.get("SpecialToken", {}).get("id") for part in (single[0], single[-1])]
-            return ends[0], ends[1]
-    return None, None
+        if step.get("type") == "TemplateProcessing":
+            names = [part.get("SpecialToken", {}).get("id") for part in step["single"]]
+            text = names.index(None)
+            return names[:text], names[text + 1 :]
+    return [], []
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:

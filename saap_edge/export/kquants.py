@@ -24,11 +24,12 @@ from saap_edge.errors import SaapError
 from saap_edge.export.gguf import projections, summarise, unpermute
 from saap_edge.export.refusal import gguf_architecture
 from saap_edge.export.weights import ExportWeights
+from saap_edge.model.blocks import BLOCK
 from saap_edge.model.spec import linear_shapes, read_spec
 from saap_edge.pipeline import file_hash
 from saap_edge.recover.imatrix import read_importance
 
-__all__ = ["KQUANTS", "LOW", "check_importance", "held_projections", "write_kquant"]
+__all__ = ["KQUANTS", "LOW", "block_of", "check_importance", "held_projections", "write_kquant"]
 
 # What llama.cpp refuses to make without an importance matrix (tensor_requires_imatrix).
 LOW = ("iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs")
@@ -37,6 +38,11 @@ KQUANTS = (
 )  # fmt: skip
 # No mixture of KQUANTS asks for these on its own, but for the type a file is named after.
 _FALLBACKS = ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "F16")
+
+
+def block_of(quantisation: str) -> int:
+    """Inputs that a block of one of KQUANTS has."""
+    return BLOCK if quantisation == "iq4_nl" else gguf.QK_K
 
 
 def check_importance(quantisation: str, imatrix: Path | None) -> None:

@@ -1,56 +1,47 @@
-"""ONNX for stock ONNX Runtime and onnxruntime-genai: a graph built directly, every layer with its own widths.
-
-The attention, norm and quantised operators are ONNX Runtime's contrib operators (docs/ContribOperators.md in its
-repository). Weights go to `model.onnx.data` one at a time, so that memory holds one tensor, never the model.
-"""
+"""ONNX for stock ONNX Runtime, onnxruntime-genai and optimum: a graph built directly (onnx_decoder.py), not traced."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections import defaultdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
+import torch
 
 from saap_edge.errors import SaapError
+from saap_edge.export.onnx_decoder import KINDS, Decoder
+from saap_edge.export.onnx_gemma import GemmaDecoder
+from saap_edge.export.onnx_graph import DATA_FILE, GraphWriter
+from saap_edge.export.optimum import write_config
 from saap_edge.export.refusal import export_refusal
-from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
-from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks, joined
+from saap_edge.model.blocks import BLOCK
 from saap_edge.model.folder import copy_tokenizer
-from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
+from saap_edge.model.spec import ModelSpec, read_spec
 
 __all__ = ["QUANTISATIONS", "write_onnx"]
 
-QUANTISATIONS = ("fp32", "int4", "int8")
-GRAPH_FILE, DATA_FILE, GENAI_FILE = "model.onnx", "model.onnx.data", "genai_config.json"
-OPSETS = {"": 21, "com.microsoft": 1}
+QUANTISATIONS = ("fp32", "fp16", "int4", "int8")
+GRAPH_FILE, GENAI_FILE = "model.onnx", "genai_config.json"
 IR_VERSION = 10
-CONTRIB = "com.microsoft"
-# MatMulNBits accuracy_level: activations in 8 bits with the weights' block. Level 1, fp32, is several times slower.
-INT8_ARITHMETIC = 4
-PAGE, LARGE = 4096, 1 << 20  # large tensors start on a page, so that a runtime can map them instead of copying
-KINDS = ("key", "value")
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -> dict[str, Any]:
     """Write the model in `folder` (dense, pruned or tuned) as an ONNX folder `out`, and say what it holds.
 
-    `out` gets model.onnx, model.onnx.data, genai_config.json and the tokenizer. In "fp32" all weights are float32; in
-    "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout` (`group` inputs a block, a
-    power of two from 32, unless they were tuned in another), token embedding and head the 8-bit blocks of
-    `ExportWeights.vocabulary` (one copy when tied), norms and biases float32.
+    `out` gets model.onnx, model.onnx.data, genai_config.json, config.json and the tokenizer. In "fp32" all weights are
+    float32, in "fp16" all matrices are stored in half of that and widened as the runtime loads them
+    (`Decoder._floats`); in "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout`
+    (`group` inputs a block, a power of two from 32, unless they were tuned in another), token embedding and head the
+    8-bit blocks of `ExportWeights.vocabulary` (one copy when tied), norms and biases float32.
 
     The graph takes input_ids, attention_mask int64 and past_key_values.N.key/.value float32 [batch, kv_heads of layer
     N, past, head_dim]; it gives logits [batch, seq, vocab] and present.N.key/.value. The optional input
     `logits_from` (int64 [1], default 0: all) starts the logits at that position; -1 computes the last one only.
 
     Returns quantisation, initializers (type -> bytes), onnx_bytes, data_bytes, projection_bytes (read per decoded
-    token: projections, biases, head, norms), blocks (format and group, None in fp32) and padded_layers. Raises
+    token: projections, biases, head, norms), blocks (format and group, None in fp32 and fp16) and padded_layers. Raises
     SaapError on an unknown quantisation, on a folder that ExportWeights refuses, on a group that MatMulNBits does not
     take, and on shapes that GroupQueryAttention cannot run.
     """
@@ -67,13 +58,15 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
-        Decoder(graph, weights, layout).build()
+        decoder = GemmaDecoder if weights.spec.gemma else Decoder
+        decoder(graph, weights, layout, torch.float16 if quantisation == "fp16" else torch.float32).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(
         {"saap_edge.quantisation": quantisation, "saap_edge.context": str(weights.spec.context)}
     )
     ir.save(model, out / GRAPH_FILE)
     (out / GENAI_FILE).write_text(json.dumps(genai_config(weights.spec, folder), indent=2) + "\n", encoding="utf-8")
+    write_config(weights.spec, folder, out)
     copy_tokenizer(folder, out)
     return {
         "quantisation": quantisation,
@@ -102,328 +95,6 @@ def padded_layers(folder: Path, padded: ModelSpec) -> dict[int, list[int]]:
     """Layers whose FFN was padded to the grid: index -> [width in the folder, width in the file]."""
     pairs = zip(read_spec(folder).layers, padded.layers, strict=True)
     return {index: [old.ffn, new.ffn] for index, (old, new) in enumerate(pairs) if old.ffn != new.ffn}
-
-
-def pack(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """MatMulNBits' codes uint8 [out, blocks, bytes], scales float32 [out, blocks], and zero points uint8 [out, bytes].
-
-    The last block is filled up with zeros: the operator takes no input for them. None stands for the operator's own
-    zero point, the middle code.
-    """
-    rows, count = blocks.scales.shape
-    codes = np.pad(blocks.codes.numpy(), ((0, 0), (0, count * blocks.group - blocks.codes.shape[1])))
-    zeros = None if blocks.offsets is None else blocks.offsets.numpy()
-    if blocks.format.bits == 4:
-        codes = nibbles(codes)
-        zeros = None if zeros is None else nibbles(np.pad(zeros, ((0, 0), (0, count % 2))))
-    return codes.reshape(rows, count, -1), blocks.scales.float().numpy(), zeros
-
-
-def nibbles(codes: np.ndarray) -> np.ndarray:
-    """uint8 [rows, columns] in 0..15, two a byte, the even column low."""
-    packed: np.ndarray = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return packed
-
-
-class GraphWriter:
-    """An ONNX graph under construction, whose weights stream to an external data file.
-
-    `bytes_by_type` sums the initializers' bytes, `bytes_per_token` those that one decoded token reads.
-    """
-
-    def __init__(self, data: BinaryIO) -> None:
-        self.inputs: list[ir.Value] = []
-        self.outputs: list[ir.Value] = []
-        self.bytes_by_type: dict[str, int] = defaultdict(int)
-        self.bytes_per_token = 0
-        self._data = data
-        self._nodes: list[ir.Node] = []
-        self._initializers: dict[str, ir.Value] = {}
-
-    def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        self.inputs.append(value)
-        return value
-
-    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> None:
-        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
-        self.outputs.append(value)
-
-    def nodes(
-        self, count: int, op: str, inputs: list[ir.Value | None], domain: str = "", **attributes: Any
-    ) -> list[ir.Value]:
-        """Append a node with `count` outputs, return them."""
-        node = ir.node(op, inputs, attributes, domain=domain, num_outputs=count, name=f"{op}_{len(self._nodes)}")
-        for index, value in enumerate(node.outputs):
-            value.name = f"{node.name}.{index}"
-        self._nodes.append(node)
-        return list(node.outputs)
-
-    def node(self, op: str, inputs: list[ir.Value | None], domain: str = "", **attributes: Any) -> ir.Value:
-        """Append a node with one output, return it."""
-        return self.nodes(1, op, inputs, domain, **attributes)[0]
-
-    def constant(self, name: str, values: int | list[int]) -> ir.Value:
-        """A small int64 constant inside the graph file, where shape inference can read it."""
-        return self._register(name, ir.tensor(np.array(values, dtype=np.int64), name=name))
-
-    def default(self, value: ir.Value, array: np.ndarray) -> None:
-        """Make the graph input `value` optional."""
-        assert value.name
-        value.const_value = ir.tensor(array, name=value.name)
-        self._initializers[value.name] = value
-
-    def weight(self, name: str, array: np.ndarray, per_token: bool = True) -> ir.Value:
-        """Write a weight to the data file. `per_token`: all of it is read for every decoded token."""
-        size, kind = array.nbytes, ir.DataType.from_numpy(array.dtype)
-        start = self._align(size)
-        self._data.write(np.ascontiguousarray(array).data)
-        self.bytes_by_type[kind.name.lower()] += size
-        self.bytes_per_token += size if per_token else 0
-        return self._external(name, start, size, kind, array.shape)
-
-    def alias(self, name: str, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
-        """The same bytes of the data file under another shape: costs nothing on disk, nor in mapped memory."""
-        tensor = value.const_value
-        assert isinstance(tensor, ir.ExternalTensor)
-        assert tensor.offset is not None and tensor.length is not None
-        return self._external(name, tensor.offset, tensor.length, tensor.dtype, shape)
-
-    def finish(self) -> ir.Graph:
-        """The graph; the data file must be closed or flushed after it."""
-        return ir.Graph(
-            self.inputs, self.outputs, nodes=self._nodes, initializers=list(self._initializers.values()),
-            opset_imports=OPSETS, name="decoder",
-        )  # fmt: skip
-
-    def _align(self, size: int) -> int:
-        step = PAGE if size >= LARGE else 64
-        self._data.write(b"\0" * (-self._data.tell() % step))
-        return self._data.tell()
-
-    def _external(self, name: str, start: int, size: int, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
-        tensor = ir.ExternalTensor(DATA_FILE, start, size, dtype, shape=ir.Shape(shape), name=name)
-        return self._register(name, tensor)
-
-    def _register(self, name: str, tensor: Any) -> ir.Value:
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        self._initializers[name] = value
-        return value
-
-
-class Decoder:
-    """The Llama-like decoder, with or without norms of q and k, layer by layer, in a GraphWriter."""
-
-    def __init__(self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None) -> None:
-        self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
-        self.vocabulary = weights.vocabulary("onnx")
-        self.shapes: dict[str, tuple[int, int]] = {}
-        for index in range(len(self.spec.layers)):
-            self.shapes |= linear_shapes(self.spec, index)
-
-    def build(self) -> None:
-        """Append the whole model: inputs, layers, head, outputs."""
-        graph, spec = self.graph, self.spec
-        ids = graph.input("input_ids", ir.DataType.INT64, ["batch", "seq"])
-        mask = graph.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
-        self._sequence(ids, mask)
-        embedded, table = self._embedding(ids)
-        normed = self._norm(embedded, "model.layers.0.input_layernorm.weight")
-        residual = embedded
-        for index in range(len(spec.layers)):
-            prefix = f"model.layers.{index}."
-            attended = self._attention(normed, index)
-            normed, residual = self._skip_norm(residual, attended, f"{prefix}post_attention_layernorm.weight")
-            last = index + 1 == len(spec.layers)
-            following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
-            normed, residual = self._skip_norm(residual, self._ffn(normed, prefix), following)
-        self._head(normed, table)
-        # The optional input comes last: position 0 is input_ids for everyone who counts inputs.
-        graph.inputs.append(self.logits_from)
-
-    def _sequence(self, ids: ir.Value, mask: ir.Value) -> None:
-        """What every attention node shares: lengths from the mask, rotary tables, positions where it needs them."""
-        graph, spec = self.graph, self.spec
-        lengths = graph.node("ReduceSum", [mask, graph.constant("axis_1", [1])], keepdims=0)
-        last = graph.node("Sub", [lengths, graph.constant("one", 1)])
-        self.seqlens = graph.node("Cast", [last], to=ir.DataType.INT32)
-        total = graph.node("Gather", [graph.node("Shape", [mask]), graph.constant("index_1", 1)], axis=0)
-        self.total = graph.node("Cast", [total], to=ir.DataType.INT32)
-        self.positions = None if self.spec.head_dim % 16 == 0 else self._positions(ids, lengths)
-        angles = np.outer(np.arange(spec.context, dtype=np.float32), rope_frequencies(spec))
-        self.cos = graph.weight("cos_cache", np.cos(angles), per_token=False)
-        self.sin = graph.weight("sin_cache", np.sin(angles), per_token=False)
-
-    def _positions(self, ids: ir.Value, lengths: ir.Value) -> ir.Value:
-        """Positions int64 [batch, seq] of the new tokens: they end where the mask does (right padding)."""
-        graph = self.graph
-        seq = graph.node("Gather", [graph.node("Shape", [ids]), graph.constant("index_seq", 1)], axis=0)
-        start = graph.node("Max", [graph.node("Sub", [lengths, seq]), graph.constant("zero", 0)])
-        steps = graph.node("Range", [graph.constant("range_from", 0), seq, graph.constant("range_by", 1)])
-        return graph.node("Add", [graph.node("Unsqueeze", [start, graph.constant("column", [1])]), steps])
-
-    def _rotate(self, x: ir.Value, heads: int) -> ir.Value:
-        """Rotary embedding outside of attention, whose own takes only multiples of 16 as head_dim."""
-        inputs = [x, self.positions, self.cos, self.sin]
-        return self.graph.node("RotaryEmbedding", inputs, CONTRIB, num_heads=heads)
-
-    def _embedding(self, ids: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ...]]:
-        """Token vectors, and the table's values (weight, or codes and scales) for a tied head."""
-        table = self._vocabulary(EMBEDDING, per_token=self.spec.tied)
-        if not self.layout:
-            return self.graph.node("Gather", [table[0], ids]), table
-        codes = self.graph.alias(f"{EMBEDDING}.rows", table[0], (self.spec.vocab_size, self.spec.hidden))
-        vectors = self.graph.node(
-            "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=8, block_size=self.vocabulary[1],
-            gather_axis=0, quantize_axis=1,
-        )  # fmt: skip
-        return vectors, table
-
-    def _head(self, normed: ir.Value, table: tuple[ir.Value, ...]) -> None:
-        graph, spec = self.graph, self.spec
-        self.logits_from = ir.Value(name="logits_from", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
-        graph.default(self.logits_from, np.array([0]))
-        end, axis = graph.constant("end", [2**63 - 1]), graph.constant("axes_1", [1])
-        normed = graph.node("Slice", [normed, self.logits_from, end, axis])
-        table = table if spec.tied else self._vocabulary(HEAD, per_token=True)
-        if self.layout:
-            logits = self._matmul_bits(normed, table, None, (spec.hidden, 8, self.vocabulary[1]))
-        else:
-            logits = self._matmul(normed, table[0])
-        graph.output(logits, "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
-        # Logits first: that is where callers who do not look at names expect them.
-        graph.outputs.insert(0, graph.outputs.pop())
-
-    def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
-        """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, group], scales)."""
-        shape = self.spec.vocab_size, self.spec.hidden
-        if not self.layout:
-            return (self.graph.weight(name, self._checked(name, self.weights.tensor(name), shape), per_token),)
-        return self._blocks(name, self.vocabulary, {name: shape}, per_token)
-
-    def _blocks(
-        self, name: str, layout: tuple[BlockFormat, int], shapes: dict[str, tuple[int, int]], per_token: bool = True
-    ) -> tuple[ir.Value, ...]:
-        """Codes, scales and, where the format has them, zero points of the weights `shapes`, row on row."""
-        found = []
-        for weight, shape in shapes.items():
-            found.append(self.weights.blocks(weight, *layout))
-            self._checked(weight, found[-1].codes.numpy(), shape)
-        parts = zip(("codes", "scales", "zeros"), pack(joined(found)), strict=True)
-        return tuple(
-            self.graph.weight(f"{name}.{part}", array, per_token) for part, array in parts if array is not None
-        )
-
-    def _norm(self, x: ir.Value, name: str) -> ir.Value:
-        return self.graph.node(
-            "SimplifiedLayerNormalization", [x, self._plain(name)], axis=-1, epsilon=self.spec.rms_norm_eps
-        )
-
-    def _skip_norm(self, residual: ir.Value, x: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
-        """(norm(residual + x), residual + x)."""
-        outputs = self.graph.nodes(
-            4, "SkipSimplifiedLayerNormalization", [residual, x, self._plain(name)], CONTRIB,
-            epsilon=self.spec.rms_norm_eps,
-        )  # fmt: skip
-        outputs[1].name = outputs[2].name = ""  # mean and variance are not computed on CPU
-        return outputs[0], outputs[3]
-
-    def _head_norm(self, x: ir.Value, name: str, heads: int) -> ir.Value:
-        """Norm of every head of q or k by itself: attention's own inputs for that are not there on CPU."""
-        graph, width = self.graph, self.spec.head_dim
-        apart = graph.node("Reshape", [x, graph.constant(f"{name}.heads", [0, 0, heads, width])])
-        return graph.node("Reshape", [self._norm(apart, name), graph.constant(f"{name}.whole", [0, 0, heads * width])])
-
-    def _attention(self, x: ir.Value, index: int) -> ir.Value:
-        graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
-        prefix = f"model.layers.{index}.self_attn."
-        packed = self.linear(x, f"{prefix}qkv_proj", [f"{prefix}{name}_proj" for name in "qkv"])
-        past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
-        fused = self.positions is None
-        states = [packed, None, None] if fused and not spec.family.qk_norm else self._states(packed, prefix, layer)
-        rotary = [self.cos, self.sin] if fused else []
-        outputs = graph.nodes(
-            3, "GroupQueryAttention", [*states, *past, self.seqlens, self.total, *rotary], CONTRIB,
-            num_heads=layer.heads, kv_num_heads=layer.kv_heads, scale=1 / math.sqrt(spec.head_dim),
-            do_rotary=int(fused),
-        )  # fmt: skip
-        for present, kind in zip(outputs[1:], KINDS, strict=True):
-            graph.output(present, f"present.{index}.{kind}", *self._cache(layer, "total"))
-        return self.linear(outputs[0], f"{prefix}o_proj")
-
-    def _states(self, packed: ir.Value, prefix: str, layer: LayerShape) -> list[ir.Value | None]:
-        """Queries, keys and values apart, with what attention cannot do to them itself: norms, some rotations."""
-        widths = [heads * self.spec.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
-        sizes = self.graph.constant(f"{prefix}qkv.widths", widths)
-        query, key, value = self.graph.nodes(3, "Split", [packed, sizes], axis=-1)
-        if self.spec.family.qk_norm:
-            query = self._head_norm(query, f"{prefix}q_norm.weight", layer.heads)
-            key = self._head_norm(key, f"{prefix}k_norm.weight", layer.kv_heads)
-        if self.positions is not None:
-            query, key = self._rotate(query, layer.heads), self._rotate(key, layer.kv_heads)
-        return [query, key, value]
-
-    def _cache(self, layer: LayerShape, length: str) -> tuple[ir.DataType, list[int | str]]:
-        return ir.DataType.FLOAT, ["batch", layer.kv_heads, length, self.spec.head_dim]
-
-    def _ffn(self, x: ir.Value, prefix: str) -> ir.Value:
-        both = self.linear(x, f"{prefix}mlp.gate_up_proj", [f"{prefix}mlp.{name}_proj" for name in ("gate", "up")])
-        gate, up = self.graph.nodes(2, "Split", [both], axis=-1, num_outputs=2)
-        gate = self.graph.node("QuickGelu", [gate], CONTRIB, alpha=1.0)  # x * sigmoid(x) in one pass: SiLU
-        return self.linear(self.graph.node("Mul", [gate, up]), f"{prefix}mlp.down_proj")
-
-    def linear(self, x: ir.Value, module: str, parts: list[str] | None = None) -> ir.Value:
-        """A projection with its bias; with `parts`, these projections of the same input as one product `module`.
-
-        One product instead of several rounds the input to 8 bits once and meets the other threads once.
-        """
-        parts = parts or [module]
-        name, bias = f"{module}.weight", self._bias(module, parts)
-        shapes = {f"{part}.weight": self.shapes[f"{part}.weight"] for part in parts}
-        if self.layout:
-            format, group = self.layout
-            columns = shapes[f"{parts[0]}.weight"][1]
-            return self._matmul_bits(x, self._blocks(name, self.layout, shapes), bias, (columns, format.bits, group))
-        tensors = [self._checked(part, self.weights.tensor(part), shape) for part, shape in shapes.items()]
-        y = self._matmul(x, self.graph.weight(name, np.concatenate(tensors)))
-        return y if bias is None else self.graph.node("Add", [y, bias])
-
-    def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
-        # FusedMatMul takes weights [out, in] as they are stored: no transposed copy, and a tied table stays one.
-        return self.graph.node("FusedMatMul", [x, weight], CONTRIB, transB=1)
-
-    def _matmul_bits(
-        self, x: ir.Value, weight: tuple[ir.Value, ...], bias: ir.Value | None, layout: tuple[int, int, int]
-    ) -> ir.Value:
-        """`weight` is codes, scales and perhaps zero points; `layout` its columns, bits and group."""
-        rows = weight[0].shape
-        assert rows is not None
-        columns, bits, group = layout
-        extra = [] if bias is None else [*[None] * (4 - len(weight)), bias]
-        return self.graph.node(
-            "MatMulNBits", [x, *weight, *extra], CONTRIB, K=columns, N=int(rows[0]), bits=bits,  # type: ignore[arg-type]
-            block_size=group, accuracy_level=INT8_ARITHMETIC,
-        )  # fmt: skip
-
-    def _checked(self, name: str, array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        if array.shape != shape:
-            raise SaapError(f"{self.weights.folder}: {name} is {array.shape}, config.json says {shape}")
-        return array
-
-    def _plain(self, name: str) -> ir.Value:
-        return self.graph.weight(name, self.weights.tensor(name))
-
-    def _bias(self, module: str, parts: list[str]) -> ir.Value | None:
-        """The biases of `parts` in a row, zeros for those that have none; None where none has."""
-        names = [f"{part}.bias" for part in parts]
-        if not any(name in self.weights for name in names):
-            return None
-        rows = [self.shapes[f"{part}.weight"][0] for part in parts]
-        found = [
-            self.weights.tensor(name) if name in self.weights else np.zeros(count, dtype=np.float32)
-            for name, count in zip(names, rows, strict=True)
-        ]
-        return self.graph.weight(f"{module}.bias", np.concatenate(found))
 
 
 def genai_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from saap_edge.export.gemma import gemma_limit
 from saap_edge.families import Refusal
 from saap_edge.model.spec import ModelSpec
@@ -11,7 +13,8 @@ __all__ = ["export_refusal", "gguf_architecture", "refusal_reason"]
 # Architectures and graphs that gguf.py and onnx.py write. A family may declare others before there is a writer: its
 # exports are then refused here, and a writer lifts that by adding the name.
 GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "gemma2", "gemma3")
-ONNX_WRITERS = ("llama", "qk-norm")
+ONNX_WRITERS = ("llama", "qk-norm", "gemma")
+WIDENED_AT_LOAD = 1 << 30  # bytes that constant folding gives out at most (ONNX Runtime, constant_folding.cc)
 
 
 def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal:
@@ -40,13 +43,36 @@ def export_refusal(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
 
 def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = False) -> str | None:
     """The reason alone, without a remedy."""
+    if artifact_format == "onnx-optimum":
+        return _optimum_reason(spec, per_layer)
     gguf = artifact_format.startswith("gguf")
     carrier = gguf_architecture(spec, per_layer) if gguf else spec.family.exports.onnx
     if isinstance(carrier, Refusal):
         return str(carrier)
     if carrier not in (GGUF_WRITERS if gguf else ONNX_WRITERS):
         return f"saap-edge has no writer for {'architecture' if gguf else 'graph'} '{carrier}' yet"
-    return _limit(spec, carrier) if gguf else None
+    return _limit(spec, carrier) if gguf else _onnx_limit(spec, artifact_format)
+
+
+def _onnx_limit(spec: ModelSpec, artifact_format: str) -> str | None:
+    """What ONNX Runtime would do badly, or None."""
+    # q, k and v are one matrix, gate and up another (onnx_decoder.py).
+    stacked = (max((layer.heads + 2 * layer.kv_heads) * spec.head_dim, 2 * layer.ffn) for layer in spec.layers)
+    rows = max(spec.vocab_size, *stacked)
+    if artifact_format == "onnx-fp16" and 4 * rows * spec.hidden > WIDENED_AT_LOAD:
+        return (
+            f"ONNX Runtime widens matrices of up to 1 GiB in float32 as it loads, and larger ones ({rows} x "
+            f"{spec.hidden}) anew at every token"
+        )
+    return None
+
+
+def _optimum_reason(spec: ModelSpec, per_layer: bool) -> str | None:
+    if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
+        return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
+    if per_layer or not spec.uniform or spec.down_bias:
+        return "optimum's exporter knows the families' plain classes only, whose layers are all alike"
+    return None
 
 
 def _limit(spec: ModelSpec, architecture: str) -> str | None:
@@ -55,6 +81,9 @@ def _limit(spec: ModelSpec, architecture: str) -> str | None:
         return None
     if spec.qkv_bias or spec.o_bias or spec.down_bias:
         return f"llama.cpp's '{architecture}' has no biases"
-    if spec.rope_scaling:
-        return f"llama.cpp's '{architecture}' has no llama3 rope scaling"
+    scaling = spec.rope_scaling or {"rope_type": "linear"}
+    if scaling["rope_type"] not in ("linear", "yarn"):
+        return f"llama.cpp's '{architecture}' has no {scaling['rope_type']} rope scaling"
+    if (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1, scaling.get("truncate", True)) != (32, 1, True):
+        return f"llama.cpp's '{architecture}' has yarn rope scaling between whole pairs of 32 and 1 turns only"
     return gemma_limit(spec, spec.gemma, architecture) if spec.gemma else None

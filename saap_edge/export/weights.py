@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from saap_edge.errors import SaapError
-from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, joined, quantise
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, quantise_rows
 from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 from saap_edge.model.tensors import Codes, TensorStore
 
 __all__ = ["ExportWeights"]
 
 
-ROWS_AT_ONCE = 8192  # of a vocabulary, so that rounding needs little memory beside the table itself
 VOCABULARY_GROUP = 128
 # What ONNX's MatMulNBits may hold, by bits; the first where the folder was tuned in none of them.
 _ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}
@@ -38,14 +37,15 @@ class ExportWeights:
     An FFN width off the grid of 32 is padded with zero channels: they change no output, and without them the runtimes
     would leave `down_proj` unquantised and run slower than the dense model. What a layer lacks whole is put back as
     small as it goes, all zero, because llama.cpp drops the attention output of a layer without FFN and cannot load a
-    first layer without heads. `spec` holds the widths so mended. Nothing is kept in memory between calls.
+    first layer without heads. `spec` holds the widths so mended. Nothing is kept in memory between calls, and while a
+    tensor is read only what is returned, and a piece of what is stored.
 
     Raises SaapError when the folder is not a model, or a width cannot be brought to the grid.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        source = read_spec(folder)
+        source = self._source = read_spec(folder)
         self.spec: ModelSpec = replace(source, layers=tuple(_mended(layer, source.head_dim) for layer in source.layers))
         self._blank = tuple(
             f"model.layers.{index}.{part}."
@@ -101,54 +101,64 @@ class ExportWeights:
     def __contains__(self, name: str) -> bool:
         return not name.startswith(self._blank) and name in self._store
 
-    def tensor(self, name: str) -> np.ndarray:
-        """Any tensor as float32, projections and biases zero-padded to the grid."""
-        if name.startswith(self._blank):
-            return self._put_back(name)
-        return self._pad(name, self._store.numpy(name))
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Any tensor, projections and biases zero-padded to the grid. Raises SaapError when it is missing, or not of
+        the shape that config.json says."""
+        whole = torch.empty(self.shape(name), dtype=dtype)
+        start = 0
+        for piece in self._pieces(name):
+            whole[start : (start := start + len(piece))] = piece
+        return whole
 
-    def _put_back(self, name: str) -> np.ndarray:
-        """A tensor of a sublayer that is not there: zero projections and biases, neutral norms."""
-        if "norm." in name:
-            return np.ones(self.spec.head_dim if "self_attn." in name else self.spec.hidden, dtype=np.float32)
-        module, _, leaf = name.rpartition(".")
-        shape = linear_shapes(self.spec, int(name.split(".")[2]))[f"{module}.weight"]
-        return np.zeros(shape if leaf == "weight" else shape[:1], dtype=np.float32)
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape in the file."""
+        return _shape(self.spec, name)
+
+    def _pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """The rows of `tensor`, a few at a time."""
+        shape = self.shape(name)
+        if name.startswith(self._blank):  # a sublayer that is not there: zero projections and biases, neutral norms
+            yield torch.full(shape, 1.0 if "norm." in name else 0.0)
+            return
+        stored, expected = self._store.shape(name), _shape(self._source, name)
+        if stored != expected:
+            raise SaapError(f"{self.folder}: {name} is {stored}, config.json says {expected}")
+        columns = sum(shape[1:]) - sum(stored[1:])
+        for piece in self._store.pieces(name):
+            yield torch.nn.functional.pad(piece, (0, columns)) if columns else piece
+        if shape[0] > stored[0]:
+            yield torch.zeros(shape[0] - stored[0], *shape[1:])
 
     def blocks(self, name: str, format: BlockFormat, group: int = BLOCK) -> Blocks:
         """A weight [out, in] in blocks: the tuned ones where the folder has them in this format, else to nearest.
 
-        Tuned blocks keep the group they were tuned in, whatever `group` says.
+        Tuned blocks keep the group they were tuned in, whatever `group` says. Raises SaapError as `tensor` does.
         """
         if self._codes is None or self._codes.format != format or name not in self._codes:
-            parts = [quantise(rows, format, group) for rows in torch.from_numpy(self.tensor(name)).split(ROWS_AT_ONCE)]
-            return joined(parts)
+            return quantise_rows(self._pieces(name), self.shape(name), format, group)
         blocks = self._codes.get(name)
         # Channels that pad an FFN have no weight at all in gate_proj and up_proj: their columns in down_proj count for
         # nothing, whatever their codes.
-        groups = -(-self._width(name, blocks.codes.shape[1]) // blocks.group)
+        shape = self.shape(name)
+        if shape == blocks.codes.shape:
+            return blocks
+        groups = -(-shape[1] // blocks.group)
 
         def pad(figures: torch.Tensor, columns: int, fill: int = 0) -> torch.Tensor:
-            rows = self._height(name, len(figures)) - len(figures)
-            return torch.nn.functional.pad(figures, (0, columns - figures.shape[1], 0, rows), value=fill)
+            size = (0, columns - figures.shape[1], 0, shape[0] - len(figures))
+            return torch.nn.functional.pad(figures, size, value=fill)
 
-        codes = pad(blocks.codes, self._width(name, blocks.codes.shape[1]), format.middle)
+        codes = pad(blocks.codes, shape[1], format.middle)
         offsets = None if blocks.offsets is None else pad(blocks.offsets, groups)
         return Blocks(format, blocks.group, codes, pad(blocks.scales, groups), offsets)
 
-    def _height(self, name: str, rows: int) -> int:
-        """Rows of a tensor in the file: more than in the folder where they are FFN channels off the grid."""
-        return self._ffn(name) if ".gate_proj." in name or ".up_proj." in name else rows
 
-    def _width(self, name: str, columns: int) -> int:
-        return self._ffn(name) if name.endswith(".down_proj.weight") else columns
-
-    def _ffn(self, name: str) -> int:
-        return self.spec.layers[int(name.split(".")[2])].ffn
-
-    def _pad(self, name: str, array: np.ndarray) -> np.ndarray:
-        """A tensor with zero channels up to the widths of `spec`."""
-        wanted = (self._height(name, array.shape[0]), *(self._width(name, size) for size in array.shape[1:]))
-        if wanted == array.shape:
-            return array
-        return np.pad(array, [(0, to - size) for to, size in zip(wanted, array.shape, strict=True)])
+def _shape(spec: ModelSpec, name: str) -> tuple[int, ...]:
+    """The shape of a tensor of the canonical form."""
+    module, _, leaf = name.rpartition(".")
+    if "norm" in module:
+        return (spec.head_dim if "self_attn." in name else spec.hidden,)
+    if not name.startswith("model.layers."):
+        return spec.vocab_size, spec.hidden
+    shape = linear_shapes(spec, int(name.split(".")[2]))[f"{module}.weight"]
+    return shape if leaf == "weight" else shape[:1]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from saap_edge.families.rope import head_dim_of, refuse_rope, rope_of
+
 __all__ = [
     "FFN_CHANNEL", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Gemma", "Refusal", "Source",
     "as_llama", "refuse_common", "within_window",
@@ -39,11 +41,16 @@ FFN_CHANNEL = Coupling("ffn", ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor of the canonical form comes from: a stored tensor, rows [start, stop) of it, times a factor."""
+    """Where a tensor of the canonical form comes from: a stored tensor, rows [start, stop) of it, times a factor.
+
+    `order` and `factors` are for rows of one head, the same in every head: which stored row comes there, times what.
+    """
 
     name: str
     rows: tuple[int, int] | None = None
     factor: float = 1.0
+    order: tuple[int, ...] | None = None
+    factors: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,15 +140,15 @@ LLAMA_EXPORTS = Exports(gguf_uniform="llama", gguf_layers="deci", onnx="llama")
 _LLAMA_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-    "rope_parameters", "rope_scaling", "rope_theta", "tie_word_embeddings", "bos_token_id", "eos_token_id",
-    "pad_token_id", "use_cache", "dtype", "torch_dtype",
+    "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype", "torch_dtype",
 )  # fmt: skip
 
 
 def as_llama(config: Config) -> Config:
     """The Llama config that says the same of widths, rope, norms and vocabulary."""
     kept = {name: config[name] for name in _LLAMA_FIELDS if config.get(name) is not None}
-    return kept | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    rope = {name: value for name, value in rope_of(config).items() if name != "partial_rotary_factor"}
+    return kept | {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_parameters": rope}
 
 
 def within_window(config: Config, window: int | None) -> Config:
@@ -156,16 +163,11 @@ def within_window(config: Config, window: int | None) -> Config:
     return rest | {"max_position_embeddings": min(int(config.get("max_position_embeddings", window)), window)}
 
 
-def refuse_common(config: Config, activation: str = "silu") -> str | None:
-    """Features no family here carries to the runtimes yet."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    # Gemma 3 has one set of parameters for each type of layer.
-    for parameters in [value for value in rope.values() if isinstance(value, dict)] or [rope]:
-        kind = parameters.get("rope_type", parameters.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            return f"rope scaling '{kind}' is not supported (supported: default, llama3)"
-        if parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
-            return "partial rotary embeddings are not supported"
+def refuse_common(config: Config, activation: str = "silu", partial: bool = False) -> str | None:
+    """Features no family here carries to the runtimes yet. `partial`: rotary embeddings may leave dimensions out."""
+    reason = refuse_rope(rope_of(config), head_dim_of(config), partial)
+    if reason:
+        return reason
     used = config.get("hidden_act") or config.get("hidden_activation") or activation
     if used != activation:
         return f"hidden_act '{used}' is not supported (supported: {activation})"

@@ -1,6 +1,7 @@
 """Gemma 2: sublayers normed before and after, soft caps on scores and logits, alternating sliding windows."""
 
 from saap_edge.families.base import Config, Exports, Family, Gemma, Refusal, refuse_common
+from saap_edge.families.rope import head_dim_of, refuse_rope, rope_of
 
 GELU = "gelu_pytorch_tanh"
 UNIFORM_ONLY = (
@@ -17,6 +18,12 @@ DEFAULTS: Config = {
 def refuse(config: Config) -> str | None:
     if config.get("use_bidirectional_attention"):
         return "bidirectional attention is not supported: this is no decoder"
+    # Gemma 3 has one set of parameters for each type of layer.
+    stored = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    for rope in [value for value in stored.values() if isinstance(value, dict)] or [stored]:
+        reason = refuse_rope(rope_of({**config, "rope_scaling": rope}), head_dim_of(config), False, ("default",))
+        if reason:
+            return reason
     # An old field that only some checkpoints still have, beside the one that counts.
     return refuse_common({**config, "hidden_act": config["hidden_activation"]}, GELU)
 
@@ -45,7 +52,7 @@ FAMILY = Family(
     exports=Exports(
         gguf_uniform="gemma2",
         gguf_layers=Refusal(UNIFORM_ONLY),
-        onnx=Refusal("the ONNX graph has no soft caps and no norms of sublayer outputs yet"),
+        onnx="gemma",
     ),
     qkv_bias=lambda config: bool(config.get("attention_bias")),
     o_bias=lambda config: bool(config.get("attention_bias")),

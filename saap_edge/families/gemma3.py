@@ -12,10 +12,12 @@ DEFAULTS: Config = {
 
 
 def gemma(config: Config) -> Gemma:
-    """Windowed layers have their own rope base, in older folders as `rope_local_base_freq`."""
+    """Windowed layers have their own rope base, in older folders as `rope_local_base_freq`. Scores have no cap:
+    transformers' class reads none, whatever the config says."""
     rope = (config.get("rope_parameters") or {}).get("sliding_attention", {})
     theta = rope.get("rope_theta") or config.get("rope_local_base_freq") or 10000.0
-    return gemma2.gemma(config, config.get("sliding_window_pattern", 6), float(theta))
+    parsed = gemma2.gemma(config, config.get("sliding_window_pattern", 6), float(theta))
+    return replace(parsed, attention_cap=None)
 
 
 FAMILY = replace(
@@ -26,7 +28,7 @@ FAMILY = replace(
     exports=Exports(
         gguf_uniform="gemma3",
         gguf_layers=Refusal(gemma2.UNIFORM_ONLY),
-        onnx=Refusal("the ONNX graph has no norms of sublayer outputs yet"),
+        onnx="gemma",
     ),
     defaults=gemma2.DEFAULTS | DEFAULTS,
     qk_norm=True,

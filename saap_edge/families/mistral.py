@@ -8,5 +8,5 @@ FAMILY = Family(
     covers="Mistral 7B, Nemo, Small",
     exports=LLAMA_EXPORTS,
     defaults={"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072},
-    canonical=lambda config: as_llama(within_window(config, config["sliding_window"])),
+    canonical=lambda config: within_window(as_llama(config), config["sliding_window"]),
 )

@@ -16,10 +16,11 @@ def checkpointed(model: Any, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # transformers 4's name
+    getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     model.train()
     try:
         yield
     finally:
         model.eval()
-        model.activation_checkpointing_disable()
+        getattr(model, f"{kind}_checkpointing_disable")()

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config
@@ -23,6 +32,7 @@ from saap_edge.model.spec import (
     ModelSpec,
     canonical_config,
     config_family,
+    for_transformers_4,
     read_config,
     spec_from_config,
 )
@@ -41,6 +51,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+BACKEND_5 = "TokenizersBackend"  # what transformers 5 writes for a PreTrainedTokenizerFast
 MODELING_FILE = Path(modeling_saap_edge.__file__)
 
 
@@ -62,8 +74,9 @@ def load_model(
     canonical = canonical_config(config)
     try:
         if config["model_type"] == PRUNED_TYPE or (canonical == full and not family.source):
+            parsed = _parsed(config) if TRANSFORMERS_4 else None
             model: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, use_safetensors=True, device_map=device_map
+                str(folder), config=parsed, dtype=dtype, use_safetensors=True, device_map=device_map
             )
         else:
             model = _dispatched(_load_canonical(Path(folder), canonical, dtype), device_map)
@@ -74,6 +87,15 @@ def load_model(
             f"the GPUs do not hold the model in '{folder}': score in bfloat16, or use the CPU (CUDA_VISIBLE_DEVICES=)"
         )
     return cast(PreTrainedModel, model.eval())
+
+
+def _parsed(config: Config) -> Any:
+    """transformers' config of a config.json."""
+    words = for_transformers_4(config)
+    parsed = AutoConfig.for_model(**{name: value for name, value in words.items() if name != "architectures"})
+    if getattr(parsed, "attn_logit_softcapping", None):
+        parsed._attn_implementation = "eager"  # the default of transformers 4 drops the cap without a word
+    return parsed
 
 
 def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any:
@@ -90,12 +112,12 @@ def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any:
 def _load_canonical(folder: Path, config: Config, dtype: torch.dtype) -> Any:
     """Build the canonical class and fill it tensor by tensor."""
     store = TensorStore(folder)
-    parsed = AutoConfig.for_model(**{name: value for name, value in config.items() if name != "architectures"})
+    parsed = _parsed(config)
     model = _empty(AutoModelForCausalLM.from_config, parsed, dtype, torch.device("cpu"))
     model.model.rotary_emb = type(model.model.rotary_emb)(config=parsed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            tensor = store.torch(name)
+            tensor = store.tensor(name)
             if tensor.shape != parameter.shape:
                 raise SaapError(f"{folder}: {name} is {tuple(tensor.shape)}, config.json says {tuple(parameter.shape)}")
             parameter.copy_(tensor)
@@ -117,6 +139,9 @@ def _empty(make: Callable[[Any], Any], config: Any, dtype: torch.dtype, device: 
 def load_tokenizer(folder: str | Path) -> Any:
     """The folder's tokenizer. Raises SaapError when there is none."""
     try:
+        config = Path(folder) / "tokenizer_config.json"
+        if TRANSFORMERS_4 and config.is_file() and json.loads(config.read_text()).get("tokenizer_class") == BACKEND_5:
+            return PreTrainedTokenizerFast.from_pretrained(str(folder))
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise SaapError(f"cannot load a tokenizer from '{folder}': {str(error).splitlines()[0]}") from error
@@ -197,8 +222,8 @@ def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: 
     source = dense.config.to_dict()
     keep = (
         "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_act",
-        "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
-        "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
+        "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling",
+        "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
     )  # fmt: skip
     config = SaapEdgeConfig(
         **{name: source[name] for name in keep if name in source},
@@ -238,9 +263,14 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_model(model: PreTrainedModel, tokenizer_from: str | Path, out: str | Path) -> None:
-    """Write a Hugging Face folder: safetensors, config, tokenizer and, for per-layer widths, the modelling file."""
+    """Write a Hugging Face folder: safetensors, config, tokenizer and, for per-layer widths, the modelling file.
+
+    transformers 4 and 5 read it alike.
+    """
     out = Path(out)
     model.save_pretrained(str(out))
+    config = for_transformers_4(read_config(out))
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if _is_pruned(model):
         shutil.copyfile(MODELING_FILE, out / MODELING_FILE.name)
     copy_tokenizer(tokenizer_from, out)

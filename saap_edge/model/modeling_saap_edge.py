@@ -50,6 +50,7 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         local = copy.copy(config)
         local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
         local.attention_bias, local.mlp_bias = config.qkv_bias, False
+        local.layer_types = ["full_attention"] * (cache_index + 1)  # Qwen3's attention asks for it in transformers 4
         self.input_layernorm = self.self_attn = self.post_attention_layernorm = self.mlp = None
         attention: Any = Qwen3Attention if config.qk_norm else LlamaAttention
         if heads:

@@ -9,10 +9,11 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config, Family, Gemma, family_of
+from saap_edge.families.rope import head_dim_of, rope_of
 
 __all__ = [
-    "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "linear_shapes", "read_config",
-    "read_spec", "spec_from_config",
+    "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "for_transformers_4",
+    "linear_shapes", "read_config", "read_spec", "spec_from_config",
 ]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with per-layer widths
@@ -43,7 +44,7 @@ class ModelSpec:
     layers: tuple[LayerShape, ...]
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: dict[str, Any] | None  # llama3 parameters, or None
+    rope_scaling: dict[str, Any] | None  # parameters as families/rope.py's `rope_of`, or None
     tied: bool
     context: int
     qkv_bias: bool
@@ -136,6 +137,20 @@ def canonical_config(config: Config) -> Config:
     return config if config.get("model_type") == PRUNED_TYPE else family.canonical(full)
 
 
+def for_transformers_4(config: Config) -> Config:
+    """The config with its rope in the words of transformers 4 too, which overlooks `rope_parameters` without a word."""
+    rope: Config = config.get("rope_parameters") or {}
+    full, windowed = rope.get("full_attention", rope), rope.get("sliding_attention", {})
+    words: Config = {}
+    if "rope_theta" in full:
+        words["rope_theta"] = full["rope_theta"]
+    if full.get("rope_type", "default") != "default":
+        words["rope_scaling"] = {name: value for name, value in full.items() if name != "rope_theta"}
+    if "rope_theta" in windowed:
+        words["rope_local_base_freq"] = windowed["rope_theta"]
+    return config | words
+
+
 def spec_from_config(config: Config) -> ModelSpec:
     """The spec of a parsed config.json. Raises SaapError as `read_spec` does."""
     pruned, (family, _) = config.get("model_type") == PRUNED_TYPE, config_family(config)
@@ -146,21 +161,24 @@ def spec_from_config(config: Config) -> ModelSpec:
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)
         layers = (LayerShape(heads, kv_heads, int(config["intermediate_size"])),) * int(config["num_hidden_layers"])
-    rope: Config = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope = rope.get("full_attention", rope)
-    scaled = rope.get("rope_type", rope.get("type", "default")) == "llama3"
+    rope, context = rope_of(config), int(config.get("max_position_embeddings", 2048))
+    # A scaling that changes with the length of the text is fixed up to the context of pretraining, and no export has
+    # more: longrope keeps its short factors, dynamic scales nothing.
+    scaled = rope["rope_type"] not in ("default", "dynamic")
+    if rope["rope_type"] == "longrope":
+        context = min(context, rope["original_max_position_embeddings"])
     eos = config.get("eos_token_id")
     return ModelSpec(
         family=family,
         vocab_size=int(config["vocab_size"]),
         hidden=hidden,
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        head_dim=head_dim_of(config),
         layers=layers,
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-        rope_scaling=dict(rope) if scaled else None,
+        rope_theta=rope["rope_theta"],
+        rope_scaling=rope if scaled else None,
         tied=bool(config.get("tie_word_embeddings", False)),
-        context=int(config.get("max_position_embeddings", 2048)),
+        context=context,
         qkv_bias=bool(config["qkv_bias"]) if pruned else family.qkv_bias(config),
         o_bias=bool(config["o_bias"]) if pruned else family.o_bias(config),
         down_bias=bool(config["down_bias"]) if pruned else False,

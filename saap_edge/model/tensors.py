@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,11 +18,14 @@ from saap_edge.model.spec import config_family, read_config
 
 __all__ = ["Codes", "TensorStore"]
 
+_PIECE = 1 << 24  # numbers of a tensor that are read at a time
+
 
 class TensorStore:
     """Tensors of a safetensors folder (single file or sharded), read when asked for, under their canonical names.
 
-    Where the family is stored in another layout (fused projections, scalar factors), that is undone here.
+    Where the family is stored in another layout (fused projections, scalar factors), that is undone here. Files are
+    opened anew for every read: a file that stays mapped keeps in memory whatever was ever read of it.
     Raises SaapError when there are no safetensors, a file is damaged, or the family is unknown.
     """
 
@@ -36,37 +39,62 @@ class TensorStore:
             files = {path.name for path in self.folder.glob("model*.safetensors")}
         if not files:
             raise SaapError(f"no model.safetensors in '{folder}': only safetensors weights are read (no pickles)")
-        self._handles = {}
+        self._files: dict[str, Path] = {}
         for name in sorted(files):
             try:
-                handle = safe_open(str(self.folder / name), framework="pt")
+                with safe_open(str(self.folder / name), framework="pt") as handle:
+                    self._files |= dict.fromkeys(handle.keys(), self.folder / name)
             except (SafetensorError, FileNotFoundError) as error:
                 raise SaapError(f"{self.folder / name}: damaged or missing safetensors file ({error})") from None
-            for key in handle.keys():  # noqa: SIM118 (a handle cannot be iterated)
-                self._handles[key] = handle
         self._family, self._config = config_family(read_config(folder))
 
     def _source(self, name: str) -> Source:
         return self._family.source(self._config, name) if self._family.source else Source(name)
 
     def __contains__(self, name: str) -> bool:
-        return self._source(name).name in self._handles
+        return self._source(name).name in self._files
 
-    def torch(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str) -> torch.Tensor:
         """The tensor in its stored dtype; float32 where a factor is folded in. Raises SaapError when it is missing."""
-        source = self._source(name)
-        if source.name not in self._handles:
-            raise SaapError(f"tensor '{source.name}' is missing from '{self.folder}'")
-        tensor: torch.Tensor = self._handles[source.name].get_tensor(source.name)
-        if source.rows:
-            if source.rows[1] > len(tensor):
-                raise SaapError(f"{self.folder}: {source.name} has {len(tensor)} rows, fewer than config.json says")
-            tensor = tensor[slice(*source.rows)]
-        return tensor if source.factor == 1.0 else tensor.float() * source.factor
+        return self._read(name, *self._rows(name))
 
-    def numpy(self, name: str) -> np.ndarray:
-        """The tensor as float32."""
-        return self.torch(name).float().numpy()
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape. Raises SaapError when it is missing."""
+        start, stop = self._rows(name)
+        return (stop - start, *self._stored_shape(name)[1:])
+
+    def pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """The tensor as `tensor` gives it, a few rows at a time: no more than one piece is in memory."""
+        start, stop = self._rows(name)
+        source, numbers = self._source(name), math.prod(self._stored_shape(name)[1:])
+        whole = len(source.order or source.factors or (0,))  # rows that are reordered or scaled together
+        step = max(1, _PIECE // numbers // whole) * whole
+        for first in range(start, stop, step):
+            yield self._read(name, first, min(first + step, stop))
+
+    def _rows(self, name: str) -> tuple[int, int]:
+        """First row and end of a tensor in the tensor that is stored."""
+        source, rows = self._source(name), self._stored_shape(name)[0]
+        if source.rows and source.rows[1] > rows:
+            raise SaapError(f"{self.folder}: {source.name} has {rows} rows, fewer than config.json says")
+        return source.rows or (0, rows)
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        stored = self._source(name).name
+        if stored not in self._files:
+            raise SaapError(f"tensor '{stored}' is missing from '{self.folder}'")
+        with safe_open(str(self._files[stored]), framework="pt") as handle:
+            return tuple(handle.get_slice(stored).get_shape())
+
+    def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        source = self._source(name)
+        with safe_open(str(self._files[source.name]), framework="pt") as handle:
+            tensor: torch.Tensor = handle.get_slice(source.name)[start:stop]
+        if source.order:
+            tensor = tensor.unflatten(0, (-1, len(source.order)))[:, list(source.order)].flatten(0, 1)
+        if source.factors:
+            tensor = tensor.float() * torch.tensor(source.factors).repeat(len(tensor) // len(source.factors))[:, None]
+        return tensor if source.factor == 1.0 else tensor.float() * source.factor
 
 
 class Codes:
@@ -83,12 +111,12 @@ class Codes:
     def __init__(self, folder: str | Path) -> None:
         path = Path(folder) / self.FILE
         try:
-            self._handle = safe_open(str(path), framework="pt")
-            stored = self._handle.metadata() or {}
+            with safe_open(str(path), framework="pt") as handle:
+                stored, self._names = handle.metadata() or {}, set(handle.keys())
             self.format, self.group = BLOCK_FORMATS[stored["format"]], int(stored["group"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise SaapError(f"'{path}' holds no readable codes ({error}): run `saap-edge recover` again") from None
-        self._names = set(self._handle.keys())
+        self._path = path
 
     def __contains__(self, name: str) -> bool:
         return f"{name}.codes" in self._names
@@ -96,10 +124,11 @@ class Codes:
     def get(self, name: str) -> Blocks:
         """The blocks of a weight, as they were trained."""
         codes, scales, offsets = (f"{name}.{part}" for part in ("codes", "scales", "offsets"))
-        read = self._handle.get_tensor
-        return Blocks(
-            self.format, self.group, read(codes), read(scales), read(offsets) if offsets in self._names else None
-        )
+        with safe_open(str(self._path), framework="pt") as handle:  # not kept open, as in TensorStore
+            read = handle.get_tensor
+            return Blocks(
+                self.format, self.group, read(codes), read(scales), read(offsets) if offsets in self._names else None
+            )
 
     @classmethod
     def save(cls, blocks: Mapping[str, Blocks], folder: Path) -> None:

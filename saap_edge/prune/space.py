@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -9,12 +10,18 @@ from typing import Literal
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import LayerShape, ModelSpec
 
-__all__ = ["BITS", "GRID", "Cost", "Space", "Unit", "Widths", "kv_unit", "model_cost", "shape_widths"]
+__all__ = ["BITS", "GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths"]
 
 GRID = 32  # the quantisation block of Q4_0, Q8_0 and MatMulNBits: narrower steps would leave a tensor unquantised
 SLACK = 0.002  # of the dense cost: on a coarse grid, just missing a budget beats overshooting it by a whole step
-# Bits a weight, scales included.
-BITS = {"q4_0": 4.5, "q4_1": 5.0, "int4": 4.5, "q8_0": 8.5, "int8": 8.5, "f16": 16.0, "fp32": 32.0}
+# Bits a weight, scales included. The mixtures that llama.cpp makes give single layers more: these are of a model with
+# Llama 3's proportions (FFN 4 times as wide, 4 query heads a kv head, 32 layers), rounded by importance.
+BITS = {
+    "q4_0": 4.5, "q4_1": 5.0, "int4": 4.5, "q8_0": 8.5, "int8": 8.5, "f16": 16.0, "bf16": 16.0, "f32": 32.0,
+    "fp32": 32.0, "q6_k": 6.56, "q5_k_m": 5.66, "q4_k_m": 4.80, "q4_k_s": 4.54, "q3_k_m": 3.84, "q3_k_s": 3.44,
+    "q2_k": 2.94, "iq4_nl": 4.52, "iq4_xs": 4.27, "iq3_m": 3.57, "iq3_s": 3.46, "iq3_xxs": 3.07, "iq2_m": 2.69,
+    "iq2_s": 2.47, "iq2_xs": 2.36, "iq2_xxs": 2.12,
+}  # fmt: skip
 
 Unit = Literal["parameters", "bytes", "latency"]
 Widths = list[dict[str, int]]  # [layer][kind]: structures that stay
@@ -23,6 +30,16 @@ Widths = list[dict[str, int]]  # [layer][kind]: structures that stay
 def kv_unit(heads_per_group: int, head_dim: int, grid: int = GRID) -> int:
     """The least number of KV groups whose query heads together are a multiple of `grid` wide."""
     return next(count for count in range(1, grid + 1) if count * heads_per_group * head_dim % grid == 0)
+
+
+def block_grids(spec: ModelSpec, grid: int, block: int) -> tuple[int, int]:
+    """Grids (attention, FFN) on which pruned widths also fill whole blocks of `block`, as the dense ones do.
+
+    A dense width that is no multiple of the block has no such tensor to keep: there the grid stays as it is.
+    """
+    heads, ffn = max(layer.heads for layer in spec.layers), max(layer.ffn for layer in spec.layers)
+    coarse = math.lcm(grid, block)
+    return tuple(grid if width % block else coarse for width in (heads * spec.head_dim, ffn))  # type: ignore[return-value]
 
 
 def shape_widths(shape: LayerShape) -> dict[str, int]:
@@ -78,6 +95,7 @@ class Space:
         shapes: dense widths, one a layer.
         cost: what widths cost.
         grid: FFN widths and heads * head_dim are multiples of it, but for a dense width that stays.
+        attention_grid: that of heads * head_dim where it is another, or None.
         protect: layers that stay dense; negative ones count from the end.
         minimum: share of every sublayer that stays at least.
         slots: query slots may go, beside KV groups.
@@ -97,6 +115,7 @@ class Space:
     depth: bool = False
     trim: bool = False
     uniform_only: str | None = None
+    attention_grid: int | None = None
 
     def dense(self) -> Widths:
         return [shape_widths(shape) for shape in self.shapes]
@@ -109,7 +128,7 @@ class Space:
         """Structures that leave together."""
         shape = self.shapes[layer]
         if kind == "attention":
-            return kv_unit(shape.heads // shape.kv_heads, self.head_dim, self.grid)
+            return kv_unit(shape.heads // shape.kv_heads, self.head_dim, self._heads_grid)
         return self.grid if kind == "ffn" else 1
 
     def options(self, layer: int, kind: str) -> list[int]:
@@ -124,6 +143,10 @@ class Space:
             dense = inside.pop()
         bottom = [0] if self.depth and kind != "slots" and self.minimum == 0 else []
         return bottom + inside + [dense]
+
+    @property
+    def _heads_grid(self) -> int:
+        return self.attention_grid or self.grid
 
     @property
     def _protected(self) -> set[int]:
@@ -142,7 +165,7 @@ class Space:
         same = all(widths[kind] == dense[kind] for kind in ("attention", "slots"))
         heads = widths["attention"] * widths["slots"]
         plain = not self.uniform_only or (heads > 0 and self.hidden % heads == 0)
-        return same or (heads * self.head_dim % self.grid == 0 and plain)
+        return same or (heads * self.head_dim % self._heads_grid == 0 and plain)
 
     def layer_cost(self, widths: dict[str, int]) -> float:
         return self.cost.layer(self.shape(widths), self.hidden, self.head_dim)
@@ -187,5 +210,5 @@ class Space:
         if not self.met(self.most(), ratio):
             raise SaapError(
                 f"ratio {ratio:g} cannot be reached: with the least widths in every layer at most {most:.3f} of the "
-                f"{self.cost.unit} can go"
+                f"{self.cost.unit} can go, on a grid of {self.grid} (prune.grid)"
             )

@@ -74,6 +74,7 @@ def test_refusals_leave_nothing(run, tmp_path):
     (tmp_path / "there").mkdir()
     assert "in the way" in refusal(run, "there")
     assert "gguf-q4_0, onnx-int4" in refusal(run, "new/b", "gguf-q8_0")
+    assert "take onnx-fp32" in refusal(run, "b", "onnx-optimum")
     assert "rpi5" in refusal(run, "b", "gguf-q4_0", "toaster")
     assert "not a stage folder" in refusal(tmp_path, "b")
     assert "has no export" in refusal(run / "stages" / "recover-01", "b")

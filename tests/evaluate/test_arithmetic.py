@@ -19,7 +19,8 @@ TOKENS = list(range(1, 30))
 @pytest.mark.parametrize(
     ("artifact_format", "tuned", "group"),
     [
-        ("gguf-f16", None, 32), ("gguf-q8_0", None, 32), ("gguf-q4_0", None, 32), ("gguf-q4_1", None, 32),
+        ("gguf-f32", None, 32), ("gguf-f16", None, 32), ("gguf-bf16", None, 32), ("gguf-q8_0", None, 32),
+        ("gguf-q4_0", None, 32), ("gguf-q4_1", None, 32),
         ("gguf-q8_0", "q8_0", 64), ("gguf-q4_0", "q4_0", 128), ("gguf-q4_1", "q4_1", 64), ("onnx-int4", None, 64),
         ("onnx-int8", None, 128), ("onnx-int4", "q4_0", 32), ("onnx-int4", "int4_zp", 128), ("onnx-int8", "q8_0", 128),
         ("onnx-int8", "int8_zp", 64),
@@ -42,9 +43,10 @@ def test_runtime_does_what_is_emulated(artifact_format, tuned, group, tmp_path):
             assert_as_predicted(worker.logits(TOKENS, mode), emulated, exact)
 
 
-def test_full_precision_onnx_rounds_nothing(tmp_path):
+@pytest.mark.parametrize("artifact_format", ["onnx-fp32", "onnx-fp16"])
+def test_onnx_in_floats_rounds_no_activation(artifact_format, tmp_path):
     folder = write_folder(tiny_model("llama"), tmp_path / "model")
-    model = shipped_model(folder, "onnx-fp32")
+    model = shipped_model(folder, artifact_format)
     exact = logits(model, TOKENS)
-    with runtime_arithmetic(model, ExportWeights(folder), "onnx-fp32"):
+    with runtime_arithmetic(model, ExportWeights(folder), artifact_format):
         np.testing.assert_array_equal(logits(model, TOKENS), exact)

@@ -16,7 +16,18 @@ from tests.conftest import TEXT, WIDTHS, randomise_projections, tiny_model, writ
 from tests.export.codes_support import tune
 
 # Side by side what holds the same weights, unless ONNX has another group: verify keeps one reference at a time.
-FORMATS = ("gguf-f16", "gguf-q8_0", "onnx-int8", "gguf-q4_0", "onnx-int4", "gguf-q4_1", "onnx-fp32")
+FORMATS = (
+    "gguf-f16",
+    "gguf-f32",
+    "gguf-bf16",
+    "gguf-q8_0",
+    "onnx-int8",
+    "gguf-q4_0",
+    "onnx-int4",
+    "gguf-q4_1",
+    "onnx-fp32",
+    "onnx-fp16",
+)
 
 
 @pytest.fixture(scope="module")

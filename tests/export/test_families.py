@@ -119,11 +119,15 @@ def test_qwen3_variants_in_onnx(overrides: dict, tmp_path: Path) -> None:
 def test_genai_runs_qwen3(tmp_path: Path) -> None:
     folder = write_folder(pruned(tiny_model("qwen3"), WIDTHS), tmp_path / "model")
     write_onnx(folder, tmp_path / "out", "fp32")
+    assert_genai_answers_as_torch_does(folder, tmp_path / "out")
+
+
+def assert_genai_answers_as_torch_does(folder: Path, out: Path) -> None:
     prompt = IDS[:7]
     expected = load_model(folder).generate(
         torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0
     )[0].tolist()  # fmt: skip
-    assert genai_tokens(tmp_path / "out", prompt, len(prompt) + 16, True)[: len(expected)] == expected
+    assert genai_tokens(out, prompt, len(prompt) + 16, True)[: len(expected)] == expected
 
 
 @pytest.fixture(scope="module", params=[(family, kind) for family in GEMMA for kind in ("dense", "uniform")], ids=str)
@@ -135,15 +139,27 @@ def gemma(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_folder(model, tmp_path_factory.mktemp(f"{family}-{kind}")), family.removesuffix("_text")
 
 
-@pytest.mark.parametrize("quantisation", ["f16", "q8_0", "q4_0", "q4_1"])
-def test_gemma_answers_as_torch_does(gemma: tuple[Path, str], quantisation: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("artifact_format", [*FORMATS, "gguf-q4_1", "onnx-int8"])
+def test_gemma_answers_as_torch_does(gemma: tuple[Path, str], artifact_format: str, tmp_path: Path) -> None:
     folder, architecture = gemma
-    assert assert_parity(folder, tmp_path, f"gguf-{quantisation}") == architecture
+    assert assert_parity(folder, tmp_path, artifact_format) == (
+        architecture if artifact_format.startswith("gguf") else ""
+    )
 
 
-def test_gemma3_untied_and_with_capped_logits(tmp_path: Path) -> None:
-    folder = write_folder(tiny_gemma("gemma3_text", tied=False, final_logit_softcapping=2.0), tmp_path / "model")
-    assert_parity(folder, tmp_path, "gguf-f16")
+@pytest.mark.parametrize("artifact_format", ["gguf-f16", "onnx-fp32", "onnx-int4"])
+def test_gemma3_untied_and_with_capped_logits(artifact_format: str, tmp_path: Path) -> None:
+    """transformers caps its logits, but never its scores."""
+    model = tiny_gemma("gemma3_text", tied=False, final_logit_softcapping=2.0, attn_logit_softcapping=5.0)
+    folder = write_folder(model, tmp_path / "model")
+    assert_parity(folder, tmp_path, artifact_format)
+
+
+@pytest.mark.parametrize("family", list(GEMMA))
+def test_genai_runs_gemma(family: str, tmp_path: Path) -> None:
+    folder = write_folder(tiny_gemma(family), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    assert_genai_answers_as_torch_does(folder, tmp_path / "out")
 
 
 LLAMA3 = {
@@ -166,7 +182,6 @@ REFUSED = [
     ("gemma2", {"tied": False}, "no output matrix"),
     ("gemma3_text", {"sliding_window_pattern": 2}, "last of every 6"),
     ("gemma3_text", {"num_hidden_layers": 62}, "number of heads"),
-    ("gemma3_text", {"attn_logit_softcapping": 5.0}, "no soft cap on scores"),
     ("gemma3_text", {"rope_parameters": THETAS}, "rope base 10000"),
 ]
 
@@ -177,6 +192,15 @@ def test_what_llama_cpp_cannot_hold_is_refused(family: str, overrides: dict, rea
     with pytest.raises(SaapError, match=f"cannot go to gguf-q4_0: .*{reason}.*leave gguf-q4_0 out"):
         write_gguf(folder, tmp_path / "m.gguf", "q4_0")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"), [(family, overrides) for family, overrides, _ in REFUSED if family in GEMMA]
+)
+def test_what_llama_cpp_has_fixed_of_gemma_is_free_in_onnx(family: str, overrides: dict, tmp_path: Path) -> None:
+    overrides = {name: min(value, 7) if name == "num_hidden_layers" else value for name, value in overrides.items()}
+    folder = write_folder(tiny_gemma(family, **overrides), tmp_path / "model")
+    assert_parity(folder, tmp_path, "onnx-fp32")
 
 
 def test_biases_of_repair_have_no_place_beside_norms_of_q_and_k() -> None:

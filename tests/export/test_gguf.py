@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +18,7 @@ from saap_edge.evaluate.parity import TOLERANCE, logits, relative_error, shipped
 from saap_edge.export.gguf import permute, write_gguf
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, dequantise
-from saap_edge.model.folder import build_pruned, load_tokenizer
+from saap_edge.model.folder import build_pruned, load_model, load_tokenizer
 from saap_edge.model.spec import LayerShape
 from tests.conftest import (
     AS_LLAMA,
@@ -31,6 +32,7 @@ from tests.conftest import (
     write_folder,
 )
 from tests.export.codes_support import tune
+from tests.export.llama_support import exact_logits
 
 IDS = list(range(1, 30))
 
@@ -54,13 +56,20 @@ def assert_parity(folder, path, quantisation):
         assert error < 1.25 * predicted < 0.04, (mode, error, predicted)
 
 
-@pytest.mark.parametrize("quantisation", ["f16", "q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("quantisation", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"])
 @pytest.mark.parametrize("kind", ["dense", "pruned"])
 def test_answers_as_torch_does(kind, quantisation, dense_folder, pruned_folder, tmp_path):
     folder = {"dense": dense_folder, "pruned": pruned_folder}[kind]
     summary = write_gguf(folder, tmp_path / "m.gguf", quantisation)
     assert_parity(folder, tmp_path / "m.gguf", quantisation)
     assert summary["file_bytes"] > summary["projection_bytes"] > 0
+
+
+def test_f32_answers_within_a_ten_thousandth(pruned_folder, tmp_path):
+    """Keys and values in float32 too: what is left is the order of sums."""
+    write_gguf(pruned_folder, tmp_path / "m.gguf", "f32")
+    expected = logits(load_model(pruned_folder), IDS)
+    np.testing.assert_allclose(exact_logits(tmp_path / "m.gguf", IDS), expected, atol=1e-4)
 
 
 def build(tmp_path, family="llama", widths=WIDTHS, **overrides):
@@ -197,6 +206,20 @@ def test_rounded_blocks_are_the_shared_ones(pruned_folder, tmp_path, name):
     table = weights.blocks("model.embed_tokens.weight", BLOCK_FORMATS["q8_0"])
     np.testing.assert_array_equal(read["token_embd.weight"], dequantise(table).numpy())
     assert by_name(tmp_path / "m.gguf")["token_embd.weight"].tensor_type.name == "Q8_0"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_float_weights_are_rounded_once(pruned_folder, tmp_path, name, kind):
+    weights = ExportWeights(pruned_folder)
+    write_gguf(pruned_folder, tmp_path / "m.gguf", name)
+    read = values(tmp_path / "m.gguf")
+    for ours, theirs in (
+        ("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight"),
+        ("token_embd.weight", "model.embed_tokens.weight"),
+    ):
+        assert by_name(tmp_path / "m.gguf")[ours].tensor_type.name == name.upper()
+        expected = weights.tensor(theirs).to(kind).float()
+        np.testing.assert_array_equal(read[ours], expected.numpy())
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
@@ -365,6 +388,18 @@ def test_tokenizer_of_another_model_is_refused(tmp_path):
     folder = write_folder(tiny_model("llama", vocab_size=300), tmp_path / "model")
     with pytest.raises(SaapError, match="do not belong together"):
         write_gguf(folder, tmp_path / "m.gguf", "f16")
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"])
+@pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
+def test_weights_that_are_not_what_the_config_says(name, quantisation, tmp_path):
+    folder = write_folder(tiny_model("llama"), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name][:96].clone()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(SaapError, match=rf"{name} is \(96, 64\), config.json says"):
+        write_gguf(folder, tmp_path / "model.gguf", quantisation)
+    assert not (tmp_path / "model.gguf").exists()
 
 
 @pytest.mark.parametrize(("widths", "reason"), [

@@ -15,9 +15,13 @@ from saap_edge.export.gguf import write_gguf
 from saap_edge.export.kquants import KQUANTS, LOW, held_projections, write_kquant
 from saap_edge.export.weights import ExportWeights
 from saap_edge.gate import Format
-from saap_edge.model.folder import build_pruned, load_model
+from saap_edge.model.folder import build_pruned, load_model, spec_of
 from saap_edge.model.spec import LayerShape
+from saap_edge.prune.search import ranked_widths
+from saap_edge.prune.space import BITS, block_grids
+from saap_edge.recipe import Recipe
 from saap_edge.recover.imatrix import importance_matrix, save_importance
+from saap_edge.stages import Job
 from tests.conftest import TEXT, VOCABULARY, randomise_projections, tiny_model, write_folder
 
 SHAPE = {"hidden_size": 256, "head_dim": 32, "intermediate_size": 512}
@@ -26,8 +30,8 @@ WIDTHS = [LayerShape(8, 4, 512), LayerShape(4, 2, 96), LayerShape(8, 4, 0)]
 NARROW = {"blk.1.attn_output.weight", "blk.1.ffn_down.weight", "blk.2.ffn_down.weight"}
 
 
-def build(folder, family="llama", widths=WIDTHS, seed=1):
-    dense = tiny_model(family, **SHAPE | ({"query_pre_attn_scalar": 32} if "gemma" in family else {}))
+def build(folder, family="llama", widths=WIDTHS, seed=1, shape=SHAPE):
+    dense = tiny_model(family, **shape | ({"query_pre_attn_scalar": 32} if "gemma" in family else {}))
     model = randomise_projections(build_pruned(dense, widths), seed)
     windows = torch.randint(VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
     write_folder(model, folder)
@@ -106,7 +110,7 @@ def test_importance_changes_the_codes_and_lowers_the_weighted_error(quantisation
     for name, importance in matrix.items():
         if "down_proj" in name:  # with importance the mixtures give some of them other types
             continue
-        own = weights.tensor(name)
+        own = weights.tensor(name).numpy()
         before, after = (float((importance * (own - value[name]) ** 2).sum()) for value in (plain, weighted))
         assert after < 0.95 * before, name
 
@@ -142,3 +146,70 @@ def test_a_failing_child_gives_one_line_and_no_file(model, source, tmp_path):
     with pytest.raises(SaapError, match=r"could not make 'm\.gguf': exit code 1: .*failed to quantize") as error:
         write_kquant(model[0], broken, tmp_path / "m.gguf", "q4_k_m")
     assert "\n" not in str(error.value) and not (tmp_path / "m.gguf").exists()
+
+
+# The planner's grid
+
+WIDE = {"hidden_size": 256, "head_dim": 32, "num_attention_heads": 16, "num_key_value_heads": 8}
+
+
+def planned(folder, ffn, **recipe):
+    """The space of plans for a dense model of that FFN width, where Q4_K_M is asked for."""
+    write_folder(tiny_model("llama", **WIDE, intermediate_size=ffn), folder)
+    formats = {"formats": recipe.pop("formats", ("gguf-q4_0", "gguf-q4_k_m"))}
+    settings = Recipe(model=str(folder), export=formats, prune=recipe, score={"window": 64})
+    return Job(settings, None, bar=None).space
+
+
+@pytest.mark.parametrize(
+    ("ffn", "recipe", "grids"),
+    [
+        (1024, {}, (256, 256)),
+        (1024, {"formats": ("gguf-q4_0", "gguf-iq4_nl", "onnx-int4")}, (32, 32)),
+        (1024, {"grid": 32}, (32, 32)),  # the recipe's word is the last
+        (1152, {}, (256, 32)),  # no FFN of this model fills blocks of 256, the dense one neither
+    ],
+)
+def test_grid_of_the_types_that_are_asked_for(ffn, recipe, grids, tmp_path):
+    space = planned(tmp_path, ffn, **recipe)
+    assert (space.attention_grid, space.grid) == grids
+    assert all(width * 2 * 32 % grids[0] == 0 for width in space.options(0, "attention"))
+    assert all(width % grids[1] == 0 for width in space.options(0, "ffn"))
+
+
+def test_grids_of_other_blocks():
+    spec = spec_of(tiny_model("llama", **WIDE, intermediate_size=768))
+    assert block_grids(spec, 32, 256) == (256, 256)
+    assert block_grids(spec, 96, 256) == (768, 768)
+
+
+@pytest.mark.parametrize(("grid", "fallen"), [(None, False), (32, True)])
+def test_a_plan_on_that_grid_has_no_fallbacks(grid, fallen, tmp_path):
+    """Random values, so that layers differ; on the grid of 32 the same order leaves tensors that fall back."""
+    space = planned(tmp_path / "dense", 1024, grid=grid)
+    dice = np.random.default_rng(0)
+    values = [{kind: dice.random(count) for kind, count in layer.items()} for layer in space.dense()]
+    shapes = [space.shape(widths) for widths in ranked_widths(values, space, 0.4)]
+    assert len(set(shapes)) > 1
+    folder, imatrix = build(tmp_path / "model", widths=shapes, shape=WIDE | {"intermediate_size": 1024})
+    write_gguf(folder, tmp_path / "f16.gguf", "f16")
+    summary = write_kquant(folder, tmp_path / "f16.gguf", tmp_path / "m.gguf", "q4_k_m", imatrix)
+    assert bool(summary["fallbacks"]) == fallen
+
+
+def test_bits_that_the_budget_counts(tmp_path):
+    """The budget's figures are of a large model's proportions: on three layers within a tenth."""
+    assert set(KQUANTS) < set(BITS)
+    widths = [LayerShape(16, 8, 1024)] * 3
+    folder, imatrix = build(tmp_path / "model", widths=widths, shape=WIDE | {"intermediate_size": 1024})
+    write_gguf(folder, tmp_path / "f16.gguf", "f16")
+    for name in ("q6_k", "q4_k_m", "q3_k_m", "iq4_xs", "iq2_xxs"):
+        write_kquant(folder, tmp_path / "f16.gguf", tmp_path / "m.gguf", name, imatrix)
+        tensors = [t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors if "blk." in t.name and "norm" not in t.name]
+        bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+        assert bits == pytest.approx(BITS[name], rel=0.1)
+
+
+def test_a_grid_that_the_budget_does_not_fit_is_named(tmp_path):
+    with pytest.raises(SaapError, match=r"cannot be reached.*grid of 256 \(prune\.grid\)"):
+        planned(tmp_path, 1024, ratio=0.9)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import onnxruntime_genai as og
 import pytest
 import torch
@@ -23,6 +25,7 @@ from saap_edge.errors import SaapError
 from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.evaluate.parity import shipped_model
 from saap_edge.export.onnx import write_onnx
+from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
@@ -133,6 +136,44 @@ def test_fp32_variants(family: str, tied: bool, overrides: dict, tmp_path: Path)
     check_fp32(folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_fp16_is_stored_in_half_and_computed_in_full(tied: bool, tmp_path: Path) -> None:
+    """Answers are those of the rounded weights in float32; the runtime widens them as it loads, not at every token."""
+    model = randomise_projections(build_pruned(tiny_model("qwen2", tied=tied), WIDTHS))
+    folder = write_folder(model, tmp_path / "model")
+    half, full = (write_onnx(folder, tmp_path / name, name) for name in ("fp16", "fp32"))
+    assert half["projection_bytes"] == full["projection_bytes"] and half["data_bytes"] < 0.6 * full["data_bytes"]
+    stored = arrays(tmp_path / "fp16")
+    for name, parameter in load_model(folder).named_parameters():
+        expected = parameter.detach().half() if parameter.ndim == 2 else parameter.detach()
+        np.testing.assert_array_equal(stored[name], expected.numpy())
+    expected = reference(shipped_model(folder, "onnx-fp16"), TOKENS)
+    np.testing.assert_allclose(PlainSession(tmp_path / "fp16").forward(TOKENS), expected, atol=1e-4)
+    engine = OnnxRuntimeEngine(tmp_path / "fp16", 1, 32)
+    np.testing.assert_allclose(engine.forward(TOKENS, all_logits=True), expected, atol=1e-4)
+    # genai takes ids that are the pad token's for padding: a prompt without.
+    assert genai_tokens(tmp_path / "fp16", TOKENS[:7], 8, True)[7:] == [int(expected[6].argmax())]
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(tmp_path / "fp16" / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph.node
+    assert {kind for node in nodes if node.op_type == "Cast" for kind in node.input} <= lengths(nodes)
+
+
+def test_fp16_matrices_that_would_be_widened_at_every_token_are_refused(tmp_path: Path) -> None:
+    spec = read_spec(write_folder(tiny_model("llama"), tmp_path / "model"))
+    fits = replace(spec, vocab_size=(1 << 28) // spec.hidden)
+    assert export_refusal(fits, "onnx-fp16") is None
+    refusal = export_refusal(replace(fits, vocab_size=fits.vocab_size + 1), "onnx-fp16")
+    assert refusal and "anew at every token; leave onnx-fp16 out" in refusal
+    assert export_refusal(replace(fits, vocab_size=fits.vocab_size + 1), "onnx-fp32") is None
+
+
+def lengths(nodes: list) -> set[str]:
+    """What the two casts of sequence lengths take."""
+    return {name for node in nodes if node.op_type in ("Sub", "Gather", "ReduceSum") for name in node.output}
+
+
 def test_bias_on_down_from_repair(tmp_path: Path) -> None:
     folder = write_folder(model_with_down_bias(), tmp_path / "model")
     write_onnx(folder, tmp_path / "out", "fp32")
@@ -170,9 +211,10 @@ def test_dense_models_in_other_layouts(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(session.forward(TOKENS), reference(raw, TOKENS), atol=1e-4)
 
 
-def test_families_without_a_graph_are_refused(tmp_path: Path) -> None:
+def test_families_without_a_graph_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saap_edge.export.refusal.ONNX_WRITERS", ("llama",))
     folder = write_folder(tiny_model("gemma3_text"), tmp_path / "model")
-    with pytest.raises(SaapError, match=r"Gemma 3.*norms of sublayer outputs yet; leave onnx-int4 out"):
+    with pytest.raises(SaapError, match=r"Gemma 3.*no writer.*'gemma' yet; leave onnx-int4 out"):
         write_onnx(folder, tmp_path / "out", "int4")
     assert not (tmp_path / "out").exists()
 
@@ -429,3 +471,17 @@ def test_one_layer_may_be_very_narrow(tmp_path: Path) -> None:
     folder = write_folder(randomise_projections(build_pruned(tiny_model("llama"), widths)), tmp_path / "model")
     write_onnx(folder, tmp_path / "out", "fp32")
     check_fp32(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("quantisation", ["fp32", "int4", "int8"])
+def test_nothing_newer_than_onnx_runtime_1_18_reads(quantisation: str, tmp_path: Path) -> None:
+    """It is built on ONNX 1.16 (docs/Versioning.md in its repository)."""
+    write_onnx(write_folder(tiny_model("llama"), tmp_path / "model"), tmp_path / "out", quantisation)
+    model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+    known = {row[0]: row[1:3] for row in onnx.helper.VERSION_TABLE}
+    ir_version, opset = known["1.16.0"]
+    assert model.ir_version <= ir_version
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    assert opsets.keys() == {"", "com.microsoft"}
+    assert opsets[""] <= opset and opsets["com.microsoft"] == 1
+    assert {node.domain for node in model.graph.node} <= opsets.keys()

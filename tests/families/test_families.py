@@ -94,9 +94,17 @@ def test_what_config_json_leaves_out_is_what_transformers_assumes(family):
 
 REFUSED = [
     ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "rope scaling 'longrope'"),
-    ("phi3", {"rope_scaling": {"type": "su"}, "rope_parameters": None}, "rope scaling 'su'"),
-    ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}, "partial rotary"),
-    ("phi3", {"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial rotary"),
+    ("phi3", {"rope_scaling": {"type": "su"}, "rope_parameters": None}, "rope scaling 'longrope' lacks short_factor"),
+    (
+        "phi3",
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 5, "long_factor": [1.0] * 5}},
+        "rope scaling 'longrope' has 5 figures as short_factor, not 8",
+    ),
+    ("llama", {"rope_parameters": {"rope_type": "proportional"}}, "rope scaling 'proportional'.*supported: default"),
+    ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope scaling 'linear'.*default, longrope"),
+    ("granite", {"rope_parameters": {"rope_type": "linear"}}, "rope scaling 'linear' lacks factor"),
+    ("qwen2", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}, "partial rotary"),
+    ("llama", {"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial rotary"),
     ("granite", {"mlp_bias": True}, "mlp_bias"),
     ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported.*silu"),
     ("gemma2", {"hidden_activation": "silu"}, "hidden_act 'silu'.*gelu_pytorch_tanh"),

@@ -1,0 +1,87 @@
+"""A decoder as optimum exports it, in ONNX Runtime alone: past in, present out, one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from saap_edge.engines.onnxruntime import GRAPH_FILE, open_session
+from saap_edge.errors import SaapError
+
+__all__ = ["OptimumEngine"]
+
+PAST = "past_key_values."
+
+
+class OptimumEngine:
+    """An ONNX folder of the format onnx-optimum, on the CPU. Its graph copies the cache at every token."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        """Load `path`, the folder or its model.onnx. Raises SaapError when it is missing, damaged, or another."""
+        path = Path(path)
+        self.path = path / GRAPH_FILE if path.is_dir() else path
+        self.threads, self.context = threads, context
+        self._session = open_session(self.path, threads)
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        self._positions = "position_ids" in inputs  # Gemma's graph counts them itself
+        self._shapes = {name: shape for name, shape in inputs.items() if name.startswith(PAST)}
+        if not self._shapes or self._session.get_overridable_initializers():
+            raise SaapError(f"{self.path}: not a decoder that optimum exported with its cache: export the model again")
+        self._outputs = [value.name for value in self._session.get_outputs()]
+        self.vocab_size = int(self._session.get_outputs()[0].shape[-1])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the sequence; the KV cache is empty again."""
+        self._length = 0
+        self._past = {
+            name: np.zeros((1, heads, 0, head_dim), dtype=np.float32)
+            for name, (_, heads, _, head_dim) in self._shapes.items()
+        }
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot keep {length} of {self._length} tokens")
+        self._length = length
+        self._past = {name: value[:, :, :length] for name, value in self._past.items()}
+
+    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
+        """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
+
+        Raises ValueError on no tokens, on an id outside the vocabulary, and when the sequence would outgrow `context`.
+        """
+        ids = np.array([tokens], dtype=np.int64)
+        total = self._length + ids.shape[1]
+        if ids.size == 0:
+            raise ValueError("no tokens to run")
+        if total > self.context:
+            raise ValueError(f"{total} tokens do not fit into a context of {self.context}")
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            raise ValueError(f"token ids must be in 0 to {self.vocab_size - 1}")
+        feeds = {"input_ids": ids, "attention_mask": np.ones((1, total), dtype=np.int64), **self._past}
+        if self._positions:
+            feeds["position_ids"] = np.arange(self._length, total, dtype=np.int64)[None]
+        results = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
+        self._past = {name: results[name.replace(PAST, "present.")] for name in self._shapes}
+        self._length = total
+        logits: np.ndarray = results["logits"][0]
+        return logits if all_logits else logits[-1:]
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes: float32 keys and values of every layer."""
+        return sum(4 * heads * head_dim for _, heads, _, head_dim in self._shapes.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What ran: the conditions that belong beside every figure."""
+        return {
+            "engine": self.name, "version": ort.__version__, "provider": self._session.get_providers()[0],
+            "quantisation": "fp32", "threads": self.threads, "context": self.context, "vocab_size": self.vocab_size,
+            "kv_type": "f32", "kv_bytes_per_token": self.kv_bytes_per_token(),
+        }  # fmt: skip

@@ -1,0 +1,30 @@
+"""llama.cpp with a float32 KV cache: in F32 files nothing is left to round, so that answers are torch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from saap_edge.engines.llama_cpp import LlamaCppEngine
+
+
+class ExactEngine(LlamaCppEngine):
+    """The engine with keys and values in float32; without flash attention, which would cast them to fp16."""
+
+    def _open_context(self) -> Any:
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.context
+        parameters.n_threads = parameters.n_threads_batch = 1
+        parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
+        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        return llama_cpp.llama_init_from_model(self._model, parameters)
+
+
+def exact_logits(path: Path, tokens: list[int]) -> np.ndarray:
+    """Logits [tokens, vocab]: the first half as a prompt, then token by token."""
+    engine, half = ExactEngine(path, 1, 2 * len(tokens)), len(tokens) // 2
+    prompt = engine.forward(tokens[:half], all_logits=True).copy()
+    return np.concatenate([prompt, *(engine.forward([token]).copy() for token in tokens[half:])])
