@@ -22,7 +22,7 @@ FORMATS = ("gguf-q4_0", "onnx-int4")
 FRONT_MATTER = "---\nlicense: apache-2.0\ntags: [tiny]\n---\n# A model\n"
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
     """Two threads of a runtime spin while they wait for each other, which on a busy machine takes minutes."""
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +55,7 @@ def write_run(out: Path, base: Path, pruned: Path, formats: tuple[str, ...] = FO
     return out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The --out folder of a run of a tiny Llama whose layers all have different widths."""
     root = tmp_path_factory.mktemp("run")
@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(root / "out", base, pruned)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def made(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A bundle of every format. Not to be changed: take `copy`."""
     root = tmp_path_factory.mktemp("made")
