@@ -129,6 +129,7 @@ def graph_bytes(folder: Path) -> tuple[int, int]:
     sizes = {
         tensor.name: int(np.prod(tensor.dims)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         for tensor in graph.initializer
+        if tensor.data_type != onnx.TensorProto.INT64  # shapes and axes
     }
     read, packed = {}, 0
     for node in graph.node:

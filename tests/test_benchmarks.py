@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+
+from saap_edge.export.onnx import write_onnx
+from tests.conftest import tiny_model, write_folder
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = [path for path in sorted(FOLDER.glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
@@ -54,3 +58,22 @@ def test_rivals_names_a_dense_file_for_every_pruned_one():
     size, speed = shape["pairs"]
     assert (size["rule"], size["dense"], size["qualifies"]) == ("size: nearest", "q2_k", True)
     assert speed["qualifies"] == (speed["decode_ratio"][1] >= 0.99 * speed["decode_ratio"][0])
+
+
+def test_runtimes_counts_the_bytes_that_a_token_reads(tmp_path, monkeypatch):
+    """As the exporter counts them, from the graph alone; packed, one float32 more for every group."""
+    monkeypatch.syspath_prepend(FOLDER)
+    from runtimes import graph_bytes
+
+    folder = write_folder(tiny_model("qwen2"), tmp_path / "model")
+    summary = write_onnx(folder, tmp_path / "out", "int4")
+    file, packed = graph_bytes(tmp_path / "out")
+    assert file == summary["projection_bytes"]
+    assert packed - file == summary["initializers"]["float"] - plain_bytes(tmp_path / "out")
+
+
+def plain_bytes(out):
+    """float32 bytes that are no scales: norms, biases, rotary tables."""
+    tensors = onnx.load(out / "model.onnx").graph.initializer
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
+    return sum(a.nbytes for name, a in arrays.items() if a.dtype == "float32" and not name.endswith(".scales"))
