@@ -2,7 +2,8 @@
 
     python benchmarks/runtimes.py --shape smollm2-135m --threads 1 --optimum-python PYTHON --out runtimes.json
 
-- ours: int4 with groups of 32 and of 128 inputs, through saap-edge's engine and through onnxruntime-genai;
+- ours: int4 with groups of 32 and of 128 inputs, and int4-full (embedding and head in 4 bits too), through saap-edge's
+  engine and through onnxruntime-genai;
 - genai: what onnxruntime-genai's own model builder makes of the model (int4, its defaults for the CPU: groups of 32,
   embedding and head in 4 bits too), through its own runtime;
 - both graphs in the same plain onnxruntime session, which leaves only the graphs to differ;
@@ -51,7 +52,7 @@ from saap_edge.model.folder import load_tokenizer
 from saap_edge.targets import measure_bandwidth
 
 BASE = "genai builder, genai"
-GROUPS = (32, 128)
+OURS = {"ours 32": ("int4", 32), "ours 128": ("int4", 128), "ours full 128": ("int4-full", 128)}
 PROMPT, STEPS, WARMUP, WINDOW = 64, 32, 1, 256
 console = Console(width=120, stderr=True)
 
@@ -80,7 +81,7 @@ def build(folder: Path, scratch: Path, threads: int, optimum_python: Path | None
     def theirs(path: Path, runtime: str, python: str = sys.executable) -> Callable[[], Contestant]:
         return lambda: Contestant(runtime, path, threads, context, python)
 
-    graphs = {f"ours {group}": write_int4(folder, scratch / f"int4-{group}", group) for group in GROUPS}
+    graphs = {name: write_ours(name, folder, scratch) for name in OURS}
     graphs["genai builder"] = build_genai(folder, scratch / "genai")
     rows = []
     for name, path in graphs.items():
@@ -99,8 +100,9 @@ def build(folder: Path, scratch: Path, threads: int, optimum_python: Path | None
     return rows
 
 
-def write_int4(folder: Path, out: Path, group: int) -> Path:
-    write_onnx(folder, out, "int4", group)
+def write_ours(name: str, folder: Path, scratch: Path) -> Path:
+    out = scratch / name.replace(" ", "-")
+    write_onnx(folder, out, *OURS[name])
     return out
 
 
@@ -200,7 +202,8 @@ def quality(model: Path, text: Path, windows: int, scratch: Path, threads: int) 
     ids = text_windows(load_tokenizer(model), text.read_text(encoding="utf-8"), WINDOW, windows).tolist()
     fp32 = scratch / "quality-fp32"
     write_onnx(model, fp32, "fp32")
-    folders = {"fp32": fp32} | {f"ours {g}": write_int4(model, scratch / f"quality-{g}", g) for g in GROUPS}
+    (scratch / "quality").mkdir()
+    folders = {"fp32": fp32} | {name: write_ours(name, model, scratch / "quality") for name in OURS}
     folders["genai builder"] = build_genai(model, scratch / "quality-genai")
     found = {}
     for name, folder in folders.items():

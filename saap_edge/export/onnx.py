@@ -22,7 +22,7 @@ from saap_edge.model.spec import ModelSpec, read_spec
 
 __all__ = ["QUANTISATIONS", "write_onnx"]
 
-QUANTISATIONS = ("fp32", "fp16", "int4", "int8")
+QUANTISATIONS = ("fp32", "fp16", "int4", "int4-full", "int8")
 GRAPH_FILE, GENAI_FILE = "model.onnx", "genai_config.json"
 IR_VERSION = 10
 
@@ -34,7 +34,7 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     float32, in "fp16" all matrices are stored in half of that and widened as the runtime loads them
     (`Decoder._floats`); in "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout`
     (`group` inputs a block, a power of two from 32, unless they were tuned in another), token embedding and head the
-    8-bit blocks of `ExportWeights.vocabulary` (one copy when tied), norms and biases float32.
+    8-bit blocks of `ExportWeights.vocabulary` (one copy when tied; 4 bits in "int4-full"), norms and biases float32.
 
     The graph takes input_ids, attention_mask int64 and past_key_values.N.key/.value float32 [batch, kv_heads of layer
     N, past, head_dim]; it gives logits [batch, seq, vocab] and present.N.key/.value. The optional input
@@ -59,7 +59,9 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
         decoder = GemmaDecoder if weights.spec.gemma else Decoder
-        decoder(graph, weights, layout, torch.float16 if quantisation == "fp16" else torch.float32).build()
+        vocabulary = weights.vocabulary(f"onnx-{quantisation}")
+        stored = torch.float16 if quantisation == "fp16" else torch.float32
+        decoder(graph, weights, layout, vocabulary, stored).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(
         {"saap_edge.quantisation": quantisation, "saap_edge.context": str(weights.spec.context)}

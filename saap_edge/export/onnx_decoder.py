@@ -35,11 +35,13 @@ class Decoder:
     FFN_NORM = "post_attention_layernorm"
 
     def __init__(
-        self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None, stored: torch.dtype
-    ) -> None:
-        """`stored` is the type of matrices that are in no blocks."""
+        self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None,
+        vocabulary: tuple[BlockFormat, int], stored: torch.dtype,
+    ) -> None:  # fmt: skip
+        """`layout` is format and group of the projections, None where they are in no blocks, `vocabulary` that of
+        embedding and head where they are; `stored` is the type of matrices that are in none."""
         self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
-        self.vocabulary, self.stored = weights.vocabulary("onnx"), stored
+        self.vocabulary, self.stored = vocabulary, stored
 
     def build(self) -> None:
         """Append the whole model: inputs, layers, head, outputs."""
@@ -96,10 +98,13 @@ class Decoder:
         table = self._vocabulary(EMBEDDING, per_token=self.spec.tied)
         if not self.layout:
             return self.graph.node("Gather", [table[0], ids]), table
-        codes = self.graph.alias(f"{EMBEDDING}.rows", table[0], (self.spec.vocab_size, self.spec.hidden))
+        format, group = self.vocabulary
+        codes = self.graph.alias(
+            f"{EMBEDDING}.rows", table[0], (self.spec.vocab_size, self.spec.hidden * format.bits // 8)
+        )
         vectors = self.graph.node(
-            "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=8, block_size=self.vocabulary[1],
-            gather_axis=0, quantize_axis=1,
+            "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=format.bits, block_size=group, gather_axis=0,
+            quantize_axis=1,
         )  # fmt: skip
         return vectors, table
 
@@ -111,7 +116,7 @@ class Decoder:
         normed = graph.node("Slice", [normed, self.logits_from, end, axis])
         table = table if spec.tied else self._vocabulary(HEAD, per_token=True)
         if self.layout:
-            logits = self._matmul_bits(normed, table, None, (spec.hidden, 8, self.vocabulary[1]))
+            logits = self._matmul_bits(normed, table, None, (spec.hidden, self.vocabulary[0].bits, self.vocabulary[1]))
         else:
             logits = self._matmul(normed, table[0])
         graph.output(self._capped(logits), "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
@@ -122,7 +127,7 @@ class Decoder:
         return logits
 
     def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
-        """The rows of embedding or head: (weight,) or, in 8 bits, (codes [vocab, blocks, group], scales)."""
+        """The rows of embedding or head: (weight,) or, in blocks, (codes [vocab, blocks, bytes], scales)."""
         if not self.layout:
             return (self._floats(name, [name], per_token),)
         return self._blocks(name, [name], self.vocabulary, per_token)

@@ -19,7 +19,7 @@ __all__ = ["ExportWeights"]
 
 VOCABULARY_GROUP = 128
 # What ONNX's MatMulNBits may hold, by bits; the first where the folder was tuned in none of them.
-_ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}
+_ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int4-full": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}
 
 _ATTENTION, _FFN = ("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")
 
@@ -90,13 +90,13 @@ class ExportWeights:
         return (format, group if kind == "onnx" else BLOCK) if format else None
 
     def vocabulary(self, artifact_format: str) -> tuple[BlockFormat, int]:
-        """Format and group of embedding and head where projections are in blocks: always 8 bits.
+        """Format and group of embedding and head where projections are in blocks: 8 bits, but in onnx-int4-full.
 
         In ONNX with the coarsest group up to VOCABULARY_GROUP that divides the rows: onnxruntime reads 8 bytes beside
         every block, a quarter more than the codes at 32, and in 8 bits a coarse group costs no quality.
         """
         group = BLOCK if artifact_format.startswith("gguf") else math.gcd(VOCABULARY_GROUP, self.spec.hidden)
-        return BLOCK_FORMATS["q8_0"], group
+        return BLOCK_FORMATS["q4_0" if artifact_format == "onnx-int4-full" else "q8_0"], group
 
     def __contains__(self, name: str) -> bool:
         return not name.startswith(self._blank) and name in self._store

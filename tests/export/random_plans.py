@@ -44,7 +44,7 @@ GELU_TABLE = 1e-3  # relative; seen: 3e-4, and 4e-6 against torch with GELU's in
 TOKENS = 24
 OTHERS = {
     "gguf": ("gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1"),
-    "onnx": ("onnx-fp16", "onnx-int4", "onnx-int8"),
+    "onnx": ("onnx-fp16", "onnx-int4", "onnx-int4-full", "onnx-int8"),
 }  # fmt: skip
 ROPES: tuple[dict[str, Any], ...] = (
     {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},

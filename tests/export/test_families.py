@@ -84,7 +84,7 @@ def qwen3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_folder(pruned(model, widths) if widths else model, folder), architecture
 
 
-@pytest.mark.parametrize("artifact_format", [*FORMATS, "gguf-q4_1", "onnx-int8"])
+@pytest.mark.parametrize("artifact_format", [*FORMATS, "gguf-q4_1", "onnx-int4-full", "onnx-int8"])
 def test_qwen3_answers_as_torch_does(qwen3: tuple[Path, str], artifact_format: str, tmp_path: Path) -> None:
     folder, architecture = qwen3
     written = assert_parity(folder, tmp_path, artifact_format)
@@ -139,7 +139,7 @@ def gemma(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_folder(model, tmp_path_factory.mktemp(f"{family}-{kind}")), family.removesuffix("_text")
 
 
-@pytest.mark.parametrize("artifact_format", [*FORMATS, "gguf-q4_1", "onnx-int8"])
+@pytest.mark.parametrize("artifact_format", [*FORMATS, "gguf-q4_1", "onnx-int4-full", "onnx-int8"])
 def test_gemma_answers_as_torch_does(gemma: tuple[Path, str], artifact_format: str, tmp_path: Path) -> None:
     folder, architecture = gemma
     assert assert_parity(folder, tmp_path, artifact_format) == (
