@@ -93,7 +93,8 @@ class ExportWeights:
         """Format and group of embedding and head where projections are in blocks: 8 bits, but in onnx-int4-full.
 
         In ONNX with the coarsest group up to VOCABULARY_GROUP that divides the rows: onnxruntime reads 8 bytes beside
-        every block, a quarter more than the codes at 32, and in 8 bits a coarse group costs no quality.
+        every block, a quarter more than the codes at 32, and in 8 bits a coarse group costs no quality: the demo
+        has onnx-int4 beside gguf-q4_0, which keeps 32.
         """
         group = BLOCK if artifact_format.startswith("gguf") else math.gcd(VOCABULARY_GROUP, self.spec.hidden)
         return BLOCK_FORMATS["q4_0" if artifact_format == "onnx-int4-full" else "q8_0"], group
