@@ -9,7 +9,7 @@ scaling, tied or not. tests/export/random_plans.py says what is checked, and the
 cases. All files run in child processes; a file that kills one is named, and counts as a fault.
 
 The table shows, for every format and way of running it, how many files were run, how many models were refused before a
-file was there, and the largest error over its tolerance. Takes 15 minutes of one core; ends with one JSON line and, if
+file was there, and the largest error over its tolerance. Takes 20 minutes of one core; ends with one JSON line and, if
 there was a fault, exit code 1.
 """
 
