@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -98,6 +99,14 @@ def write_folder(model: PreTrainedModel, folder: Path) -> Path:
     config = model.config.to_dict()
     tiny_tokenizer(config.get("base_model_type") or config["model_type"]).save_pretrained(folder)
     save_model(model, folder, folder)
+    return folder
+
+
+def cut_short(folder: Path, name: str, rows: int) -> Path:
+    """The folder with the first rows of a tensor only: not what its config says."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name][:rows].clone()
+    save_file(tensors, folder / "model.safetensors")
     return folder
 
 

@@ -48,7 +48,7 @@ def find_source(path: Path, artifact_format: str | None, target: str | None) -> 
     board = load_target(target or record["recipe"]["target"])
     artifact_format = artifact_format or f"gguf-{board.quantisation['gguf']}"
     if artifact_format == "onnx-optimum":
-        raise SaapError("--format onnx-optimum: its graph runs in optimum, with torch, not on a board: take onnx-fp32")
+        raise SaapError("--format onnx-optimum: no bundle's run.sh can run its graph: take onnx-fp32")
     manifest = read_manifest(folder)
     artifacts = {artifact.format: artifact for artifact in manifest.artifacts}
     if artifact_format not in artifacts:

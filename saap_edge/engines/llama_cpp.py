@@ -55,16 +55,20 @@ class LlamaCppEngine:
             raise SaapError(f"'{self.path}': llama.cpp cannot load it: {reason}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
-        self._context = self._open_context()
+        self._context = self._open_context(self._parameters())
         self._batch = llama_cpp.llama_batch_init(context, 0, 1)
         self.reset()
 
-    def _open_context(self) -> Any:
+    def _parameters(self) -> Any:
+        """How the context is opened."""
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.context
         parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.no_perf = True
+        return parameters
+
+    def _open_context(self, parameters: Any) -> Any:
         context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not context:
             raise SaapError(f"'{self.path}': llama.cpp cannot open a context of {self.context} tokens")

@@ -11,28 +11,71 @@ import onnxruntime as ort
 
 from saap_edge.errors import SaapError
 
-__all__ = ["OnnxRuntimeEngine"]
+__all__ = ["OnnxEngine", "OnnxRuntimeEngine"]
 
 GRAPH_FILE = "model.onnx"
 LAST_ONLY = np.array([-1], dtype=np.int64)
 ALL = np.array([0], dtype=np.int64)
 
 
-class OnnxRuntimeEngine:
+class OnnxEngine:
+    """A decoder in a plain InferenceSession on the CPU: what does not depend on who exported it."""
+
+    name = "onnxruntime"
+    vocab_size: int  # set once the graph is known to be a decoder
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        """Load `path`, the folder or its model.onnx. Raises SaapError when it is missing or damaged."""
+        path = Path(path)
+        self.path = path / GRAPH_FILE if path.is_dir() else path
+        self.threads, self.context = threads, context
+        self._session = open_session(self.path, threads)
+        self._length = 0
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot keep {length} of {self._length} tokens")
+        self._length = length
+
+    def _ids(self, tokens: Sequence[int]) -> np.ndarray:
+        """Ids int64 [1, n]. Raises ValueError on none, on one outside the vocabulary, and when they do not fit."""
+        ids = np.array([tokens], dtype=np.int64)
+        if ids.size == 0:
+            raise ValueError("no tokens to run")
+        if self._length + ids.shape[1] > self.context:
+            raise ValueError(
+                f"{self._length} tokens and {ids.shape[1]} more do not fit into a context of {self.context}"
+            )
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            raise ValueError(f"token ids must be in 0 to {self.vocab_size - 1}")
+        return ids
+
+    def _describe(self, quantisation: str | None, kv_bytes: int) -> dict[str, Any]:
+        """What ran: the conditions that belong beside every figure."""
+        return {
+            "engine": self.name,
+            "version": ort.__version__,
+            "provider": self._session.get_providers()[0],
+            "quantisation": quantisation,
+            "threads": self.threads,
+            "context": self.context,
+            "vocab_size": self.vocab_size,
+            "kv_type": "f32",
+            "kv_bytes_per_token": kv_bytes,
+        }
+
+
+class OnnxRuntimeEngine(OnnxEngine):
     """An ONNX folder of `saap_edge.export.onnx`, on the CPU, through a plain InferenceSession.
 
     Past and present keys and values are the same buffers of `context` tokens: attention then writes in place instead
     of copying a growing cache at every token.
     """
 
-    name = "onnxruntime"
-
     def __init__(self, path: Path, threads: int, context: int) -> None:
         """Load `path`, the folder or its model.onnx. Raises SaapError when it is missing, damaged, or too short."""
-        path = Path(path)
-        self.path = path / GRAPH_FILE if path.is_dir() else path
-        self.threads, self.context = threads, context
-        self._session = open_session(self.path, threads)
+        super().__init__(path, threads, context)
         self._check_inputs()
         self.vocab_size = int(self._session.get_outputs()[0].shape[-1])
         self._binding = self._session.io_binding()
@@ -46,20 +89,13 @@ class OnnxRuntimeEngine:
         """Forget the sequence; the KV cache is empty again."""
         self._length = 0
 
-    def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"cannot keep {length} of {self._length} tokens")
-        self._length = length
-
     def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
 
         The array of a [1, vocab] answer is reused by the next call. Raises ValueError on no tokens, on an id outside
         the vocabulary, and when the sequence would outgrow `context`.
         """
-        ids = np.array([tokens], dtype=np.int64)
-        self._check_tokens(ids)
+        ids = self._ids(tokens)
         total = self._length + ids.shape[1]
         rows = ids.shape[1] if all_logits else 1
         logits = self._step_logits if rows == 1 else np.empty((1, rows, self.vocab_size), dtype=np.float32)
@@ -80,17 +116,7 @@ class OnnxRuntimeEngine:
     def describe(self) -> dict[str, Any]:
         """What ran: the conditions that belong beside every figure."""
         metadata = self._session.get_modelmeta().custom_metadata_map
-        return {
-            "engine": self.name,
-            "version": ort.__version__,
-            "provider": self._session.get_providers()[0],
-            "quantisation": metadata.get("saap_edge.quantisation"),
-            "threads": self.threads,
-            "context": self.context,
-            "vocab_size": self.vocab_size,
-            "kv_type": "f32",
-            "kv_bytes_per_token": self._kv_bytes,
-        }
+        return self._describe(metadata.get("saap_edge.quantisation"), self._kv_bytes)
 
     def _check_inputs(self) -> None:
         names = {value.name for value in self._session.get_inputs()}
@@ -100,16 +126,6 @@ class OnnxRuntimeEngine:
         longest = int(self._session.get_modelmeta().custom_metadata_map.get("saap_edge.context", self.context))
         if not 0 < self.context <= longest:
             raise SaapError(f"{self.path}: a context of {self.context} tokens is outside the model's 1 to {longest}")
-
-    def _check_tokens(self, ids: np.ndarray) -> None:
-        if ids.size == 0:
-            raise ValueError("no tokens to run")
-        if self._length + ids.shape[1] > self.context:
-            raise ValueError(
-                f"{self._length} tokens and {ids.shape[1]} more do not fit into a context of {self.context}"
-            )
-        if ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise ValueError(f"token ids must be in 0 to {self.vocab_size - 1}")
 
     def _bind_cache(self) -> None:
         """One buffer [1, kv heads, context, head_dim] per layer and kind, bound once as past and as present."""

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
-from saap_edge.engines.onnxruntime import GRAPH_FILE, open_session
+from saap_edge.engines.onnxruntime import OnnxEngine
 from saap_edge.errors import SaapError
 
 __all__ = ["OptimumEngine"]
@@ -17,17 +16,12 @@ __all__ = ["OptimumEngine"]
 PAST = "past_key_values."
 
 
-class OptimumEngine:
+class OptimumEngine(OnnxEngine):
     """An ONNX folder of the format onnx-optimum, on the CPU. Its graph copies the cache at every token."""
-
-    name = "onnxruntime"
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         """Load `path`, the folder or its model.onnx. Raises SaapError when it is missing, damaged, or another."""
-        path = Path(path)
-        self.path = path / GRAPH_FILE if path.is_dir() else path
-        self.threads, self.context = threads, context
-        self._session = open_session(self.path, threads)
+        super().__init__(path, threads, context)
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._positions = "position_ids" in inputs  # Gemma's graph counts them itself
         self._shapes = {name: shape for name, shape in inputs.items() if name.startswith(PAST)}
@@ -47,9 +41,7 @@ class OptimumEngine:
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"cannot keep {length} of {self._length} tokens")
-        self._length = length
+        super().truncate(length)
         self._past = {name: value[:, :, :length] for name, value in self._past.items()}
 
     def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
@@ -57,14 +49,8 @@ class OptimumEngine:
 
         Raises ValueError on no tokens, on an id outside the vocabulary, and when the sequence would outgrow `context`.
         """
-        ids = np.array([tokens], dtype=np.int64)
+        ids = self._ids(tokens)
         total = self._length + ids.shape[1]
-        if ids.size == 0:
-            raise ValueError("no tokens to run")
-        if total > self.context:
-            raise ValueError(f"{total} tokens do not fit into a context of {self.context}")
-        if ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise ValueError(f"token ids must be in 0 to {self.vocab_size - 1}")
         feeds = {"input_ids": ids, "attention_mask": np.ones((1, total), dtype=np.int64), **self._past}
         if self._positions:
             feeds["position_ids"] = np.arange(self._length, total, dtype=np.int64)[None]
@@ -80,8 +66,4 @@ class OptimumEngine:
 
     def describe(self) -> dict[str, Any]:
         """What ran: the conditions that belong beside every figure."""
-        return {
-            "engine": self.name, "version": ort.__version__, "provider": self._session.get_providers()[0],
-            "quantisation": "fp32", "threads": self.threads, "context": self.context, "vocab_size": self.vocab_size,
-            "kv_type": "f32", "kv_bytes_per_token": self.kv_bytes_per_token(),
-        }  # fmt: skip
+        return self._describe("fp32", self.kv_bytes_per_token())

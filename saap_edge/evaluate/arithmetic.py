@@ -19,16 +19,10 @@ from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from saap_edge.export.weights import ExportWeights
+from saap_edge.export.weights import FLOATS, ExportWeights
 from saap_edge.model.blocks import BLOCK, BlockFormat
 
-__all__ = ["FLOATS", "runtime_arithmetic"]
-
-# What weights that are in no blocks are stored in.
-FLOATS = {
-    "gguf-f32": torch.float32, "gguf-f16": torch.float16, "gguf-bf16": torch.bfloat16, "onnx-fp32": torch.float32,
-    "onnx-fp16": torch.float16, "onnx-optimum": torch.float32,
-}  # fmt: skip
+__all__ = ["runtime_arithmetic"]
 
 _ATTENTION = "saap_edge_llama_cpp"
 

@@ -12,9 +12,9 @@ import torch
 
 from saap_edge.errors import ParityError
 from saap_edge.evaluate.answers import relative_error
-from saap_edge.evaluate.arithmetic import FLOATS, runtime_arithmetic
+from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.export.kquants import KQUANTS, held_projections
-from saap_edge.export.weights import ExportWeights
+from saap_edge.export.weights import FLOATS, ExportWeights
 from saap_edge.model.blocks import BLOCK, dequantise
 from saap_edge.model.folder import load_model
 

@@ -21,7 +21,7 @@ from saap_edge.export.gemma import add_gemma
 from saap_edge.export.gguf_tokenizer import add_tokenizer, model_name
 from saap_edge.export.refusal import export_refusal, gguf_architecture
 from saap_edge.export.rope import rope_frequencies
-from saap_edge.export.weights import ExportWeights
+from saap_edge.export.weights import FLOATS, ExportWeights
 from saap_edge.families.rope import attention_factor, yarn_scale
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks
 from saap_edge.model.spec import ModelSpec, linear_shapes
@@ -278,8 +278,7 @@ def _matrix(
 
 def _floats(weights: ExportWeights, source: str, quantisation: str) -> np.ndarray:
     """A weight [out, in] in floats, to nearest even; bfloat16, which numpy lacks, as its bytes."""
-    kinds = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-    values = weights.tensor(source, kinds[quantisation])
+    values = weights.tensor(source, FLOATS[f"gguf-{quantisation}"])
     return (values.view(torch.uint8) if quantisation == "bf16" else values).numpy()
 
 

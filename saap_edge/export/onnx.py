@@ -15,7 +15,7 @@ from saap_edge.export.onnx_gemma import GemmaDecoder
 from saap_edge.export.onnx_graph import DATA_FILE, GraphWriter
 from saap_edge.export.optimum import write_config
 from saap_edge.export.refusal import export_refusal
-from saap_edge.export.weights import ExportWeights
+from saap_edge.export.weights import FLOATS, ExportWeights
 from saap_edge.model.blocks import BLOCK
 from saap_edge.model.folder import copy_tokenizer
 from saap_edge.model.spec import ModelSpec, read_spec
@@ -60,7 +60,7 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
         graph = GraphWriter(data)
         decoder = GemmaDecoder if weights.spec.gemma else Decoder
         vocabulary = weights.vocabulary(f"onnx-{quantisation}")
-        stored = torch.float16 if quantisation == "fp16" else torch.float32
+        stored = FLOATS.get(f"onnx-{quantisation}", torch.float32)
         decoder(graph, weights, layout, vocabulary, stored).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(

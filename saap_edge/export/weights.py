@@ -14,9 +14,13 @@ from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, qu
 from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
 from saap_edge.model.tensors import Codes, TensorStore
 
-__all__ = ["ExportWeights"]
+__all__ = ["FLOATS", "ExportWeights"]
 
-
+# What the matrices of artifacts without blocks are stored in.
+FLOATS = {
+    "gguf-f32": torch.float32, "gguf-f16": torch.float16, "gguf-bf16": torch.bfloat16, "onnx-fp32": torch.float32,
+    "onnx-fp16": torch.float16, "onnx-optimum": torch.float32,
+}  # fmt: skip
 VOCABULARY_GROUP = 128
 # What ONNX's MatMulNBits may hold, by bits; the first where the folder was tuned in none of them.
 _ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int4-full": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}

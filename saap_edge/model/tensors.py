@@ -39,11 +39,12 @@ class TensorStore:
             files = {path.name for path in self.folder.glob("model*.safetensors")}
         if not files:
             raise SaapError(f"no model.safetensors in '{folder}': only safetensors weights are read (no pickles)")
-        self._files: dict[str, Path] = {}
+        self._stored: dict[str, tuple[Path, tuple[int, ...]]] = {}  # file and shape
         for name in sorted(files):
             try:
                 with safe_open(str(self.folder / name), framework="pt") as handle:
-                    self._files |= dict.fromkeys(handle.keys(), self.folder / name)
+                    for key in handle.keys():  # noqa: SIM118 (a handle cannot be iterated)
+                        self._stored[key] = self.folder / name, tuple(handle.get_slice(key).get_shape())
             except (SafetensorError, FileNotFoundError) as error:
                 raise SaapError(f"{self.folder / name}: damaged or missing safetensors file ({error})") from None
         self._family, self._config = config_family(read_config(folder))
@@ -52,7 +53,7 @@ class TensorStore:
         return self._family.source(self._config, name) if self._family.source else Source(name)
 
     def __contains__(self, name: str) -> bool:
-        return self._source(name).name in self._files
+        return self._source(name).name in self._stored
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor in its stored dtype; float32 where a factor is folded in. Raises SaapError when it is missing."""
@@ -81,14 +82,13 @@ class TensorStore:
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:
         stored = self._source(name).name
-        if stored not in self._files:
+        if stored not in self._stored:
             raise SaapError(f"tensor '{stored}' is missing from '{self.folder}'")
-        with safe_open(str(self._files[stored]), framework="pt") as handle:
-            return tuple(handle.get_slice(stored).get_shape())
+        return self._stored[stored][1]
 
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
         source = self._source(name)
-        with safe_open(str(self._files[source.name]), framework="pt") as handle:
+        with safe_open(str(self._stored[source.name][0]), framework="pt") as handle:
             tensor: torch.Tensor = handle.get_slice(source.name)[start:stop]
         if source.order:
             tensor = tensor.unflatten(0, (-1, len(source.order)))[:, list(source.order)].flatten(0, 1)

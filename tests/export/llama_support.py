@@ -14,13 +14,11 @@ from saap_edge.engines.llama_cpp import LlamaCppEngine
 class ExactEngine(LlamaCppEngine):
     """The engine with keys and values in float32; without flash attention, which would cast them to fp16."""
 
-    def _open_context(self) -> Any:
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.context
-        parameters.n_threads = parameters.n_threads_batch = 1
+    def _parameters(self) -> Any:
+        parameters = super()._parameters()
         parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        return llama_cpp.llama_init_from_model(self._model, parameters)
+        return parameters
 
 
 def exact_logits(path: Path, tokens: list[int]) -> np.ndarray:

@@ -18,7 +18,7 @@ from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.answers import HARD_TEXT
-from saap_edge.evaluate.parity import check_parity, shipped_model
+from saap_edge.evaluate.parity import check_parity, logits, relative_error, shipped_model
 from saap_edge.export.artifacts import engine_of
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.onnx import write_onnx
@@ -30,6 +30,7 @@ from saap_edge.model.spec import LayerShape
 from saap_edge.recipe import FORMATS
 from tests.conftest import TEXT, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 from tests.export.codes_support import tune
+from tests.export.llama_support import exact_logits
 from tests.export.test_onnx import genai_tokens
 
 IDS = list(range(1, 30))  # more than Gemma's window of 8
@@ -153,6 +154,22 @@ def test_gemma3_untied_and_with_capped_logits(artifact_format: str, tmp_path: Pa
     model = tiny_gemma("gemma3_text", tied=False, final_logit_softcapping=2.0, attn_logit_softcapping=5.0)
     folder = write_folder(model, tmp_path / "model")
     assert_parity(folder, tmp_path, artifact_format)
+
+
+@pytest.mark.parametrize("family", list(GEMMA))
+def test_gelu_in_llama_cpp_is_a_table_of_fp16(family: str, tmp_path: Path) -> None:
+    """All that parts a layer of a Gemma file in float32 from torch: GELU's argument and value are rounded. Most tokens
+    are then equal to float32's rounding; where a rounding falls the other way, a token is not."""
+    folder = write_folder(tiny_gemma(family, num_hidden_layers=1), tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", "f32")
+    actual, model = exact_logits(tmp_path / "m.gguf", IDS), load_model(folder)
+    exact = logits(model, IDS)
+    for layer in model.model.layers:
+        gelu = layer.mlp.act_fn.forward
+        layer.mlp.act_fn.forward = lambda x, gelu=gelu: gelu(x.half().float()).half().float()
+    emulated = logits(model, IDS)
+    assert relative_error(actual, exact) > 1e-4
+    assert np.median([relative_error(actual[[at]], emulated[[at]]) for at in range(len(IDS))]) < 1e-6
 
 
 @pytest.mark.parametrize("family", list(GEMMA))

@@ -6,7 +6,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -26,6 +25,7 @@ from tests.conftest import (
     TEXT,
     VOCABULARY,
     WIDTHS,
+    cut_short,
     randomise_projections,
     raw_model,
     tiny_model,
@@ -393,10 +393,7 @@ def test_tokenizer_of_another_model_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"])
 @pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
 def test_weights_that_are_not_what_the_config_says(name, quantisation, tmp_path):
-    folder = write_folder(tiny_model("llama"), tmp_path / "model")
-    tensors = load_file(folder / "model.safetensors")
-    tensors[name] = tensors[name][:96].clone()
-    save_file(tensors, folder / "model.safetensors")
+    folder = cut_short(write_folder(tiny_model("llama"), tmp_path / "model"), name, 96)
     with pytest.raises(SaapError, match=rf"{name} is \(96, 64\), config.json says"):
         write_gguf(folder, tmp_path / "model.gguf", quantisation)
     assert not (tmp_path / "model.gguf").exists()

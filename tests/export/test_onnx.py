@@ -14,7 +14,6 @@ import onnxruntime as ort
 import onnxruntime_genai as og
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig
@@ -37,6 +36,7 @@ from tests.conftest import (
     TEXT,
     VOCABULARY,
     WIDTHS,
+    cut_short,
     randomise_projections,
     raw_model,
     tiny_model,
@@ -451,10 +451,7 @@ def test_refusals(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"])
 @pytest.mark.parametrize("quantisation", ["fp32", "int4", "int8"])
 def test_weights_that_are_not_what_the_config_says(name: str, quantisation: str, tmp_path: Path) -> None:
-    folder = write_folder(tiny_model("llama"), tmp_path / "model")
-    tensors = load_file(folder / "model.safetensors")
-    tensors[name] = tensors[name][:96].clone()
-    save_file(tensors, folder / "model.safetensors")
+    folder = cut_short(write_folder(tiny_model("llama"), tmp_path / "model"), name, 96)
     with pytest.raises(SaapError, match=rf"{name} is \(96, 64\), config.json says"):
         write_onnx(folder, tmp_path / "out", quantisation)
 
