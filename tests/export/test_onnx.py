@@ -167,6 +167,8 @@ def test_fp16_matrices_that_would_be_widened_at_every_token_are_refused(tmp_path
     refusal = export_refusal(replace(fits, vocab_size=fits.vocab_size + 1), "onnx-fp16")
     assert refusal and "anew at every token; leave onnx-fp16 out" in refusal
     assert export_refusal(replace(fits, vocab_size=fits.vocab_size + 1), "onnx-fp32") is None
+    wide = replace(spec, layers=(replace(spec.layers[0], ffn=(1 << 27) // spec.hidden + 32),))  # gate and up are one
+    assert export_refusal(wide, "onnx-fp16") and not export_refusal(wide, "onnx-fp32")
 
 
 def lengths(nodes: list) -> set[str]:
@@ -244,6 +246,15 @@ def test_llama3_frequencies_equal_transformers(tmp_path: Path) -> None:
     expected, scale = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     assert scale == 1.0
     np.testing.assert_allclose(rope_frequencies(read_spec(tmp_path)), expected.numpy(), rtol=1e-6)
+
+
+def test_int4_full_has_its_vocabulary_in_4_bits(folder: Path, tmp_path: Path) -> None:
+    write_onnx(folder, tmp_path, "int4-full")
+    weights, stored = ExportWeights(folder), arrays(tmp_path)
+    layout = BLOCK_FORMATS["q4_0"], math.gcd(128, weights.spec.hidden)
+    for name in ("model.embed_tokens.weight", *([] if weights.spec.tied else ["lm_head.weight"])):
+        stored_blocks(stored, name, weights.blocks(name, *layout))
+    check_blocks(folder, tmp_path, "int4-full")
 
 
 def check_blocks(folder: Path, out: Path, quantisation: str = "int4", group: int = 32) -> None:

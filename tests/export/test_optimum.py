@@ -178,6 +178,8 @@ def test_optimums_exporter(family: str, tmp_path: Path, capfd: pytest.CaptureFix
     expected = reference(load_model(folder), TOKENS)
     engine = OptimumEngine(tmp_path / "out", 1, context_of(tmp_path / "out"))
     np.testing.assert_allclose(engine.forward(TOKENS, all_logits=True), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="cannot keep"):
+        engine.truncate(len(TOKENS) + 1)
     engine.truncate(9)
     np.testing.assert_allclose(engine.forward(TOKENS[9:20], all_logits=True), expected[9:20], atol=1e-4)
     np.testing.assert_allclose(engine.forward(TOKENS[20:21]), expected[20:21], atol=1e-4)
