@@ -69,7 +69,7 @@ def compiled(request, tmp_path_factory):
         budget={"limits": [{"metric": "kv_bytes_per_token", "max": 10_000}]},
     )  # fmt: skip
     result = subprocess.run(
-        [sys.executable, "-m", "saap_edge.cli", "compile", str(recipe), "--out", str(folder / "out"), "--json"],
+        [sys.executable, "-m", "saap_edge", "compile", str(recipe), "--out", str(folder / "out"), "--json"],
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -137,6 +137,9 @@ def canonical_config(config: Config) -> Config:
     return config if config.get("model_type") == PRUNED_TYPE else family.canonical(full)
 
 
+_BESIDE_LONGROPE = ("partial_rotary_factor", "original_max_position_embeddings")
+
+
 def for_transformers_4(config: Config) -> Config:
     """The config with its rope in the words of transformers 4 too, which overlooks `rope_parameters` without a word."""
     rope: Config = config.get("rope_parameters") or {}
@@ -146,6 +149,10 @@ def for_transformers_4(config: Config) -> Config:
         words["rope_theta"] = full["rope_theta"]
     if full.get("rope_type", "default") != "default":
         words["rope_scaling"] = {name: value for name, value in full.items() if name != "rope_theta"}
+    if full.get("rope_type") == "longrope":
+        # Phi-3 admits nothing but the factors there, and the type under this name; the rest lies beside it.
+        words |= {name: words["rope_scaling"].pop(name) for name in _BESIDE_LONGROPE if name in full}
+        words["rope_scaling"]["type"] = words["rope_scaling"].pop("rope_type")
     if "rope_theta" in windowed:
         words["rope_local_base_freq"] = windowed["rope_theta"]
     return config | words

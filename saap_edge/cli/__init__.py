@@ -1,0 +1,46 @@
+"""The command line: the only place that prints for people and exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from rich.markup import escape
+
+from saap_edge import __version__
+
+from saap_edge.cli import chain, measuring, bundles, quality, boards  # noqa: F401 # isort: skip (--help's order)
+from saap_edge.cli.base import app, console
+from saap_edge.errors import EXIT_INPUT, EXIT_OK, SaapError
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point: turns every expected error into one line and an exit code."""
+    try:
+        app()
+    except SaapError as error:
+        _die(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _die("interrupted; finished stages are kept, run the same command to go on", 130)
+    except BrokenPipeError:
+        os._exit(EXIT_OK)
+    except MemoryError:
+        _die("out of memory: use a smaller model, fewer samples or a smaller recover.batch", EXIT_INPUT)
+    except OSError as error:
+        name = f" '{error.filename}'" if error.filename else ""
+        _die(f"{error.strerror or error}{name}", EXIT_INPUT)
+
+
+def _die(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    console.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
+    sys.exit(code)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)

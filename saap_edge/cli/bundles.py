@@ -1,0 +1,83 @@
+"""Bundles for a board, and checking what was made."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.markup import escape
+
+from saap_edge.cli.base import JsonOption, TargetOption, app, console, quiet_libraries, run_after
+from saap_edge.errors import EXIT_OK, SaapError
+
+__all__: list[str] = []
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of the export stage; or a bundle, a folder or a .tar.zst")], *,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Load every artifact in its runtime and compare it with torch; also exports the dense model to compare with.
+
+    On a bundle, without torch: every file's sha256, the tokenizer, and that the artifact answers here as it did where
+    the bundle was made. Exit codes: 0 ok, 1 it answers otherwise, 2 damaged.
+    """
+    if folder.is_file() or (folder / "bundle.json").is_file():
+        _verify_bundle(folder, as_json)
+    if not (folder / "stage.json").is_file():
+        raise SaapError(f"'{folder}' is neither a bundle (no bundle.json) nor a stage folder (as OUT/stages/NAME-HASH)")
+    _check_files(folder)
+    run_after(folder, "verify", as_json)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise SaapError where an artifact is not what its manifest says, even if it was verified when it still was."""
+    from saap_edge.export.artifacts import read_manifest
+    from saap_edge.pipeline import ancestors
+
+    for name, made in ancestors(folder).items():
+        if name in ("dense", "export"):
+            read_manifest(made)
+
+
+def _verify_bundle(path: Path, as_json: bool) -> NoReturn:
+    from saap_edge.bundle.check import check_bundle
+    from saap_edge.report.terminal import render_check
+
+    with console.status(f"verifying {escape(str(path))}"):
+        check = check_bundle(path)
+    for line in render_check(check.as_dict()):
+        console.print(line, soft_wrap=True)
+    if as_json:
+        print(json.dumps(check.as_dict()))
+    sys.exit(check.exit_code)
+
+
+@app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(help="--out folder of a run, or the folder of its export stage")], *,
+    format: Annotated[str | None, typer.Option("--format", help="Which artifact (default: the board's GGUF)")] = None,
+    target: TargetOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder or .tar.zst file to write")], as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """One verified artifact with all a board needs: tokenizer, licence, checksums, expected answers, run.sh.
+
+    \b
+        saap-edge bundle out --format gguf-q4_0 --target rpi5 --out model.tar.zst
+        saap-edge verify model.tar.zst                           on the board
+    """
+    quiet_libraries()
+    from saap_edge.bundle.write import write_bundle
+
+    with console.status(f"bundling into {escape(str(out))}"):
+        made = write_bundle(folder, out, format, target)
+    licence = made.base_licence.name or ", ".join(made.base_licence.files) or "unknown: the base model states none"
+    console.print(f"[bold]bundle[/]   {escape(str(out))}", soft_wrap=True)
+    console.print(f"  {made.role} {made.format} for {escape(made.board.title)}, {made.board.threads} threads")
+    console.print(f"  licence of the base model: {escape(licence)}", soft_wrap=True)
+    if as_json:
+        print(json.dumps({"exit_code": EXIT_OK, "bundle": str(out), **made.model_dump(mode="json")}))

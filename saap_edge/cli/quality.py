@@ -1,0 +1,72 @@
+"""Quality of a model or of what ships."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saap_edge.cli.base import JsonOption, app, bar, console, quiet_libraries
+from saap_edge.errors import SaapError
+
+__all__: list[str] = []
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="Hugging Face folder, export folder, .gguf file or ONNX folder")], *,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="A .jsonl file or a task of lm-eval by name; may be repeated")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows of each task")] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Text file to measure perplexity on")] = None,
+    window: Annotated[int, typer.Option("--window", min=2, help="Tokens of one perplexity window")] = 256,
+    format: Annotated[
+        list[str] | None, typer.Option("--format", help="Only this artifact of an export folder; may be repeated")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Hugging Face folder with the tokenizer, where PATH has none")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, help="Threads of llama.cpp and ONNX Runtime")
+    ] = os.cpu_count() or 1,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Zero-shot accuracy and perplexity, of a model or of what ships.
+
+    A Hugging Face folder (dense or pruned) runs in torch, a GGUF file in llama.cpp, an ONNX folder in ONNX Runtime.
+    An export folder, as `out/stages/export-HASH`, gives all its artifacts side by side:
+
+    \b
+        saap-edge evaluate ./TinyLlama --task piqa.jsonl --task arc_easy.jsonl --limit 200
+        saap-edge evaluate out/stages/export-HASH --task piqa.jsonl --text test.txt
+        saap-edge evaluate model-q4_0.gguf --tokenizer ./TinyLlama --task lambada.jsonl
+
+    lm-eval does the scoring. --task takes its tasks by name (their data comes from the network), or a local file with
+    one JSON object a line, of one of three forms:
+
+    \b
+        {"query": text, "choices": [text, ...], "gold": index}                 acc, acc_norm
+        {"context_options": [text, ...], "continuation": text, "gold": index}  acc
+        {"context": text, "continuation": text}                                acc (greedy), perplexity
+
+    Every figure comes with its rows, window, and the hash of its text. Exit codes: 0 ok, 2 bad input.
+    """
+    quiet_libraries()
+    if not task and text is None:
+        raise SaapError("nothing to measure: give --task, --text or both")
+    from saap_edge.evaluate.subjects import Settings, evaluate_path
+    from saap_edge.report.terminal import render_evaluation
+
+    settings = Settings(
+        tasks=tuple(task or ()), limit=limit, text=text, window=window, formats=tuple(format or ()),
+        tokenizer=tokenizer, threads=threads,
+    )  # fmt: skip
+    document = evaluate_path(path, settings, bar)
+    for part in render_evaluation(document):
+        console.print(part)
+    if as_json:
+        print(json.dumps(document))
