@@ -5,39 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saap_edge.bench.cost import bytes_per_token
 from saap_edge.bench.statistics import paired_ratio, scatter, summary
+from saap_edge.bench.subject import Subject
 
-__all__ = ["NOISY", "SCHEMA", "Samples", "Subject", "compared", "merge_documents", "write_document"]
+__all__ = ["NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "write_document"]
 
 SCHEMA = 2
 NOISY = 0.05  # rounds that scatter more than this are worth a word to people
 NS = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One artifact to measure, under a `name` of its own.
-
-    `role` is "dense", "pruned", "baseline" or "candidate"; `projection_bytes` are the weight bytes that decoding a
-    token reads; `parameters` those of the model (None: unknown); `model` says which model it was made from (None:
-    unknown).
-    """
-
-    name: str
-    role: str
-    engine: str
-    format: str
-    path: Path
-    projection_bytes: int
-    file_bytes: int
-    parameters: int | None = None
-    model: str | None = None
 
 
 @dataclass
