@@ -117,7 +117,7 @@ def test_terminal_shows_everything():
         "fail",
         "[b] hi",
         "repaired 11.00",
-        "10.50 => 10.50",
+        "10.50",
         "did not settle in 10 rounds",
         "scatter by more than 5%",
         "0x0 => 0x50000",
