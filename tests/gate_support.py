@@ -60,7 +60,8 @@ def side_by_side(decode: dict | None = None, **changes: Any) -> dict:
 
 def report(document: dict | None = None, **sections: Any) -> dict:
     target = {
-        "name": "board", "title": "A board", "cpu": "A CPU", "cores": 2, "ram_mib": [4096], "threads": 2, "source": "x",
+        "name": "board", "title": "A board", "cpu": "A CPU", "cores": [{"kind": "cpu", "count": 2}],
+        "ram_mib": [4096], "threads": 2, "source": "x",
     }  # fmt: skip
     bench_section = document or bench()
     return {"schema_version": 2, "model": {"name": "a-model"}, "target": target, "bench": bench_section} | sections
