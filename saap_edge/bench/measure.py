@@ -21,7 +21,7 @@ import numpy as np
 from saap_edge.bench.document import Samples, Subject, merge_documents, write_document
 from saap_edge.bench.machine import machine_facts, versions
 from saap_edge.bench.sensors import sensors
-from saap_edge.bench.statistics import has_settled
+from saap_edge.bench.statistics import has_settled, look_confidence, planned_looks
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 
@@ -36,7 +36,8 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class BenchConditions:
-    """What every figure is measured under. `windows` are token ids for perplexity (none: it is not measured)."""
+    """What every figure is measured under. `windows` are token ids for perplexity (none: it is not measured);
+    `max_rounds` bounds rounds that are added while a verdict is open (None: none are)."""
 
     threads: int
     prompt_tokens: int
@@ -44,6 +45,12 @@ class BenchConditions:
     rounds: int
     windows: list[list[int]] = field(default_factory=list)
     text_sha256: str | None = None
+    max_rounds: int | None = None
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many rounds a verdict may be reached."""
+        return planned_looks(self.rounds, self.max_rounds or self.rounds)
 
     @property
     def context(self) -> int:
@@ -57,6 +64,8 @@ class BenchConditions:
             "prompt_tokens": self.prompt_tokens,
             "decode_tokens": self.decode_tokens,
             "rounds": self.rounds,
+            "looks": list(self.looks),
+            "confidence": look_confidence(len(self.looks)),
             "versions": versions(),
             "perplexity_window": len(self.windows[0]) if self.windows else 0,
             "perplexity_tokens": sum(len(window) - 1 for window in self.windows),
@@ -66,27 +75,38 @@ class BenchConditions:
 
 def steps_of(subjects: int, conditions: BenchConditions) -> int:
     """Steps that `measure` reports in all to `progress`."""
-    return subjects * (LOADS + 1 + MOST + conditions.rounds)
+    return subjects * (LOADS + 1 + MOST + conditions.looks[-1])
 
 
 def measure(
     subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]], conditions: BenchConditions,
-    progress: Progress = lambda steps: None,
+    progress: Progress = lambda steps: None, decided: Callable[[dict[str, Any]], bool] = lambda document: True,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure everything and return the bench document (schema 2).
 
     Subjects that are compared, directly or through others, run side by side; what is compared with nothing runs for
-    itself, so that no more artifacts than needed are in memory at a time. Raises SaapError when an artifact does not
-    run.
+    itself, so that no more artifacts than needed are in memory at a time. Where `conditions` allow more rounds, they
+    are added while `decided` denies, given the document so far. Raises SaapError when an artifact does not run.
     """
     documents = []
     for group in _groups(subjects, comparisons):
         names = {subject.name for subject in group}
         with Harness(group, [pair for pair in comparisons if pair[0] in names], conditions, progress) as harness:
             harness.warm_up()
-            harness.run(conditions.rounds)
-            documents.append(harness.document())
+            documents.append(_measure_group(harness, decided, progress))
     return merge_documents(documents)
+
+
+def _measure_group(harness: Harness, decided: Callable[[dict[str, Any]], bool], progress: Progress) -> dict[str, Any]:
+    """Rounds from look to look, until all is decided or the last look is taken."""
+    done, looks = 0, harness.conditions.looks
+    for look in looks:
+        harness.run(look - done)
+        done, document = look, harness.document()
+        if decided(document):
+            break
+    progress(len(harness.subjects) * (looks[-1] - done))
+    return document
 
 
 class Harness:
