@@ -42,19 +42,22 @@ class Subject:
 
 @dataclass
 class Samples:
-    """What was measured of one artifact: `ttft_s` and `steps_s` a round, the others a fresh process each."""
+    """What was measured of one artifact: `ttft_s`, `steps_s` and `joules` (of decoding) a round, the others a fresh
+    process each."""
 
     ttft_s: list[float] = field(default_factory=list)
     steps_s: list[list[float]] = field(default_factory=list)
     load_s: list[float] = field(default_factory=list)
     peak_rss: list[int] = field(default_factory=list)
     peak_pss: list[int] = field(default_factory=list)
+    joules: list[float | None] = field(default_factory=list)
     perplexity: float | None = None
 
-    def add(self, timing: Mapping[str, Any]) -> None:
+    def add(self, timing: Mapping[str, Any], joules: float | None = None) -> None:
         """A round, as an engine's child tells it."""
         self.ttft_s.append(timing["ttft_s"])
         self.steps_s.append(timing["decode_s"])
+        self.joules.append(joules)
 
     def add_load(self, seconds: float, memory: Mapping[str, int | None]) -> None:
         """A fresh process."""
@@ -62,6 +65,13 @@ class Samples:
         self.peak_rss.append(int(memory["peak"] or 0))
         if memory.get("pss"):
             self.peak_pss.append(int(memory["pss"] or 0))
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Over all rounds; None where the board's meter did not tell of each."""
+        tokens = sum(map(len, self.steps_s))
+        known = [joules for joules in self.joules if joules is not None]
+        return sum(known) / tokens if tokens and len(known) == len(self.steps_s) else None
 
     @property
     def step_s(self) -> list[float]:
@@ -152,7 +162,7 @@ def _artifact(
         "bytes_per_token": bytes_per_token(subject.projection_bytes, kv_bytes, prompt + decode // 2),
         "parameters": subject.parameters,
         "perplexity": samples.perplexity,
-        "energy_j_per_token": None,
+        "energy_j_per_token": samples.joules_per_token,
         "noise": scatter(samples.step_s),
         "llama_bench": _llama_bench(subject, loaded, samples, conditions),
     }

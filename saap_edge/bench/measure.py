@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from saap_edge.bench.document import Samples, Subject, merge_documents, write_document
+from saap_edge.bench.energy import Meter, find_meter
 from saap_edge.bench.machine import machine_facts, versions
 from saap_edge.bench.sensors import sensors
 from saap_edge.bench.statistics import has_settled, look_confidence, planned_looks
@@ -132,10 +133,12 @@ class Harness:
         self._stack = ExitStack()
         self._workers: dict[str, Worker] = {}
         self._machine: dict[str, Any] = {}
+        self._meter: Meter | None = None
 
     def __enter__(self) -> Harness:
         """Measure loading and memory in fresh processes, open those that stay, and measure perplexity in them."""
-        self._machine = machine_facts() | {"before": sensors()}
+        self._meter = find_meter()
+        self._machine = machine_facts() | {"energy": self._meter and self._meter.name, "before": sensors()}
         with ExitStack() as stack:
             for number in range(LOADS):
                 for subject in self._in_turn(number):
@@ -145,6 +148,8 @@ class Harness:
                 self._workers[name] = stack.enter_context(self._open(subject))
                 self._samples[name].perplexity = _perplexity(self._workers[name], self.conditions.windows)
                 self._progress(1)
+            if self._meter:
+                stack.enter_context(self._meter)
             self._stack = stack.pop_all()
         return self
 
@@ -170,7 +175,9 @@ class Harness:
         """Rounds of all, the order turned round every time so that a drift of the machine meets all alike."""
         for _ in range(rounds):
             for subject in self._in_turn(self._rounds):
-                self._samples[subject.name].add(self._time(subject))
+                timing = self._time(subject)
+                joules = self._meter.joules(*timing["decode_at"]) if self._meter else None
+                self._samples[subject.name].add(timing, joules)
             self._rounds += 1
 
     def document(self) -> dict[str, Any]:
