@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import SaapError
+from saap_edge.gate.stage import gate_settings, write_gate
 from saap_edge.model.spec import ModelSpec, read_spec
 from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
 from saap_edge.recipe import Recipe
@@ -186,10 +187,10 @@ class Job:
             "prune": (("plan",), texts, score | mending),
             "recover": (before, (*texts, "teacher"), self._recover_settings() | windows | seed),
             "dense": ((), ("model", *self._importance_text), export),
-            "export": (made_of, self._importance_text, export),
+            "export": (made_of, ("model", *self._importance_text), export),
             "verify": (("export", "dense", "recover"), ("model", "test"), {}),
             "bench": (("verify", "export", "dense"), ("test",), self._bench_settings()),
-            "gate": (("bench",), (), {"budget": recipe.budget.model_dump(mode="json"), "on_target": self.on_target}),
+            "gate": (("bench",), (), gate_settings(recipe.budget, self.target)),
             "report": (ORDER[1:-1], (), {"target": self._target_identity(), "model": self.model_name}),
         }
         inputs, reads, settings = table[name]
@@ -390,7 +391,7 @@ class Job:
         self._export_model(self.model, out, "dense", {"model": self.outside(("model",))["model"]})
 
     def _export(self, inputs: Inputs, out: Path) -> None:
-        lineage = {name: folder.name for name, folder in inputs.items()}
+        lineage = {name: folder.name for name, folder in inputs.items()} | self.outside(("model",))
         self._export_model(inputs["recover"] / "model", out, "pruned", lineage)
         if not self.tune:
             (out / "plan.json").write_bytes((inputs["plan"] / "plan.json").read_bytes())
@@ -449,15 +450,7 @@ class Job:
         _write_json(out / "bench.json", document)
 
     def _gate(self, inputs: Inputs, out: Path) -> None:
-        from saap_edge.gate import exit_code, judge
-
-        bench = read_json(inputs["bench"] / "bench.json")
-        verdicts = judge(bench, self.recipe.budget, self.on_target)
-        document = {
-            "exit_code": exit_code(verdicts),
-            "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts],
-        }
-        _write_json(out / "gate.json", document)
+        write_gate(inputs["bench"], self.recipe.budget, self.target, out)
 
     def _report(self, inputs: Inputs, out: Path) -> None:
         from saap_edge.report.write import write_report
