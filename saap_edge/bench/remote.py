@@ -123,9 +123,17 @@ class Client:
                     advance(-(-done // KIB) - -(-shown // KIB))
                     shown = done
 
-            self._persist(lambda made: self._send_once(arrived, made), say)
+            damaged = [
+                name for _ in range(2) if (name := self._persist(lambda made: self._send_once(arrived, made), say))
+            ]
+        if len(damaged) == 2:
+            raise SaapError(
+                f"'{self._paths[damaged[0]]}' arrives at '{self._ssh.board}' with another sha256 than {BUNDLE_FILE} says: "
+                "is it whole here (saap-edge verify), is the board's disk failing?"
+            )
 
-    def _send_once(self, arrived: Callable[[int], None], made: Callable[[], None]) -> None:
+    def _send_once(self, arrived: Callable[[int], None], made: Callable[[], None]) -> str | None:
+        """Send what is missing; the first file that did not arrive as it should, None where all are there."""
         with self._open("receive", files=list(self._sizes.items())) as session:
             messages = session.messages()
             first = next(messages, None)
@@ -149,8 +157,7 @@ class Client:
                 made()
             session.end_input()
             damaged = [message["received"] for message in messages if not message["whole"]]
-        if damaged:
-            raise Unreachable(f"'{self._paths[damaged[0]].name}' arrived damaged at '{self._ssh.board}'")
+        return damaged[0] if damaged else None
 
     def _pieces(self, have: dict[str, int]) -> Iterator[bytes]:
         """What is missing of each file, in the order the board knows."""
@@ -280,7 +287,8 @@ def _not_installed(ssh: Ssh, board: Board, found: Sequence[tuple[str, dict[str, 
         )
         for python, facts in found
     ]
-    place = _at_home(board.python).removesuffix("/bin/python") if board.python else f"{FOLDER}/venv"
+    given = _at_home(board.python or "")
+    place = given.removesuffix("/bin/python") if given.endswith("/bin/python") else f"{FOLDER}/venv"
     return (
         f"'{ssh.board}' cannot measure: {'; '.join(there) or 'there is no ' + ' and no '.join(asked)}. Install there: "
         f"python3 -m venv {place} && {place}/bin/python -m pip install 'saap-edge[device]=={__version__}'"
