@@ -41,7 +41,7 @@ class _Node:
 @dataclass(frozen=True)
 class Graph:
     """`bytes_per_token`: of weights that decoding one token reads. `parameters`: weights of the matrices and vectors,
-    each once. `kv_bytes_per_token`: of all inputs past_key_values.*. `quantisation`: what saap-edge wrote it as, else by
+    each once. `kv_bytes_per_token`: of all inputs past_key_values.*. `quantisation`: what saap-edge wrote, else by
     the matrices' bits, "fp32" where these are floats."""
 
     bytes_per_token: int
