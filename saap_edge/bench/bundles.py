@@ -42,7 +42,9 @@ def bench_bundles(
         if len(bundles) > 1:
             _check_same_model(paths, bundles)
         threads = threads or min(bundles[0].board.threads, os.cpu_count() or 1)
-        conditions = BenchConditions(threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(contexts)))
+        conditions = BenchConditions(
+            threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(set(contexts)))
+        )
         for path, subject in zip(paths, subjects, strict=True):
             _check_room(path, subject, conditions)
         comparisons = [(subjects[1].name, subjects[0].name)] if len(subjects) > 1 else []
