@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from shapes import SHAPES, dense_model, pruned_model, write_model
 from speed import floor_seconds
 
 from saap_edge.bench.machine import machine_facts, versions
-from saap_edge.bench.measure import BenchConditions, Pair, Subject, measure_pairs
+from saap_edge.bench.measure import BenchConditions, Subject, measure
 from saap_edge.engines.worker import Worker
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.kquants import write_kquant
@@ -109,7 +109,8 @@ def write_types(folder: Path, name: str, types: list[str], imatrix: Path | None,
             summary = write_kquant(folder, source, path, kind.removesuffix("-imatrix"), imatrix)
         size, count = _projections(path)
         bits = 8 * size / count
-        subject = Subject(path, summary["projection_bytes"], summary["file_bytes"])
+        sizes = summary["projection_bytes"], summary["file_bytes"]
+        subject = Subject(f"{name} {kind}", name, "llama.cpp", f"gguf-{kind}", path, *sizes)
         rows.append(Row(name, kind, subject, bits, bits, len(summary.get("fallbacks", {}))))
     source.unlink(missing_ok=True)
     return rows
@@ -132,9 +133,11 @@ def measure_speed(rows: list[Row], base: Row, threads: int, rounds: int) -> Benc
     """Fill in the speed of every row, beside `base` in alternating rounds."""
     conditions = BenchConditions(threads, prompt_tokens=64, decode_tokens=32, rounds=rounds)
     for row in track(rows, "decoding", console=Console(stderr=True), transient=True):
-        [pair] = measure_pairs([Pair("llama.cpp", row.name, base.subject, row.subject)], conditions)["pairs"]
-        row.tok_s, row.ratio = pair["pruned"]["decode_tok_s"]["median"], pair["ratios"]["decode_tok_s"]
-        row.ideal = pair["ideal_decode_ratio"]
+        beside = replace(base.subject, name="base")  # the base itself is measured against a second process of its own
+        document = measure([beside, row.subject], [("base", row.subject.name)], conditions)
+        [pair] = document["comparisons"]
+        row.tok_s = document["artifacts"][1]["metrics"]["decode_tok_s"]["median"]
+        row.ratio, row.ideal = pair["ratios"]["decode_tok_s"], pair["ideal_decode_ratio"]
     return conditions
 
 

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, Shape, dense_model, pruned_model, random_widths, write_model
 
-from saap_edge.bench.measure import BenchConditions, Pair, Subject, measure_pairs
+from saap_edge.bench.document import compared
+from saap_edge.bench.measure import BenchConditions, Subject, measure
 from saap_edge.export.artifacts import Artifact, engine_of, export_artifacts
 from saap_edge.targets import measure_bandwidth
 
@@ -48,8 +49,11 @@ def export(folders: dict[str, Path], scratch: Path, formats: list[str], group: i
         out.mkdir()
         manifest = export_artifacts(folder, out, tuple(formats), name, {}, lambda _: None, group)
 
-        def subject(artifact: Artifact, out: Path = out) -> Subject:
-            return Subject(out / artifact.path, artifact.projection_bytes, artifact.bytes)
+        def subject(artifact: Artifact, out: Path = out, name: str = name) -> Subject:
+            return Subject(
+                f"{name} {artifact.format}", name, engine_of(artifact.format), artifact.format, out / artifact.path,
+                artifact.projection_bytes, artifact.bytes,
+            )  # fmt: skip
 
         found[name] = {artifact.format: subject(artifact) for artifact in manifest.artifacts}
     return found
@@ -97,18 +101,18 @@ def show_results(rows: list[dict]) -> None:
 
 
 def row_of(ratio: str, pair: dict, floors: dict[str, dict[str, float]]) -> dict:
-    decode = pair["ratios"]["decode_tok_s"]
+    decode, kind = pair["ratios"]["decode_tok_s"], pair["candidate"]["format"]
+    dense, pruned = pair["base"]["metrics"], pair["candidate"]["metrics"]
     return {
-        "format": pair["format"], "pruned": ratio, "dense_tok_s": round(pair["dense"]["decode_tok_s"]["median"], 1),
-        "pruned_tok_s": round(pair["pruned"]["decode_tok_s"]["median"], 1), "speedup": round(decode["ratio"], 4),
+        "format": kind, "pruned": ratio, "dense_tok_s": round(dense["decode_tok_s"]["median"], 1),
+        "pruned_tok_s": round(pruned["decode_tok_s"]["median"], 1), "speedup": round(decode["ratio"], 4),
         "low": round(decode["low"], 4), "high": round(decode["high"], 4), "ideal": round(pair["ideal_decode_ratio"], 4),
-        "floor_ratio": round(floors["dense"][pair["format"]] / floors[ratio][pair["format"]], 3),
+        "floor_ratio": round(floors["dense"][kind] / floors[ratio][kind], 3),
         "of_ideal": round(decode["ratio"] / pair["ideal_decode_ratio"], 3),
         "prefill_speedup": round(pair["ratios"]["prefill_tok_s"]["ratio"], 3),
-        "dense_bytes_per_token": pair["dense"]["bytes_per_token"],
-        "pruned_bytes_per_token": pair["pruned"]["bytes_per_token"],
-        "dense_peak_rss_mib": round(pair["dense"]["peak_rss_mib"]["median"], 1),
-        "pruned_peak_rss_mib": round(pair["pruned"]["peak_rss_mib"]["median"], 1),
+        "dense_bytes_per_token": dense["bytes_per_token"], "pruned_bytes_per_token": pruned["bytes_per_token"],
+        "dense_peak_rss_mib": round(dense["peak_rss_mib"]["median"], 1),
+        "pruned_peak_rss_mib": round(pruned["peak_rss_mib"]["median"], 1),
     }  # fmt: skip
 
 
@@ -133,10 +137,11 @@ def main() -> None:
         conditions = BenchConditions(args.threads, prompt_tokens=64, decode_tokens=32, rounds=args.rounds)
         rows = []
         for ratio in list(subjects)[1:]:
-            pairs = [Pair(engine_of(f), f, subjects["dense"][f], subjects[ratio][f]) for f in args.formats]
+            sides = [(subjects["dense"][kind], subjects[ratio][kind]) for kind in args.formats]
             with console.status(f"measuring {ratio}"):
-                document = measure_pairs(pairs, conditions)
-            rows += [row_of(ratio, pair, floors) for pair in document["pairs"]]
+                names = [(dense.name, pruned.name) for dense, pruned in sides]
+                document = measure([subject for pair in sides for subject in pair], names, conditions)
+            rows += [row_of(ratio, pair, floors) for pair in compared(document)]
         show_results(rows)
     result = {
         "benchmark": "speed", "shape": f"{args.shape}, random weights", "onnx_group": args.group,

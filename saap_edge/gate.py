@@ -89,12 +89,28 @@ def judge(bench: dict[str, Any], budget: Budget, on_target: bool) -> list[Verdic
     inconclusive when it straddles. Figures of the machine measured elsewhere than on the target (`on_target` False)
     are inconclusive: they say nothing about the board. So is a limit on something that was not measured.
     """
-    pairs = {pair["format"]: pair for pair in bench["pairs"]}
+    pairs = _pairs(bench)
     verdicts = []
     for limit in budget.limits:
-        for artifact in [limit.artifact] if limit.artifact else list(pairs) or [None]:
+        names: list[str | None] = [limit.artifact] if limit.artifact else [*pairs] or [None]
+        for artifact in names:
             verdicts.append(_judge_one(limit, artifact, pairs.get(artifact or ""), on_target))
     return verdicts
+
+
+def _pairs(bench: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By format: metrics of what is judged and of what it is compared with, and their ratios."""
+    metrics = {entry["name"]: entry["metrics"] for entry in bench["artifacts"]}
+    compared = {entry["candidate"]: entry for entry in bench["comparisons"]}
+    return {
+        entry["format"]: {
+            "pruned": entry["metrics"],
+            "dense": metrics.get(compared.get(entry["name"], {}).get("base"), {}),
+            "ratios": compared.get(entry["name"], {}).get("ratios", {}),
+        }
+        for entry in bench["artifacts"]
+        if entry["role"] in ("pruned", "candidate")
+    }
 
 
 def exit_code(verdicts: list[Verdict]) -> int:

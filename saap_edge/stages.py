@@ -186,7 +186,7 @@ class Job:
             "prune": (("plan",), texts, score | mending),
             "recover": (before, (*texts, "teacher"), self._recover_settings() | windows | seed),
             "dense": ((), ("model", *self._importance_text), export),
-            "export": (made_of, self._importance_text, export),
+            "export": (made_of, ("model", *self._importance_text), export),
             "verify": (("export", "dense", "recover"), ("model", "test"), {}),
             "bench": (("verify", "export", "dense"), ("test",), self._bench_settings()),
             "gate": (("bench",), (), {"budget": recipe.budget.model_dump(mode="json"), "on_target": self.on_target}),
@@ -390,7 +390,7 @@ class Job:
         self._export_model(self.model, out, "dense", {"model": self.outside(("model",))["model"]})
 
     def _export(self, inputs: Inputs, out: Path) -> None:
-        lineage = {name: folder.name for name, folder in inputs.items()}
+        lineage = {name: folder.name for name, folder in inputs.items()} | self.outside(("model",))
         self._export_model(inputs["recover"] / "model", out, "pruned", lineage)
         if not self.tune:
             (out / "plan.json").write_bytes((inputs["plan"] / "plan.json").read_bytes())

@@ -81,7 +81,7 @@ def test_compile_gives_verified_files(compiled):
     assert [stage["stage"] for stage in document["stages"]][-1] == "report"
     assert (out / "report.html").stat().st_size > 10_000
     report = json.loads((out / "report.json").read_text())
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     plan = json.loads((out / "plan.json").read_text())
     assert plan["achieved_ratio"] >= 0.3
     verify = json.loads(next((out / "stages").glob("verify-*/verify.json")).read_text())

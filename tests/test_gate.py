@@ -20,12 +20,19 @@ def bench(**changes):
         "load_ms": stat(20), "peak_rss_mib": stat(60), "file_bytes": 3 * 2**20, "kv_bytes_per_token": 1000,
         "bytes_per_token": 1, "perplexity": 11.0,
     }  # fmt: skip
-    pair = {
-        "engine": "llama.cpp", "format": "gguf-q4_0", "pruned": metrics | changes,
-        "dense": metrics | {"perplexity": 10.0},
-        "ratios": {"decode_tok_s": {"ratio": 1.3, "low": 1.2, "high": 1.4, "confidence": 0.95}},
-    }  # fmt: skip
-    return {"pairs": [pair]}
+    dense, pruned = ("dense gguf-q4_0", "pruned gguf-q4_0")
+    artifacts = [
+        {"name": dense, "role": "dense", "format": "gguf-q4_0", "metrics": metrics | {"perplexity": 10.0}},
+        {"name": pruned, "role": "pruned", "format": "gguf-q4_0", "metrics": metrics | changes},
+    ]
+    ratios = {"decode_tok_s": {"ratio": 1.3, "low": 1.2, "high": 1.4, "confidence": 0.95, "rounds": 7}}
+    return {"artifacts": artifacts, "comparisons": [{"base": dense, "candidate": pruned, "ratios": ratios}]}
+
+
+def without_metrics():
+    document = bench()
+    document["artifacts"][1]["metrics"] = {}
+    return document
 
 
 def one(metric, on_target=True, document=None, **limit):
@@ -64,8 +71,7 @@ def test_figures_of_another_machine_never_pass_or_fail():
 
 
 @pytest.mark.parametrize("document", [
-    bench(perplexity=None), bench(perplexity=math.nan), {"pairs": []},
-    {"pairs": [bench()["pairs"][0] | {"pruned": {}}]},
+    bench(perplexity=None), bench(perplexity=math.nan), {"artifacts": [], "comparisons": []}, without_metrics(),
 ])  # fmt: skip
 def test_what_was_not_measured_is_inconclusive(document):
     assert one("perplexity", document=document, max=100).verdict == "inconclusive"

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from saap_edge.bench.measure import BenchConditions, Pair, Subject, measure_pairs, steps_of
+from saap_edge.bench.measure import BenchConditions, Subject, measure, steps_of
 from saap_edge.errors import SaapError
-from saap_edge.export.artifacts import engine_of, read_manifest
+from saap_edge.export.artifacts import Manifest, engine_of, read_manifest
 
 __all__ = ["bench_folders"]
 
@@ -24,20 +24,24 @@ def bench_folders(
 
     Raises SaapError when an artifact was changed since export, they share no format, or one does not run.
     """
-    twins = _subjects(dense)
-    pairs = [
-        Pair(engine_of(name), name, twins[name], subject)
-        for name, subject in _subjects(pruned).items()
-        if name in twins
-    ]
-    if not pairs:
+    first, second = (_subjects(folder) for folder in (dense, pruned))
+    shared = [name for name in second if name in first]
+    if not shared:
         raise SaapError(f"'{dense}' and '{pruned}' share no format: there is nothing to compare")
-    with bar("bench: rounds", len(pairs) * steps_of(conditions)) as advance:
-        return measure_pairs(pairs, conditions, lambda: advance(1))
+    subjects = [side[name] for name in shared for side in (first, second)]
+    comparisons = [(first[name].name, second[name].name) for name in shared]
+    with bar("bench: rounds", steps_of(len(subjects), conditions)) as advance:
+        return measure(subjects, comparisons, conditions, advance)
 
 
 def _subjects(folder: Path) -> dict[str, Subject]:
+    """By format."""
+    manifest: Manifest = read_manifest(folder)
     return {
-        artifact.format: Subject(folder / artifact.path, artifact.projection_bytes, artifact.bytes)
-        for artifact in read_manifest(folder).artifacts
-    }
+        artifact.format: Subject(
+            name=f"{manifest.role} {artifact.format}", role=manifest.role, engine=engine_of(artifact.format),
+            format=artifact.format, path=folder / artifact.path, projection_bytes=artifact.projection_bytes,
+            file_bytes=artifact.bytes, parameters=manifest.parameters, model=manifest.lineage.get("model"),
+        )
+        for artifact in manifest.artifacts
+    }  # fmt: skip

@@ -1,51 +1,37 @@
-"""Measuring: dense against pruned, in alternating runs of two child processes that do nothing else.
+"""Measuring: artifacts side by side, in alternating rounds of child processes that do nothing but run one each.
 
 Definitions. Time to first token: from an empty cache until the first token is chosen, prefill included. Prefill rate:
 prompt tokens over that time. Decode rate: one over the median seconds of a step, per round. Load time: opening the
 artifact in a fresh process, the runtime's import not counted. Peak RSS: the highest resident memory of a process that
-imported the runtime, loaded the artifact and ran one round.
+imported the runtime, loaded the artifact and ran one round; peak PSS: the same with pages that other processes share
+counted in part. docs/measuring.md has the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from saap_edge.bench.cost import bytes_per_token
+from saap_edge.bench.document import Samples, Subject, merge_documents, write_document
 from saap_edge.bench.machine import machine_facts, versions
-from saap_edge.bench.statistics import paired_ratio, summary
+from saap_edge.bench.sensors import sensors
+from saap_edge.bench.statistics import has_settled
 from saap_edge.engines.worker import Worker
+from saap_edge.errors import SaapError
 
-__all__ = ["BenchConditions", "Pair", "Subject", "measure_pairs", "steps_of"]
+__all__ = ["BenchConditions", "Harness", "Subject", "measure", "steps_of"]
 
-ROLES = ("dense", "pruned")
-WARMUP = 2
 LOADS = 3
+# Warm-up: a Raspberry Pi 5 takes 3 to 4 rounds to come to its speed; a machine that others use may never settle.
+SETTLED, TOLERANCE, MOST = 3, 0.05, 10
 
-
-@dataclass(frozen=True)
-class Subject:
-    """One artifact to measure; `projection_bytes` are the weight bytes that decoding a token reads."""
-
-    path: Path
-    projection_bytes: int
-    file_bytes: int
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The same format, dense and pruned."""
-
-    engine: str
-    format: str
-    dense: Subject
-    pruned: Subject
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -64,100 +50,146 @@ class BenchConditions:
         """Tokens the KV cache has to hold."""
         return max([self.prompt_tokens + self.decode_tokens, *map(len, self.windows)])
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; of the windows only how many tokens they predict."""
+        return {
+            "threads": self.threads,
+            "prompt_tokens": self.prompt_tokens,
+            "decode_tokens": self.decode_tokens,
+            "rounds": self.rounds,
+            "versions": versions(),
+            "perplexity_window": len(self.windows[0]) if self.windows else 0,
+            "perplexity_tokens": sum(len(window) - 1 for window in self.windows),
+            "perplexity_text_sha256": self.text_sha256,
+        }
 
-def steps_of(conditions: BenchConditions) -> int:
-    """How often `measure_pairs` calls `progress` for one pair."""
-    return 2 * LOADS + conditions.rounds + WARMUP + 2
+
+def steps_of(subjects: int, conditions: BenchConditions) -> int:
+    """Steps that `measure` reports in all to `progress`."""
+    return subjects * (LOADS + 1 + MOST + conditions.rounds)
 
 
-def measure_pairs(
-    pairs: list[Pair], conditions: BenchConditions, progress: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
-    """Measure every pair; returns the bench document (schema 1): machine, conditions, pairs.
+def measure(
+    subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]], conditions: BenchConditions,
+    progress: Progress = lambda steps: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure everything and return the bench document (schema 2).
 
+    Subjects that are compared, directly or through others, run side by side; what is compared with nothing runs for
+    itself, so that no more artifacts than needed are in memory at a time. Raises SaapError when an artifact does not
+    run.
+    """
+    documents = []
+    for group in _groups(subjects, comparisons):
+        names = {subject.name for subject in group}
+        with Harness(group, [pair for pair in comparisons if pair[0] in names], conditions, progress) as harness:
+            harness.warm_up()
+            harness.run(conditions.rounds)
+            documents.append(harness.document())
+    return merge_documents(documents)
+
+
+class Harness:
+    """Artifacts side by side, each in a child process of its own, open from `with` to its end.
+
+    `comparisons` are (base, candidate) by the subjects' names. `warm_up` comes first; `run` adds rounds and may be
+    called again for more; `document` is the bench document so far. `progress` is called with the number of steps done.
     Raises SaapError when an artifact does not run.
     """
-    machine = machine_facts()
-    measured = [_measure_pair(pair, conditions, progress) for pair in pairs]
-    return {
-        "schema": 1,
-        "machine": machine,
-        "conditions": {
-            "threads": conditions.threads,
-            "prompt_tokens": conditions.prompt_tokens,
-            "decode_tokens": conditions.decode_tokens,
-            "rounds": conditions.rounds,
-            "versions": versions(),
-            "perplexity_window": len(conditions.windows[0]) if conditions.windows else 0,
-            "perplexity_tokens": sum(len(window) - 1 for window in conditions.windows),
-            "perplexity_text_sha256": conditions.text_sha256,
-        },
-        "pairs": measured,
-    }
+
+    def __init__(
+        self, subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]], conditions: BenchConditions,
+        progress: Progress = lambda steps: None,
+    ) -> None:  # fmt: skip
+        self.subjects = {subject.name: subject for subject in subjects}
+        if len(self.subjects) < len(subjects):
+            raise ValueError("subjects need different names")
+        self.comparisons, self.conditions = list(comparisons), conditions
+        self._progress = progress
+        self._samples = {name: Samples() for name in self.subjects}
+        self._warm_up: dict[str, Any] = {"rounds": 0, "stable": False, "tolerance": TOLERANCE, "most": MOST}
+        self._rounds = 0
+        self._stack = ExitStack()
+        self._workers: dict[str, Worker] = {}
+        self._machine: dict[str, Any] = {}
+
+    def __enter__(self) -> Harness:
+        """Measure loading and memory in fresh processes, open those that stay, and measure perplexity in them."""
+        self._machine = machine_facts() | {"before": sensors()}
+        with ExitStack() as stack:
+            for number in range(LOADS):
+                for subject in self._in_turn(number):
+                    self._fresh_load(subject)
+                    self._progress(1)
+            for name, subject in self.subjects.items():
+                self._workers[name] = stack.enter_context(self._open(subject))
+                self._samples[name].perplexity = _perplexity(self._workers[name], self.conditions.windows)
+                self._progress(1)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def warm_up(self) -> bool:
+        """Rounds that do not count, until every subject's decode speed has settled or MOST are run; whether it has."""
+        steps: dict[str, list[float]] = {name: [] for name in self.subjects}
+        settled = False
+        while not settled and self._warm_up["rounds"] < MOST:
+            for subject in self._in_turn(self._warm_up["rounds"]):
+                steps[subject.name].append(float(np.median(self._time(subject)["decode_s"])))
+            self._warm_up["rounds"] += 1
+            settled = all(has_settled(samples, SETTLED, TOLERANCE) for samples in steps.values())
+        self._progress(len(self.subjects) * (MOST - self._warm_up["rounds"]))
+        self._warm_up["stable"] = settled
+        return settled
+
+    def run(self, rounds: int) -> None:
+        """Rounds of all, the order turned round every time so that a drift of the machine meets all alike."""
+        for _ in range(rounds):
+            for subject in self._in_turn(self._rounds):
+                self._samples[subject.name].add(self._time(subject))
+            self._rounds += 1
+
+    def document(self) -> dict[str, Any]:
+        """The bench document of the rounds so far. Raises SaapError when there are none."""
+        if not self._rounds:
+            raise SaapError("nothing was measured yet: run some rounds")
+        conditions = self.conditions.as_dict() | {"rounds": self._rounds, "warm_up": dict(self._warm_up)}
+        machine, subjects = self._machine | {"after": sensors()}, list(self.subjects.values())
+        loaded = {name: worker.loaded for name, worker in self._workers.items()}
+        return write_document(machine, conditions, subjects, loaded, self._samples, self.comparisons)
+
+    def _in_turn(self, number: int) -> list[Subject]:
+        subjects = list(self.subjects.values())
+        return subjects if number % 2 == 0 else subjects[::-1]
+
+    def _open(self, subject: Subject) -> Worker:
+        return Worker(subject.engine, subject.path, self.conditions.threads, self.conditions.context)
+
+    def _fresh_load(self, subject: Subject) -> None:
+        """Load time and peak memory, from a process that does nothing before and has no twin beside it."""
+        with self._open(subject) as worker:
+            worker.time(_prompt(worker, self.conditions), self.conditions.decode_tokens)
+            self._samples[subject.name].add_load(worker.loaded["seconds"], worker.memory())
+
+    def _time(self, subject: Subject) -> dict[str, Any]:
+        worker = self._workers[subject.name]
+        timing = worker.time(_prompt(worker, self.conditions), self.conditions.decode_tokens)
+        self._progress(1)
+        return timing
 
 
-def _measure_pair(pair: Pair, conditions: BenchConditions, progress: Callable[[], None]) -> dict[str, Any]:
-    subjects = {role: getattr(pair, role) for role in ROLES}
-    loads = _fresh_loads(pair, subjects, conditions, progress)
-    with ExitStack() as stack:
-        workers = {
-            role: stack.enter_context(Worker(pair.engine, subjects[role].path, conditions.threads, conditions.context))
-            for role in ROLES
-        }
-        timings = _alternate(workers, conditions, progress)
-        perplexities = {}
-        for role in ROLES:
-            perplexities[role] = _perplexity(workers[role], conditions.windows)
-            progress()
-        kv_bytes = {role: int(workers[role].loaded["kv_bytes_per_token"]) for role in ROLES}
-    metrics = {
-        role: _metrics(subjects[role], loads[role], timings[role], kv_bytes[role], perplexities[role], conditions)
-        for role in ROLES
-    }
-    dense, pruned = timings["dense"], timings["pruned"]
-    ttft = paired_ratio(dense["ttft_s"], pruned["ttft_s"])
-    return {
-        "engine": pair.engine,
-        "format": pair.format,
-        **metrics,
-        "ratios": {
-            "decode_tok_s": paired_ratio(dense["step_s"], pruned["step_s"]),
-            "prefill_tok_s": ttft,
-            "ttft_ms": ttft,
-        },
-        "ideal_decode_ratio": metrics["dense"]["bytes_per_token"] / metrics["pruned"]["bytes_per_token"],
-    }
-
-
-def _fresh_loads(
-    pair: Pair, subjects: dict[str, Subject], conditions: BenchConditions, progress: Callable[[], None]
-) -> dict[str, dict[str, list[float]]]:
-    """Load time and peak memory, each from a process that does nothing before."""
-    found: dict[str, dict[str, list[float]]] = {role: {"load_s": [], "peak": []} for role in ROLES}
-    for number in range(LOADS):
-        for role in ROLES[:: 1 if number % 2 == 0 else -1]:
-            with Worker(pair.engine, subjects[role].path, conditions.threads, conditions.context) as worker:
-                worker.time(_prompt(worker, conditions), conditions.decode_tokens)
-                found[role]["load_s"].append(worker.loaded["seconds"])
-                found[role]["peak"].append(worker.memory()["peak"])
-            progress()
-    return found
-
-
-def _alternate(
-    workers: dict[str, Worker], conditions: BenchConditions, progress: Callable[[], None]
-) -> dict[str, dict[str, list[float]]]:
-    """Rounds of both, the order turned round every time so that a drift of the machine meets both alike."""
-    found: dict[str, dict[str, list[float]]] = {role: {"ttft_s": [], "step_s": []} for role in ROLES}
-    prompt = _prompt(workers["dense"], conditions)
-    for number in range(WARMUP + conditions.rounds):
-        for role in ROLES[:: 1 if number % 2 == 0 else -1]:
-            timing = workers[role].time(prompt, conditions.decode_tokens)
-            if number >= WARMUP:
-                found[role]["ttft_s"].append(timing["ttft_s"])
-                found[role]["step_s"].append(float(np.median(timing["decode_s"])))
-        progress()
-    return found
+def _groups(subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]]) -> Iterator[list[Subject]]:
+    """Subjects that hang together by comparisons, in their order."""
+    group_of = {subject.name: subject.name for subject in subjects}
+    for pair in comparisons:
+        first, second = (group_of[name] for name in pair)
+        group_of = {name: first if group == second else group for name, group in group_of.items()}
+    for group in dict.fromkeys(group_of.values()):
+        yield [subject for subject in subjects if group_of[subject.name] == group]
 
 
 def _prompt(worker: Worker, conditions: BenchConditions) -> list[int]:
@@ -171,22 +203,3 @@ def _perplexity(worker: Worker, windows: list[list[int]]) -> float | None:
         return None
     nll, tokens = worker.nll(windows)
     return math.exp(nll / tokens) if nll / tokens < 700 else None
-
-
-def _metrics(
-    subject: Subject, loads: dict[str, list[float]], timing: dict[str, list[float]], kv_bytes: int,
-    perplexity: float | None,
-    conditions: BenchConditions,
-) -> dict[str, Any]:  # fmt: skip
-    middle = conditions.prompt_tokens + conditions.decode_tokens // 2
-    return {
-        "decode_tok_s": summary([1 / seconds for seconds in timing["step_s"]]),
-        "prefill_tok_s": summary([conditions.prompt_tokens / seconds for seconds in timing["ttft_s"]]),
-        "ttft_ms": summary([1000 * seconds for seconds in timing["ttft_s"]]),
-        "load_ms": summary([1000 * seconds for seconds in loads["load_s"]]),
-        "peak_rss_mib": summary([peak / 2**20 for peak in loads["peak"]]),
-        "file_bytes": subject.file_bytes,
-        "kv_bytes_per_token": kv_bytes,
-        "bytes_per_token": bytes_per_token(subject.projection_bytes, kv_bytes, middle),
-        "perplexity": perplexity,
-    }

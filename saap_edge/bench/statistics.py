@@ -1,4 +1,4 @@
-"""Medians and ratios with confidence intervals (bootstrap, by scipy)."""
+"""Medians and ratios with confidence intervals (bootstrap, by scipy), scatter, and when figures have settled."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, median_abs_deviation
 
-__all__ = ["CONFIDENCE", "paired_ratio", "summary"]
+__all__ = ["CONFIDENCE", "has_settled", "paired_ratio", "scatter", "summary"]
 
 CONFIDENCE = 0.95
 
@@ -23,8 +23,8 @@ def summary(samples: Sequence[float]) -> dict[str, Any]:
     return {"median": median, "low": low, "high": high, "spread": spread, "samples": values.tolist()}
 
 
-def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
-    """Median of the ratios of samples taken side by side, with its confidence interval.
+def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, Any]:
+    """Median of the ratios of samples taken side by side, its confidence interval, and how many `rounds` it is from.
 
     Pairing removes what both members of a round suffer alike. Raises ValueError for unequal or empty samples.
     """
@@ -37,7 +37,21 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> di
         "low": float(np.exp(low)),
         "high": float(np.exp(high)),
         "confidence": CONFIDENCE,
+        "rounds": len(logs),
     }
+
+
+def scatter(samples: Sequence[float]) -> float:
+    """How far one sample lies from the median, relative to it: the median absolute deviation, scaled to be the
+    standard deviation where samples are normal. A few outliers do not move it; a sample alone has none (0)."""
+    values = np.asarray(samples, dtype=np.float64)
+    return float(median_abs_deviation(values, scale="normal") / np.median(values))
+
+
+def has_settled(samples: Sequence[float], last: int, tolerance: float) -> bool:
+    """The `last` samples agree: the largest is at most `tolerance` (relative) above the smallest."""
+    recent = samples[-last:]
+    return len(recent) == last and max(recent) <= (1 + tolerance) * min(recent)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

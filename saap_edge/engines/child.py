@@ -126,13 +126,13 @@ class Server:
         ids: list[int] = getattr(self.engine, "tokenize")(text, add_special, parse_special)  # noqa: B009
         return ids
 
-    def memory(self) -> dict[str, int]:
-        """Bytes of resident memory, now and at its highest, of the whole process."""
-        status = Path("/proc/self/status").read_text()
-        found = {
-            key: int(value) * 1024 for key, value in re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", status, re.MULTILINE)
-        }
-        return {"peak": found["VmHWM"], "now": found["VmRSS"]}
+    def memory(self) -> dict[str, int | None]:
+        """Bytes of memory of the whole process: resident at its highest and now; proportional (PSS) now.
+
+        PSS counts a page that n processes map as 1/n; None where the kernel does not tell (before 4.14).
+        """
+        found = _kilobytes("status", "VmHWM|VmRSS") | _kilobytes("smaps_rollup", "Pss")
+        return {"peak": found["VmHWM"], "now": found["VmRSS"], "pss": found.get("Pss")}
 
 
 def log_probabilities(logits: np.ndarray, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +141,13 @@ def log_probabilities(logits: np.ndarray, tokens: list[int]) -> tuple[np.ndarray
     chosen = logits[np.arange(len(tokens)), tokens]
     norm = np.log(np.exp(logits - peak[:, None]).sum(axis=1, dtype=np.float64))
     return (chosen - peak).astype(np.float64) - norm, logits.argmax(axis=1) == tokens
+
+
+def _kilobytes(name: str, keys: str) -> dict[str, int]:
+    """Lines `key: n kB` of a file in /proc/self, in bytes; none where there is no such file."""
+    path = Path("/proc/self") / name
+    lines = path.read_text() if path.is_file() else ""
+    return {key: int(value) * 1024 for key, value in re.findall(rf"^({keys}):\s+(\d+) kB", lines, re.MULTILINE)}
 
 
 def _common(first: list[int], second: list[int]) -> int:

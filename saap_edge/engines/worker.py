@@ -82,9 +82,9 @@ class Worker:
         ids: list[int] = self._ask("tokenize", text=text, add_special=add_special, parse_special=parse_special)
         return ids
 
-    def memory(self) -> dict[str, int]:
-        """Resident bytes of the child: {"peak", "now"}."""
-        memory: dict[str, int] = self._ask("memory")
+    def memory(self) -> dict[str, int | None]:
+        """Bytes of the child: resident {"peak", "now"} and proportional now {"pss"} (None: not told)."""
+        memory: dict[str, int | None] = self._ask("memory")
         return memory
 
     def close(self) -> None:

@@ -35,7 +35,8 @@ class Manifest(BaseModel):
     """All artifacts of one model.
 
     `tuned`: the block format whose codes were trained, None where there are none; `group`: inputs that share a scale in
-    blocks that were not tuned (model/blocks.py); `layers` are [heads, kv heads, FFN width].
+    blocks that were not tuned (model/blocks.py); `layers` are [heads, kv heads, FFN width]; `parameters` those of the
+    model (None: not counted). Lineage `model` is the hash of the dense model's folder, dense and pruned alike.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -45,6 +46,7 @@ class Manifest(BaseModel):
     tuned: str | None
     group: int
     layers: list[tuple[int, int, int]]
+    parameters: int | None = None
     lineage: dict[str, str]
     artifacts: list[Artifact]
 
@@ -122,7 +124,10 @@ def export_artifacts(
             progress(name)
     layers = [(shape.heads, shape.kv_heads, shape.ffn) for shape in weights.spec.layers]
     tuned = weights.tuned.name if weights.tuned else None
-    manifest = Manifest(role=role, tuned=tuned, group=group, layers=layers, lineage=lineage, artifacts=artifacts)
+    manifest = Manifest(
+        role=role, tuned=tuned, group=group, layers=layers, parameters=weights.parameters, lineage=lineage,
+        artifacts=artifacts,
+    )  # fmt: skip
     (out / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
 

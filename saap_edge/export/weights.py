@@ -81,6 +81,11 @@ class ExportWeights:
         """The format whose tuned codes the folder holds, which are shipped as they are; None where it was not tuned."""
         return None if self._codes is None else self._codes.format
 
+    @property
+    def parameters(self) -> int:
+        """Parameters of the folder's model, without those that bring widths to the grid."""
+        return self._store.parameters
+
     def layout(self, artifact_format: str, group: int = BLOCK) -> tuple[BlockFormat, int] | None:
         """Format and group of the projections in an artifact ("gguf-q4_1", "onnx-int4", ...), None where not in blocks.
 

@@ -55,6 +55,11 @@ class TensorStore:
     def __contains__(self, name: str) -> bool:
         return self._source(name).name in self._stored
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers are stored: the model's parameters, a tied matrix once."""
+        return sum(math.prod(shape) for _, shape in self._stored.values())
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor in its stored dtype; float32 where a factor is folded in. Raises SaapError when it is missing."""
         return self._read(name, *self._rows(name))

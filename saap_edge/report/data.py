@@ -1,4 +1,4 @@
-"""The report as one JSON document (schema version 1), from the stages' own documents."""
+"""The report as one JSON document (schema version 2), from the stages' own documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["SCHEMA_VERSION", "build_report", "overall"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def build_report(sections: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from saap_edge.bench.document import compared
+
 __all__ = ["render_html"]
 
 _COLOURS = {"dense": "#8a94a6", "pruned": "#1f77d0"}
@@ -34,7 +36,9 @@ def render_html(report: dict[str, Any]) -> str:
     )
     with matplotlib.rc_context(_STYLE):
         plots = {"frontier": _svg(frontier(report["bench"])), "widths": _svg(widths(report["plan"]))}
-    return environment.get_template("template.html.j2").render(report=report, plots=plots)
+    return environment.get_template("template.html.j2").render(
+        report=report, pairs=compared(report["bench"]), plots=plots
+    )
 
 
 def frontier(bench: dict[str, Any]) -> Figure:
@@ -54,11 +58,11 @@ def frontier(bench: dict[str, Any]) -> Figure:
 
 
 def _points(axis: Axes, bench: dict[str, Any], by_speed: bool) -> None:
-    for pair in bench["pairs"]:
-        kind, _, quantisation = pair["format"].partition("-")
+    for pair in compared(bench):
+        kind, _, quantisation = pair["candidate"]["format"].partition("-")
         xs, ys = [], []
-        for role, colour in _COLOURS.items():
-            metrics = pair[role]
+        for side, colour in zip(("base", "candidate"), _COLOURS.values(), strict=True):
+            metrics = pair[side]["metrics"]
             if metrics["perplexity"] is None:
                 continue
             x = metrics["decode_tok_s"]["median"] if by_speed else metrics["file_bytes"] / 2**20

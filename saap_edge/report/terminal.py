@@ -11,6 +11,8 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from saap_edge.bench.document import NOISY, compared
+
 __all__ = [
     "render_bench",
     "render_check",
@@ -125,31 +127,48 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def render_bench(bench: dict[str, Any]) -> list[RenderableType]:
-    """Speed with ratios and their intervals; then memory, bytes and perplexity, dense => pruned."""
-    conditions, machine = bench["conditions"], bench["machine"]
+    """Speed with ratios and their intervals; then memory, bytes and perplexity, base => candidate."""
+    conditions, machine, pairs = bench["conditions"], bench["machine"], compared(bench)
+    roles = dict.fromkeys(f"{pair['base']['role']} => {pair['candidate']['role']}" for pair in pairs)
     title = (
-        f"dense => pruned on {machine['cpu']}, {conditions['threads']} threads, prompt {conditions['prompt_tokens']}, "
-        f"{conditions['rounds']} alternating rounds"
+        f"{', '.join(roles)} on {machine['cpu']}, {conditions['threads']} threads, prompt "
+        f"{conditions['prompt_tokens']}, {conditions['rounds']} alternating rounds"
     )
-    speed = _table(title, "format", "decode tok/s", "speedup [95 %]", "ideal", "prefill tok/s", "TTFT ms", "load ms")
+    speed = _table(
+        title, "format", "decode tok/s", "speedup [95 %]", "ideal", "prefill tok/s", "TTFT ms", "p95 ms", "load ms",
+        "noise",
+    )  # fmt: skip
     rest = _table("memory, bytes, quality", "format", "peak RSS MiB", "file MiB", "KV bytes/token", "perplexity")
-    for pair in bench["pairs"]:
-        dense, pruned, ratio = pair["dense"], pair["pruned"], pair["ratios"]["decode_tok_s"]
+    for pair in pairs:
+        dense, pruned, ratio = pair["base"]["metrics"], pair["candidate"]["metrics"], pair["ratios"]["decode_tok_s"]
 
         def both(name: str, digits: int = 1, dense: dict = dense, pruned: dict = pruned) -> str:
             return f"{_stat(dense[name], digits)} => {_stat(pruned[name], digits)}"
 
         speed.add_row(
-            pair["format"], both("decode_tok_s", 0), f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
-            f"{pair['ideal_decode_ratio']:.2f}", both("prefill_tok_s", 0), both("ttft_ms"), both("load_ms", 0),
+            pair["candidate"]["format"], both("decode_tok_s", 0),
+            f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]", f"{pair['ideal_decode_ratio']:.2f}",
+            both("prefill_tok_s", 0), both("ttft_ms"), f"{dense['itl_ms']['p95']:.2f} => {pruned['itl_ms']['p95']:.2f}",
+            both("load_ms", 0), f"{max(dense['noise'], pruned['noise']):.1%}",
         )  # fmt: skip
         rest.add_row(
-            pair["format"], both("peak_rss_mib", 0),
+            pair["candidate"]["format"], both("peak_rss_mib", 0),
             f"{dense['file_bytes'] / 2**20:.2f} => {pruned['file_bytes'] / 2**20:.2f}",
             _change(dense["kv_bytes_per_token"], pruned["kv_bytes_per_token"]),
             f"{_number(dense['perplexity'])} => {_number(pruned['perplexity'])}",
         )  # fmt: skip
-    return [speed, rest]
+    return [speed, rest, *_doubts(bench)]
+
+
+def _doubts(bench: dict[str, Any]) -> list[str]:
+    """What a reader of the figures must know of how they came about."""
+    warm_up, lines = bench["conditions"]["warm_up"], []
+    noisy = [entry["name"] for entry in bench["artifacts"] if entry["metrics"]["noise"] > NOISY]
+    if noisy:
+        lines.append(f"  noisy: rounds scatter by more than {NOISY:.0%} ({', '.join(noisy)}): trust ratios only")
+    if not warm_up["stable"]:
+        lines.append(f"  not stable: decode speed did not settle in {warm_up['rounds']} rounds of warm-up")
+    return lines
 
 
 def render_gate(gate: dict[str, Any]) -> list[RenderableType]:

@@ -1,78 +1,109 @@
-"""Statistics by their properties; measuring on tiny real artifacts."""
+"""Measuring on tiny real artifacts: the document, more rounds, and what does not run."""
 
 import json
+import math
+import statistics
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from saap_edge.bench.cost import bytes_per_token
-from saap_edge.bench.measure import BenchConditions, Pair, Subject, measure_pairs, steps_of
-from saap_edge.bench.statistics import paired_ratio, summary
+from saap_edge.bench.document import compared
+from saap_edge.bench.measure import MOST, BenchConditions, Harness, Subject, measure, steps_of
+from saap_edge.errors import SaapError
 from saap_edge.export.gguf import write_gguf
 from saap_edge.gate import Budget, judge
 
-samples = st.lists(st.floats(0.01, 1000), min_size=3, max_size=15)
-
-
-@settings(max_examples=25, deadline=None)
-@given(samples)
-def test_the_median_lies_in_its_interval(values):
-    stat = summary(values)
-    assert stat["low"] <= stat["median"] * (1 + 1e-9) and stat["median"] <= stat["high"] * (1 + 1e-9)
-    assert summary(values) == stat, "the same samples give the same figures"
-
-
-@settings(max_examples=25, deadline=None)
-@given(samples, st.floats(0.1, 10))
-def test_a_constant_factor_is_found_whatever_the_drift(drift, factor):
-    """Both members of a round suffer the same drift: the paired ratio does not see it."""
-    ratio = paired_ratio([factor * value for value in drift], drift)
-    assert ratio["ratio"] == pytest.approx(factor) and ratio["high"] == pytest.approx(ratio["low"])
-
-
-def test_interval_covers_the_truth():
-    rng, hits = np.random.default_rng(0), 0
-    for _ in range(60):
-        noise = rng.normal(0, 0.05, (2, 15))
-        ratio = paired_ratio(1.3 * np.exp(noise[0]), np.exp(noise[1]))
-        hits += ratio["low"] <= 1.3 <= ratio["high"]
-    assert hits >= 50
-
-
-def test_no_samples_no_ratio():
-    with pytest.raises(ValueError):
-        paired_ratio([], [])
-
-
-def test_bytes_per_token():
-    assert bytes_per_token(1000, 10, 50) == 1500
+CONDITIONS = BenchConditions(1, 8, 4, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], "abc")
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory, dense_folder, pruned_folder):
-    folder, subjects = tmp_path_factory.mktemp("bench"), []
-    for name, source in (("dense", dense_folder), ("pruned", pruned_folder)):
-        summary = write_gguf(source, folder / f"{name}.gguf", "f16")
-        subjects.append(Subject(folder / f"{name}.gguf", summary["projection_bytes"], summary["file_bytes"]))
-    conditions = BenchConditions(1, 8, 4, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], "abc")
-    calls = []
-    result = measure_pairs([Pair("llama.cpp", "gguf-f16", *subjects)], conditions, lambda: calls.append(1))
-    assert len(calls) == steps_of(conditions)
+def subjects(tmp_path_factory, dense_folder, pruned_folder):
+    folder, found = tmp_path_factory.mktemp("bench"), []
+    for role, source in (("dense", dense_folder), ("pruned", pruned_folder)):
+        path = folder / f"{role}.gguf"
+        summary = write_gguf(source, path, "f16")
+        sizes = summary["projection_bytes"], summary["file_bytes"]
+        found.append(Subject(f"{role} gguf-f16", role, "llama.cpp", "gguf-f16", path, *sizes, 1234, "m"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def document(subjects):
+    steps = []
+    result = measure(subjects, [(subjects[0].name, subjects[1].name)], CONDITIONS, steps.append)
+    assert sum(steps) == steps_of(2, CONDITIONS)
     return result
 
 
 def test_document(document):
     json.dumps(document, allow_nan=False)
-    assert document["schema"] == 1 and document["conditions"]["perplexity_tokens"] == 6
-    pair = document["pairs"][0]
-    for role in ("dense", "pruned"):
-        metrics = pair[role]
+    conditions = document["conditions"]
+    assert document["schema"] == 2 and conditions["perplexity_tokens"] == 6 and conditions["rounds"] == 3
+    assert 3 <= conditions["warm_up"]["rounds"] <= MOST and conditions["warm_up"]["stable"] in (True, False)
+    assert document["machine"]["before"]["load_average"] >= 0 and "temperature_c" in document["machine"]["after"]
+    for entry in document["artifacts"]:
+        metrics = entry["metrics"]
+        assert entry["model"] == "m" and metrics["parameters"] == 1234
         assert len(metrics["decode_tok_s"]["samples"]) == 3 and metrics["perplexity"] > 1
-        assert metrics["peak_rss_mib"]["median"] > 10 and metrics["load_ms"]["median"] > 0
-    assert pair["pruned"]["kv_bytes_per_token"] < pair["dense"]["kv_bytes_per_token"]
-    assert pair["ideal_decode_ratio"] > 1
+        assert metrics["peak_rss_mib"]["median"] >= metrics["peak_pss_mib"]["median"] > 10
+        assert metrics["load_ms"]["median"] > 0 and metrics["noise"] >= 0
+        assert metrics["itl_ms"]["p50"] <= metrics["itl_ms"]["p95"] <= metrics["itl_ms"]["p99"]
+    [pair] = compared(document)
+    dense, pruned = pair["base"]["metrics"], pair["candidate"]["metrics"]
+    assert pruned["kv_bytes_per_token"] < dense["kv_bytes_per_token"] and pair["ideal_decode_ratio"] > 1
+
+
+def test_ratios_are_those_of_the_rounds(document):
+    [pair] = compared(document)
+    for name in ("decode_tok_s", "prefill_tok_s"):
+        base, candidate = (pair[side]["metrics"][name]["samples"] for side in ("base", "candidate"))
+        rounds = [mine / its for its, mine in zip(base, candidate, strict=True)]
+        ratio = pair["ratios"][name]
+        assert ratio["ratio"] == pytest.approx(statistics.median(rounds)) and ratio["rounds"] == 3
+    assert pair["ratios"]["ttft_ms"] == pair["ratios"]["prefill_tok_s"], "more than 1 is better in both"
+
+
+def test_rows_are_those_of_llama_bench(document):
+    """Its own definitions: tokens over the whole time of a repetition, arithmetic mean, sample deviation."""
+    metrics = document["artifacts"][0]["metrics"]
+    prefill, decoding = metrics["llama_bench"]
+    assert (prefill["n_prompt"], prefill["n_gen"], decoding["n_prompt"], decoding["n_gen"]) == (8, 0, 0, 4)
+    assert decoding["n_depth"] == 8 and prefill["model_filename"] == "dense.gguf"
+    for row, tokens in ((prefill, 8), (decoding, 4)):
+        rates = [1e9 * tokens / sample for sample in row["samples_ns"]]
+        assert row["avg_ts"] == pytest.approx(statistics.mean(rates)) and row["samples_ts"] == pytest.approx(rates)
+        assert row["stddev_ns"] == pytest.approx(statistics.stdev(row["samples_ns"]), abs=1)
+    assert prefill["avg_ns"] == pytest.approx(1e6 * statistics.mean(metrics["ttft_ms"]["samples"]), rel=1e-6)
+
+
+def test_more_rounds_can_be_added(subjects):
+    conditions = BenchConditions(1, 8, 4, 3)
+    with Harness(subjects, [(subjects[0].name, subjects[1].name)], conditions) as harness:
+        with pytest.raises(SaapError, match="nothing was measured"):
+            harness.document()
+        harness.run(2)
+        first = harness.document()
+        harness.run(3)
+        second = harness.document()
+    assert [d["conditions"]["rounds"] for d in (first, second)] == [2, 5]
+    for before, after in zip(first["artifacts"], second["artifacts"], strict=True):
+        samples = after["metrics"]["decode_tok_s"]["samples"]
+        assert samples[:2] == before["metrics"]["decode_tok_s"]["samples"] and len(samples) == 5
+    assert first["artifacts"][0]["metrics"]["perplexity"] is None
+
+
+def test_what_is_not_compared_runs_for_itself(subjects):
+    document = measure(subjects, [], BenchConditions(1, 8, 2, 2))
+    assert len(document["artifacts"]) == 2 and document["comparisons"] == []
+    assert all(math.isfinite(entry["metrics"]["ttft_ms"]["median"]) for entry in document["artifacts"])
+
+
+def test_what_does_not_run_is_named(subjects, tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(subjects[0].path.read_bytes()[:1000])
+    bad = Subject("bad", "candidate", "llama.cpp", "gguf-f16", tmp_path / "bad.gguf", 1, 1)
+    with pytest.raises(SaapError, match=r"bad\.gguf"):
+        measure([subjects[0], bad], [(subjects[0].name, "bad")], CONDITIONS)
+    with pytest.raises(ValueError, match="different names"):
+        Harness([subjects[0], subjects[0]], [], CONDITIONS)
 
 
 def test_the_gate_reads_it(document):

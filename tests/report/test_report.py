@@ -26,14 +26,20 @@ def sections():
     metrics = {
         "decode_tok_s": stat(100, 95, 105), "prefill_tok_s": stat(900), "ttft_ms": stat(50), "load_ms": stat(9),
         "peak_rss_mib": stat(60), "file_bytes": 3_000_000, "kv_bytes_per_token": 512, "bytes_per_token": 9,
-        "perplexity": 12.5,
+        "perplexity": 12.5, "itl_ms": {"p50": 9.5, "p95": 10.5, "p99": 11.5}, "noise": 0.07,
     }  # fmt: skip
-    ratio = {"ratio": 1.31, "low": 1.2, "high": 1.4, "confidence": 0.95}
-    pairs = [
-        {"engine": "e", "format": name, "dense": metrics, "pruned": metrics | {"perplexity": 14.0},
-         "ratios": {"decode_tok_s": ratio, "prefill_tok_s": ratio, "ttft_ms": ratio}, "ideal_decode_ratio": 1.4}
-        for name in ("gguf-q4_0", "onnx-int4")
+    ratio = {"ratio": 1.31, "low": 1.2, "high": 1.4, "confidence": 0.95, "rounds": 7}
+    formats = ("gguf-q4_0", "onnx-int4")
+    artifacts = [
+        {"name": f"{role} {name}", "role": role, "format": name, "metrics": metrics | {"perplexity": ppl}}
+        for name in formats for role, ppl in (("dense", 12.5), ("pruned", 14.0))
     ]  # fmt: skip
+    comparisons = [
+        {"base": f"dense {name}", "candidate": f"pruned {name}", "ideal_decode_ratio": 1.4,
+         "ratios": {"decode_tok_s": ratio, "prefill_tok_s": ratio, "ttft_ms": ratio}}
+        for name in formats
+    ]  # fmt: skip
+    warm_up = {"rounds": 10, "stable": False, "tolerance": 0.05, "most": 10}
     figures = {"perplexity_fp": 10.0, "perplexity_blocks": math.inf}
     verdict = {"metric": "ttft_ms", "artifact": "gguf-q4_0", "limit": "<= 9", "value": 50, "low": 50, "high": 50}
     return {
@@ -51,9 +57,11 @@ def sections():
         "verify": [{"format": "gguf-q4_0", "role": "pruned", "max_error": 0.01, "tolerance": 0.08,
         "passed": True, "greedy_text": "[b] hi"}],
         "bench": {
-            "machine": {"cpu": "A CPU", "cores": 2, "governor": None, "load_average": 0.1}, "pairs": pairs,
+            "schema": 2, "machine": {"cpu": "A CPU", "cores": 2, "governor": None, "load_average": 0.1},
+            "artifacts": artifacts, "comparisons": comparisons,
             "conditions": {"threads": 2, "prompt_tokens": 64, "decode_tokens": 32, "rounds": 7, "versions": {},
-                           "perplexity_window": 256, "perplexity_tokens": 4080, "perplexity_text_sha256": "abc123"},
+                           "perplexity_window": 256, "perplexity_tokens": 4080, "perplexity_text_sha256": "abc123",
+                           "warm_up": warm_up},
         },
         "gate": {"exit_code": 1, "verdicts": [verdict | {"verdict": "fail", "reason": "50"}]},
         "versions": {"torch": "2"}, "lineage": {"plan": "plan-1"},
@@ -62,7 +70,7 @@ def sections():
 
 def test_json_has_no_nan_and_a_schema():
     report = json.loads(json.dumps(build_report(sections()), allow_nan=False))
-    assert report["schema_version"] == 1 and report["verdict"] == "fail"
+    assert report["schema_version"] == 2 and report["verdict"] == "fail"
     assert report["recover"]["after"]["perplexity_blocks"] is None
 
 
@@ -96,5 +104,16 @@ def test_terminal_shows_everything():
     for part in render_recover(made["recover"]):
         console.print(part)
     text = console.export_text()
-    for expected in ("8 => 4", "777 => 555", "31.0% removed", "1.31 [1.20, 1.40]", "fail", "[b] hi", "repaired 11.00"):
+    for expected in (
+        "8 => 4",
+        "777 => 555",
+        "31.0% removed",
+        "1.31 [1.20, 1.40]",
+        "fail",
+        "[b] hi",
+        "repaired 11.00",
+        "10.50 => 10.50",
+        "did not settle in 10 rounds",
+        "scatter by more than 5%",
+    ):
         assert expected in text, expected

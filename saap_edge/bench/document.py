@@ -1,0 +1,187 @@
+"""The bench document (schema 2) from samples: figures of every artifact, and ratios of those that are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saap_edge.bench.cost import bytes_per_token
+from saap_edge.bench.statistics import paired_ratio, scatter, summary
+
+__all__ = ["NOISY", "SCHEMA", "Samples", "Subject", "compared", "merge_documents", "write_document"]
+
+SCHEMA = 2
+NOISY = 0.05  # rounds that scatter more than this are worth a word to people
+NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One artifact to measure, under a `name` of its own.
+
+    `role` is "dense", "pruned", "baseline" or "candidate"; `projection_bytes` are the weight bytes that decoding a
+    token reads; `parameters` those of the model (None: unknown); `model` says which model it was made from (None:
+    unknown).
+    """
+
+    name: str
+    role: str
+    engine: str
+    format: str
+    path: Path
+    projection_bytes: int
+    file_bytes: int
+    parameters: int | None = None
+    model: str | None = None
+
+
+@dataclass
+class Samples:
+    """What was measured of one artifact: `ttft_s` and `steps_s` a round, the others a fresh process each."""
+
+    ttft_s: list[float] = field(default_factory=list)
+    steps_s: list[list[float]] = field(default_factory=list)
+    load_s: list[float] = field(default_factory=list)
+    peak_rss: list[int] = field(default_factory=list)
+    peak_pss: list[int] = field(default_factory=list)
+    perplexity: float | None = None
+
+    def add(self, timing: Mapping[str, Any]) -> None:
+        """A round, as an engine's child tells it."""
+        self.ttft_s.append(timing["ttft_s"])
+        self.steps_s.append(timing["decode_s"])
+
+    def add_load(self, seconds: float, memory: Mapping[str, int | None]) -> None:
+        """A fresh process."""
+        self.load_s.append(seconds)
+        self.peak_rss.append(int(memory["peak"] or 0))
+        if memory.get("pss"):
+            self.peak_pss.append(int(memory["pss"] or 0))
+
+    @property
+    def step_s(self) -> list[float]:
+        """The median step of every round."""
+        return [float(np.median(steps)) for steps in self.steps_s]
+
+
+def write_document(
+    machine: dict[str, Any], conditions: dict[str, Any], subjects: Sequence[Subject],
+    loaded: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Samples], comparisons: Sequence[tuple[str, str]],
+) -> dict[str, Any]:  # fmt: skip
+    """The document; `loaded` is what each engine told of its artifact, `comparisons` are (base, candidate) names."""
+    artifacts = [_artifact(subject, loaded[subject.name], samples[subject.name], conditions) for subject in subjects]
+    read = {entry["name"]: entry["metrics"]["bytes_per_token"] for entry in artifacts}
+    return {
+        "schema": SCHEMA,
+        "machine": machine,
+        "conditions": conditions,
+        "artifacts": artifacts,
+        "comparisons": [
+            {
+                "base": base,
+                "candidate": candidate,
+                "ratios": _ratios(samples[base], samples[candidate]),
+                "ideal_decode_ratio": read[base] / read[candidate],
+            }
+            for base, candidate in comparisons
+        ],
+    }
+
+
+def merge_documents(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One document of several that were measured one after the other under the same conditions."""
+    first, last = documents[0], documents[-1]
+    warm_ups = [document["conditions"]["warm_up"] for document in documents]
+    warm_up = warm_ups[0] | {
+        "rounds": max(entry["rounds"] for entry in warm_ups),
+        "stable": all(entry["stable"] for entry in warm_ups),
+    }
+    return {
+        "schema": SCHEMA,
+        "machine": first["machine"] | {"after": last["machine"]["after"]},
+        "conditions": first["conditions"] | {"warm_up": warm_up},
+        "artifacts": [entry for document in documents for entry in document["artifacts"]],
+        "comparisons": [entry for document in documents for entry in document["comparisons"]],
+    }
+
+
+def compared(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons with the artifacts themselves in place of their names."""
+    artifacts = {entry["name"]: entry for entry in document["artifacts"]}
+    return [
+        entry | {"base": artifacts[entry["base"]], "candidate": artifacts[entry["candidate"]]}
+        for entry in document["comparisons"]
+    ]
+
+
+def _ratios(base: Samples, candidate: Samples) -> dict[str, Any]:
+    """More than 1: the candidate is better."""
+    ttft = paired_ratio(base.ttft_s, candidate.ttft_s)
+    return {"decode_tok_s": paired_ratio(base.step_s, candidate.step_s), "prefill_tok_s": ttft, "ttft_ms": ttft}
+
+
+def _artifact(
+    subject: Subject, loaded: Mapping[str, Any], samples: Samples, conditions: Mapping[str, Any]
+) -> dict[str, Any]:
+    kv_bytes, prompt, decode = (
+        int(loaded["kv_bytes_per_token"]), conditions["prompt_tokens"], conditions["decode_tokens"],
+    )  # fmt: skip
+    steps_ms = [1000 * seconds for steps in samples.steps_s for seconds in steps]
+    metrics = {
+        "decode_tok_s": summary([1 / seconds for seconds in samples.step_s]),
+        "prefill_tok_s": summary([prompt / seconds for seconds in samples.ttft_s]),
+        "ttft_ms": summary([1000 * seconds for seconds in samples.ttft_s]),
+        "itl_ms": {f"p{share}": float(np.percentile(steps_ms, share)) for share in (50, 95, 99)},
+        "load_ms": summary([1000 * seconds for seconds in samples.load_s]),
+        "peak_rss_mib": summary([peak / 2**20 for peak in samples.peak_rss]),
+        "peak_pss_mib": summary([peak / 2**20 for peak in samples.peak_pss]) if samples.peak_pss else None,
+        "file_bytes": subject.file_bytes,
+        "kv_bytes_per_token": kv_bytes,
+        "bytes_per_token": bytes_per_token(subject.projection_bytes, kv_bytes, prompt + decode // 2),
+        "parameters": subject.parameters,
+        "perplexity": samples.perplexity,
+        "energy_j_per_token": None,
+        "noise": scatter(samples.step_s),
+        "llama_bench": _llama_bench(subject, loaded, samples, conditions),
+    }
+    return {
+        "name": subject.name, "role": subject.role, "format": subject.format, "engine": subject.engine,
+        "model": subject.model, "metrics": metrics,
+    }  # fmt: skip
+
+
+def _llama_bench(
+    subject: Subject, loaded: Mapping[str, Any], samples: Samples, conditions: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows with the field names of llama-bench's JSON: pp (prefill) and tg (decode, at the depth of the prompt)."""
+    prompt, decode = conditions["prompt_tokens"], conditions["decode_tokens"]
+    common = {
+        "model_filename": subject.path.name, "model_type": subject.format, "model_size": subject.projection_bytes,
+        "model_n_params": subject.parameters, "n_threads": conditions["threads"], "type_k": loaded.get("kv_type"),
+        "type_v": loaded.get("kv_type"),
+    }  # fmt: skip
+    prefill = _row(prompt, [round(NS * seconds) for seconds in samples.ttft_s])
+    decoding = _row(decode, [round(NS * sum(steps)) for steps in samples.steps_s])
+    return [
+        common | {"n_prompt": prompt, "n_gen": 0, "n_depth": 0} | prefill,
+        common | {"n_prompt": 0, "n_gen": decode, "n_depth": prompt} | decoding,
+    ]
+
+
+def _row(tokens: int, nanoseconds: list[int]) -> dict[str, Any]:
+    rates = [tokens * NS / sample for sample in nanoseconds]
+    return {
+        "avg_ns": round(float(np.mean(nanoseconds))), "stddev_ns": round(_deviation(nanoseconds)),
+        "avg_ts": float(np.mean(rates)), "stddev_ts": _deviation(rates), "samples_ns": nanoseconds, "samples_ts": rates,
+    }  # fmt: skip
+
+
+def _deviation(samples: Sequence[float]) -> float:
+    """Of a sample, as llama-bench computes it."""
+    deviation = float(np.std(samples, ddof=1)) if len(samples) > 1 else 0.0
+    return deviation if math.isfinite(deviation) else 0.0
