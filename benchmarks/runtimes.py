@@ -43,13 +43,13 @@ from rich.table import Table
 from shapes import SHAPES, dense_model, write_model
 
 from saap_edge.bench.machine import machine_facts, versions
+from saap_edge.bench.probe import measure_bandwidth
 from saap_edge.bench.statistics import paired_ratio
 from saap_edge.engines.worker import Worker
 from saap_edge.evaluate.perplexity import text_hash, text_windows
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.onnx import write_onnx
 from saap_edge.model.folder import load_tokenizer
-from saap_edge.targets import measure_bandwidth
 
 BASE = "genai builder, genai"
 OURS = {"ours 32": ("int4", 32), "ours 128": ("int4", 128), "ours full 128": ("int4-full", 128)}

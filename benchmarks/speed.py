@@ -24,8 +24,8 @@ from shapes import SHAPES, Shape, dense_model, pruned_model, random_widths, writ
 
 from saap_edge.bench.document import compared
 from saap_edge.bench.measure import BenchConditions, Subject, measure
+from saap_edge.bench.probe import measure_bandwidth
 from saap_edge.export.artifacts import Artifact, engine_of, export_artifacts
-from saap_edge.targets import measure_bandwidth
 
 FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
 console = Console(width=120)

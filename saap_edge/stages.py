@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import SaapError
+from saap_edge.gate.stage import gate_settings, write_gate
 from saap_edge.model.spec import ModelSpec, read_spec
 from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
 from saap_edge.recipe import Recipe
@@ -189,7 +190,7 @@ class Job:
             "export": (made_of, ("model", *self._importance_text), export),
             "verify": (("export", "dense", "recover"), ("model", "test"), {}),
             "bench": (("verify", "export", "dense"), ("test",), self._bench_settings()),
-            "gate": (("bench",), (), {"budget": recipe.budget.model_dump(mode="json"), "on_target": self.on_target}),
+            "gate": (("bench",), (), gate_settings(recipe.budget, self.target)),
             "report": (ORDER[1:-1], (), {"target": self._target_identity(), "model": self.model_name}),
         }
         inputs, reads, settings = table[name]
@@ -449,15 +450,7 @@ class Job:
         _write_json(out / "bench.json", document)
 
     def _gate(self, inputs: Inputs, out: Path) -> None:
-        from saap_edge.gate import exit_code, judge
-
-        bench = read_json(inputs["bench"] / "bench.json")
-        verdicts = judge(bench, self.recipe.budget, self.on_target)
-        document = {
-            "exit_code": exit_code(verdicts),
-            "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts],
-        }
-        _write_json(out / "gate.json", document)
+        write_gate(inputs["bench"], self.recipe.budget, self.target, out)
 
     def _report(self, inputs: Inputs, out: Path) -> None:
         from saap_edge.report.write import write_report

@@ -1,33 +1,32 @@
-"""Boards as YAML files: what a board is, every figure with its source; and a probe of this machine."""
+"""Boards as YAML files: what a board is, every figure with its source."""
 
 from __future__ import annotations
 
-import datetime
 import os
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import psutil
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from saap_edge.bench.machine import cpu_flags, cpu_name
 from saap_edge.errors import SaapError
 from saap_edge.yaml_lines import load_yaml_model
 
 __all__ = [
-    "Figure", "Target", "dump_yaml", "list_targets", "load_target", "matches_this_machine", "measure_bandwidth",
-    "probe_target", "this_machine",
+    "Bandwidth", "Core", "Figure", "Kernel", "Power", "Target", "dump_yaml", "figures", "list_targets", "load_target",
+    "matches_this_machine", "this_machine",
 ]  # fmt: skip
 
 HOST = "host"
-# Instruction sets that decide which kernels the runtimes take.
+# Instruction sets that decide which kernels the runtimes take, and what the kernel of the system calls some of them.
 _FLAGS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "neon", "asimd", "asimdhp", "asimddp",
-    "i8mm",
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimdhp", "asimddp", "i8mm",
     "bf16", "sve", "sve2",
 )  # fmt: skip
+_NAMES = {"asimd": "neon", "asimdhp": "fp16", "asimddp": "dotprod"}
 
 
 class _Strict(BaseModel):
@@ -35,19 +34,31 @@ class _Strict(BaseModel):
 
 
 class Figure(_Strict):
-    """A number and where it comes from."""
+    """A number and where it comes from; `assumed` where that is an assumption or an estimate."""
 
     value: float = Field(gt=0)
     source: str = Field(min_length=8)
     note: str | None = None
+    assumed: bool = False
+
+
+class Core(_Strict):
+    """Cores of one kind. `simd_bits`: bits of vector arithmetic that one of them starts a cycle, pipes times width."""
+
+    kind: str = Field(min_length=1)
+    count: int = Field(ge=1)
+    clock_ghz: Figure | None = None
+    simd_bits: Figure | None = None
 
 
 class Bandwidth(_Strict):
-    """Memory bandwidth in GB/s (10^9 bytes): on paper, measured by copying or reading, seen while decoding."""
+    """Memory bandwidth in GB/s (10^9 bytes): on paper; measured by copying (read plus written) or reading, by one
+    thread; by reading with all threads; seen while decoding."""
 
     theoretical: Figure | None = None
     copy_measured: Figure | None = None
     read_measured: Figure | None = None
+    read_all_threads: Figure | None = None
     effective_decode: Figure | None = None
 
 
@@ -58,22 +69,62 @@ class Power(_Strict):
     load: Figure | None = None
 
 
+class Kernel(_Strict):
+    """What a probe measured of one format's kernel, with the target's threads: GB/s of weights that a product of a
+    matrix and a vector reads, and 10^9 multiply-adds a second of a product with 64 columns."""
+
+    gemv_gb_s: Figure
+    gemm_gmac_s: Figure
+
+
+class Why(_Strict):
+    """Reasons for what is preferred."""
+
+    threads: str | None = None
+    quantisation: str | None = None
+    grid: str | None = None
+
+
 class Target(_Strict):
-    """A board."""
+    """A board.
+
+    `recognise`: words of the CPU's model or of the device tree's "compatible", any of which tells that a machine is
+    this board; without them `cpu` must be what the system calls it. `accelerator`: what computes instead of the CPU
+    (saap-edge's own engines run on the CPU). `system_ram_mib`: what the system itself takes. `kernels` are by format
+    ("gguf-q4_0"), `conditions` those of a probe. `source`: where the kinds of cores, the instruction sets and the sizes
+    of memory come from.
+    """
 
     name: str = Field(min_length=1)
     title: str
     cpu: str
-    cores: int = Field(ge=1)
-    clock_ghz: Figure | None = None
+    recognise: list[str] = Field(default_factory=list)
+    accelerator: str | None = None
+    cores: list[Core] = Field(min_length=1)
     isa: list[str] = Field(default_factory=list)
     ram_mib: list[int] = Field(min_length=1)
+    system_ram_mib: Figure | None = None
     bandwidth_gb_s: Bandwidth = Bandwidth()
+    kernels: dict[str, Kernel] = Field(default_factory=dict)
     power_w: Power = Power()
     threads: int = Field(ge=1)
     quantisation: dict[str, str] = Field(default_factory=lambda: {"gguf": "q4_0", "onnx": "int4"})
     grid: int = Field(default=32, ge=32, multiple_of=32)
+    why: Why = Why()
+    conditions: str | None = None
     source: str
+
+    @model_validator(mode="after")
+    def _possible(self) -> Target:
+        if self.threads > 2 * self.core_count:
+            raise ValueError(f"threads: {self.threads} are more than twice the {self.core_count} cores")
+        if self.system_ram_mib and self.system_ram_mib.value >= min(self.ram_mib):
+            raise ValueError(f"system_ram_mib: the system takes more than the smallest of ram_mib, {min(self.ram_mib)}")
+        return self
+
+    @property
+    def core_count(self) -> int:
+        return sum(core.count for core in self.cores)
 
     @property
     def decode_bandwidth(self) -> float:
@@ -82,7 +133,9 @@ class Target(_Strict):
         Raises SaapError when the target states none.
         """
         known = self.bandwidth_gb_s
-        for figure in (known.effective_decode, known.read_measured, known.copy_measured, known.theoretical):
+        for figure in (
+            known.effective_decode, known.read_all_threads, known.read_measured, known.copy_measured, known.theoretical,
+        ):  # fmt: skip
             if figure is not None:
                 return figure.value * 1e9
         raise SaapError(f"target '{self.name}' states no memory bandwidth: measure it with `saap-edge target probe`")
@@ -117,52 +170,78 @@ def load_target(name: str) -> Target:
 
 
 def matches_this_machine(target: Target) -> bool:
-    """The target's CPU model and core count are this machine's."""
-    return target.cpu == cpu_name() and target.cores == os.cpu_count()
+    """This machine is that board (`recognise`), or has its CPU model and core count."""
+    if target.recognise:
+        names = f"{cpu_name()}\0{_device_tree()}"
+        return any(word in names for word in target.recognise)
+    return target.cpu == cpu_name() and target.core_count == os.cpu_count()
+
+
+def _device_tree() -> str:
+    """What a board's firmware calls it: "Raspberry Pi 5 Model B Rev 1.0", "raspberrypi,5-model-b", "brcm,bcm2712"."""
+    found = ""
+    for name in ("model", "compatible"):
+        path = Path("/proc/device-tree", name)
+        found += path.read_text(encoding="utf-8", errors="replace") + "\0" if path.is_file() else ""
+    return found
 
 
 def this_machine() -> Target:
     """This machine as the system describes it; nothing is timed."""
-    cores = os.cpu_count() or 1
+    cores, flags = os.cpu_count() or 1, cpu_flags()
+    told = "read from the running system"
     return Target(
         name=HOST,
         title="This machine",
         cpu=cpu_name(),
-        cores=cores,
-        isa=[flag for flag in _FLAGS if flag in cpu_flags()],
+        cores=[Core(kind="cpu", count=cores, clock_ghz=_clock(told), simd_bits=_simd_bits(flags))],
+        isa=[_NAMES.get(flag, flag) for flag in _FLAGS if flag in flags],
         ram_mib=[psutil.virtual_memory().total // 2**20],
         threads=psutil.cpu_count(logical=False) or cores,
-        source="read from the running system",
+        source=told,
     )
 
 
-def probe_target() -> Target:
-    """This machine with its memory bandwidth measured, which takes a few seconds."""
-    source = f"measured by `saap-edge target probe` on {datetime.date.today()}"
-    copy, read = measure_bandwidth()
-    bandwidth = Bandwidth(
-        copy_measured=Figure(value=round(copy, 2), source=source, note="one thread, bytes read plus bytes written"),
-        read_measured=Figure(value=round(read, 2), source=source, note="one thread, largest of float32"),
-    )
-    return this_machine().model_copy(update={"bandwidth_gb_s": bandwidth, "source": source})
+def _clock(source: str) -> Figure | None:
+    """GHz: the highest the kernel admits, else what it runs at."""
+    found = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    megahertz = (found.max or found.current) if found else 0
+    return Figure(value=round(megahertz / 1000, 2), source=source) if megahertz else None
 
 
-def measure_bandwidth(mebibytes: int = 256, rounds: int = 7) -> tuple[float, float]:
-    """(copy, read) GB/s of one thread, the best of `rounds` over arrays that no cache holds."""
-    source = np.ones(mebibytes * 2**18, dtype=np.float32)
-    target = np.zeros_like(source)
-    copies, reads = [], []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        np.copyto(target, source)
-        copies.append(2 * source.nbytes / (time.perf_counter() - start))
-        start = time.perf_counter()
-        source.max()
-        reads.append(source.nbytes / (time.perf_counter() - start))
-    return max(copies) / 1e9, max(reads) / 1e9
+def _simd_bits(flags: set[str]) -> Figure:
+    """Two pipes of the widest vectors: what most cores have."""
+    width = 512 if "avx512f" in flags else 256 if "avx2" in flags else 128
+    return Figure(value=2 * width, source=f"assumed, two {width}-bit pipes", assumed=True)
+
+
+def figures(target: Target) -> Iterator[tuple[str, Figure]]:
+    """Every figure of a target with its place, as "bandwidth_gb_s.theoretical"."""
+    yield from _figures(target, "")
+
+
+def _figures(part: object, place: str) -> Iterator[tuple[str, Figure]]:
+    if isinstance(part, Figure):
+        yield place, part
+    elif isinstance(part, BaseModel):
+        for name, value in part:
+            yield from _figures(value, f"{place}.{name}".lstrip("."))
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            yield from _figures(value, f"{place}.{name}")
+    elif isinstance(part, list):
+        for index, value in enumerate(part):
+            yield from _figures(value, f"{place}.{index}")
 
 
 def dump_yaml(target: Target) -> str:
     """The target as the text of its YAML file."""
-    document = target.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump({k: v for k, v in document.items() if v not in ({}, [])}, sort_keys=False, width=120)
+    return yaml.safe_dump(_lean(target.model_dump(mode="json")), sort_keys=False, width=120, allow_unicode=True)
+
+
+def _lean(part: Any) -> Any:
+    """Without what is empty or says nothing."""
+    if isinstance(part, dict):
+        lean = {name: _lean(value) for name, value in part.items() if value is not None and value is not False}
+        return {name: value for name, value in lean.items() if value not in ({}, [])}
+    return [_lean(item) for item in part] if isinstance(part, list) else part

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from saap_edge.errors import SaapError
 
-__all__ = ["load_yaml_model"]
+__all__ = ["item_lines", "load_yaml_model"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,6 +34,11 @@ def load_yaml_model(path: Path, schema: type[Model]) -> Model:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise SaapError(f"{place}: not valid YAML: {problem or 'it cannot be read'}") from None
+    twice = _twice(root)
+    if twice is not None:
+        raise SaapError(
+            f"{path}:{twice.start_mark.line + 1}: '{twice.value}' is there twice: one of them would be lost"
+        )
     if not isinstance(document, dict):
         raise SaapError(f"{path}:1: fields as 'name: value' are expected at the top, not a {type(document).__name__}")
     try:
@@ -42,6 +47,29 @@ def load_yaml_model(path: Path, schema: type[Model]) -> Model:
         # A mistyped name is both unknown and missing: the unknown one is where the mistake stands.
         first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
         raise SaapError(_explain(path, root, first, schema)) from None
+
+
+def item_lines(path: Path, field: str) -> list[int]:
+    """Lines of the entries of a list or mapping at the top of a YAML file that `load_yaml_model` has read."""
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    parts = root.value if isinstance(root, yaml.MappingNode) else []
+    node = next((value for key, value in parts if key.value == field), None)
+    return [_line(node, [index]) for index in range(len(node.value))] if isinstance(node, yaml.CollectionNode) else []
+
+
+def _twice(node: yaml.Node | None) -> yaml.Node | None:
+    """The first key that its mapping has already: YAML would keep the last and drop the other without a word."""
+    if isinstance(node, yaml.MappingNode):
+        names: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                return key
+            names.add(str(key.value))
+            if (found := _twice(value)) is not None:
+                return found
+    elif isinstance(node, yaml.SequenceNode):
+        return next(filter(None, map(_twice, node.value)), None)
+    return None
 
 
 def _explain(path: Path, root: yaml.Node | None, error: Any, schema: type[BaseModel]) -> str:
@@ -60,6 +88,8 @@ def _line(node: yaml.Node | None, location: list[Any]) -> int:
     for part in location:
         if isinstance(node, yaml.MappingNode):
             found = next(((k, v) for k, v in node.value if str(k.value) == str(part)), None)
+            if found is None and isinstance(part, int) and part < len(node.value):
+                found = node.value[part]  # a list that was written as a mapping
             if found is None:
                 break
             line, node = found[0].start_mark.line + 1, found[1]

@@ -50,7 +50,9 @@ if not console.is_terminal:
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Hugging Face folder or hub name (default: the bundled model)")
 ]
-TargetOption = Annotated[str | None, typer.Option("--target", help="Board: a name (see `target list`) or a YAML file")]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", help="Board: a name (see `saap-edge targets`) or a YAML file")
+]
 RatioOption = Annotated[
     float | None, typer.Option("--ratio", help="Share of attention and FFN parameters to remove, 0 to 1")
 ]

@@ -1,37 +1,55 @@
-"""Boards: list, show, probe."""
+"""Boards: list, show, probe, check."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from saap_edge.cli.base import JsonOption, app, console
+from saap_edge.cli.base import JsonOption, app, bar, console
 
 __all__: list[str] = []
 
 target_app = typer.Typer(
-    help="Boards: list, show, and probe this machine.", no_args_is_help=True, rich_markup_mode=None
+    help="A board's figures: show, probe this machine, check a file.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(target_app, name="target")
+TargetArgument = Annotated[str, typer.Argument(help="Name (see `saap-edge targets`) or YAML file")]
 
 
-@target_app.command("list")
-def target_list(as_json: JsonOption = False) -> None:
-    """Known boards."""
+@app.command()
+def targets(as_json: JsonOption = False) -> None:
+    """Known boards, with what decides their speed; ~ marks what is assumed."""
     from saap_edge.targets import list_targets, load_target
 
-    targets = [load_target(name) for name in list_targets()]
+    boards = [load_target(name) for name in list_targets()]
     if as_json:
-        print(json.dumps([target.model_dump(mode="json") for target in targets]))
-    for target in [] if as_json else targets:
-        print(f"{target.name:12} {target.title}")
+        print(json.dumps([board.model_dump(mode="json") for board in boards]))
+        return
+    table = Table(title="boards: `saap-edge target show NAME` prints the sources")
+    for column in ("name", "board", "isa"):
+        table.add_column(column, overflow="fold")
+    for column in ("threads", "RAM GiB", "paper GB/s", "copy GB/s", "load W"):
+        table.add_column(column, justify="right")
+    for board in boards:
+        known = board.bandwidth_gb_s
+        memory = " ".join(f"{size / 1024:.3g}" for size in board.ram_mib)
+        figures = (_told(known.theoretical), _told(known.copy_measured), _told(board.power_w.load))
+        table.add_row(board.name, board.title, " ".join(board.isa), str(board.threads), memory, *figures)
+    console.print(table)
+
+
+def _told(figure: Any) -> str:
+    return "" if figure is None else f"{'~' if figure.assumed else ''}{figure.value:g}"
 
 
 @target_app.command("show")
-def target_show(name: Annotated[str, typer.Argument(help="Name or YAML file")]) -> None:
-    """A board's figures with their sources."""
+def target_show(name: TargetArgument) -> None:
+    """A board's figures with their sources, as its YAML file."""
     from saap_edge.targets import dump_yaml, load_target
 
     print(dump_yaml(load_target(name)), end="")
@@ -39,9 +57,59 @@ def target_show(name: Annotated[str, typer.Argument(help="Name or YAML file")]) 
 
 @target_app.command("probe")
 def target_probe() -> None:
-    """Measure this machine and print it as a target file: `saap-edge target probe > targets/host.yaml`."""
-    from saap_edge.targets import dump_yaml, probe_target
+    """Measure this machine and print it as a target file: `saap-edge target probe > myboard.yaml`.
 
-    with console.status("measuring memory bandwidth"):
-        target = probe_target()
-    print(dump_yaml(target), end="")
+    Bandwidth of copying and reading, by one thread and by all; what llama.cpp's own kernels read and multiply in F16,
+    Q8_0 and Q4_0; heat, clock and throttling before and after. About half a minute; end other programs first.
+    """
+    from saap_edge.targets import dump_yaml
+
+    print(dump_yaml(_probed()), end="")
+
+
+def _probed() -> Any:
+    from saap_edge.bench.probe import STEPS, implausible, probe_target
+    from saap_edge.bench.sensors import sensors
+
+    load = sensors()["load_average"]
+    if load is not None and load > 0.5:
+        console.print(f"[yellow]other programs run here (load {load:.1f}): the figures will be too low[/]")
+    with bar("probe", STEPS) as advance:
+        target = probe_target(lambda what: advance(1, what))
+    _warn(implausible(target))
+    return target
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        console.print(f"[yellow]implausible:[/] {escape(line)}", soft_wrap=True)
+
+
+@target_app.command("check")
+def target_check(name: TargetArgument, as_json: JsonOption = False) -> None:
+    """Validate a target file; on the board that it describes, measure and compare.
+
+    Exit codes: 0 valid, 1 a figure is implausible or more than 20 percent from what is measured here, 2 malformed.
+    """
+    from saap_edge.bench.probe import differences, implausible
+    from saap_edge.targets import load_target, matches_this_machine
+
+    target = load_target(name)
+    warnings, here = implausible(target), matches_this_machine(target)
+    _warn(warnings)
+    rows = differences(target, _probed()) if here else []
+    table = Table(title=f"{target.name}: stated, and measured here now")
+    for column in ("figure", "stated", "measured", "measured / stated"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row["figure"], f"{row['stated']:g}", f"{row['measured']:g}", f"{row['ratio']:.2f}")
+    if rows:
+        console.print(table)
+    elif not here:
+        console.print(f"{escape(target.name)} is valid; this machine is another one, so nothing was measured")
+    off = [row["figure"] for row in rows if not row["agrees"]]
+    for figure in off:
+        console.print(f"[yellow]differs:[/] {figure} is more than 20 % from what is stated")
+    if as_json:
+        print(json.dumps({"target": target.name, "implausible": warnings, "here": here, "compared": rows}))
+    sys.exit(1 if warnings or off else 0)

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from saap_edge.cli.base import BudgetOption, FolderArgument, JsonOption, TargetOption, app, run_after
+import datetime
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from saap_edge.cli.base import (
+    BudgetOption,
+    FolderArgument,
+    JsonOption,
+    TargetOption,
+    app,
+    console,
+    read_recipe,
+    run_after,
+)
+from saap_edge.errors import SaapError
 
 __all__: list[str] = []
 
@@ -15,7 +35,111 @@ def bench(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
 
 @app.command()
 def gate(
-    folder: FolderArgument, *, budget: BudgetOption = None, target: TargetOption = None, as_json: JsonOption = False
+    path: Annotated[Path, typer.Argument(help="report.json, bench.json, a run's --out folder, or a stage folder")], *,
+    budget: BudgetOption = None, target: TargetOption = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="report.json or bench.json of another run, for changes in percent")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="JUnit XML file to write")] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option("--summary", envvar="GITHUB_STEP_SUMMARY", help="Markdown file to append a table to"),
+    ] = None,
+    annotations: Annotated[
+        bool, typer.Option("--annotations", envvar="GITHUB_ACTIONS", help="GitHub annotations, on stderr")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Judge measurements against a budget: exit 0 pass, 1 fail, 3 inconclusive.
+
+    \b
+        saap-edge gate out --budget budgets.yaml
+        saap-edge gate bench.json --budget budgets.yaml --target rpi5 --junit gate.xml
+        saap-edge gate out/report.json --budget budgets.yaml --baseline main.json
+
+    A budget is a list of limits:
+
+    \b
+        limits:
+          - {metric: decode_tok_s, min: 8}                    on the target only
+          - {metric: decode_vs_baseline, min: 0.95}           measured side by side, holds on a shared runner
+          - {metric: file_mib_change_pct, max: 1}             counted, against --baseline
+          - {metric: predicted_decode_tok_s, min: 8}          from the target's figures
+
+    A limit passes when the whole interval of its figure is inside, fails when it is all outside, and is inconclusive
+    where it straddles or where the figure is not there or was not measured on the target. docs/gate.md has all metrics.
+
+    The target is --target, else the one in report.json. On the folder of the bench stage, as OUT/stages/bench-HASH, it
+    is the stage of the chain: its verdicts are kept, and limits not given here are the recipe's.
+    """
+    if (path / "stage.json").is_file():
+        if baseline is not None:
+            raise SaapError(f"--baseline goes with a report: give '{path}/bench.json' or report.json, not the folder")
+        document = _gate_stage(path, budget, target)
+    else:
+        document = _gate_file(path, budget, target, baseline)
+    _tell(document, budget, junit, summary, annotations)
+    if as_json:
+        print(json.dumps(document))
+    sys.exit(document["exit_code"])
+
+
+def _gate_file(path: Path, budget: Path | None, target: str | None, baseline: Path | None) -> dict[str, Any]:
+    from saap_edge.gate import Budget
+    from saap_edge.gate.documents import read_measured
+    from saap_edge.gate.stage import gate_document
+    from saap_edge.targets import load_target
+    from saap_edge.yaml_lines import load_yaml_model
+
+    if budget is None:
+        raise SaapError("nothing to judge by: give --budget (a YAML file with limits)")
+    limits = load_yaml_model(budget, Budget)
+    if not limits.limits:
+        raise SaapError(f"'{budget}' has no limits: nothing to judge by")
+    measured = read_measured(path)
+    board = load_target(target) if target else measured.target
+    return gate_document(measured, limits, board, read_measured(baseline) if baseline else None)
+
+
+def _gate_stage(folder: Path, budget: Path | None, target: str | None) -> dict[str, Any]:
+    """As the chain does it, and without what only the chain needs (torch)."""
+    from saap_edge.gate.stage import gate_settings, write_gate
+    from saap_edge.pipeline import Stage, ancestors, read_stage, run_stage
+    from saap_edge.targets import load_target
+
+    recipe = read_recipe(None, base=read_stage(folder)["recipe"], budget=budget, target=target)
+    folders, board = ancestors(folder), load_target(recipe.target)
+    if "bench" not in folders:
+        raise SaapError(f"gate works on the folder of bench or a later stage, and '{folder}' is none")
+    if not recipe.budget.limits:
+        raise SaapError("nothing to judge by: neither --budget nor the run's recipe has limits")
+
+    def judge(inputs: Mapping[str, Path], out: Path) -> None:
+        write_gate(inputs["bench"], recipe.budget, board, out)
+
+    stage = Stage("gate", ("bench",), (), gate_settings(recipe.budget, board), judge)
+    made = run_stage(stage, folders, {}, folders["bench"].parent, recipe.model_dump(mode="json")).folder
+    console.print(f"[bold]gate[/]  {escape(str(made))}", soft_wrap=True)
+    document: dict[str, Any] = json.loads((made / "gate.json").read_text(encoding="utf-8"))
+    return document
+
+
+def _tell(
+    gate: dict[str, Any], budget: Path | None, junit: Path | None, summary: Path | None, annotations: bool | None
 ) -> None:
-    """Judge measurements against a budget: exit 0 pass, 1 fail, 3 inconclusive."""
-    run_after(folder, "gate", as_json, budget=budget, target=target)
+    """The verdicts, for people and for the CI system."""
+    from saap_edge.report.github import render_annotations, render_markdown
+    from saap_edge.report.junit import render_junit
+    from saap_edge.report.terminal import render_gate
+    from saap_edge.yaml_lines import item_lines
+
+    for part in render_gate(gate):
+        console.print(part)
+    if junit:
+        junit.write_text(render_junit(gate, datetime.datetime.now(datetime.UTC)), encoding="utf-8")
+    if summary:
+        with summary.open("a", encoding="utf-8") as file:
+            file.write(render_markdown(gate))
+    if annotations:
+        for command in render_annotations(gate, budget, item_lines(budget, "limits") if budget else []):
+            print(command, file=sys.stderr)  # the runner reads both streams, and stdout is for --json

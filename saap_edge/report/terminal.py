@@ -175,13 +175,14 @@ def render_gate(gate: dict[str, Any]) -> list[RenderableType]:
     """A verdict per limit, with its reason."""
     if not gate["verdicts"]:
         return ["  no limits given: nothing to judge"]
-    table = _table("budget", "limit", "artifact", "verdict", "measured")
+    table = _table("budget", "limit", "artifact", "verdict", "how", "figure")
     for entry in gate["verdicts"]:
         colour = _COLOURS[entry["verdict"]]
         limit = f"{entry['metric']} {entry['limit']}"
         table.add_row(
-            escape(limit), entry["artifact"] or "-", f"[{colour}]{entry['verdict']}[/]", escape(entry["reason"])
-        )
+            escape(limit), escape(entry["name"] or entry["artifact"] or "-"), f"[{colour}]{entry['verdict']}[/]",
+            entry["kind"], escape(entry["reason"]),
+        )  # fmt: skip
     return [table]
 
 

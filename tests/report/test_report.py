@@ -17,7 +17,7 @@ from saap_edge.report.terminal import (
     render_recover,
     render_verify,
 )
-from tests.test_gate import stat
+from tests.gate_support import stat
 
 HOSTILE = "<script>alert(1)</script>"
 

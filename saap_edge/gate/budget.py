@@ -1,0 +1,102 @@
+"""The budget: limits, and the metrics they may be on, by the kind of evidence each needs."""
+
+from __future__ import annotations
+
+import difflib
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+__all__ = ["METRICS", "Budget", "Format", "Kind", "Limit"]
+
+Format = Literal[
+    "gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1", "onnx-fp32", "onnx-fp16", "onnx-int4",
+    "onnx-int4-full", "onnx-int8", "onnx-optimum", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q4_k_s",
+    "gguf-q3_k_m", "gguf-q3_k_s", "gguf-q2_k", "gguf-iq4_nl", "gguf-iq4_xs", "gguf-iq3_m", "gguf-iq3_s", "gguf-iq3_xxs",
+    "gguf-iq2_m", "gguf-iq2_s", "gguf-iq2_xs", "gguf-iq2_xxs",
+]  # fmt: skip
+
+
+class Kind(StrEnum):
+    """What a figure rests on, and so where a limit on it can be judged."""
+
+    BOARD = "on the board"  # belongs to the machine it was taken on: judged where that is the target
+    RATIO = "side by side"  # of two artifacts in alternating rounds of one run: holds on a shared runner
+    COUNTED = "counted"  # the same on every machine: bytes, parameters, perplexity
+    PREDICTED = "predicted"  # computed from the target's figures, never a measurement
+    CHANGE = "against the baseline"  # of a counted figure, in percent
+
+
+METRICS: dict[str, Kind] = {
+    "decode_tok_s": Kind.BOARD, "prefill_tok_s": Kind.BOARD, "ttft_ms": Kind.BOARD, "itl_p95_ms": Kind.BOARD,
+    "load_ms": Kind.BOARD, "peak_rss_mib": Kind.BOARD, "peak_pss_mib": Kind.BOARD, "energy_j_per_token": Kind.BOARD,
+    "speedup_vs_dense": Kind.RATIO, "prefill_vs_dense": Kind.RATIO, "ttft_vs_dense": Kind.RATIO,
+    "decode_vs_baseline": Kind.RATIO, "prefill_vs_baseline": Kind.RATIO, "ttft_vs_baseline": Kind.RATIO,
+    "file_mib": Kind.COUNTED, "bytes_per_token": Kind.COUNTED, "kv_bytes_per_token": Kind.COUNTED,
+    "parameters": Kind.COUNTED, "perplexity": Kind.COUNTED, "perplexity_increase_pct": Kind.COUNTED,
+    "instructions_per_token": Kind.COUNTED,
+    "predicted_decode_tok_s": Kind.PREDICTED, "predicted_prefill_tok_s": Kind.PREDICTED,
+    "predicted_ttft_ms": Kind.PREDICTED, "predicted_ram_mib": Kind.PREDICTED,
+    "file_mib_change_pct": Kind.CHANGE, "bytes_per_token_change_pct": Kind.CHANGE,
+    "kv_bytes_per_token_change_pct": Kind.CHANGE, "parameters_change_pct": Kind.CHANGE,
+    "perplexity_change_pct": Kind.CHANGE, "instructions_per_token_change_pct": Kind.CHANGE,
+}  # fmt: skip
+
+Bound = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Limit(BaseModel):
+    """One limit. Without `artifact` it holds for every artifact that was measured and is not there to compare with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metric: str
+    min: Bound | None = None
+    max: Bound | None = None
+    artifact: Format | None = None
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in METRICS:
+            near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(METRICS)}"
+            raise ValueError(f"unknown metric '{metric}', {hint}")
+        return metric
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Limit:
+        if self.min is None and self.max is None:
+            raise ValueError(f"{self.metric} needs a min or a max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"{self.metric}: min {self.min:g} is above max {self.max:g}")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        """What its figure rests on."""
+        return METRICS[self.metric]
+
+    @property
+    def text(self) -> str:
+        """As people write it."""
+        parts = [f">= {self.min:g}" if self.min is not None else "", f"<= {self.max:g}" if self.max is not None else ""]
+        return " and ".join(part for part in parts if part)
+
+
+class Budget(BaseModel):
+    """Limits. Besides a list, `limits` may be a mapping: `{speedup_vs_dense: {min: 1.1}, ttft_ms: {max: 500}}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limits: tuple[Limit, ...] = Field(default=(), description="what must hold")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mapping(cls, document: Any) -> Any:
+        limits = document.get("limits") if isinstance(document, dict) else None
+        if isinstance(limits, dict):
+            rows = [{"metric": name, **(bounds if isinstance(bounds, dict) else {})} for name, bounds in limits.items()]
+            return document | {"limits": rows}
+        return document

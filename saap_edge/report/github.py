@@ -1,0 +1,71 @@
+"""Verdicts for GitHub Actions: a table for the step summary, and annotations at the lines of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saap_edge.report.data import overall
+
+__all__ = ["render_annotations", "render_markdown"]
+
+_MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconclusive"}
+
+
+def render_markdown(gate: dict[str, Any]) -> str:
+    """A heading, a table with a row per verdict, and where it was measured."""
+    machine, conditions = gate["machine"], gate["conditions"]
+    lines = [
+        f"## saap-edge gate: {overall(gate)}", "",
+        "| verdict | limit | artifact | figure | how |", "|---|---|---|---|---|",
+        *(_row(entry) for entry in gate["verdicts"]), "",
+        f"{_cell(gate['model'] or 'model unknown')}, measured on {_cell(machine['cpu'])}, {machine['cores']} cores, "
+        f"{conditions.get('threads', '?')} threads, prompt {conditions['prompt_tokens']} tokens, "
+        f"{conditions.get('rounds', '?')} rounds; target: {_cell(gate['target'] or 'none named')}.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def render_annotations(gate: dict[str, Any], budget: Path | None, lines: Sequence[int]) -> list[str]:
+    """Workflow commands, one per verdict that is not a pass: an error where it failed, else a warning.
+
+    Args:
+        budget: the file of the limits as the repository knows it; None where they stand in none.
+        lines: the line of each limit in that file.
+    """
+    commands = []
+    for entry in gate["verdicts"]:
+        if entry["verdict"] == "pass":
+            continue
+        command = "error" if entry["verdict"] == "fail" else "warning"
+        place = {"file": str(budget), "line": str(lines[entry["limit_index"]])} if budget else {}
+        properties = {**place, "title": f"saap-edge gate: {entry['verdict']}"}
+        told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+        subject = f"{entry['metric']} {entry['limit']} on {entry['name'] or entry['artifact'] or 'nothing measured'}"
+        commands.append(f"::{command} {told}::{_data(subject + ': ' + entry['reason'])}")
+    return commands
+
+
+def _row(entry: dict[str, Any]) -> str:
+    cells = (
+        _MARKS[entry["verdict"]], f"`{entry['metric']} {entry['limit']}`",
+        _cell(entry["name"] or entry["artifact"] or "-"), _cell(entry["reason"]), entry["kind"],
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends a cell nor is taken for HTML."""
+    for character, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
+        text = text.replace(character, written)
+    return " ".join(text.split())
+
+
+def _data(text: str) -> str:
+    """As the runner's own toolkit escapes a message."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
