@@ -52,7 +52,7 @@ def fit(recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None]
 def _limited(recipe: Recipe) -> list[str]:
     """Formats that a limit is on. Raises SaapError when there are none."""
     named = {limit.artifact for limit in recipe.budget.limits}
-    formats = [name for name in recipe.export.formats if None in named or name in named]
+    formats: list[str] = [name for name in recipe.export.formats if None in named or name in named]
     if not recipe.budget.limits:
         raise SaapError("the budget has no limits: there is nothing to fit (limits: {decode_tok_s: {min: 10}})")
     if not formats:
@@ -172,9 +172,7 @@ def outcome_of(verdicts: list[dict[str, Any]]) -> Outcome:
     return "both" if lost and short else "less" if lost else "more" if short else "meets"
 
 
-def _finish(
-    recipe: Recipe, job: Job, rows: list[dict[str, Any]], first: dict[str, int], out: Path
-) -> dict[str, Any]:
+def _finish(recipe: Recipe, job: Job, rows: list[dict[str, Any]], first: dict[str, int], out: Path) -> dict[str, Any]:
     met = [row for row in rows if row["outcome"] == "meets"]
     best = min(met, key=lambda row: (row["ratio"], recipe.export.formats.index(row["format"])), default=None)
     unclear = any(v["verdict"] == "inconclusive" for row in rows for v in row["verdicts"])

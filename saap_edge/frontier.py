@@ -7,18 +7,20 @@ is a stage of its own, so that a killed run goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saap_edge.errors import SaapError
+from saap_edge.bench.artifacts import measure_beside
+from saap_edge.bench.front import on_front
+from saap_edge.bench.predict import ArtifactCost, predict
 from saap_edge.pipeline import Stage, StageResult, run_stage
 from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
-from saap_edge.stages import ORDER, Bar, Job, read_json
+from saap_edge.stages import ORDER, Bar, Job, read_json, write_json
 
-__all__ = ["SCHEMA", "frontier", "mark_front", "with_ratio"]
+__all__ = ["SCHEMA", "dense_folder", "frontier", "mark_front", "with_formats", "with_ratio"]
 
 SCHEMA = 1
 CHAIN = ORDER[: ORDER.index("verify") + 1]
@@ -26,18 +28,13 @@ CHAIN = ORDER[: ORDER.index("verify") + 1]
 
 @dataclass(frozen=True)
 class _Point:
-    """An artifact to measure: its export folder (dense where `ratio` is 0), the folder that verified it."""
+    """An artifact to measure, in an export folder; the dense model's where `ratio` is 0. `removed` was achieved."""
 
     ratio: float
     removed: float
     format: str
     folder: Path
-    dense: Path
     job: Job
-
-    @property
-    def role(self) -> str:
-        return "pruned" if self.ratio else "dense"
 
     @property
     def name(self) -> str:
@@ -47,6 +44,13 @@ class _Point:
 def with_ratio(recipe: Recipe, ratio: float) -> Recipe:
     """The recipe at another pruning ratio."""
     return recipe.model_copy(update={"prune": recipe.prune.model_copy(update={"ratio": ratio})})
+
+
+def with_formats(recipe: Recipe, formats: tuple[str, ...]) -> Recipe:
+    """The recipe with other formats to export."""
+    return Recipe.model_validate(recipe.model_dump(mode="json") | {
+        "export": recipe.export.model_dump(mode="json") | {"formats": formats}
+    })  # fmt: skip
 
 
 def frontier(
@@ -64,73 +68,71 @@ def frontier(
     Raises SaapError for whatever the stages refuse, before anything runs where that can be known.
     """
     jobs = [Job(with_ratio(recipe, ratio), None, bar) for ratio in ratios]
-    anchor = f"gguf-{jobs[0].target.quantisation['gguf']}"
-    if anchor not in recipe.export.formats:
-        anchor = recipe.export.formats[0]
-    points = []
+    own = f"gguf-{jobs[0].target.quantisation['gguf']}"
+    anchor_format = own if own in recipe.export.formats else recipe.export.formats[0]
+    points: list[_Point] = []
     for job in jobs:
         folders = {result.name: result.folder for result in run_stages(job, CHAIN, {}, out, None, done).results}
         if not points:
-            points += [_Point(0, 0, name, folders["dense"], folders["dense"], job) for name in recipe.export.formats]
-            points += _rival_points(recipe, rivals, folders["dense"], out, bar, done)
+            anchor = folders["dense"], anchor_format
+            points += [_Point(0, 0, name, folders["dense"], job) for name in recipe.export.formats]
+            points += _rival_points(recipe, rivals, out, bar, done)
         removed = float(read_json(folders["plan"] / "plan.json")["achieved_ratio"])
         points += [
-            _Point(job.recipe.prune.ratio, removed, name, folders["export"], folders["dense"], job)
-            for name in recipe.export.formats
+            _Point(job.recipe.prune.ratio, removed, name, folders["export"], job) for name in recipe.export.formats
         ]
     measured = []
     for point in points:
         result = _measured(point, anchor, out)
         done(result)
         measured.append(read_json(result.folder / "point.json"))
-    return _document(jobs[0], anchor, points, measured)
+    return _document(jobs[0], anchor_format, points, measured)
 
 
 def _rival_points(
-    recipe: Recipe, rivals: tuple[str, ...], dense: Path, out: Path, bar: Bar, done: Callable[[StageResult], None]
-) -> Iterator[_Point]:
-    """The dense model in formats that the pruned one is not wanted in, checked against torch like all others."""
+    recipe: Recipe, rivals: tuple[str, ...], out: Path, bar: Bar, done: Callable[[StageResult], None]
+) -> list[_Point]:
+    """The dense model in formats that the pruned one is not wanted in."""
     wanted = tuple(name for name in rivals if name not in recipe.export.formats)
     if not wanted:
-        return
-    formats = recipe.export.model_copy(update={"formats": wanted})
-    job = Job(recipe.model_copy(update={"export": formats}), None, bar, tune=True)
-    results = run_stages(job, ("dense",), {}, out, None, done).results
-    folder = results[-1].folder
-    check = Stage("rivals", ("dense",), ("model", "test"), {}, lambda inputs, path: _verify(job, inputs["dense"], path))
-    done(run_stage(check, {"dense": folder}, job.outside(("model", "test")), out / "stages", _record(job)))
-    yield from (_Point(0, 0, name, folder, dense, job) for name in wanted)
+        return []
+    job = Job(with_formats(recipe, wanted), None, bar, tune=True)
+    folder = dense_folder(job, out, done)
+    return [_Point(0, 0, name, folder, job) for name in wanted]
 
 
-def _verify(job: Job, artifacts: Path, out: Path) -> None:
+def dense_folder(job: Job, out: Path, done: Callable[[StageResult], None]) -> Path:
+    """The dense model in the recipe's formats, checked against torch as all that ships is."""
+    [result] = run_stages(job, ("dense",), {}, out, None, done).results
+    record, outside = job.recipe.model_dump(mode="json"), job.outside(("model", "test"))
+    check = Stage("densecheck", ("dense",), ("model", "test"), {}, lambda inputs, path: _verify(job, inputs, path))
+    done(run_stage(check, {"dense": result.folder}, outside, out / "stages", record))
+    return result.folder
+
+
+def _verify(job: Job, inputs: Mapping[str, Path], out: Path) -> None:
     from saap_edge.evaluate.parity import require
     from saap_edge.evaluate.verify import verify_folder
 
     text = Path(job.recipe.data.test).read_text(encoding="utf-8")
-    with job.bar("verify: rivals", len(job.recipe.export.formats)) as advance:
-        require(verify_folder(artifacts, job.model, text, job.threads, lambda: advance(1)))
+    with job.bar("verify: dense", len(job.recipe.export.formats)) as advance:
+        parities = verify_folder(inputs["dense"], job.model, text, job.threads, lambda: advance(1))
+    require(parities)
+    write_json(out / "verify.json", [parity.as_dict() for parity in parities])
 
 
-def _record(job: Job) -> dict[str, Any]:
-    return job.recipe.model_dump(mode="json")
-
-
-def _measured(point: _Point, anchor: str, out: Path) -> StageResult:
+def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult:
     """Measure one artifact beside the anchor, or find that it has been measured."""
-    from saap_edge.bench.artifacts import measure_beside
+    job = point.job
 
-    def run(inputs: Any, path: Path) -> None:
-        with point.job.bar(f"measure: {point.name}", 1) as advance:
-            conditions = point.job.conditions()
-            document = measure_beside(
-                inputs["dense"], anchor, inputs["artifact"], point.format, conditions, lambda: advance(0)
-            )
-        (path / "point.json").write_text(_json(document), encoding="utf-8")
+    def run(inputs: Mapping[str, Path], path: Path) -> None:
+        pair = (inputs["anchor"], anchor[1]), (inputs["artifact"], point.format)
+        write_json(path / "point.json", measure_beside(*pair, job.conditions(), job.bar))
 
-    settings = point.job.stage("bench").settings | {"anchor": anchor, "format": point.format}
-    stage = Stage("point", ("dense", "artifact"), ("test",), settings, run)
-    folders = {"dense": point.dense, "artifact": point.folder}
-    return run_stage(stage, folders, point.job.outside(("test",)), out / "stages", _record(point.job))
+    settings = job.stage("bench").settings | {"anchor": anchor[1], "format": point.format}
+    stage = Stage("point", ("anchor", "artifact"), ("test",), settings, run)
+    folders = {"anchor": anchor[0], "artifact": point.folder}
+    return run_stage(stage, folders, job.outside(("test",)), out / "stages", job.recipe.model_dump(mode="json"))
 
 
 def _document(job: Job, anchor: str, points: list[_Point], measured: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,11 +147,12 @@ def _document(job: Job, anchor: str, points: list[_Point], measured: list[dict[s
 
 
 def _row(job: Job, point: _Point, document: dict[str, Any]) -> dict[str, Any]:
-    """One artifact. `speed` is its decode rate over the anchor's, `predicted` the target's where that is elsewhere."""
+    """One artifact. `speed` is its decode rate over the anchor's; the target's is predicted where that is elsewhere."""
     [metrics] = [entry["metrics"] for entry in document["artifacts"] if entry["role"] == "candidate"]
     [comparison] = document["comparisons"]
     return {
-        "name": point.name, "role": point.role, "ratio": point.ratio, "removed": point.removed, "format": point.format,
+        "name": point.name, "role": "pruned" if point.ratio else "dense", "ratio": point.ratio,
+        "removed": point.removed, "format": point.format,
         "speed": comparison["ratios"]["decode_tok_s"], "ideal_speed": comparison["ideal_decode_ratio"],
         "decode_tok_s": metrics["decode_tok_s"]["median"], "perplexity": metrics["perplexity"],
         "predicted_decode_tok_s": None if job.on_target else _predicted(job, metrics, point.format),
@@ -158,22 +161,24 @@ def _row(job: Job, point: _Point, document: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _predicted(job: Job, metrics: dict[str, Any], artifact_format: str) -> dict[str, float] | None:
+    """Decode rate on the target, by its figures."""
+    settings = job.recipe.bench
+    context = settings.prompt_tokens + settings.decode_tokens // 2  # that of bytes_per_token
+    cost = ArtifactCost(
+        format=artifact_format, kv_bytes_per_token=metrics["kv_bytes_per_token"],
+        projection_bytes=metrics["bytes_per_token"] - context * metrics["kv_bytes_per_token"],
+        file_bytes=metrics["file_bytes"], parameters=metrics["parameters"],
+    )  # fmt: skip
+    estimate = predict(cost, job.target, settings.prompt_tokens, context).decode_tok_s
+    return estimate and {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
 def mark_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add `front`: the axes ("speed", "bytes") on which no other row is at least as good in both and better in one.
-
-    Only rows with a perplexity compete: what was not measured proves nothing.
-    """
-    gains: dict[str, Callable[[dict[str, Any]], float]] = {
-        "speed": lambda row: float(row["speed"]["ratio"]), "bytes": lambda row: -float(row["file_bytes"]),
-    }  # fmt: skip
-    known = [row for row in rows if row["perplexity"] is not None]
-
-    def beaten(row: dict[str, Any], gain: Callable[[dict[str, Any]], float]) -> bool:
-        here = (gain(row), -row["perplexity"])
-        others = [(gain(other), -other["perplexity"]) for other in known]
-        return any(other != here and other[0] >= here[0] and other[1] >= here[1] for other in others)
-
-    return [
-        row | {"front": [axis for axis, gain in gains.items() if row in known and not beaten(row, gain)]}
-        for row in rows
-    ]
+    """Add `front`: the axes ("speed", "bytes") on which nothing beats the row."""
+    losses = [row["perplexity"] for row in rows]
+    marks = {
+        "speed": on_front([row["speed"]["ratio"] for row in rows], losses),
+        "bytes": on_front([-row["file_bytes"] for row in rows], losses),
+    }
+    return [row | {"front": [axis for axis in marks if marks[axis][index]]} for index, row in enumerate(rows)]

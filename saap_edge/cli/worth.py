@@ -11,8 +11,18 @@ import typer
 from rich.markup import escape
 
 from saap_edge.cli.base import (
-    DataOption, JsonOption, MethodOption, ModelOption, OutOption, TargetOption, TokensOption, app, bar, console,
-    quiet_libraries, read_recipe,
+    DataOption,
+    JsonOption,
+    MethodOption,
+    ModelOption,
+    OutOption,
+    TargetOption,
+    TokensOption,
+    app,
+    bar,
+    console,
+    quiet_libraries,
+    read_recipe,
 )  # fmt: skip
 from saap_edge.errors import SaapError
 
@@ -82,9 +92,9 @@ def fit(
     \b
         saap-edge fit --model ./TinyLlama --target rpi5 --budget budgets.yaml --out out
 
-    Scores are made once. Where speed and size stand is predicted, from the dense model on; then whole models are compiled
-    and judged by the gate, one ratio after another in steps of 5 %, until the least that meets all limits is known, or that
-    there is none. Writes fit.json, and fit.yaml: the recipe, for `saap-edge compile`.
+    Scores are made once. Where speed and size stand is predicted, from the dense model on; then whole models are
+    compiled and judged by the gate, one ratio after another in steps of 5 %, until the least that meets all limits is
+    known, or that there is none. Writes fit.json, and fit.yaml: the recipe, for `saap-edge compile`.
 
     Exit codes: 0 found, 1 there is none, 2 bad input, 3 found, but a limit rests on a prediction or on noise.
     """

@@ -19,7 +19,7 @@ __all__ = ["Dot", "frontier", "latency", "styled", "svg", "widths"]
 
 DENSE, PRUNED, INK = "#8a94a6", "#1f77d0", "#6b7585"
 _MARKERS = {"gguf": "o", "onnx": "s"}
-_SIZE = (5.2, 3.9)
+_SIZE = (4.6, 3.6)
 _STYLE: Any = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": DENSE, "axes.labelcolor": INK, "xtick.color": INK,
@@ -63,22 +63,27 @@ def frontier(dots: Sequence[Dot], label: str, falling: bool) -> Figure:
     axis = figure.subplots()
     front = sorted((dot for dot in dots if dot.front), key=lambda dot: dot.x)
     # As a staircase: between two artifacts of the front there is nothing else to choose.
-    step = "post" if falling else "pre"
-    axis.step([dot.x for dot in front], [dot.y for dot in front], where=step, color=INK, linewidth=1, alpha=0.7)
+    line: Any = {"where": "post" if falling else "pre", "color": INK, "linewidth": 1, "alpha": 0.7}
+    axis.step([dot.x for dot in front], [dot.y for dot in front], **line)
     for dot in dots:
         colour = PRUNED if dot.pruned else DENSE
         axis.plot([dot.low, dot.high], [dot.y, dot.y], color=colour, linewidth=1)
         axis.plot(
-            dot.x, dot.y, _MARKERS[dot.kind], color=colour, markersize=6, markerfacecolor=colour if dot.front else "none"
+            dot.x,
+            dot.y,
+            _MARKERS[dot.kind],
+            color=colour,
+            markersize=6,
+            markerfacecolor=colour if dot.front else "none",
         )
         below = dot.kind == "onnx"
-        axis.annotate(dot.label, (dot.x, dot.y), (5, -11 if below else 5), textcoords="offset points", fontsize=8)
+        axis.annotate(dot.label, (dot.x, dot.y), (5, -11 if below else 5), textcoords="offset points", fontsize=9)
     axis.set_xlabel(label)
     axis.set_ylabel("perplexity (lower is better)")
     axis.margins(0.14)  # room for the labels
     names = ((DENSE, "D", "dense"), (PRUNED, "D", "pruned"), (INK, "o", "gguf"), (INK, "s", "onnx"))
     handles = [axis.plot([], [], mark, color=colour, label=name, linestyle="")[0] for colour, mark, name in names]
-    axis.legend(handles=handles, frameon=False, fontsize=8, ncols=2)
+    axis.legend(handles=handles, frameon=False, fontsize=9, ncols=2)
     return figure
 
 
@@ -103,10 +108,10 @@ def latency(artifacts: Sequence[dict[str, Any]]) -> Figure:
     axis = figure.subplots()
     for place, artifact in enumerate(artifacts):
         _whiskers(axis, place, artifact["metrics"]["itl_ms"], PRUNED if artifact["role"] != "dense" else DENSE)
-    axis.set_yticks(range(len(artifacts)), [artifact["name"] for artifact in artifacts], fontsize=8)
+    axis.set_yticks(range(len(artifacts)), [artifact["name"] for artifact in artifacts], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(left=0)
-    axis.set_xlabel("ms between tokens: median ●, 95th | and 99th percentile ›")
+    axis.set_xlabel("ms between tokens: median ●, 95 % |, 99 % ▸")
     return figure
 
 

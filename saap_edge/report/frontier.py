@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.markup import escape
 
-from saap_edge.report.terminal import VERDICT_COLOURS, number, table
+from saap_edge.report.terminal import VERDICT_COLOURS, new_table, number
 
 __all__ = ["render_fit", "render_frontier", "worth", "write_frontier"]
 
@@ -34,7 +34,7 @@ def render_frontier(document: dict[str, Any]) -> list[RenderableType]:
     title = f"frontier of {document['model']}: speed beside {document['anchor']} on {document['machine']['cpu']}"
     columns = ["artifact", "removed", "perplexity", "speed [95 %]", "ideal", "tok/s here"]
     columns += [f"tok/s predicted for {document['target']}"] if elsewhere else []
-    rows = table(escape(title), *columns, "file MiB", "RSS MiB", "front")
+    rows = new_table(escape(title), *columns, "file MiB", "RSS MiB", "front")
     for row in document["points"]:
         speed = row["speed"]
         cells = [
@@ -53,40 +53,38 @@ def _estimate(estimate: dict[str, float] | None) -> str:
 
 def render_fit(document: dict[str, Any]) -> list[RenderableType]:
     """Every ratio and format that was tried, and what was found."""
-    rows = table("tried, in this order", "removed", "format", "", "limits")
+    rows = new_table("tried, in this order", "removed", "format", "", "limits")
     for row in document["tries"]:
         word = {"meets": "pass", "more": "fail", "less": "fail", "both": "fail"}[row["outcome"]]
         told = {"meets": "meets", "more": "too slow or large", "less": "too much lost", "both": "fails both ways"}
         limits = "; ".join(f"{v['metric']} {v['limit']}: {v['verdict']} ({v['reason']})" for v in row["verdicts"])
         colour = VERDICT_COLOURS[word]
-        rows.add_row(
-            f"{row['ratio']} %", row["format"], f"[{colour}]{told[row['outcome']]}[/]", escape(limits)
-        )
+        rows.add_row(f"{row['ratio']} %", row["format"], f"[{colour}]{told[row['outcome']]}[/]", escape(limits))
     found = document["found"]
     if found is None:
-        text = "no pruning of this model meets the budget: loosen a limit, allow more recovery (--tokens), or another format"
+        text = "no pruning of this model meets the budget: loosen a limit, or recover longer (--tokens)"
     elif not found["ratio"]:
         text = f"the dense model as {found['format']} meets the budget: do not prune"
     else:
         text = f"least pruning: {found['ratio']} %, as {found['format']} (fit.yaml)"
-    note = "; some of it is predicted: measure on the board (saap-edge bench BUNDLE --host)" if found and found["predicted"] else ""
-    return [rows, f"  [bold]{escape(text + note)}[/]"]
+    if found and found["predicted"]:
+        text += "; some of it is predicted: measure on the board (saap-edge bench BUNDLE --host)"
+    return [rows, f"  [bold]{escape(text)}[/]"]
 
 
 def write_frontier(document: dict[str, Any], out: Path) -> list[Path]:
     """Write frontier.json, frontier.html and frontier.png into `out`, each whole or not at all; returns their paths."""
-    import jinja2
     from matplotlib.figure import Figure
 
     from saap_edge.report.figures import styled, svg
+    from saap_edge.report.html import environment
 
     with styled():
         by_speed, by_size = (_figure(document, axis) for axis in ("speed", "bytes"))
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-        )
-        page = environment.get_template("frontier.html.j2").render(
-            frontier=document, worth=worth(document), plots=[svg(by_speed), svg(by_size)]
+        page = (
+            environment()
+            .get_template("frontier.html.j2")
+            .render(frontier=document, worth=worth(document), plots=[svg(by_speed), svg(by_size)])
         )
 
         def picture(path: Path, figure: Figure = by_speed) -> None:

@@ -14,6 +14,9 @@ from rich.table import Table
 from saap_edge.bench.document import NOISY, compared
 
 __all__ = [
+    "VERDICT_COLOURS",
+    "new_table",
+    "number",
     "render_bench",
     "render_check",
     "render_evaluation",
@@ -25,7 +28,7 @@ __all__ = [
     "render_verify",
 ]
 
-_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+VERDICT_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 
 
 def render_stage(name: str, folder: Path) -> list[RenderableType]:
@@ -40,7 +43,8 @@ def render_stage(name: str, folder: Path) -> list[RenderableType]:
     return renderers[name](json.loads(path.read_text(encoding="utf-8")))
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """An empty table; all columns but the first are of figures."""
     # As wide as its title: a title broken over a narrow table is hard to read.
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, min_width=min(len(title), 110))
     for index, column in enumerate(columns):
@@ -59,12 +63,12 @@ def render_plan(plan: dict[str, Any]) -> list[RenderableType]:
     if plan["unit"] != "parameters":
         removed += f", {plan['achieved_ratio']:.1%} of the {plan['unit']}"
     title = f"plan ({plan['method']}): {before:,} => {after:,} attention and FFN parameters ({removed})"
-    table = _table(title, "layer", "heads", "kv heads", "FFN width")
+    table = new_table(title, "layer", "heads", "kv heads", "FFN width")
     for layer in plan["layers"]:
         table.add_row(str(layer["layer"]), *(_change(*layer[name]) for name in ("heads", "kv_heads", "ffn")))
     parts: list[RenderableType] = [table]
     if plan["candidates"]:
-        rivals = _table("candidates, repaired, on held-out text", "method", "removed", "perplexity", "")
+        rivals = new_table("candidates, repaired, on held-out text", "method", "removed", "perplexity", "")
         for rival in plan["candidates"]:
             chosen = "[green]kept[/]" if rival["chosen"] else ""
             rivals.add_row(
@@ -82,7 +86,7 @@ def render_prune(prune: dict[str, Any]) -> list[RenderableType]:
 
 def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
     """Held-out perplexity before and after, in full precision and in blocks."""
-    table = _table(
+    table = new_table(
         f"recovery, {recover['tokens']:,} tokens: {recover['kept']}",
         "held-out perplexity",
         "full precision",
@@ -95,7 +99,7 @@ def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
 
 def render_verify(parities: list[dict[str, Any]]) -> list[RenderableType]:
     """Every artifact's distance from torch, and what the pruned ones say."""
-    table = _table(
+    table = new_table(
         "artifacts against torch (relative error of logits)", "artifact", "error", "tolerance", "greedy text"
     )
     for entry in parities:
@@ -122,7 +126,8 @@ def _stat(stat: dict[str, Any], digits: int = 1) -> str:
     return f"{stat['median']:.{digits}f}"
 
 
-def _number(value: float | None, digits: int = 2) -> str:
+def number(value: float | None, digits: int = 2) -> str:
+    """With so many decimals, or a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -134,11 +139,11 @@ def render_bench(bench: dict[str, Any]) -> list[RenderableType]:
         f"{', '.join(roles)} on {machine['cpu']}, {conditions['threads']} threads, prompt "
         f"{conditions['prompt_tokens']}, {conditions['rounds']} alternating rounds"
     )
-    speed = _table(
+    speed = new_table(
         title, "format", "decode tok/s", "speedup [95 %]", "ideal", "prefill tok/s", "TTFT ms", "p95 ms", "load ms",
         "noise",
     )  # fmt: skip
-    rest = _table("memory, bytes, quality", "format", "peak RSS MiB", "file MiB", "KV bytes/token", "perplexity")
+    rest = new_table("memory, bytes, quality", "format", "peak RSS MiB", "file MiB", "KV bytes/token", "perplexity")
     for pair in pairs:
         dense, pruned, ratio = pair["base"]["metrics"], pair["candidate"]["metrics"], pair["ratios"]["decode_tok_s"]
 
@@ -155,7 +160,7 @@ def render_bench(bench: dict[str, Any]) -> list[RenderableType]:
             pair["candidate"]["format"], both("peak_rss_mib", 0),
             f"{dense['file_bytes'] / 2**20:.2f} => {pruned['file_bytes'] / 2**20:.2f}",
             _change(dense["kv_bytes_per_token"], pruned["kv_bytes_per_token"]),
-            f"{_number(dense['perplexity'])} => {_number(pruned['perplexity'])}",
+            f"{number(dense['perplexity'])} => {number(pruned['perplexity'])}",
         )  # fmt: skip
     return [speed, rest, *_doubts(bench)]
 
@@ -175,9 +180,9 @@ def render_gate(gate: dict[str, Any]) -> list[RenderableType]:
     """A verdict per limit, with its reason."""
     if not gate["verdicts"]:
         return ["  no limits given: nothing to judge"]
-    table = _table("budget", "limit", "artifact", "verdict", "how", "figure")
+    table = new_table("budget", "limit", "artifact", "verdict", "how", "figure")
     for entry in gate["verdicts"]:
-        colour = _COLOURS[entry["verdict"]]
+        colour = VERDICT_COLOURS[entry["verdict"]]
         limit = f"{entry['metric']} {entry['limit']}"
         table.add_row(
             escape(limit), escape(entry["name"] or entry["artifact"] or "-"), f"[{colour}]{entry['verdict']}[/]",
@@ -190,7 +195,7 @@ def render_evaluation(document: dict[str, Any]) -> list[RenderableType]:
     """Every figure, artifacts side by side, and under the table what each was measured on."""
     names = [entry["name"] for entry in document["artifacts"]]
     version = f", lm-eval {document['lm_eval']}" if document["lm_eval"] else ""
-    table = _table(f"{document['evaluated']}: quality{version}", "measured on", "figure", *names)
+    table = new_table(f"{document['evaluated']}: quality{version}", "measured on", "figure", *names)
     cells: dict[tuple[str, str], dict[str, str]] = {}
     notes: dict[str, str] = {}  # the same for all artifacts
     for entry in document["tasks"]:
@@ -198,7 +203,7 @@ def render_evaluation(document: dict[str, Any]) -> list[RenderableType]:
         cells.setdefault((entry["task"], label), {})[entry["artifact"]] = value
         notes[entry["task"]] = f"{entry['n'] or '-'} rows" + (f", sha256 {entry['sha256']}" if entry["sha256"] else "")
     for entry in document["perplexity"]:
-        cells.setdefault((entry["text"], "perplexity"), {})[entry["artifact"]] = _number(entry["value"], 3)
+        cells.setdefault((entry["text"], "perplexity"), {})[entry["artifact"]] = number(entry["value"], 3)
         notes[entry["text"]] = (
             f"windows of {entry['window']} tokens, {entry['tokens']} of them predicted, sha256 {entry['sha256']}"
         )
