@@ -5,56 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saap_edge.bench.cost import bytes_per_token
 from saap_edge.bench.statistics import paired_ratio, scatter, summary
+from saap_edge.bench.subject import Subject
 
-__all__ = ["NOISY", "SCHEMA", "Samples", "Subject", "compared", "merge_documents", "write_document"]
+__all__ = ["NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "write_document"]
 
 SCHEMA = 2
 NOISY = 0.05  # rounds that scatter more than this are worth a word to people
 NS = 1_000_000_000
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One artifact to measure, under a `name` of its own.
-
-    `role` is "dense", "pruned", "baseline" or "candidate"; `projection_bytes` are the weight bytes that decoding a
-    token reads; `parameters` those of the model (None: unknown); `model` says which model it was made from (None:
-    unknown).
-    """
-
-    name: str
-    role: str
-    engine: str
-    format: str
-    path: Path
-    projection_bytes: int
-    file_bytes: int
-    parameters: int | None = None
-    model: str | None = None
-
-
 @dataclass
 class Samples:
-    """What was measured of one artifact: `ttft_s` and `steps_s` a round, the others a fresh process each."""
+    """What was measured of one artifact: `ttft_s`, `steps_s` and `joules` (of decoding) a round, the others a fresh
+    process each."""
 
     ttft_s: list[float] = field(default_factory=list)
     steps_s: list[list[float]] = field(default_factory=list)
     load_s: list[float] = field(default_factory=list)
     peak_rss: list[int] = field(default_factory=list)
     peak_pss: list[int] = field(default_factory=list)
+    joules: list[float | None] = field(default_factory=list)
     perplexity: float | None = None
 
-    def add(self, timing: Mapping[str, Any]) -> None:
+    def add(self, timing: Mapping[str, Any], joules: float | None = None) -> None:
         """A round, as an engine's child tells it."""
         self.ttft_s.append(timing["ttft_s"])
         self.steps_s.append(timing["decode_s"])
+        self.joules.append(joules)
 
     def add_load(self, seconds: float, memory: Mapping[str, int | None]) -> None:
         """A fresh process."""
@@ -62,6 +45,13 @@ class Samples:
         self.peak_rss.append(int(memory["peak"] or 0))
         if memory.get("pss"):
             self.peak_pss.append(int(memory["pss"] or 0))
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Over all rounds; None where the board's meter did not tell of each."""
+        tokens = sum(map(len, self.steps_s))
+        known = [joules for joules in self.joules if joules is not None]
+        return sum(known) / tokens if tokens and len(known) == len(self.steps_s) else None
 
     @property
     def step_s(self) -> list[float]:
@@ -145,7 +135,7 @@ def _artifact(
         "bytes_per_token": bytes_per_token(subject.projection_bytes, kv_bytes, prompt + decode // 2),
         "parameters": subject.parameters,
         "perplexity": samples.perplexity,
-        "energy_j_per_token": None,
+        "energy_j_per_token": samples.joules_per_token,
         "noise": scatter(samples.step_s),
         "llama_bench": _llama_bench(subject, loaded, samples, conditions),
     }
