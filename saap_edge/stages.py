@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import SaapError
+from saap_edge.gate.rerun import decides, timed_limits
 from saap_edge.gate.stage import gate_settings, write_gate
 from saap_edge.model.spec import ModelSpec, read_spec
 from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
@@ -253,6 +254,8 @@ class Job:
             "threads": self.threads,
             "window": self.recipe.score.window,
         }
+        if self.recipe.bench.max_rounds:  # then the limits decide how many rounds are run
+            settings["limits"] = timed_limits(self.recipe.budget).model_dump(mode="json")
         return settings | {name: facts[name] for name in ("cpu", "cores")}
 
     # The stages. torch and transformers are imported where they are used: measuring alone must not need them.
@@ -441,10 +444,11 @@ class Job:
         write_json(out / "bench.json", self.bench(inputs["dense"], inputs["export"]))
 
     def bench(self, dense: Path, pruned: Path) -> dict[str, Any]:
-        """The bench document of two export folders, measured as the recipe says."""
+        """The bench document of two export folders, measured as the recipe says, until its budget is decided."""
         from saap_edge.bench.artifacts import bench_folders
 
-        return bench_folders(dense, pruned, self.conditions(), self.bar)
+        decided = decides(self.recipe.budget, self.target)
+        return bench_folders(dense, pruned, self.conditions(), self.bar, decided)
 
     def conditions(self) -> Any:
         """What the recipe measures under."""
@@ -454,6 +458,7 @@ class Job:
         return BenchConditions(
             self.threads, settings.prompt_tokens, settings.decode_tokens, settings.rounds,
             self._windows("test", settings.perplexity_windows).tolist(), file_hash(self.recipe.data.test)[:12],
+            max_rounds=settings.max_rounds,
         )  # fmt: skip
 
     def _gate(self, inputs: Inputs, out: Path) -> None:

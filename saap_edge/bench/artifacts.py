@@ -17,8 +17,12 @@ __all__ = ["bench_folders", "measure_beside"]
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
-def bench_folders(dense: Path, pruned: Path, conditions: BenchConditions, bar: Bar) -> dict[str, Any]:
-    """Measure every format that both folders (with manifest.json) hold; returns the bench document.
+def bench_folders(
+    dense: Path, pruned: Path, conditions: BenchConditions, bar: Bar,
+    decided: Callable[[dict[str, Any]], bool] = lambda document: True,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure every format that both folders (with manifest.json) hold; returns the bench document. `decided` as in
+    `measure`.
 
     `pruned` may be the dense folder itself: what the gate judges is then the dense model as it ships. Raises SaapError
     when an artifact was changed since export, they share no format, or one does not run.
@@ -30,7 +34,7 @@ def bench_folders(dense: Path, pruned: Path, conditions: BenchConditions, bar: B
     subjects = [side[name] for name in shared for side in (first, second)]
     comparisons = [(first[name].name, second[name].name) for name in shared]
     with bar("bench: rounds", steps_of(len(subjects), conditions)) as advance:
-        return measure(subjects, comparisons, conditions, advance)
+        return measure(subjects, comparisons, conditions, advance, decided)
 
 
 def measure_beside(

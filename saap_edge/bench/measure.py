@@ -38,29 +38,40 @@ Progress = Callable[[int], None]
 
 def steps_of(subjects: int, conditions: BenchConditions) -> int:
     """Steps that `measure` reports in all to `progress`."""
-    return subjects * (LOADS + 1 + MOST + conditions.rounds + context_steps(conditions))
+    return subjects * (LOADS + 1 + MOST + conditions.looks[-1] + context_steps(conditions))
 
 
 def measure(
     subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]], conditions: BenchConditions,
-    progress: Progress = lambda steps: None,
+    progress: Progress = lambda steps: None, decided: Callable[[dict[str, Any]], bool] = lambda document: True,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure everything and return the bench document (schema 2).
 
     Subjects that are compared, directly or through others, run side by side; what is compared with nothing runs for
-    itself, so that no more artifacts than needed are in memory at a time. Raises SaapError when an artifact does not
-    run.
+    itself, so that no more artifacts than needed are in memory at a time. Where `conditions` allow more rounds, they
+    are added while `decided` denies, given the document so far. Raises SaapError when an artifact does not run.
     """
     documents = []
     for group in _groups(subjects, comparisons):
         names = {subject.name for subject in group}
         with Harness(group, [pair for pair in comparisons if pair[0] in names], conditions, progress) as harness:
             harness.warm_up()
-            harness.run(conditions.rounds)
-            document = harness.document()
+            document = _measure_group(harness, decided, progress)
         add_contexts(document, group, conditions, progress)
         documents.append(document)
     return merge_documents(documents)
+
+
+def _measure_group(harness: Harness, decided: Callable[[dict[str, Any]], bool], progress: Progress) -> dict[str, Any]:
+    """Rounds from look to look, until all is decided or the last look is taken."""
+    done, looks = 0, harness.conditions.looks
+    for look in looks:
+        harness.run(look - done)
+        done, document = look, harness.document()
+        if decided(document):
+            break
+    progress(len(harness.subjects) * (looks[-1] - done))
+    return document
 
 
 class Harness:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.bench.machine import versions
+from saap_edge.bench.statistics import look_confidence, planned_looks
 
 __all__ = ["BenchConditions", "Subject"]
 
@@ -36,7 +37,7 @@ class BenchConditions:
     """What every figure is measured under.
 
     `windows` are token ids for perplexity (none: it is not measured); `contexts` are the depths, in tokens, at which
-    decoding is measured besides.
+    decoding is measured besides; `max_rounds` bounds rounds that are added while a verdict is open (None: none are).
     """
 
     threads: int
@@ -46,6 +47,12 @@ class BenchConditions:
     windows: list[list[int]] = field(default_factory=list)
     text_sha256: str | None = None
     contexts: tuple[int, ...] = ()
+    max_rounds: int | None = None
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many rounds a verdict may be reached."""
+        return planned_looks(self.rounds, self.max_rounds or self.rounds)
 
     @property
     def context(self) -> int:
@@ -59,6 +66,8 @@ class BenchConditions:
             "prompt_tokens": self.prompt_tokens,
             "decode_tokens": self.decode_tokens,
             "rounds": self.rounds,
+            "looks": list(self.looks),
+            "confidence": look_confidence(len(self.looks)),
             "versions": versions(),
             "contexts": list(self.contexts),
             "perplexity_window": len(self.windows[0]) if self.windows else 0,
