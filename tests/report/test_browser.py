@@ -64,6 +64,6 @@ def test_everything_is_on_the_report(browser, tmp_path):
     for heading in ("Budget", "Frontier: is pruning worth it here?", "Speed, dense", "Plan: widths per layer"):
         assert heading in text
     assert page.locator(".verdict.fail").count() >= 1
-    labels = page.locator("svg text").all_inner_texts()
+    labels = page.locator("svg text").all_text_contents()
     assert {"kv heads", "FFN width", "perplexity (lower is better)"} <= set(labels)
     assert any(label.startswith("ms between tokens") for label in labels)
