@@ -34,14 +34,16 @@ def render_frontier(document: dict[str, Any]) -> list[RenderableType]:
     title = f"frontier of {document['model']}: speed beside {document['anchor']} on {document['machine']['cpu']}"
     columns = ["artifact", "removed", "perplexity", "speed [95 %]", "ideal", "tok/s here"]
     columns += [f"tok/s predicted for {document['target']}"] if elsewhere else []
-    rows = new_table(escape(title), *columns, "file MiB", "RSS MiB", "front")
+    rows = new_table(escape(title), *columns, "file MiB", "front")
+    for column in rows.columns[:4]:
+        column.no_wrap = True
     for row in document["points"]:
         speed = row["speed"]
         cells = [
             row["name"], f"{row['removed']:.1%}" if row["removed"] else "", number(row["perplexity"]),
             f"{speed['ratio']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]", f"{row['ideal_speed']:.2f}",
             f"{row['decode_tok_s']:.1f}", *([_estimate(row["predicted_decode_tok_s"])] if elsewhere else []),
-            f"{row['file_bytes'] / 2**20:.2f}", f"{row['peak_rss_mib']:.0f}", ", ".join(row["front"]),
+            f"{row['file_bytes'] / 2**20:.2f}", ", ".join(row["front"]),
         ]  # fmt: skip
         rows.add_row(*map(escape, cells))
     return [rows, f"  {escape(worth(document))}"]
