@@ -12,8 +12,8 @@ apart, over many rounds. A pair of equal files is judged by both limits.
 
 The other core is idle, or busy: a process copies memory that no cache holds, in bursts of up to two seconds, half of
 the time. A false alarm is a `fail` of equal files, a miss a `pass` of the slower one; inconclusive (exit 3) is neither,
-and never green. Comparisons come in an order drawn by lot. A run that was stopped goes on from --state. About 12 minutes
-on 2 cores. Ends with one JSON line.
+and never green. Comparisons come in an order drawn by lot. A run that was stopped goes on from --state. It takes about
+12 minutes on 2 idle cores. Ends with one JSON line.
 """
 
 from __future__ import annotations

@@ -448,7 +448,7 @@ class Job:
         conditions = BenchConditions(
             self.threads, settings.prompt_tokens, settings.decode_tokens, settings.rounds,
             self._windows("test", settings.perplexity_windows).tolist(), file_hash(self.recipe.data.test)[:12],
-            settings.max_rounds,
+            max_rounds=settings.max_rounds,
         )  # fmt: skip
         decided = decides(self.recipe.budget, self.target)
         document = bench_folders(inputs["dense"], inputs["export"], conditions, self.bar, decided)

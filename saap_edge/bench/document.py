@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,32 +14,13 @@ import numpy as np
 
 from saap_edge.bench.cost import bytes_per_token
 from saap_edge.bench.statistics import CONFIDENCE, paired_ratio, scatter, summary
+from saap_edge.bench.subject import Subject
 
-__all__ = ["NOISY", "SCHEMA", "Samples", "Subject", "compared", "merge_documents", "write_document"]
+__all__ = ["NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "save_document", "write_document"]
 
 SCHEMA = 2
 NOISY = 0.05  # rounds that scatter more than this are worth a word to people
 NS = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One artifact to measure, under a `name` of its own.
-
-    `role` is "dense", "pruned", "baseline" or "candidate"; `projection_bytes` are the weight bytes that decoding a
-    token reads; `parameters` those of the model (None: unknown); `model` says which model it was made from (None:
-    unknown).
-    """
-
-    name: str
-    role: str
-    engine: str
-    format: str
-    path: Path
-    projection_bytes: int
-    file_bytes: int
-    parameters: int | None = None
-    model: str | None = None
 
 
 @dataclass
@@ -121,6 +104,16 @@ def merge_documents(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "artifacts": [entry for document in documents for entry in document["artifacts"]],
         "comparisons": [entry for document in documents for entry in document["comparisons"]],
     }
+
+
+def save_document(document: dict[str, Any], out: Path) -> None:
+    """Write bench.json: whole, or not at all."""
+    beside = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def compared(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,19 +10,21 @@ counted in part. docs/measuring.md has the rest.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from saap_edge.bench.document import Samples, Subject, merge_documents, write_document
+from saap_edge.bench.contexts import add_contexts, context_steps, random_tokens
+from saap_edge.bench.document import Samples, merge_documents, write_document
 from saap_edge.bench.energy import Meter, find_meter
-from saap_edge.bench.machine import machine_facts, versions
+from saap_edge.bench.machine import machine_facts
 from saap_edge.bench.sensors import sensors
-from saap_edge.bench.statistics import has_settled, look_confidence, planned_looks
+from saap_edge.bench.statistics import has_settled
+from saap_edge.bench.subject import BenchConditions, Subject
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 
@@ -35,48 +37,9 @@ SETTLED, TOLERANCE, MOST = 3, 0.05, 10
 Progress = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class BenchConditions:
-    """What every figure is measured under. `windows` are token ids for perplexity (none: it is not measured);
-    `max_rounds` bounds rounds that are added while a verdict is open (None: none are)."""
-
-    threads: int
-    prompt_tokens: int
-    decode_tokens: int
-    rounds: int
-    windows: list[list[int]] = field(default_factory=list)
-    text_sha256: str | None = None
-    max_rounds: int | None = None
-
-    @property
-    def looks(self) -> tuple[int, ...]:
-        """After how many rounds a verdict may be reached."""
-        return planned_looks(self.rounds, self.max_rounds or self.rounds)
-
-    @property
-    def context(self) -> int:
-        """Tokens the KV cache has to hold."""
-        return max([self.prompt_tokens + self.decode_tokens, *map(len, self.windows)])
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able; of the windows only how many tokens they predict."""
-        return {
-            "threads": self.threads,
-            "prompt_tokens": self.prompt_tokens,
-            "decode_tokens": self.decode_tokens,
-            "rounds": self.rounds,
-            "looks": list(self.looks),
-            "confidence": look_confidence(len(self.looks)),
-            "versions": versions(),
-            "perplexity_window": len(self.windows[0]) if self.windows else 0,
-            "perplexity_tokens": sum(len(window) - 1 for window in self.windows),
-            "perplexity_text_sha256": self.text_sha256,
-        }
-
-
 def steps_of(subjects: int, conditions: BenchConditions) -> int:
     """Steps that `measure` reports in all to `progress`."""
-    return subjects * (LOADS + 1 + MOST + conditions.looks[-1])
+    return subjects * (LOADS + 1 + MOST + conditions.looks[-1] + context_steps(conditions))
 
 
 def measure(
@@ -94,7 +57,9 @@ def measure(
         names = {subject.name for subject in group}
         with Harness(group, [pair for pair in comparisons if pair[0] in names], conditions, progress) as harness:
             harness.warm_up()
-            documents.append(_measure_group(harness, decided, progress))
+            document = _measure_group(harness, decided, progress)
+        add_contexts(document, group, conditions, progress)
+        documents.append(document)
     return merge_documents(documents)
 
 
@@ -129,7 +94,7 @@ class Harness:
         self._progress = progress
         self._samples = {name: Samples() for name in self.subjects}
         self._warm_up: dict[str, Any] = {"rounds": 0, "stable": False, "tolerance": TOLERANCE, "most": MOST}
-        self._rounds = 0
+        self._rounds, self._dice = 0, random.Random()
         self._stack = ExitStack()
         self._workers: dict[str, Worker] = {}
         self._machine: dict[str, Any] = {}
@@ -172,9 +137,10 @@ class Harness:
         return settled
 
     def run(self, rounds: int) -> None:
-        """Rounds of all, the order turned round every time so that a drift of the machine meets all alike."""
+        """Rounds of all, in an order drawn by lot each time: what disturbs one would as likely have disturbed another,
+        whatever its rhythm, and the interval of a ratio stands on that."""
         for _ in range(rounds):
-            for subject in self._in_turn(self._rounds):
+            for subject in self._by_lot():
                 timing = self._time(subject)
                 joules = self._meter.joules(*timing["decode_at"]) if self._meter else None
                 self._samples[subject.name].add(timing, joules)
@@ -193,18 +159,22 @@ class Harness:
         subjects = list(self.subjects.values())
         return subjects if number % 2 == 0 else subjects[::-1]
 
+    def _by_lot(self) -> list[Subject]:
+        subjects = list(self.subjects.values())
+        return self._dice.sample(subjects, len(subjects))
+
     def _open(self, subject: Subject) -> Worker:
         return Worker(subject.engine, subject.path, self.conditions.threads, self.conditions.context)
 
     def _fresh_load(self, subject: Subject) -> None:
         """Load time and peak memory, from a process that does nothing before and has no twin beside it."""
         with self._open(subject) as worker:
-            worker.time(_prompt(worker, self.conditions), self.conditions.decode_tokens)
+            worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
             self._samples[subject.name].add_load(worker.loaded["seconds"], worker.memory())
 
     def _time(self, subject: Subject) -> dict[str, Any]:
         worker = self._workers[subject.name]
-        timing = worker.time(_prompt(worker, self.conditions), self.conditions.decode_tokens)
+        timing = worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
         self._progress(1)
         return timing
 
@@ -217,12 +187,6 @@ def _groups(subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]])
         group_of = {name: first if group == second else group for name, group in group_of.items()}
     for group in dict.fromkeys(group_of.values()):
         yield [subject for subject in subjects if group_of[subject.name] == group]
-
-
-def _prompt(worker: Worker, conditions: BenchConditions) -> list[int]:
-    """Token ids that every vocabulary has; the time does not depend on which they are."""
-    ids = np.random.default_rng(0).integers(0, int(worker.loaded["vocab_size"]), conditions.prompt_tokens)
-    return [int(token) for token in ids]
 
 
 def _perplexity(worker: Worker, windows: list[list[int]]) -> float | None:
