@@ -18,9 +18,17 @@ import numpy as np
 
 from saap_edge.errors import SaapError
 
-__all__ = ["Worker", "cause_of_death", "child_environment"]
+__all__ = ["EngineDied", "Worker", "cause_of_death", "child_environment"]
 
 TIMEOUT = 1800.0  # seconds for one request: a large model on a slow board, not a hang
+
+
+class EngineDied(SaapError):
+    """The child ended in the middle of a request; `code` as in subprocess: negative is the signal that killed it."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Worker:
@@ -146,7 +154,7 @@ class Worker:
         code = self._process.wait()
         self._stderr.seek(0)
         cause = cause_of_death(code, self._stderr.read())
-        raise SaapError(f"{self.engine} died in '{what}' of '{self.path}' with {cause}")
+        raise EngineDied(f"{self.engine} died in '{what}' of '{self.path}' with {cause}", code)
 
 
 def cause_of_death(code: int, stderr: bytes) -> str:

@@ -1,0 +1,57 @@
+"""What a process may use of the machine: CPUs and memory that affinity and control groups leave it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["allowed"]
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_UNLIMITED = 2**60  # version 1 writes "no limit" as a number near 2**63
+
+
+def allowed() -> dict[str, Any]:
+    """{"cpus": CPUs this process may use at once (a fraction under a quota), "memory_bytes": its limit or None}."""
+    cpus = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+    quotas = [quota for folder in _folders("cpu") if (quota := _quota(folder)) is not None]
+    limits = [limit for folder in _folders("memory") if (limit := _memory(folder)) is not None]
+    return {"cpus": round(min([cpus, *quotas]), 3), "memory_bytes": min(limits, default=None)}
+
+
+def _folders(controller: str) -> Iterator[Path]:
+    """This process's control group and those around it, whose limits hold too."""
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        _, names, group = line.split(":", 2)
+        if names and controller not in names.split(","):
+            continue
+        root = _CGROUPS / controller if names else _CGROUPS
+        inside = root / group.lstrip("/")
+        for folder in (inside, *inside.parents):
+            if folder.is_relative_to(root):
+                yield folder
+
+
+def _quota(folder: Path) -> float | None:
+    """CPUs that cpu.max (version 2) or cpu.cfs_* (version 1) allow."""
+    parts = _read(folder / "cpu.max").split() or [
+        _read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+    ]
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):  # "max", or -1, is no limit
+        return None
+    return int(parts[0]) / int(parts[1])
+
+
+def _memory(folder: Path) -> int | None:
+    """Bytes that memory.max (version 2) or memory.limit_in_bytes (version 1) allow."""
+    text = (_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")).strip()
+    return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
