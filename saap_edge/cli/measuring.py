@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +42,13 @@ def bench(
     contexts: Annotated[
         str | None, typer.Option("--contexts", help="Measure decoding at these depths too, as 128,512,2048")
     ] = None,
+    budget: Annotated[
+        Path | None, typer.Option("--budget", help="Limits of the gate, to add rounds while one is undecided")
+    ] = None,
+    max_rounds: Annotated[
+        int | None, typer.Option("--max-rounds", min=3, help="Rounds at most, with --budget (default: --rounds)")
+    ] = None,
+    target: TargetOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="bench.json to write")] = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Measure speed and memory: of a bundle, of one against another, or dense against pruned in a run.
@@ -49,12 +56,15 @@ def bench(
     \b
         saap-edge bench model.tar.zst                             on a board: needs no torch
         saap-edge bench new.tar.zst --against main.tar.zst --out bench.json
+        saap-edge bench new.tar.zst --against main.tar.zst --budget budgets.yaml --max-rounds 28 --out bench.json
         saap-edge bench model.tar.zst --contexts 128,512,2048     decode speed as the context grows
         saap-edge bench out/stages/verify-HASH                    the next stage of a run; its recipe has the settings
 
     What is compared takes turns, each in a process of its own, after a warm-up that lasts until speeds are stable. The
     figures with their intervals, noise, and the machine's state are in bench.json, which `saap-edge gate` judges;
-    docs/measuring.md defines them. Exit codes: 0 ok, 2 bad input.
+    docs/measuring.md defines them. With --budget and --max-rounds, rounds are added while noise leaves a limit open;
+    the intervals are wider for it, so that looking again does not make errors likelier (docs/gate.md). Exit codes: 0
+    ok, 2 bad input.
     """
     given = {
         "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
@@ -62,12 +72,29 @@ def bench(
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     if (path / "stage.json").is_file():
-        if options or against or out:
+        if options or against or out or budget or max_rounds or target:
             raise SaapError(f"'{path}' is a stage of a run: its recipe says how to measure (options are for bundles)")
         run_after(path, "bench", as_json)
     if not path.is_file() and not (path / "bundle.json").is_file():
         raise SaapError(f"'{path}' is neither a bundle nor a stage folder (as OUT/stages/NAME-HASH)")
+    if max_rounds is not None:
+        if budget is None:
+            raise SaapError("--max-rounds goes with --budget: its limits say when to stop")
+        if max_rounds < options.get("rounds", 7):
+            raise SaapError(f"--max-rounds {max_rounds} is less than --rounds {options.get('rounds', 7)}")
+        options |= {"max_rounds": max_rounds}
+    if budget is not None:
+        options |= {"decided": _decided(budget, target)}
     _bench_bundles([path, against] if against else [path], options, out, as_json)
+
+
+def _decided(budget: Path, target: str | None) -> Callable[[dict[str, Any]], bool]:
+    from saap_edge.gate import Budget
+    from saap_edge.gate.rerun import decides
+    from saap_edge.targets import load_target
+    from saap_edge.yaml_lines import load_yaml_model
+
+    return decides(load_yaml_model(budget, Budget), load_target(target) if target else None)
 
 
 def _contexts(text: str) -> tuple[int, ...]:
