@@ -37,7 +37,7 @@ PADDING = 6 * 2**20  # what there is to send, for a connection to be cut in the 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("remote-bundle")
-    dense = tiny_model("llama")
+    dense = tiny_model("llama", max_position_embeddings=2**21)  # as many tokens as it takes to fill a board's memory
     base = write_folder(dense, root / "base")
     pruned = write_folder(randomise_projections(build_pruned(dense, WIDTHS)), root / "pruned")
     with pytest.MonkeyPatch.context() as patch:
@@ -307,7 +307,7 @@ def test_a_board_without_saap_edge(bundle, board, tmp_path):
     with pytest.raises(SaapError, match=rf"cannot measure: .*\(Python 3.*Install there: .*{command}"):
         bench(bundle, board(python=str(isolated(tmp_path))))
     with pytest.raises(
-        SaapError, match="there is no ~/nowhere/bin/python.* python3 -m venv nowhere && nowhere/bin/python -m pip"
+        SaapError, match=r"there is no ~/nowhere/bin/python.* python3 -m venv nowhere && nowhere/bin/python -m pip"
     ):
         bench(bundle, board(python="~/nowhere/bin/python"))
 
