@@ -184,7 +184,16 @@ class BenchSettings(_Section):
     prompt_tokens: int = Field(default=64, ge=1)
     decode_tokens: int = Field(default=32, ge=1)
     rounds: int = Field(default=7, ge=3, description="alternating rounds that count")
+    max_rounds: int | None = Field(
+        default=None, description="rounds at most, added while noise leaves a limit of the budget undecided"
+    )
     perplexity_windows: int = Field(default=16, ge=1, description="windows of test text run through each artifact")
+
+    @model_validator(mode="after")
+    def _more(self) -> BenchSettings:
+        if self.max_rounds is not None and self.max_rounds < self.rounds:
+            raise ValueError(f"max_rounds {self.max_rounds} is less than rounds {self.rounds}")
+        return self
 
 
 class Recipe(_Section):

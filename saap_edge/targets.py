@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from saap_edge.bench.machine import cpu_flags, cpu_name
+from saap_edge.bench.machine import cpu_flags, cpu_name, device_tree
 from saap_edge.errors import SaapError
 from saap_edge.yaml_lines import load_yaml_model
 
 __all__ = [
     "Bandwidth", "Core", "Figure", "Kernel", "Power", "Target", "dump_yaml", "figures", "list_targets", "load_target",
-    "matches_this_machine", "this_machine",
+    "matches", "matches_this_machine", "this_machine",
 ]  # fmt: skip
 
 HOST = "host"
@@ -170,20 +170,16 @@ def load_target(name: str) -> Target:
 
 
 def matches_this_machine(target: Target) -> bool:
-    """This machine is that board (`recognise`), or has its CPU model and core count."""
+    """This machine is that board."""
+    return matches(target, {"cpu": cpu_name(), "board": device_tree(), "cores": os.cpu_count()})
+
+
+def matches(target: Target, machine: Mapping[str, Any]) -> bool:
+    """A machine, as `machine_facts` tells of it, is that board (`recognise`), or has its CPU model and core count."""
     if target.recognise:
-        names = f"{cpu_name()}\0{_device_tree()}"
+        names = f"{machine['cpu']}, {machine.get('board') or ''}"
         return any(word in names for word in target.recognise)
-    return target.cpu == cpu_name() and target.core_count == os.cpu_count()
-
-
-def _device_tree() -> str:
-    """What a board's firmware calls it: "Raspberry Pi 5 Model B Rev 1.0", "raspberrypi,5-model-b", "brcm,bcm2712"."""
-    found = ""
-    for name in ("model", "compatible"):
-        path = Path("/proc/device-tree", name)
-        found += path.read_text(encoding="utf-8", errors="replace") + "\0" if path.is_file() else ""
-    return found
+    return bool(target.cpu == machine["cpu"] and target.core_count == machine["cores"])
 
 
 def this_machine() -> Target:

@@ -63,9 +63,7 @@ def test_host_is_always_this_machine():
 
 
 def test_a_board_is_recognised_by_its_device_tree(monkeypatch):
-    monkeypatch.setattr(
-        targets, "_device_tree", lambda: "Raspberry Pi 5 Model B\0raspberrypi,5-model-b\0brcm,bcm2712\0"
-    )
+    monkeypatch.setattr(targets, "device_tree", lambda: "Raspberry Pi 5 Model B, raspberrypi,5-model-b, brcm,bcm2712")
     assert [name for name in BOARDS if matches_this_machine(load_target(name))] == ["rpi5"]
 
 

@@ -19,8 +19,10 @@ def bench_folders(
     pruned: Path,
     conditions: BenchConditions,
     bar: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
+    decided: Callable[[dict[str, Any]], bool] = lambda document: True,
 ) -> dict[str, Any]:
-    """Measure every format that both folders (with manifest.json) hold; returns the bench document.
+    """Measure every format that both folders (with manifest.json) hold; returns the bench document. `decided` as in
+    `measure`.
 
     Raises SaapError when an artifact was changed since export, they share no format, or one does not run.
     """
@@ -31,7 +33,7 @@ def bench_folders(
     subjects = [side[name] for name in shared for side in (first, second)]
     comparisons = [(first[name].name, second[name].name) for name in shared]
     with bar("bench: rounds", steps_of(len(subjects), conditions)) as advance:
-        return measure(subjects, comparisons, conditions, advance)
+        return measure(subjects, comparisons, conditions, advance, decided)
 
 
 def _subjects(folder: Path) -> dict[str, Subject]:

@@ -5,56 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saap_edge.bench.cost import bytes_per_token
-from saap_edge.bench.statistics import paired_ratio, scatter, summary
+from saap_edge.bench.statistics import CONFIDENCE, paired_ratio, scatter, summary
+from saap_edge.bench.subject import Subject
 
-__all__ = ["NOISY", "SCHEMA", "Samples", "Subject", "compared", "merge_documents", "write_document"]
+__all__ = ["NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "write_document"]
 
 SCHEMA = 2
 NOISY = 0.05  # rounds that scatter more than this are worth a word to people
 NS = 1_000_000_000
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One artifact to measure, under a `name` of its own.
-
-    `role` is "dense", "pruned", "baseline" or "candidate"; `projection_bytes` are the weight bytes that decoding a
-    token reads; `parameters` those of the model (None: unknown); `model` says which model it was made from (None:
-    unknown).
-    """
-
-    name: str
-    role: str
-    engine: str
-    format: str
-    path: Path
-    projection_bytes: int
-    file_bytes: int
-    parameters: int | None = None
-    model: str | None = None
-
-
 @dataclass
 class Samples:
-    """What was measured of one artifact: `ttft_s` and `steps_s` a round, the others a fresh process each."""
+    """What was measured of one artifact: `ttft_s`, `steps_s` and `joules` (of decoding) a round, the others a fresh
+    process each."""
 
     ttft_s: list[float] = field(default_factory=list)
     steps_s: list[list[float]] = field(default_factory=list)
     load_s: list[float] = field(default_factory=list)
     peak_rss: list[int] = field(default_factory=list)
     peak_pss: list[int] = field(default_factory=list)
+    joules: list[float | None] = field(default_factory=list)
     perplexity: float | None = None
 
-    def add(self, timing: Mapping[str, Any]) -> None:
+    def add(self, timing: Mapping[str, Any], joules: float | None = None) -> None:
         """A round, as an engine's child tells it."""
         self.ttft_s.append(timing["ttft_s"])
         self.steps_s.append(timing["decode_s"])
+        self.joules.append(joules)
 
     def add_load(self, seconds: float, memory: Mapping[str, int | None]) -> None:
         """A fresh process."""
@@ -62,6 +45,13 @@ class Samples:
         self.peak_rss.append(int(memory["peak"] or 0))
         if memory.get("pss"):
             self.peak_pss.append(int(memory["pss"] or 0))
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Over all rounds; None where the board's meter did not tell of each."""
+        tokens = sum(map(len, self.steps_s))
+        known = [joules for joules in self.joules if joules is not None]
+        return sum(known) / tokens if tokens and len(known) == len(self.steps_s) else None
 
     @property
     def step_s(self) -> list[float]:
@@ -73,7 +63,9 @@ def write_document(
     machine: dict[str, Any], conditions: dict[str, Any], subjects: Sequence[Subject],
     loaded: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Samples], comparisons: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:  # fmt: skip
-    """The document; `loaded` is what each engine told of its artifact, `comparisons` are (base, candidate) names."""
+    """The document; `loaded` is what each engine told of its artifact, `comparisons` are (base, candidate) names.
+    What rounds measure has intervals of `conditions["confidence"]`, what fresh processes measure of CONFIDENCE."""
+    confidence = conditions.get("confidence", CONFIDENCE)
     artifacts = [_artifact(subject, loaded[subject.name], samples[subject.name], conditions) for subject in subjects]
     read = {entry["name"]: entry["metrics"]["bytes_per_token"] for entry in artifacts}
     return {
@@ -85,7 +77,7 @@ def write_document(
             {
                 "base": base,
                 "candidate": candidate,
-                "ratios": _ratios(samples[base], samples[candidate]),
+                "ratios": _ratios(samples[base], samples[candidate], confidence),
                 "ideal_decode_ratio": read[base] / read[candidate],
             }
             for base, candidate in comparisons
@@ -101,10 +93,11 @@ def merge_documents(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rounds": max(entry["rounds"] for entry in warm_ups),
         "stable": all(entry["stable"] for entry in warm_ups),
     }
+    rounds = max(document["conditions"]["rounds"] for document in documents)  # each comparison tells its own
     return {
         "schema": SCHEMA,
         "machine": first["machine"] | {"after": last["machine"]["after"]},
-        "conditions": first["conditions"] | {"warm_up": warm_up},
+        "conditions": first["conditions"] | {"rounds": rounds, "warm_up": warm_up},
         "artifacts": [entry for document in documents for entry in document["artifacts"]],
         "comparisons": [entry for document in documents for entry in document["comparisons"]],
     }
@@ -119,10 +112,11 @@ def compared(document: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _ratios(base: Samples, candidate: Samples) -> dict[str, Any]:
+def _ratios(base: Samples, candidate: Samples, confidence: float) -> dict[str, Any]:
     """More than 1: the candidate is better."""
-    ttft = paired_ratio(base.ttft_s, candidate.ttft_s)
-    return {"decode_tok_s": paired_ratio(base.step_s, candidate.step_s), "prefill_tok_s": ttft, "ttft_ms": ttft}
+    ttft = paired_ratio(base.ttft_s, candidate.ttft_s, confidence)
+    decode = paired_ratio(base.step_s, candidate.step_s, confidence)
+    return {"decode_tok_s": decode, "prefill_tok_s": ttft, "ttft_ms": ttft}
 
 
 def _artifact(
@@ -131,12 +125,15 @@ def _artifact(
     kv_bytes, prompt, decode = (
         int(loaded["kv_bytes_per_token"]), conditions["prompt_tokens"], conditions["decode_tokens"],
     )  # fmt: skip
-    steps_ms = [1000 * seconds for steps in samples.steps_s for seconds in steps]
+    confidence = conditions.get("confidence", CONFIDENCE)
+    rounds_ms = [[1000 * seconds for seconds in steps] for steps in samples.steps_s]
+    steps_ms = [step for steps in rounds_ms for step in steps]
     metrics = {
-        "decode_tok_s": summary([1 / seconds for seconds in samples.step_s]),
-        "prefill_tok_s": summary([prompt / seconds for seconds in samples.ttft_s]),
-        "ttft_ms": summary([1000 * seconds for seconds in samples.ttft_s]),
+        "decode_tok_s": summary([1 / seconds for seconds in samples.step_s], confidence),
+        "prefill_tok_s": summary([prompt / seconds for seconds in samples.ttft_s], confidence),
+        "ttft_ms": summary([1000 * seconds for seconds in samples.ttft_s], confidence),
         "itl_ms": {f"p{share}": float(np.percentile(steps_ms, share)) for share in (50, 95, 99)},
+        "itl_p95_ms": summary([float(np.percentile(steps, 95)) for steps in rounds_ms], confidence),
         "load_ms": summary([1000 * seconds for seconds in samples.load_s]),
         "peak_rss_mib": summary([peak / 2**20 for peak in samples.peak_rss]),
         "peak_pss_mib": summary([peak / 2**20 for peak in samples.peak_pss]) if samples.peak_pss else None,
@@ -145,7 +142,7 @@ def _artifact(
         "bytes_per_token": bytes_per_token(subject.projection_bytes, kv_bytes, prompt + decode // 2),
         "parameters": subject.parameters,
         "perplexity": samples.perplexity,
-        "energy_j_per_token": None,
+        "energy_j_per_token": samples.joules_per_token,
         "noise": scatter(samples.step_s),
         "llama_bench": _llama_bench(subject, loaded, samples, conditions),
     }

@@ -10,16 +10,18 @@ from typing import Any
 
 import psutil
 
-__all__ = ["cpu_flags", "cpu_name", "machine_facts", "versions"]
+__all__ = ["cpu_flags", "cpu_name", "device_tree", "machine_facts", "versions"]
 
 _RUNTIMES = ("saap-edge", "llama-cpp-python", "onnxruntime", "numpy")
 
 
 def machine_facts() -> dict[str, Any]:
-    """CPU model, cores, memory in bytes, frequency governor (None where the system has none), load, versions."""
+    """CPU model, device tree's names of the board, cores, memory in bytes, frequency governor (None where the system
+    has none), load, versions."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "cpu": cpu_name(),
+        "board": device_tree(),
         "cores": os.cpu_count() or 1,
         "memory_bytes": psutil.virtual_memory().total,
         "governor": governor.read_text().strip() if governor.is_file() else None,
@@ -48,6 +50,16 @@ def cpu_name() -> str:
             if line.startswith(key):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def device_tree() -> str | None:
+    """What a board's firmware calls it, as "Raspberry Pi 5 Model B Rev 1.0, raspberrypi,5-model-b, brcm,bcm2712"; None
+    where it says nothing (most x86 machines)."""
+    names: list[str] = []
+    for name in ("model", "compatible"):
+        path = Path("/proc/device-tree", name)
+        names += path.read_text(encoding="utf-8", errors="replace").split("\0") if path.is_file() else []
+    return ", ".join(filter(None, names)) or None
 
 
 def cpu_flags() -> set[str]:

@@ -12,16 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from saap_edge.bench.document import Samples, Subject, merge_documents, write_document
-from saap_edge.bench.machine import machine_facts, versions
+from saap_edge.bench.contexts import add_contexts, context_steps, random_tokens
+from saap_edge.bench.document import Samples, merge_documents, write_document
+from saap_edge.bench.energy import Meter, find_meter
+from saap_edge.bench.machine import machine_facts
 from saap_edge.bench.sensors import sensors
 from saap_edge.bench.statistics import has_settled
+from saap_edge.bench.subject import BenchConditions, Subject
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 
@@ -34,59 +36,42 @@ SETTLED, TOLERANCE, MOST = 3, 0.05, 10
 Progress = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class BenchConditions:
-    """What every figure is measured under. `windows` are token ids for perplexity (none: it is not measured)."""
-
-    threads: int
-    prompt_tokens: int
-    decode_tokens: int
-    rounds: int
-    windows: list[list[int]] = field(default_factory=list)
-    text_sha256: str | None = None
-
-    @property
-    def context(self) -> int:
-        """Tokens the KV cache has to hold."""
-        return max([self.prompt_tokens + self.decode_tokens, *map(len, self.windows)])
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able; of the windows only how many tokens they predict."""
-        return {
-            "threads": self.threads,
-            "prompt_tokens": self.prompt_tokens,
-            "decode_tokens": self.decode_tokens,
-            "rounds": self.rounds,
-            "versions": versions(),
-            "perplexity_window": len(self.windows[0]) if self.windows else 0,
-            "perplexity_tokens": sum(len(window) - 1 for window in self.windows),
-            "perplexity_text_sha256": self.text_sha256,
-        }
-
-
 def steps_of(subjects: int, conditions: BenchConditions) -> int:
     """Steps that `measure` reports in all to `progress`."""
-    return subjects * (LOADS + 1 + MOST + conditions.rounds)
+    return subjects * (LOADS + 1 + MOST + conditions.looks[-1] + context_steps(conditions))
 
 
 def measure(
     subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]], conditions: BenchConditions,
-    progress: Progress = lambda steps: None,
+    progress: Progress = lambda steps: None, decided: Callable[[dict[str, Any]], bool] = lambda document: True,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure everything and return the bench document (schema 2).
 
     Subjects that are compared, directly or through others, run side by side; what is compared with nothing runs for
-    itself, so that no more artifacts than needed are in memory at a time. Raises SaapError when an artifact does not
-    run.
+    itself, so that no more artifacts than needed are in memory at a time. Where `conditions` allow more rounds, they
+    are added while `decided` denies, given the document so far. Raises SaapError when an artifact does not run.
     """
     documents = []
     for group in _groups(subjects, comparisons):
         names = {subject.name for subject in group}
         with Harness(group, [pair for pair in comparisons if pair[0] in names], conditions, progress) as harness:
             harness.warm_up()
-            harness.run(conditions.rounds)
-            documents.append(harness.document())
+            document = _measure_group(harness, decided, progress)
+        add_contexts(document, group, conditions, progress)
+        documents.append(document)
     return merge_documents(documents)
+
+
+def _measure_group(harness: Harness, decided: Callable[[dict[str, Any]], bool], progress: Progress) -> dict[str, Any]:
+    """Rounds from look to look, until all is decided or the last look is taken."""
+    done, looks = 0, harness.conditions.looks
+    for look in looks:
+        harness.run(look - done)
+        done, document = look, harness.document()
+        if decided(document):
+            break
+    progress(len(harness.subjects) * (looks[-1] - done))
+    return document
 
 
 class Harness:
@@ -112,10 +97,12 @@ class Harness:
         self._stack = ExitStack()
         self._workers: dict[str, Worker] = {}
         self._machine: dict[str, Any] = {}
+        self._meter: Meter | None = None
 
     def __enter__(self) -> Harness:
         """Measure loading and memory in fresh processes, open those that stay, and measure perplexity in them."""
-        self._machine = machine_facts() | {"before": sensors()}
+        self._meter = find_meter()
+        self._machine = machine_facts() | {"energy": self._meter and self._meter.name, "before": sensors()}
         with ExitStack() as stack:
             for number in range(LOADS):
                 for subject in self._in_turn(number):
@@ -125,6 +112,8 @@ class Harness:
                 self._workers[name] = stack.enter_context(self._open(subject))
                 self._samples[name].perplexity = _perplexity(self._workers[name], self.conditions.windows)
                 self._progress(1)
+            if self._meter:
+                stack.enter_context(self._meter)
             self._stack = stack.pop_all()
         return self
 
@@ -150,7 +139,9 @@ class Harness:
         """Rounds of all, the order turned round every time so that a drift of the machine meets all alike."""
         for _ in range(rounds):
             for subject in self._in_turn(self._rounds):
-                self._samples[subject.name].add(self._time(subject))
+                timing = self._time(subject)
+                joules = self._meter.joules(*timing["decode_at"]) if self._meter else None
+                self._samples[subject.name].add(timing, joules)
             self._rounds += 1
 
     def document(self) -> dict[str, Any]:
@@ -172,12 +163,12 @@ class Harness:
     def _fresh_load(self, subject: Subject) -> None:
         """Load time and peak memory, from a process that does nothing before and has no twin beside it."""
         with self._open(subject) as worker:
-            worker.time(_prompt(worker, self.conditions), self.conditions.decode_tokens)
+            worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
             self._samples[subject.name].add_load(worker.loaded["seconds"], worker.memory())
 
     def _time(self, subject: Subject) -> dict[str, Any]:
         worker = self._workers[subject.name]
-        timing = worker.time(_prompt(worker, self.conditions), self.conditions.decode_tokens)
+        timing = worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
         self._progress(1)
         return timing
 
@@ -190,12 +181,6 @@ def _groups(subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]])
         group_of = {name: first if group == second else group for name, group in group_of.items()}
     for group in dict.fromkeys(group_of.values()):
         yield [subject for subject in subjects if group_of[subject.name] == group]
-
-
-def _prompt(worker: Worker, conditions: BenchConditions) -> list[int]:
-    """Token ids that every vocabulary has; the time does not depend on which they are."""
-    ids = np.random.default_rng(0).integers(0, int(worker.loaded["vocab_size"]), conditions.prompt_tokens)
-    return [int(token) for token in ids]
 
 
 def _perplexity(worker: Worker, windows: list[list[int]]) -> float | None:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["sensors"]
+__all__ = ["ROOT", "read_number", "read_text", "sensors", "vcgencmd"]
 
 ROOT = Path("/")
 
@@ -22,7 +22,7 @@ def sensors(root: Path = ROOT) -> dict[str, Any]:
     load_average: of the last minute. `root` is the folder that holds sys and proc.
     """
     return {
-        "governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "mhz": _clock(root),
         "temperature_c": _temperature(root),
         "throttled": _throttled(root),
@@ -30,30 +30,31 @@ def sensors(root: Path = ROOT) -> dict[str, Any]:
     }
 
 
-def _text(path: Path) -> str | None:
-    """A file of sysfs; None where it is missing or the driver has nothing to say."""
+def read_text(path: Path) -> str | None:
+    """A file of sysfs; None where it is missing, not ours to read, or the driver has nothing to say."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:
         return None
 
 
-def _number(path: Path) -> float | None:
+def read_number(path: Path) -> float | None:
+    """A number in a file of sysfs; None as in `read_text`."""
     try:
-        return float(_text(path) or "")
+        return float(read_text(path) or "")
     except ValueError:
         return None
 
 
 def _largest(root: Path, pattern: str) -> float | None:
-    return max((value for path in root.glob(pattern) if (value := _number(path)) is not None), default=None)
+    return max((value for path in root.glob(pattern) if (value := read_number(path)) is not None), default=None)
 
 
 def _clock(root: Path) -> float | None:
     clock = _largest(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")  # kHz
     if clock is not None:
         return round(clock / 1000, 1)
-    clocks = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _text(root / "proc/cpuinfo") or "", re.MULTILINE)
+    clocks = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", read_text(root / "proc/cpuinfo") or "", re.MULTILINE)
     return max(map(float, clocks), default=None)
 
 
@@ -61,25 +62,25 @@ def _temperature(root: Path) -> float | None:
     hottest = _largest(root, "sys/class/thermal/thermal_zone*/temp")  # thousandths of a degree
     if hottest is not None:
         return round(hottest / 1000, 1)
-    told = re.search(r"temp=([\d.]+)", _vcgencmd(root, "measure_temp") or "")
+    told = re.search(r"temp=([\d.]+)", vcgencmd(root, "measure_temp") or "")
     return float(told[1]) if told else None
 
 
 def _throttled(root: Path) -> str | int | None:
-    told = re.search(r"throttled=(0x[0-9a-fA-F]+)", _vcgencmd(root, "get_throttled") or "")
+    told = re.search(r"throttled=(0x[0-9a-fA-F]+)", vcgencmd(root, "get_throttled") or "")
     if told:
         return told[1]
     counters = root.glob("sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count")
-    counts = [count for path in counters if (count := _number(path)) is not None]
+    counts = [count for path in counters if (count := read_number(path)) is not None]
     return int(sum(counts)) if counts else None
 
 
 def _load(root: Path) -> float | None:
-    first = (_text(root / "proc/loadavg") or "").split()[:1]
+    first = (read_text(root / "proc/loadavg") or "").split()[:1]
     return float(first[0]) if first else None
 
 
-def _vcgencmd(root: Path, *arguments: str) -> str | None:
+def vcgencmd(root: Path, *arguments: str) -> str | None:
     """What a Raspberry Pi's firmware answers; None on any other board."""
     program = shutil.which("vcgencmd", path=None if root == ROOT else str(root / "usr/bin"))
     if program is None:

@@ -21,6 +21,8 @@ from saap_edge.errors import SaapError
 
 __all__ = ["Server", "log_probabilities", "main"]
 
+PIECE = 512  # tokens of a prompt at a time: llama.cpp's own default
+
 
 def load_engine(name: str, path: str, threads: int, context: int) -> Engine:
     """Import only the runtime that is asked for."""
@@ -42,6 +44,7 @@ class Server:
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
+        self._filled = 0
 
     @property
     def engine(self) -> Engine:
@@ -86,17 +89,37 @@ class Server:
         return ids
 
     def time(self, tokens: list[int], decode_tokens: int) -> dict[str, Any]:
-        """Seconds of prefill until the first token is chosen, and of each of `decode_tokens` greedy steps after it."""
+        """Seconds of prefill until the first token is chosen, and of each of `decode_tokens` greedy steps after it.
+
+        `decode_at`: beginning and end of these steps, by the clock that all processes share (time.monotonic).
+        """
         self.engine.reset()
         start = time.perf_counter()
         token = int(self.engine.forward(tokens)[-1].argmax())
-        first = time.perf_counter()
+        first, began = time.perf_counter(), time.monotonic()
+        steps = self._steps(token, decode_tokens)
+        return {"ttft_s": first - start, "decode_s": steps, "decode_at": [began, time.monotonic()]}
+
+    def fill(self, tokens: list[int]) -> None:
+        """Begin a sequence with `tokens`, PIECE at a time, as servers do: the memory of a long prompt stays small."""
+        self.engine.reset()
+        for start in range(0, len(tokens), PIECE):
+            self.engine.forward(tokens[start : start + PIECE])
+        self._filled = len(tokens)
+
+    def time_steps(self, token: int, decode_tokens: int) -> list[float]:
+        """Seconds of each of `decode_tokens` greedy steps from `token` on, after what was filled; forgotten again."""
+        steps = self._steps(token, decode_tokens)
+        self.engine.truncate(self._filled)
+        return steps
+
+    def _steps(self, token: int, count: int) -> list[float]:
         steps = []
-        for _ in range(decode_tokens):
+        for _ in range(count):
             begin = time.perf_counter()
             token = int(self.engine.forward([token])[-1].argmax())
             steps.append(time.perf_counter() - begin)
-        return {"ttft_s": first - start, "decode_s": steps}
+        return steps
 
     def score(self, requests: list[tuple[list[int], int]]) -> list[tuple[list[float], list[bool]]]:
         """Log-probabilities in nats of `tokens[start:]` for each `(tokens, start)`, and whether each is the likeliest.

@@ -62,7 +62,9 @@ class LlamaCppEngine:
     def _parameters(self) -> Any:
         """How the context is opened."""
         parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.context
+        parameters.n_ctx = parameters.n_batch = self.context
+        # llama.cpp's default: its buffers grow with what is computed at once, by hundreds of MiB for 4096 tokens.
+        parameters.n_ubatch = min(self.context, 512)
         parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.no_perf = True

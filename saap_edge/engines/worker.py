@@ -65,9 +65,18 @@ class Worker:
         return ids
 
     def time(self, tokens: list[int], decode_tokens: int) -> dict[str, Any]:
-        """{"ttft_s": seconds, "decode_s": [seconds of each step]}."""
+        """{"ttft_s": seconds, "decode_s": [seconds of each step], "decode_at": [beginning, end] by time.monotonic}."""
         timing: dict[str, Any] = self._ask("time", tokens=tokens, decode_tokens=decode_tokens)
         return timing
+
+    def fill(self, tokens: list[int]) -> None:
+        """Begin a sequence with `tokens`."""
+        self._ask("fill", tokens=tokens)
+
+    def time_steps(self, token: int, decode_tokens: int) -> list[float]:
+        """Seconds of each greedy step from `token` on, after what was filled, which is all that is left afterwards."""
+        seconds: list[float] = self._ask("time_steps", token=token, decode_tokens=decode_tokens)
+        return seconds
 
     def score(self, requests: list[tuple[list[int], int]]) -> list[tuple[list[float], list[bool]]]:
         """For each `(tokens, start)`: log-probabilities in nats of `tokens[start:]`, and whether each is the likeliest.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from saap_edge.errors import SaapError
 from saap_edge.gate.figures import judged_artifacts
 from saap_edge.targets import Target
 
-__all__ = ["SCHEMA", "Measured", "check_baseline", "measured_on", "read_measured"]
+__all__ = ["SCHEMA", "Measured", "check_baseline", "read_measured"]
 
 SCHEMA = 2  # of report.json (schema_version) and of bench.json (schema): what this version writes and reads
 
@@ -88,11 +87,6 @@ def read_measured(path: Path) -> Measured:
     _check(file, bench)
     name = model.get("name") if isinstance(model, dict) else None
     return Measured(file, bench, name if isinstance(name, str) else None, _target(file, target))
-
-
-def measured_on(machine: Mapping[str, Any], target: Target) -> bool:
-    """The machine of a bench document is the target: its CPU by name, and as many cores."""
-    return bool(machine["cpu"] == target.cpu and machine["cores"] == target.cores)
 
 
 def check_baseline(measured: Measured, baseline: Measured) -> None:

@@ -79,9 +79,6 @@ def _plain(metric: str, artifact: Mapping[str, Any]) -> Figure:
         size = _plain("file_bytes", artifact)
         return Figure(*(part / 2**20 for part in (size.value, size.low, size.high)))
     entry = metrics.get(metric)
-    if metric == "itl_p95_ms":
-        latency = metrics.get("itl_ms")
-        entry = latency.get("p95") if isinstance(latency, Mapping) else None
     if METRICS.get(metric) is Kind.BOARD and entry is not None and not isinstance(entry, Mapping):
         raise Absent("it was measured once: without an interval it decides nothing")
     return _figure(entry, ("median", "low", "high"))

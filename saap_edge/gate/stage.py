@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.gate.budget import Budget
-from saap_edge.gate.documents import Measured, check_baseline, measured_on, read_measured
+from saap_edge.gate.documents import Measured, check_baseline, read_measured
 from saap_edge.gate.judge import exit_code, judge
-from saap_edge.targets import Target
+from saap_edge.targets import Target, matches
 
 __all__ = ["gate_document", "gate_settings", "write_gate"]
 
@@ -28,7 +28,7 @@ def gate_document(
     if baseline is not None:
         check_baseline(measured, baseline)
     bench = measured.bench
-    on_target = None if target is None else measured_on(bench["machine"], target)
+    on_target = None if target is None else matches(target, bench["machine"])
     verdicts = judge(bench, budget, on_target, target, None if baseline is None else baseline.bench)
     code = exit_code(verdicts)
     return {

@@ -11,15 +11,25 @@ from saap_edge.bench.measure import MOST, BenchConditions, Harness, Subject, mea
 from saap_edge.errors import SaapError
 from saap_edge.export.gguf import write_gguf
 from saap_edge.gate import Budget, judge
+from saap_edge.model.folder import build_pruned
+from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
 
-CONDITIONS = BenchConditions(1, 8, 4, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], "abc")
+CONDITIONS = BenchConditions(1, 8, 4, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], "abc", (16, 48))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_load():
+    """What costs a second each need not be measured three times here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saap_edge.bench.measure.LOADS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory, dense_folder, pruned_folder):
-    folder, found = tmp_path_factory.mktemp("bench"), []
-    for role, source in (("dense", dense_folder), ("pruned", pruned_folder)):
-        path = folder / f"{role}.gguf"
+def subjects(tmp_path_factory):
+    folder, found, dense = tmp_path_factory.mktemp("bench"), [], tiny_model("llama")
+    for role, model in (("dense", dense), ("pruned", randomise_projections(build_pruned(dense, WIDTHS)))):
+        path, source = folder / f"{role}.gguf", write_folder(model, folder / role)
         summary = write_gguf(source, path, "f16")
         sizes = summary["projection_bytes"], summary["file_bytes"]
         found.append(Subject(f"{role} gguf-f16", role, "llama.cpp", "gguf-f16", path, *sizes, 1234, "m"))
@@ -73,6 +83,22 @@ def test_rows_are_those_of_llama_bench(document):
         assert row["avg_ts"] == pytest.approx(statistics.mean(rates)) and row["samples_ts"] == pytest.approx(rates)
         assert row["stddev_ns"] == pytest.approx(statistics.stdev(row["samples_ns"]), abs=1)
     assert prefill["avg_ns"] == pytest.approx(1e6 * statistics.mean(metrics["ttft_ms"]["samples"]), rel=1e-6)
+
+
+def test_decoding_at_a_depth(document):
+    """Keys and values of the context are read and held: bytes by the shapes, the rest measured."""
+    widths = {"dense": 3 * 4, "pruned": sum(layer.kv_heads for layer in WIDTHS)}
+    for entry in document["artifacts"]:
+        kv_bytes = widths[entry["role"]] * 2 * 16 * 2  # keys and values of 16 half precision numbers a head
+        first, second = entry["metrics"]["contexts"]
+        assert [row["context"] for row in (first, second)] == [16, 48]
+        assert (first["kv_bytes"], second["kv_bytes"]) == (16 * kv_bytes, 48 * kv_bytes)
+        assert second["bytes_per_token"] - first["bytes_per_token"] == 32 * kv_bytes
+        assert len(first["decode_tok_s"]["samples"]) == 3 and first["peak_rss_mib"] >= first["peak_pss_mib"] > 10
+    [pair] = document["comparisons"]
+    assert [row["context"] for row in pair["contexts"]] == [16, 48]
+    assert pair["contexts"][1]["ideal_decode_ratio"] > pair["contexts"][0]["ideal_decode_ratio"] > 1
+    assert all(row["decode_tok_s"]["rounds"] == 3 for row in pair["contexts"])
 
 
 def test_more_rounds_can_be_added(subjects):

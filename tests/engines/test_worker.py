@@ -100,6 +100,24 @@ def test_timing_and_memory(worker):
     assert memory["peak"] >= memory["now"] >= memory["pss"] > 2**20
 
 
+def test_steps_at_a_depth_leave_no_trace(worker):
+    worker.fill(IDS)
+    first, again = worker.time_steps(7, 3), worker.time_steps(7, 64 - len(IDS))
+    assert len(first) == 3 and len(again) == 64 - len(IDS), "the whole rest of the context is free again"
+    with pytest.raises(SaapError, match="fit into a context"):
+        worker.time_steps(7, 65 - len(IDS))
+
+
+def test_a_sequence_filled_in_pieces_is_the_same(monkeypatch):
+    monkeypatch.setattr("saap_edge.engines.child.PIECE", 5)
+    server = Server()
+    server._engine = engine = CountingEngine()
+    server.fill(IDS[:12])
+    assert engine.sequence == IDS[:12] and [count for _, count in engine.runs] == [5, 5, 2]
+    server.time_steps(20, 4)
+    assert engine.sequence == IDS[:12] and len(engine.runs) == 7
+
+
 def test_errors_come_back_in_words(worker):
     with pytest.raises(SaapError, match="fit into a context"):
         worker.generate(IDS * 4, 1)

@@ -41,7 +41,10 @@ def sections():
     ]  # fmt: skip
     warm_up = {"rounds": 10, "stable": False, "tolerance": 0.05, "most": 10}
     figures = {"perplexity_fp": 10.0, "perplexity_blocks": math.inf}
-    verdict = {"metric": "ttft_ms", "artifact": "gguf-q4_0", "limit": "<= 9", "value": 50, "low": 50, "high": 50}
+    verdict = {
+        "metric": "ttft_ms", "kind": "on the board", "artifact": "gguf-q4_0", "name": "pruned gguf-q4_0",
+        "limit": "<= 9", "value": 50, "low": 50, "high": 50,
+    }  # fmt: skip
     return {
         "model": {"name": HOSTILE, "family": "Llama", "layers": 2, "hidden": 64}, "target": {"title": "A board"},
         "plan": {

@@ -1,0 +1,43 @@
+"""The rerun policy: rounds are added while noise leaves a limit undecided, at looks that were planned before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from saap_edge.gate.budget import Budget, Kind
+from saap_edge.gate.judge import judge
+
+if TYPE_CHECKING:
+    from saap_edge.targets import Target
+
+__all__ = ["decides", "timed_limits"]
+
+# What more rounds make more certain, besides ratios. Loading and memory are measured by processes of their own.
+_BY_ROUNDS = ("decode_tok_s", "prefill_tok_s", "ttft_ms", "itl_p95_ms")
+
+
+def timed_limits(budget: Budget) -> Budget:
+    """The limits that more rounds may decide."""
+    limits = [limit for limit in budget.limits if limit.kind is Kind.RATIO or limit.metric in _BY_ROUNDS]
+    return Budget(limits=tuple(limits))
+
+
+def decides(budget: Budget, target: Target | None) -> Callable[[dict[str, Any]], bool]:
+    """Whether a bench document leaves nothing open that more rounds could decide: `decided` of `bench.measure`.
+
+    A limit that is inconclusive for another reason (nothing to compare with, another machine than the target) stays
+    so however long one measures.
+    """
+    timed = timed_limits(budget)
+
+    def decided(bench: dict[str, Any]) -> bool:
+        from saap_edge.targets import matches
+
+        here = target is not None and matches(target, bench["machine"])
+        return not any(
+            verdict.verdict == "inconclusive" and verdict.value is not None and (verdict.kind is Kind.RATIO or here)
+            for verdict in judge(bench, timed, here)
+        )
+
+    return decided
