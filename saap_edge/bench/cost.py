@@ -1,10 +1,129 @@
-"""The floor: bytes one decoded token has to read."""
+"""The floor: bytes one decoded token has to read, of what was measured and of artifacts that were not."""
 
 from __future__ import annotations
 
-__all__ = ["bytes_per_token"]
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saap_edge.engines.gguf_header import read_metadata, read_tensors
+from saap_edge.engines.onnx_header import read_graph
+from saap_edge.errors import SaapError
+
+__all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token"]
+
+
+@dataclass(frozen=True)
+class ArtifactCost:
+    """What running an artifact costs anywhere. `projection_bytes`: of weights that decoding one token reads;
+    `parameters`: of the model."""
+
+    format: str
+    projection_bytes: int
+    kv_bytes_per_token: int
+    file_bytes: int
+    parameters: int
 
 
 def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int) -> int:
     """Weights once, and keys and values of `context` tokens: what decoding one token reads from memory."""
     return projection_bytes + kv_bytes_per_token * context
+
+
+def artifact_cost(path: Path, artifact_format: str | None = None) -> ArtifactCost:
+    """Read from the headers of an artifact; no runtime is loaded, and no weights.
+
+    `path`: a .gguf file, an ONNX folder, a bundle (folder or .tar.zst), or a folder with manifest.json (or a run's
+    --out folder), of which `artifact_format` says which artifact. Raises SaapError when it is none of these or damaged,
+    and when what it reads per token cannot be told.
+    """
+    with ExitStack() as stack:
+        return _cost(*_find(Path(path), artifact_format, stack))
+
+
+def _find(path: Path, artifact_format: str | None, stack: ExitStack) -> tuple[Path, str | None]:
+    """The artifact itself and its format, None where the file must tell."""
+    if path.name.endswith(".tar.zst"):
+        from saap_edge.bundle.archive import unpacked
+
+        path = stack.enter_context(unpacked(path))
+    if (path / "bundle.json").is_file():
+        from saap_edge.bundle.schema import read_bundle
+
+        bundle = read_bundle(path)
+        return path / bundle.model, _only(bundle.format, artifact_format, path)
+    if path.is_file() or (path / "model.onnx").is_file():
+        return path, artifact_format
+    for name in ("gguf", "onnx"):  # a run's --out folder
+        if (path / name).is_symlink():
+            path = (path / name).resolve().parent
+    if not (path / "manifest.json").is_file():
+        raise SaapError(
+            f"'{path}' is no artifact: give a .gguf file, an ONNX folder, a bundle or a folder with manifest.json"
+        )
+    from saap_edge.export.artifacts import read_manifest
+
+    artifacts = {artifact.format: artifact for artifact in read_manifest(path).artifacts}
+    if artifact_format is None and len(artifacts) == 1:
+        artifact_format = next(iter(artifacts))
+    if artifact_format not in artifacts:
+        given = f"--format {artifact_format}: " if artifact_format else "--format is needed: "
+        raise SaapError(f"{given}'{path}' has {', '.join(artifacts)}")
+    return path / artifacts[artifact_format].path, artifact_format
+
+
+def _only(found: str, asked: str | None, path: Path) -> str:
+    if asked not in (None, found):
+        raise SaapError(f"--format {asked}: '{path}' holds {found}")
+    return found
+
+
+def _cost(path: Path, artifact_format: str | None) -> ArtifactCost:
+    if path.is_dir():
+        return _onnx_cost(path, artifact_format)
+    if path.suffix == ".onnx":
+        return _onnx_cost(path.parent, artifact_format)
+    return _gguf_cost(path, artifact_format)
+
+
+def _gguf_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
+    metadata, tensors = read_metadata(path), read_tensors(path)
+    names = {tensor.name for tensor in tensors}
+    if any("_exps" in name for name in names):
+        raise SaapError(f"'{path}' is a mixture of experts: how many of its bytes a token reads cannot be told")
+    # Of a table of embeddings a token reads one row, unless the table is the head too.
+    skipped = {"token_embd.weight"} if "output.weight" in names else set()
+    read = [tensor for tensor in tensors if tensor.name not in skipped]
+    kinds: Counter[str] = Counter()
+    for tensor in tensors:
+        kinds[tensor.kind] += tensor.bytes if tensor.name.startswith("blk.") else 0
+    if not kinds.total():
+        raise SaapError(f"'{path}' holds no layers: a vocabulary alone does not decode")
+    return ArtifactCost(
+        artifact_format or f"gguf-{kinds.most_common(1)[0][0]}", sum(tensor.bytes for tensor in read),
+        _gguf_kv_bytes(metadata, path), path.stat().st_size, sum(tensor.elements for tensor in tensors),
+    )  # fmt: skip
+
+
+def _gguf_kv_bytes(metadata: dict[str, Any], path: Path) -> int:
+    """F16 keys and values of every layer's own kv heads."""
+    try:
+        name = metadata["general.architecture"]
+        blocks, heads = int(metadata[f"{name}.block_count"]), metadata[f"{name}.attention.head_count"]
+        kv_heads = metadata.get(f"{name}.attention.head_count_kv", heads)
+        total = sum(kv_heads) if isinstance(kv_heads, list) else int(kv_heads) * blocks
+        width = int(metadata[f"{name}.embedding_length"]) // (max(heads) if isinstance(heads, list) else int(heads))
+        lengths = [int(metadata.get(f"{name}.attention.{part}_length", width)) for part in ("key", "value")]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise SaapError(f"'{path}' does not say how wide its keys and values are ({error})") from None
+    return int(total) * sum(lengths) * 2
+
+
+def _onnx_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
+    graph = read_graph(path / "model.onnx")
+    return ArtifactCost(
+        artifact_format or f"onnx-{graph.quantisation}", graph.bytes_per_token, graph.kv_bytes_per_token,
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), graph.parameters,
+    )  # fmt: skip

@@ -14,10 +14,10 @@ from rich.markup import escape
 
 from saap_edge.cli.base import (
     BudgetOption,
-    FolderArgument,
     JsonOption,
     TargetOption,
     app,
+    bar,
     console,
     read_recipe,
     run_after,
@@ -28,9 +28,73 @@ __all__: list[str] = []
 
 
 @app.command()
-def bench(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
-    """Measure dense against pruned in alternating runs."""
-    run_after(folder, "bench", as_json)
+def bench(
+    path: Annotated[Path, typer.Argument(help="A bundle (folder or .tar.zst), or the folder of the verify stage")], *,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Bundle of the same model to measure it against")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads (default: those of the bundle's board)")
+    ] = None,
+    prompt: Annotated[int | None, typer.Option("--prompt", min=1, help="Tokens of the prompt (default 64)")] = None,
+    decode: Annotated[int | None, typer.Option("--decode", min=1, help="Tokens decoded a round (default 32)")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=3, help="Rounds that count (default 7)")] = None,
+    contexts: Annotated[
+        str | None, typer.Option("--contexts", help="Measure decoding at these depths too, as 128,512,2048")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="bench.json to write")] = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Measure speed and memory: of a bundle, of one against another, or dense against pruned in a run.
+
+    \b
+        saap-edge bench model.tar.zst                             on a board: needs no torch
+        saap-edge bench new.tar.zst --against main.tar.zst --out bench.json
+        saap-edge bench model.tar.zst --contexts 128,512,2048     decode speed as the context grows
+        saap-edge bench out/stages/verify-HASH                    the next stage of a run; its recipe has the settings
+
+    What is compared takes turns, each in a process of its own, after a warm-up that lasts until speeds are stable. The
+    figures with their intervals, noise, and the machine's state are in bench.json, which `saap-edge gate` judges;
+    docs/measuring.md defines them. Exit codes: 0 ok, 2 bad input.
+    """
+    given = {
+        "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
+        "contexts": _contexts(contexts) if contexts else None,
+    }  # fmt: skip
+    options = {name: value for name, value in given.items() if value is not None}
+    if (path / "stage.json").is_file():
+        if options or against or out:
+            raise SaapError(f"'{path}' is a stage of a run: its recipe says how to measure (options are for bundles)")
+        run_after(path, "bench", as_json)
+    if not path.is_file() and not (path / "bundle.json").is_file():
+        raise SaapError(f"'{path}' is neither a bundle nor a stage folder (as OUT/stages/NAME-HASH)")
+    _bench_bundles([path, against] if against else [path], options, out, as_json)
+
+
+def _contexts(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise SaapError(f"--contexts '{text}': give numbers of tokens, as 128,512,2048")
+    return found
+
+
+def _bench_bundles(paths: list[Path], options: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    from saap_edge.bench.bundles import bench_bundles
+    from saap_edge.bench.document import save_document
+    from saap_edge.report.bench import render_bench
+
+    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise SaapError(f"--out '{out}': give a file in a folder that exists")
+    document = bench_bundles(paths, bar, **options)
+    for part in render_bench(document):
+        console.print(part)
+    if out:
+        save_document(document, out)
+        console.print(f"[bold]bench[/]    {escape(str(out))}", soft_wrap=True)
+    if as_json:
+        print(json.dumps(document))
 
 
 @app.command()

@@ -5,9 +5,10 @@ import sys
 
 BOARD = (
     "engines.child", "engines.worker", "engines.llama_cpp", "engines.onnxruntime", "bench.measure", "bench.machine",
-    "bench.artifacts", "bench.statistics", "bench.document", "bench.sensors", "bench.energy", "bench.subject",
-    "bench.contexts", "gate", "targets", "report.data", "report.terminal", "report.html",
-    "report.write", "recipe", "pipeline", "bundle.schema", "bundle.archive", "bundle.check", "evaluate.answers",
+    "bench.artifacts", "bench.bundles", "bench.contexts", "bench.cost", "bench.document", "bench.energy", "bench.probe",
+    "bench.probe_model", "bench.sensors", "bench.statistics", "bench.subject", "gate", "targets", "report.data",
+    "report.terminal", "report.html", "report.write", "recipe", "pipeline", "bundle.schema", "bundle.archive",
+    "bundle.check", "evaluate.answers",
 )  # fmt: skip
 # pipeline only asks whether safetensors is there.
 HEAVY = ("torch", "transformers", "gguf", "onnx", "onnx_ir")
