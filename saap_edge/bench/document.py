@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from saap_edge.bench.cost import bytes_per_token
 from saap_edge.bench.statistics import CONFIDENCE, paired_ratio, scatter, summary
 from saap_edge.bench.subject import Subject
 
-__all__ = ["NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "write_document"]
+__all__ = ["NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "save_document", "write_document"]
 
 SCHEMA = 2
 NOISY = 0.05  # rounds that scatter more than this are worth a word to people
@@ -103,6 +106,16 @@ def merge_documents(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def save_document(document: dict[str, Any], out: Path) -> None:
+    """Write bench.json: whole, or not at all."""
+    beside = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def compared(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The comparisons with the artifacts themselves in place of their names."""
     artifacts = {entry["name"]: entry for entry in document["artifacts"]}
@@ -158,9 +171,8 @@ def _llama_bench(
     """Rows with the field names of llama-bench's JSON: pp (prefill) and tg (decode, at the depth of the prompt)."""
     prompt, decode = conditions["prompt_tokens"], conditions["decode_tokens"]
     common = {
-        "model_filename": subject.path.name, "model_type": subject.format, "model_size": subject.projection_bytes,
-        "model_n_params": subject.parameters, "n_threads": conditions["threads"], "type_k": loaded.get("kv_type"),
-        "type_v": loaded.get("kv_type"),
+        "model_filename": subject.path.name, "model_n_params": loaded.get("parameters", subject.parameters),
+        "n_threads": conditions["threads"], "type_k": loaded.get("kv_type"), "type_v": loaded.get("kv_type"),
     }  # fmt: skip
     prefill = _row(prompt, [round(NS * seconds) for seconds in samples.ttft_s])
     decoding = _row(decode, [round(NS * sum(steps)) for steps in samples.steps_s])

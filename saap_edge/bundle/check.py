@@ -18,7 +18,7 @@ from saap_edge.evaluate.answers import relative_error
 from saap_edge.export.artifacts import engine_of
 from saap_edge.pipeline import file_hash
 
-__all__ = ["MODES", "Check", "check_bundle", "columns"]
+__all__ = ["MODES", "Check", "check_bundle", "columns", "file_problems"]
 
 # Logits are compared at this many places of the vocabulary: enough for an RMS, and expected.npy stays small.
 COLUMNS = 1024
@@ -82,7 +82,7 @@ def columns(vocab_size: int) -> np.ndarray:
 def _check_folder(folder: Path, check: Check) -> None:
     """Each step trusts the one before it: nothing is loaded whose bytes are not those that were packed."""
     check.bundle = bundle = read_bundle(folder)
-    check.problems += _file_problems(folder, bundle)
+    check.problems += file_problems(folder, bundle)
     if check.problems:
         return
     check.problems += _vocabulary_problems(folder, bundle)
@@ -96,7 +96,7 @@ def _check_folder(folder: Path, check: Check) -> None:
             _compare(worker, folder, bundle, check)
 
 
-def _file_problems(folder: Path, bundle: Bundle) -> list[str]:
+def file_problems(folder: Path, bundle: Bundle) -> list[str]:
     """Files that are missing, links, cut, changed, or not the bundle's."""
     found: dict[str, Path] = {}
     problems = []

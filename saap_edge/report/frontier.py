@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import RenderableType
 from rich.markup import escape
 
-from saap_edge.report.terminal import VERDICT_COLOURS, new_table, number
+from saap_edge.report.tables import new_table, number
+from saap_edge.report.terminal import VERDICT_COLOURS
 
 __all__ = ["render_fit", "render_frontier", "worth", "write_frontier"]
 

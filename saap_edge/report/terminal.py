@@ -9,14 +9,12 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
 
-from saap_edge.bench.document import NOISY, compared
+from saap_edge.report.bench import render_bench
+from saap_edge.report.tables import change, new_table, number
 
 __all__ = [
     "VERDICT_COLOURS",
-    "new_table",
-    "number",
     "render_bench",
     "render_check",
     "render_evaluation",
@@ -43,19 +41,6 @@ def render_stage(name: str, folder: Path) -> list[RenderableType]:
     return renderers[name](json.loads(path.read_text(encoding="utf-8")))
 
 
-def new_table(title: str, *columns: str) -> Table:
-    """An empty table; all columns but the first are of figures."""
-    # As wide as its title: a title broken over a narrow table is hard to read.
-    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, min_width=min(len(title), 110))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    return table
-
-
-def _change(before: int, after: int) -> str:
-    return f"{before} => {after}" if before != after else str(before)
-
-
 def render_plan(plan: dict[str, Any]) -> list[RenderableType]:
     """Widths before => after, and the plans that competed."""
     before, after = plan["parameters"]
@@ -65,7 +50,7 @@ def render_plan(plan: dict[str, Any]) -> list[RenderableType]:
     title = f"plan ({plan['method']}): {before:,} => {after:,} attention and FFN parameters ({removed})"
     table = new_table(title, "layer", "heads", "kv heads", "FFN width")
     for layer in plan["layers"]:
-        table.add_row(str(layer["layer"]), *(_change(*layer[name]) for name in ("heads", "kv_heads", "ffn")))
+        table.add_row(str(layer["layer"]), *(change(*layer[name]) for name in ("heads", "kv_heads", "ffn")))
     parts: list[RenderableType] = [table]
     if plan["candidates"]:
         rivals = new_table("candidates, repaired, on held-out text", "method", "removed", "perplexity", "")
@@ -119,60 +104,6 @@ def render_check(check: dict[str, Any]) -> list[str]:
         figures = f"{check['error']:.1e}, tolerance {check['tolerance']:.1e}"
         lines.append(f"[green]ok[/]: {check['role']} {check['format']} answers as it should (error {figures})")
         lines.append(f"  {escape(' '.join(check['text'].split())[:100])}")
-    return lines
-
-
-def _stat(stat: dict[str, Any], digits: int = 1) -> str:
-    return f"{stat['median']:.{digits}f}"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """With so many decimals, or a dash."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def render_bench(bench: dict[str, Any]) -> list[RenderableType]:
-    """Speed with ratios and their intervals; then memory, bytes and perplexity, base => candidate."""
-    conditions, machine, pairs = bench["conditions"], bench["machine"], compared(bench)
-    roles = dict.fromkeys(f"{pair['base']['role']} => {pair['candidate']['role']}" for pair in pairs)
-    title = (
-        f"{', '.join(roles)} on {machine['cpu']}, {conditions['threads']} threads, prompt "
-        f"{conditions['prompt_tokens']}, {conditions['rounds']} alternating rounds"
-    )
-    speed = new_table(
-        title, "format", "decode tok/s", "speedup [95 %]", "ideal", "prefill tok/s", "TTFT ms", "p95 ms", "load ms",
-        "noise",
-    )  # fmt: skip
-    rest = new_table("memory, bytes, quality", "format", "peak RSS MiB", "file MiB", "KV bytes/token", "perplexity")
-    for pair in pairs:
-        dense, pruned, ratio = pair["base"]["metrics"], pair["candidate"]["metrics"], pair["ratios"]["decode_tok_s"]
-
-        def both(name: str, digits: int = 1, dense: dict = dense, pruned: dict = pruned) -> str:
-            return f"{_stat(dense[name], digits)} => {_stat(pruned[name], digits)}"
-
-        speed.add_row(
-            pair["candidate"]["format"], both("decode_tok_s", 0),
-            f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]", f"{pair['ideal_decode_ratio']:.2f}",
-            both("prefill_tok_s", 0), both("ttft_ms"), f"{dense['itl_ms']['p95']:.2f} => {pruned['itl_ms']['p95']:.2f}",
-            both("load_ms", 0), f"{max(dense['noise'], pruned['noise']):.1%}",
-        )  # fmt: skip
-        rest.add_row(
-            pair["candidate"]["format"], both("peak_rss_mib", 0),
-            f"{dense['file_bytes'] / 2**20:.2f} => {pruned['file_bytes'] / 2**20:.2f}",
-            _change(dense["kv_bytes_per_token"], pruned["kv_bytes_per_token"]),
-            f"{number(dense['perplexity'])} => {number(pruned['perplexity'])}",
-        )  # fmt: skip
-    return [speed, rest, *_doubts(bench)]
-
-
-def _doubts(bench: dict[str, Any]) -> list[str]:
-    """What a reader of the figures must know of how they came about."""
-    warm_up, lines = bench["conditions"]["warm_up"], []
-    noisy = [entry["name"] for entry in bench["artifacts"] if entry["metrics"]["noise"] > NOISY]
-    if noisy:
-        lines.append(f"  noisy: rounds scatter by more than {NOISY:.0%} ({', '.join(noisy)}): trust ratios only")
-    if not warm_up["stable"]:
-        lines.append(f"  not stable: decode speed did not settle in {warm_up['rounds']} rounds of warm-up")
     return lines
 
 

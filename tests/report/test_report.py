@@ -27,6 +27,7 @@ def sections():
         "decode_tok_s": stat(100, 95, 105), "prefill_tok_s": stat(900), "ttft_ms": stat(50), "load_ms": stat(9),
         "peak_rss_mib": stat(60), "file_bytes": 3_000_000, "kv_bytes_per_token": 512, "bytes_per_token": 9,
         "perplexity": 12.5, "itl_ms": {"p50": 9.5, "p95": 10.5, "p99": 11.5}, "noise": 0.07,
+        "peak_pss_mib": None, "energy_j_per_token": None,
     }  # fmt: skip
     ratio = {"ratio": 1.31, "low": 1.2, "high": 1.4, "confidence": 0.95, "rounds": 7}
     formats = ("gguf-q4_0", "onnx-int4")
@@ -60,7 +61,8 @@ def sections():
         "verify": [{"format": "gguf-q4_0", "role": "pruned", "max_error": 0.01, "tolerance": 0.08,
         "passed": True, "greedy_text": "[b] hi"}],
         "bench": {
-            "schema": 2, "machine": {"cpu": "A CPU", "cores": 2, "governor": None, "load_average": 0.1},
+            "schema": 2, "machine": {"cpu": "A CPU", "cores": 2, "governor": None, "load_average": 0.1,
+                                      "before": {"throttled": "0x0"}, "after": {"throttled": "0x50000"}},
             "artifacts": artifacts, "comparisons": comparisons,
             "conditions": {"threads": 2, "prompt_tokens": 64, "decode_tokens": 32, "rounds": 7, "versions": {},
                            "perplexity_window": 256, "perplexity_tokens": 4080, "perplexity_text_sha256": "abc123",
@@ -116,8 +118,9 @@ def test_terminal_shows_everything():
         "fail",
         "[b] hi",
         "repaired 11.00",
-        "10.50 => 10.50",
+        "10.50",
         "did not settle in 10 rounds",
         "scatter by more than 5%",
+        "0x0 => 0x50000",
     ):
         assert expected in text, expected
