@@ -88,8 +88,8 @@ def _count(weights: dict[str, _Weight], nodes: list[_Node], kv_bytes: int, told:
             else:
                 count = weight.elements
             if node.op in ("Gather", "GatherBlockQuantized"):
-                packed = node.op == "GatherBlockQuantized" and weight.kind in (2, 3)
-                count = 0 if position or packed else count
+                packed = 8 // node.integers.get("bits", 4) if weight.kind in (2, 3) else 1
+                count = 0 if position else count * packed if node.op == "GatherBlockQuantized" else count
             elif node.op in _TABLES:
                 count = 0
             elements[weight.place] = max(elements.get(weight.place, 0), count)
