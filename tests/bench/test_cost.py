@@ -3,6 +3,7 @@
 import struct
 
 import gguf
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -72,8 +73,6 @@ def test_errors_say_what_to_give(export, tmp_path):
 def test_a_mixture_of_experts_is_refused(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "moe.gguf", "llama")
     writer.add_block_count(1)
-    import numpy as np
-
     writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((2, 4, 4), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

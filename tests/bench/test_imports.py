@@ -5,8 +5,8 @@ import sys
 
 BOARD = (
     "engines.child", "engines.worker", "engines.llama_cpp", "engines.onnxruntime", "bench.measure", "bench.machine",
-    "bench.artifacts", "bench.statistics", "bench.probe", "bench.probe_model", "bench.cost", "bench.predict",
-    "gate", "targets", "report.data", "report.terminal", "report.html",
+    "bench.artifacts", "bench.statistics", "bench.probe", "bench.probe_model", "bench.probe_onnx", "bench.cost",
+    "bench.predict", "gate", "targets", "report.data", "report.terminal", "report.html", "report.prediction",
     "report.write", "recipe", "pipeline", "bundle.schema", "bundle.archive", "bundle.check", "evaluate.answers",
 )  # fmt: skip
 # pipeline only asks whether safetensors is there.

@@ -21,6 +21,7 @@ import prediction  # noqa: E402
 import published  # noqa: E402
 
 LLAMA = ArtifactCost("gguf-q4_0", 1_900_000_000, 114_688, 2_000_000_000, 3_213_000_000)
+BOARDS = {name: load_target(name) for name in ("rpi4", "rpi5", "rk3566", "n100", "steam-deck", "graviton3")}
 FIT = {
     "decode": {"copy": 0.5, "theory": 0.4, "dot": 0.25, "plain": 2.0, "layer_us": 100.0},
     "prefill": {"4": 0.5, "8": 1.0, "16": 2.0, "plain": 4.0}, "accelerator": {"theory": 0.25},
@@ -112,11 +113,11 @@ def test_what_fits(high, low, ram, expected):
 
 
 @given(
-    st.sampled_from(["rpi4", "rpi5", "rk3566", "n100", "steam-deck", "graviton3"]), st.floats(1.001, 50),
+    st.sampled_from(list(BOARDS)), st.floats(1.001, 50),
     st.sampled_from(["projection_bytes", "parameters", "kv_bytes_per_token", "file_bytes"]),
 )  # fmt: skip
 def test_more_work_is_never_faster_nor_smaller(name, times, what):
-    target = load_target(name)
+    target = BOARDS[name]
     more = ArtifactCost(**(vars(LLAMA) | {what: round(getattr(LLAMA, what) * times)}))
     small, large = predict(LLAMA, target, 200, 1000), predict(more, target, 200, 1000)
     assert large.decode_tok_s.value <= small.decode_tok_s.value
