@@ -96,7 +96,7 @@ def bench(
         run_after(path, "bench", as_json)
     if not path.is_file() and not (path / "bundle.json").is_file():
         raise SaapError(f"'{path}' is neither a bundle nor a stage folder (as OUT/stages/NAME-HASH)")
-    options |= _looks(budget, max_rounds, options.get("rounds", 7), target, host)
+    options |= _looks(budget, max_rounds, rounds or 7, target, host)
     measure = partial(_on_board, host, there) if host is not None else _here
     _bench_bundles([path, against] if against else [path], options, out, as_json, measure)
 
