@@ -8,7 +8,7 @@ is a stage of its own, so that a killed run goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ def _predicted(job: Job, metrics: dict[str, Any], artifact_format: str) -> dict[
         file_bytes=metrics["file_bytes"], parameters=metrics["parameters"],
     )  # fmt: skip
     estimate = predict(cost, job.target, settings.prompt_tokens, context).decode_tok_s
-    return estimate and {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return None if estimate is None else asdict(estimate)
 
 
 def mark_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
