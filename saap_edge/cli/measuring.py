@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,17 +84,20 @@ def bench(
             raise SaapError(f"--max-rounds {max_rounds} is less than --rounds {options.get('rounds', 7)}")
         options |= {"max_rounds": max_rounds}
     if budget is not None:
-        options |= {"decided": _decided(budget, target)}
+        options |= _asked_by(budget, target)
     _bench_bundles([path, against] if against else [path], options, out, as_json)
 
 
-def _decided(budget: Path, target: str | None) -> Callable[[dict[str, Any]], bool]:
+def _asked_by(budget: Path, target: str | None) -> dict[str, Any]:
+    """What the limits want of a measurement."""
     from saap_edge.gate import Budget
-    from saap_edge.gate.rerun import decides
+    from saap_edge.gate.rerun import asks_instructions, decides
     from saap_edge.targets import load_target
     from saap_edge.yaml_lines import load_yaml_model
 
-    return decides(load_yaml_model(budget, Budget), load_target(target) if target else None)
+    limits = load_yaml_model(budget, Budget)
+    board = load_target(target) if target else None
+    return {"decided": decides(limits, board), "instructions": asks_instructions(limits)}
 
 
 def _contexts(text: str) -> tuple[int, ...]:
