@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from saap_edge.bench.predict import ArtifactCost, predict
 from saap_edge.errors import SaapError
 from saap_edge.gate import METRICS, Budget, Kind, exit_code, judge
-from saap_edge.targets import Target
+from saap_edge.targets import Bandwidth, Target, load_target
 from saap_edge.yaml_lines import item_lines, load_yaml_model
 from tests.gate_support import artifact, bench, beside, ratio, report, side_by_side, stat
 
@@ -128,6 +129,24 @@ def test_only_what_ships_is_judged():
 def test_predictions_need_a_target_and_are_called_so():
     verdict = one("predicted_decode_tok_s", on_target=None, min=1)
     assert verdict.verdict == "inconclusive" and "--target" in verdict.reason and verdict.kind is Kind.PREDICTED
+    parts = artifact()["metrics"]
+    board, cost = load_target("rpi5"), ArtifactCost("gguf-q4_0", 2_100_000 - 1000 * 80, 1000, 3 * 2**20, 4_000_000)
+    assert parts["bytes_per_token"] == cost.projection_bytes + 1000 * (64 + 32 // 2)
+    told = predict(cost, board, 64, 96)
+    for name in ("decode_tok_s", "prefill_tok_s", "ttft_ms", "ram_mib"):
+        estimate = getattr(told, name)
+        for limit, expected in ((estimate.low, "pass"), (estimate.value, "inconclusive"), (estimate.high * 2, "fail")):
+            verdict = one(f"predicted_{name}", on_target=False, target=board, min=limit)
+            assert verdict.verdict == expected and verdict.reason.startswith("predicted ")
+            assert (verdict.value, verdict.low, verdict.high) == (estimate.value, estimate.low, estimate.high)
+
+
+def test_what_cannot_be_predicted_is_inconclusive():
+    board = load_target("rpi5")
+    nothing = board.model_copy(update={"bandwidth_gb_s": Bandwidth(), "kernels": {}})
+    for target, metrics in ((nothing, {}), (board, {"parameters": None})):
+        document = bench([artifact(**metrics)])
+        assert one("predicted_decode_tok_s", document=document, target=target, min=0).verdict == "inconclusive"
 
 
 @given(st.lists(st.sampled_from(["pass", "fail", "inconclusive"])))

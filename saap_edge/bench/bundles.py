@@ -25,13 +25,14 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 def bench_bundles(
     paths: Sequence[Path], bar: Bar, *, threads: int | None = None, prompt_tokens: int = 64, decode_tokens: int = 32,
-    rounds: int = 7, contexts: Sequence[int] = (),
+    rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None,
+    decided: Callable[[dict[str, Any]], bool] = lambda document: True,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure bundles (folders or .tar.zst): the first, against the second where there is one; the bench document.
 
-    `threads`: the first's board's where None, as far as this machine has them. Raises SaapError when a bundle is
-    damaged (every file's sha256 is checked first), is of another model than the first, does not run, or holds fewer
-    tokens than are asked for.
+    `threads`: the first's board's where None, as far as this machine has them; `decided` as in `measure`. Raises
+    SaapError when a bundle is damaged (every file's sha256 is checked first), is of another model than the first, does
+    not run, or holds fewer tokens than are asked for.
     """
     with ExitStack() as stack:
         folders = [path if path.is_dir() else stack.enter_context(unpacked(path)) for path in paths]
@@ -42,13 +43,15 @@ def bench_bundles(
         if len(bundles) > 1:
             _check_same_model(paths, bundles)
         threads = threads or min(bundles[0].board.threads, os.cpu_count() or 1)
-        conditions = BenchConditions(threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(contexts)))
+        conditions = BenchConditions(
+            threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(contexts)), max_rounds=max_rounds
+        )
         for path, subject in zip(paths, subjects, strict=True):
             _check_room(path, subject, conditions)
         comparisons = [(subjects[1].name, subjects[0].name)] if len(subjects) > 1 else []
         # In the order people read: baseline => candidate.
         with bar("bench: rounds", steps_of(len(subjects), conditions)) as advance:
-            return measure(subjects[::-1], comparisons, conditions, advance)
+            return measure(subjects[::-1], comparisons, conditions, advance, decided)
 
 
 def _checked(path: Path, folder: Path) -> Bundle:

@@ -10,6 +10,7 @@ counted in part. docs/measuring.md has the rest.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -93,7 +94,7 @@ class Harness:
         self._progress = progress
         self._samples = {name: Samples() for name in self.subjects}
         self._warm_up: dict[str, Any] = {"rounds": 0, "stable": False, "tolerance": TOLERANCE, "most": MOST}
-        self._rounds = 0
+        self._rounds, self._dice = 0, random.Random()
         self._stack = ExitStack()
         self._workers: dict[str, Worker] = {}
         self._machine: dict[str, Any] = {}
@@ -136,9 +137,10 @@ class Harness:
         return settled
 
     def run(self, rounds: int) -> None:
-        """Rounds of all, the order turned round every time so that a drift of the machine meets all alike."""
+        """Rounds of all, in an order drawn by lot each time: what disturbs one would as likely have disturbed another,
+        whatever its rhythm, and the interval of a ratio stands on that."""
         for _ in range(rounds):
-            for subject in self._in_turn(self._rounds):
+            for subject in self._by_lot():
                 timing = self._time(subject)
                 joules = self._meter.joules(*timing["decode_at"]) if self._meter else None
                 self._samples[subject.name].add(timing, joules)
@@ -156,6 +158,10 @@ class Harness:
     def _in_turn(self, number: int) -> list[Subject]:
         subjects = list(self.subjects.values())
         return subjects if number % 2 == 0 else subjects[::-1]
+
+    def _by_lot(self) -> list[Subject]:
+        subjects = list(self.subjects.values())
+        return self._dice.sample(subjects, len(subjects))
 
     def _open(self, subject: Subject) -> Worker:
         return Worker(subject.engine, subject.path, self.conditions.threads, self.conditions.context)

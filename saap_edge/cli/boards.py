@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from saap_edge.cli.base import JsonOption, app, bar, console
+from saap_edge.errors import SaapError
 
 __all__: list[str] = []
 
@@ -59,8 +61,9 @@ def target_show(name: TargetArgument) -> None:
 def target_probe() -> None:
     """Measure this machine and print it as a target file: `saap-edge target probe > myboard.yaml`.
 
-    Bandwidth of copying and reading, by one thread and by all; what llama.cpp's own kernels read and multiply in F16,
-    Q8_0 and Q4_0; heat, clock and throttling before and after. About half a minute; end other programs first.
+    Bandwidth of copying and reading, by one thread and by all; what the kernels of llama.cpp (F16, Q8_0, Q4_0) and ONNX
+    Runtime (int4, int8) read and multiply; heat, clock and throttling before and after. About half a minute; end other
+    programs first.
     """
     from saap_edge.targets import dump_yaml
 
@@ -113,3 +116,48 @@ def target_check(name: TargetArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps({"target": target.name, "implausible": warnings, "here": here, "compared": rows}))
     sys.exit(1 if warnings or off else 0)
+
+
+@app.command()
+def predict(
+    artifact: Annotated[Path, typer.Argument(help="A .gguf, an ONNX folder, a bundle, or a folder with manifest.json")],
+    *,
+    target: Annotated[str, typer.Option("--target", help="Board: a name (see `saap-edge targets`) or a YAML file")],
+    format: Annotated[str | None, typer.Option("--format", help="Which artifact, where the folder has several")] = None,
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt")] = 128,
+    context: Annotated[int, typer.Option("--context", min=1, help="Tokens in the KV cache while decoding")] = 512,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the board's own")] = None,
+    ram: Annotated[int | None, typer.Option("--ram", min=1, help="MiB of this board (default: all its sizes)")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Speed and memory of an artifact on a board nobody has at hand: predicted, with the interval of the fit.
+
+    \b
+        saap-edge predict model-q4_0.gguf --target rpi5 --context 2048
+        saap-edge predict out --format onnx-int4 --target rk3588 --ram 4096
+
+    From the bytes a token reads, the board's bandwidth and arithmetic; docs/prediction.md says how far off that is. No
+    runtime is loaded: it works on a board and without one. Nothing here was measured.
+    """
+    from dataclasses import asdict
+
+    from saap_edge.bench.predict import artifact_cost, predict
+    from saap_edge.report.prediction import render_prediction
+    from saap_edge.targets import load_target
+
+    board = load_target(target)
+    if threads and threads > 2 * board.core_count:
+        raise SaapError(f"--threads {threads}: '{board.name}' has {board.core_count} cores")
+    cost = artifact_cost(artifact, format)
+    prediction = predict(cost, board, prompt, context, threads, ram)
+    document = {
+        "predicted": True, "artifact": str(artifact), "target": board.name, "cost": asdict(cost),
+        "conditions": {
+            "prompt_tokens": prompt, "context": context, "threads": threads or board.threads, "ram_mib": ram,
+        },
+        **asdict(prediction),
+    }  # fmt: skip
+    for part in render_prediction(document, board.title):
+        console.print(part, soft_wrap=isinstance(part, str))
+    if as_json:
+        print(json.dumps(document))

@@ -43,6 +43,13 @@ def bench(
     contexts: Annotated[
         str | None, typer.Option("--contexts", help="Measure decoding at these depths too, as 128,512,2048")
     ] = None,
+    budget: Annotated[
+        Path | None, typer.Option("--budget", help="Limits of the gate, to add rounds while one is undecided")
+    ] = None,
+    max_rounds: Annotated[
+        int | None, typer.Option("--max-rounds", min=3, help="Rounds at most, with --budget (default: --rounds)")
+    ] = None,
+    target: TargetOption = None,
     host: Annotated[
         str | None, typer.Option("--host", help="Measure on this board by ssh: user@board, or a name of ~/.ssh/config")
     ] = None,
@@ -63,13 +70,16 @@ def bench(
     \b
         saap-edge bench model.tar.zst                             on a board: needs no torch
         saap-edge bench new.tar.zst --against main.tar.zst --out bench.json
+        saap-edge bench new.tar.zst --against main.tar.zst --budget budgets.yaml --max-rounds 28 --out bench.json
         saap-edge bench model.tar.zst --contexts 128,512,2048     decode speed as the context grows
         saap-edge bench model.tar.zst --host pi@raspberrypi       there, over ssh: docs/boards.md
         saap-edge bench out/stages/verify-HASH                    the next stage of a run; its recipe has the settings
 
     What is compared takes turns, each in a process of its own, after a warm-up that lasts until speeds are stable. The
     figures with their intervals, noise, and the machine's state are in bench.json, which `saap-edge gate` judges;
-    docs/measuring.md defines them. Exit codes: 0 ok, 2 bad input.
+    docs/measuring.md defines them. With --budget and --max-rounds, rounds are added while noise leaves a limit open;
+    the intervals are wider for it, so that looking again does not make errors likelier (docs/gate.md). Exit codes: 0
+    ok, 2 bad input.
     """
     given = {
         "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
@@ -81,13 +91,38 @@ def bench(
     if there and host is None:
         raise SaapError("--ssh-config, --remote-python, --remote-dir and --keep go with --host")
     if (path / "stage.json").is_file():
-        if options or against or out or host:
+        if options or against or out or budget or max_rounds or target or host:
             raise SaapError(f"'{path}' is a stage of a run: its recipe says how to measure (options are for bundles)")
         run_after(path, "bench", as_json)
     if not path.is_file() and not (path / "bundle.json").is_file():
         raise SaapError(f"'{path}' is neither a bundle nor a stage folder (as OUT/stages/NAME-HASH)")
+    options |= _looks(budget, max_rounds, rounds or 7, target, host)
     measure = partial(_on_board, host, there) if host is not None else _here
     _bench_bundles([path, against] if against else [path], options, out, as_json, measure)
+
+
+def _looks(
+    budget: Path | None, max_rounds: int | None, rounds: int, target: str | None, host: str | None
+) -> dict[str, Any]:
+    """Options for rounds that are added while a limit is undecided. Raises SaapError for what does not go together."""
+    if budget is not None and host is not None:
+        raise SaapError("--budget looks at the figures between rounds, which --host cannot: give --rounds, then gate")
+    if max_rounds is None:
+        return {} if budget is None else {"decided": _decided(budget, target)}
+    if budget is None:
+        raise SaapError("--max-rounds goes with --budget: its limits say when to stop")
+    if max_rounds < rounds:
+        raise SaapError(f"--max-rounds {max_rounds} is less than --rounds {rounds}")
+    return {"max_rounds": max_rounds, "decided": _decided(budget, target)}
+
+
+def _decided(budget: Path, target: str | None) -> Callable[[dict[str, Any]], bool]:
+    from saap_edge.gate import Budget
+    from saap_edge.gate.rerun import decides
+    from saap_edge.targets import load_target
+    from saap_edge.yaml_lines import load_yaml_model
+
+    return decides(load_yaml_model(budget, Budget), load_target(target) if target else None)
 
 
 def _contexts(text: str) -> tuple[int, ...]:

@@ -172,5 +172,5 @@ def _predicted(name: str, artifact: Mapping[str, Any], evidence: Evidence) -> Fi
     prediction = predict(cost, evidence.target, prompt, prompt + decode)
     estimate = getattr(prediction, name)
     if estimate is None:
-        raise Absent(f"cannot be predicted for {evidence.target.title}")
+        raise Absent(f"cannot be predicted: {prediction.reasons.get(name, 'the board says too little')}")
     return Figure(estimate.value, estimate.low, estimate.high)
