@@ -47,7 +47,7 @@ def test_a_budget_that_the_dense_model_meets(saap, place, tmp_path):  # noqa: F8
 
 
 def test_the_least_pruning_that_is_small_enough(saap, place, tmp_path):  # noqa: F811
-    recipe, out = place
+    out = place[1]
     code, stdout, stderr = fitted(saap, place, tmp_path, {"file_mib": {"max": size(out) * 0.93}})
     assert code == 0, stderr
     document = json.loads(stdout)
