@@ -78,6 +78,13 @@ def test_decode_by_hand(by_hand):
     )
 
 
+def test_fewer_threads_by_hand(by_hand):
+    # One of two threads: 1 / (1 + 1) of the queue that two fill to 2 / (2 + 1), and one core's vectors.
+    seconds = (28_687_500 + 500 * 1000) / (10e9 * 0.75) + 27e6 * 0.25 / 4e9 + 10 * 100e-6 / 2
+    found = predict(SMALL, board(), 100, 500, threads=1).decode_tok_s
+    assert found.value == pytest.approx(1 / seconds) and found.low == pytest.approx(0.25 / seconds)
+
+
 def test_prefill_and_memory_by_hand(by_hand):
     found = predict(SMALL, board(), 100, 500)
     seconds = 100 * 27e6 * 1.0 / 8e9
