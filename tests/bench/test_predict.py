@@ -153,10 +153,19 @@ def test_what_no_row_covers_widens():
     for cost, threads, word in ((onnx, None, "ONNX"), (LLAMA, 2, "2 threads"), (tiny, None, "less than")):
         found = predict(cost, load_target("rpi5"), 128, 512, threads)
         assert width(found.decode_tok_s) == pytest.approx(usual**2) and word in found.basis
+    probed = load_target("rpi5").model_copy(update={"kernels": {
+        "gguf-q4_0": Kernel(gemv_gb_s=figure(9), gemm_gmac_s=figure(60)),
+        "onnx-int8": Kernel(gemv_gb_s=figure(8), gemm_gmac_s=figure(50)),
+    }})  # fmt: skip
+    own = predict(onnx, probed, 128, 512)
+    assert width(own.decode_tok_s) == pytest.approx(usual) and "ONNX" not in own.basis and "probe" in own.basis
+    assert "probe" not in predict(LLAMA, probed, 128, 512, threads=2).basis
     # One source of a board is no proof of another: its interval is that of boards nobody measured.
     one = predict(LLAMA, load_target("rk3566"), 128, 512)
-    assert width(one.decode_tok_s) == pytest.approx(width(predict(LLAMA, load_target("n100"), 128, 512).decode_tok_s))
-    assert width(one.decode_tok_s) > usual and "nobody" in predict(LLAMA, load_target("n100"), 128, 512).basis
+    assert width(one.decode_tok_s) == pytest.approx(
+        width(predict(LLAMA, load_target("orin-nano"), 128, 512).decode_tok_s)
+    )
+    assert width(one.decode_tok_s) > usual and "nobody" in predict(LLAMA, load_target("orin-nano"), 128, 512).basis
 
 
 def test_what_cannot_be_told_says_why():
@@ -167,6 +176,7 @@ def test_what_cannot_be_told_says_why():
     assert gpu.decode_tok_s and gpu.prefill_tok_s is gpu.ram_mib is gpu.fits is None and "on the CPU" in gpu.basis
     assert width(gpu.decode_tok_s) > 4
     cores = [Core(kind="odd", count=4)]
+    assert "x86" in predict(LLAMA, load_target("n100"), 128, 512).basis
     assert "clock_ghz" in predict(LLAMA, board(cores=cores), 128, 512).reasons["decode_tok_s"]
 
 
