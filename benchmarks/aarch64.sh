@@ -6,7 +6,7 @@
 #
 # Debian's arm64 packages are unpacked, not installed, and the wheels are those that pip gives a board. llama.cpp has no
 # such wheel: the one of llama-cpp-python's sources is cross-compiled for ARMv8.2 with dot products (Raspberry Pi 5, RK3588),
-# 78 files, about 5 minutes on 2 cores. Where there is no cross-compiler, GGUF is left out.
+# 78 files, about 5 minutes on 2 idle cores. Where there is no cross-compiler, GGUF is left out.
 set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -25,8 +25,15 @@ Dir::Cache "$folder";
 CONF
   export APT_CONFIG="$folder/apt.conf"
   apt-get update -qq
-  apt-get install -y -qq --download-only --no-install-recommends -o Debug::NoLocking=1 python3-minimal libstdc++6 zlib1g
+  apt-get install -y -qq --download-only --no-install-recommends -o Debug::NoLocking=1 python3 libstdc++6 zlib1g
   for package in "$folder"/archives/*.deb; do dpkg -x "$package" "$folder/rootfs"; done
+  # ONNX Runtime looks there for the processor's parts, and dies of an x86's: two cores of a Raspberry Pi 5.
+  mkdir -p "$folder/rootfs/proc"
+  for core in 0 1; do
+    printf 'processor\t: %s\nFeatures\t: %s\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x4\n' "$core" \
+      "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
+    printf 'CPU part\t: 0xd0b\nCPU revision\t: 1\n\n'
+  done > "$folder/rootfs/proc/cpuinfo"
 fi
 minor=$(ls "$folder/rootfs/usr/bin" | sed -n 's/^python3\.\([0-9]*\)$/\1/p')
 

@@ -108,21 +108,24 @@ def _looks(
     if budget is not None and host is not None:
         raise SaapError("--budget looks at the figures between rounds, which --host cannot: give --rounds, then gate")
     if max_rounds is None:
-        return {} if budget is None else {"decided": _decided(budget, target)}
+        return {} if budget is None else _asked_by(budget, target)
     if budget is None:
         raise SaapError("--max-rounds goes with --budget: its limits say when to stop")
     if max_rounds < rounds:
         raise SaapError(f"--max-rounds {max_rounds} is less than --rounds {rounds}")
-    return {"max_rounds": max_rounds, "decided": _decided(budget, target)}
+    return {"max_rounds": max_rounds, **_asked_by(budget, target)}
 
 
-def _decided(budget: Path, target: str | None) -> Callable[[dict[str, Any]], bool]:
+def _asked_by(budget: Path, target: str | None) -> dict[str, Any]:
+    """What the limits want of a measurement."""
     from saap_edge.gate import Budget
-    from saap_edge.gate.rerun import decides
+    from saap_edge.gate.rerun import asks_instructions, decides
     from saap_edge.targets import load_target
     from saap_edge.yaml_lines import load_yaml_model
 
-    return decides(load_yaml_model(budget, Budget), load_target(target) if target else None)
+    limits = load_yaml_model(budget, Budget)
+    board = load_target(target) if target else None
+    return {"decided": decides(limits, board), "instructions": asks_instructions(limits)}
 
 
 def _contexts(text: str) -> tuple[int, ...]:
