@@ -1,9 +1,10 @@
 # make demo          the whole chain on the bundled model, artifacts and report in demo-out/
 # make test          the test suite
 # make test-optimum  what optimum does with our ONNX folders, and models under transformers 4.57, in .venv-optimum
+# make test-device   what a board gets by `pip install saap-edge[device]`, in .venv-device: no torch, and everything works
 # make quality       ruff and mypy
 # Each sets up what it needs in .venv the first time (about 10 minutes on 2 cores: llama.cpp is built from source), but for
-# test-optimum, which has an environment of its own without llama.cpp.
+# test-optimum, which has an environment of its own without llama.cpp; test-device takes the llama.cpp built for .venv.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -12,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 OPTIMUM := .venv-optimum
+DEVICE := .venv-device
 OPTIMUM_TESTS := tests/export/test_optimum.py tests/engines/test_onnxruntime.py tests/families tests/model
 LLAMA := llama-cpp-python==0.3.36
 # GCC drops the stores to llama.cpp's AMX tile configuration, and every quantised file then kills the process on CPUs
@@ -19,7 +21,7 @@ LLAMA := llama-cpp-python==0.3.36
 NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 LLAMA_CMAKE := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)')
 
-.PHONY: setup demo test test-optimum quality clean
+.PHONY: setup demo test test-optimum test-device quality clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +33,13 @@ test: setup
 
 test-optimum: $(OPTIMUM)/.ready
 	$(OPTIMUM)/bin/python -m pytest $(OPTIMUM_TESTS)
+
+# The wheel is made anew each time: what is tested is this checkout, as it would be installed.
+test-device: setup $(DEVICE)/.ready
+	rm -rf $(DEVICE)/wheels
+	$(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps -w $(DEVICE)/wheels .
+	$(DEVICE)/bin/python -m pip install --disable-pip-version-check -q --no-deps --force-reinstall $(DEVICE)/wheels/*.whl
+	DEVICE_PYTHON=$(CURDIR)/$(DEVICE)/bin/python $(BIN)/python -m pytest tests/device
 
 quality: setup
 	$(BIN)/ruff check .
@@ -44,11 +53,16 @@ $(VENV)/.torch:
 	$(PIP) -q torch==2.13.0
 	@touch $@
 
-$(VENV)/.llama: $(VENV)/.torch
+$(VENV)/wheels/.llama: | $(VENV)/.torch
 	@echo "building llama.cpp from source, about 7 minutes on 2 cores (log: $(VENV)/llama-build.log)"
-	@CMAKE_ARGS="$(LLAMA_CMAKE)" $(PIP) -v --no-binary llama-cpp-python --no-cache-dir $(LLAMA) 2>&1 | tee $(VENV)/llama-build.log \
+	@CMAKE_ARGS="$(LLAMA_CMAKE)" $(BIN)/python -m pip wheel --disable-pip-version-check -v --no-deps --no-cache-dir \
+	  --no-binary llama-cpp-python -w $(VENV)/wheels $(LLAMA) 2>&1 | tee $(VENV)/llama-build.log \
 	  | awk 'match($$0, /^ *\[[0-9]+\/[0-9]+\]/) { if (++n % 10 == 1) { print "  llama.cpp " substr($$0, RSTART, RLENGTH); fflush() } }' \
 	  || { tail -40 $(VENV)/llama-build.log; exit 1; }
+	@touch $@
+
+$(VENV)/.llama: $(VENV)/wheels/.llama
+	$(PIP) -q $(VENV)/wheels/llama_cpp_python-*.whl
 	@touch $@
 
 $(VENV)/.ready: pyproject.toml $(VENV)/.llama
@@ -63,5 +77,12 @@ $(OPTIMUM)/.ready: pyproject.toml
 	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q -e '.[optimum]' 'pytest>=8.0' 'hypothesis>=6.100'
 	@touch $@
 
+# As on a board, but for llama.cpp, which is not compiled twice.
+$(DEVICE)/.ready: pyproject.toml $(VENV)/wheels/.llama
+	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $(DEVICE)
+	$(DEVICE)/bin/python -m pip install --disable-pip-version-check -q --find-links $(VENV)/wheels '.[device]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(OPTIMUM) demo-out
+	rm -rf $(VENV) $(OPTIMUM) $(DEVICE) demo-out

@@ -44,14 +44,15 @@ SHAPES = {
 }
 
 
-def dense_model(shape: Shape) -> Any:
+def dense_model(shape: Shape, context: int = 2048) -> Any:
+    """`context`: the longest sequence, in tokens."""
     config, model = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[shape.family]
     torch.manual_seed(0)
     head_dim = {"head_dim": shape.head_dim} if shape.family == "llama" else {}
     return model(config(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.widths.ffn,
         num_hidden_layers=shape.layers, num_attention_heads=shape.widths.heads,
-        num_key_value_heads=shape.widths.kv_heads, max_position_embeddings=2048, tie_word_embeddings=True,
+        num_key_value_heads=shape.widths.kv_heads, max_position_embeddings=context, tie_word_embeddings=True,
         bos_token_id=0, eos_token_id=0, **head_dim,
     ))  # fmt: skip
 

@@ -19,7 +19,7 @@ from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
 from saap_edge.recipe import Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
 
-__all__ = ["LICENCES", "ORDER", "Bar", "Job", "resolve_model"]
+__all__ = ["LICENCES", "ORDER", "Bar", "Job", "read_json", "resolve_model", "write_json"]
 
 ORDER = ("score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench", "gate", "report")
 
@@ -372,7 +372,7 @@ class Job:
             "heldout_perplexity": figures, "window": heldout.shape[1], "heldout_tokens": heldout.numel(),
             "kept": [{kind: indices.tolist() for kind, indices in layer.items()} for layer in kept],
         }  # fmt: skip
-        _write_json(out / "prune.json", document)
+        write_json(out / "prune.json", document)
 
     def _recover(self, inputs: Inputs, out: Path) -> None:
         from saap_edge.recover.run import Texts, recover, recovery_steps
@@ -439,21 +439,28 @@ class Job:
                 for parity in verify_folder(artifacts, model, text, self.threads, lambda: advance(1))
             ]
         require(parities)
-        _write_json(out / "verify.json", [parity.as_dict() for parity in parities])
+        write_json(out / "verify.json", [parity.as_dict() for parity in parities])
 
     def _bench(self, inputs: Inputs, out: Path) -> None:
+        write_json(out / "bench.json", self.bench(inputs["dense"], inputs["export"]))
+
+    def bench(self, dense: Path, pruned: Path) -> dict[str, Any]:
+        """The bench document of two export folders, measured as the recipe says, until its budget is decided."""
         from saap_edge.bench.artifacts import bench_folders
+
+        decided = decides(self.recipe.budget, self.target)
+        return bench_folders(dense, pruned, self.conditions(), self.bar, decided)
+
+    def conditions(self) -> Any:
+        """What the recipe measures under."""
         from saap_edge.bench.measure import BenchConditions
 
         settings = self.recipe.bench
-        conditions = BenchConditions(
+        return BenchConditions(
             self.threads, settings.prompt_tokens, settings.decode_tokens, settings.rounds,
             self._windows("test", settings.perplexity_windows).tolist(), file_hash(self.recipe.data.test)[:12],
             max_rounds=settings.max_rounds, instructions=asks_instructions(self.recipe.budget),
         )  # fmt: skip
-        decided = decides(self.recipe.budget, self.target)
-        document = bench_folders(inputs["dense"], inputs["export"], conditions, self.bar, decided)
-        _write_json(out / "bench.json", document)
 
     def _gate(self, inputs: Inputs, out: Path) -> None:
         write_gate(inputs["bench"], self.recipe.budget, self.target, out)
@@ -471,7 +478,8 @@ class Job:
         write_report(inputs, model, self.target.model_dump(mode="json"), out)
 
 
-def _write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: Any) -> None:
+    """A JSON file of a stage."""
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 

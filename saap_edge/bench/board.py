@@ -29,7 +29,7 @@ from typing import Any
 from saap_edge.bench.ssh import PREFIX
 from saap_edge.errors import SaapError
 
-__all__ = ["BOOT", "EVENTS", "LOG", "REQUEST", "main", "run_folder"]
+__all__ = ["BOOT", "EVENTS", "LOG", "REQUEST", "main", "reason_of", "run_folder"]
 
 EVENTS, LOG, REQUEST = "events.jsonl", "log", "request.json"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -113,7 +113,7 @@ def follow(folder: Path, run: str, source: BufferedReader) -> None:
     """
     place, request = run_folder(folder, run), json.loads(source.readline())
     holder = _holder(folder)
-    going_on = bool(holder) and holder["run"] == run and holder["what"] == "job"
+    going_on = holder is not None and (holder["run"], holder["what"]) == (run, "job")
     again = going_on or (place / EVENTS).is_file()
     if not again:
         _start(folder, run, place, request)
@@ -131,7 +131,7 @@ def follow(folder: Path, run: str, source: BufferedReader) -> None:
                     if "end" in event:
                         return
         if not alive:
-            tell(end="killed", reason=_reason(place))
+            tell(end="killed", reason=reason_of(place))
             return
         if time.monotonic() - beat > BEAT:
             tell()
@@ -167,7 +167,7 @@ def _start(folder: Path, run: str, place: Path, request: dict[str, Any]) -> None
         _sign(lock, run, "job", process.pid)
 
 
-def _reason(place: Path) -> str:
+def reason_of(place: Path) -> str:
     """Why a run's process is gone without a word."""
     first = json.loads((place / EVENTS).open().readline() or "{}")
     if BOOT.is_file() and first.get("boot") not in (None, BOOT.read_text().strip()):
@@ -259,7 +259,8 @@ def main() -> None:
     place = Path(folder).absolute()
     try:
         place.mkdir(parents=True, exist_ok=True)
-        {"receive": receive, "follow": follow, "stop": stop}[command](place, run, sys.stdin.buffer)
+        with open(0, "rb", closefd=False) as source:
+            {"receive": receive, "follow": follow, "stop": stop}[command](place, run, source)
     except BrokenPipeError:
         os._exit(0)  # nobody listens; the run goes on
     except SaapError as error:

@@ -44,8 +44,8 @@ def bench_bundles(
             _check_same_model(paths, bundles)
         threads = threads or min(bundles[0].board.threads, os.cpu_count() or 1)
         conditions = BenchConditions(
-            threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(contexts)), max_rounds=max_rounds,
-            instructions=instructions,
+            threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(set(contexts))),
+            max_rounds=max_rounds, instructions=instructions,
         )  # fmt: skip
         for path, subject in zip(paths, subjects, strict=True):
             _check_room(path, subject, conditions)

@@ -20,7 +20,7 @@ WARM_UP = 1  # the long prefill before has warmed up all else
 
 def context_steps(conditions: BenchConditions) -> int:
     """Steps that `add_contexts` reports for a subject."""
-    return len(conditions.contexts) * (2 + WARM_UP + conditions.rounds)
+    return len(conditions.contexts) * (1 + WARM_UP + conditions.rounds)
 
 
 def add_contexts(
@@ -28,15 +28,14 @@ def add_contexts(
 ) -> None:
     """Measure at every one of `conditions.contexts`, and put a row each into artifacts and comparisons.
 
-    An artifact's row: context (tokens), decode_tok_s, peak_rss_mib and peak_pss_mib of a process whose KV cache holds
-    that many tokens and those decoded, kv_bytes (of that many tokens), bytes_per_token (that decoding reads). A
-    comparison's: context, decode_tok_s (a ratio), ideal_decode_ratio. Raises SaapError when an artifact does not run.
+    An artifact's row: context (tokens), decode_tok_s, peak_rss_mib and pss_mib of a process whose KV cache has room for
+    that many tokens and those decoded (PSS shares out what is mapped by those beside it too), kv_bytes (of that many
+    tokens), bytes_per_token (that decoding reads). A comparison's: context, decode_tok_s (a ratio), ideal_decode_ratio.
+    Raises SaapError when an artifact does not run.
     """
     artifacts = {entry["name"]: entry["metrics"] for entry in document["artifacts"]}
     for context in conditions.contexts:
-        memories = {subject.name: _memory(subject, context, conditions) for subject in subjects}
-        progress(len(subjects))
-        steps = _rounds(subjects, context, conditions, progress)
+        steps, memory = _rounds(subjects, context, conditions, progress)
         read = {}
         for subject in subjects:
             kv_bytes = artifacts[subject.name]["kv_bytes_per_token"]
@@ -44,7 +43,7 @@ def add_contexts(
             read[subject.name] = bytes_per_token(subject.projection_bytes, kv_bytes, middle)
             row = {
                 "context": context, "decode_tok_s": summary([1 / seconds for seconds in steps[subject.name]]),
-                **memories[subject.name], "kv_bytes": kv_bytes * context, "bytes_per_token": read[subject.name],
+                **_in_mib(memory[subject.name]), "kv_bytes": kv_bytes * context, "bytes_per_token": read[subject.name],
             }  # fmt: skip
             artifacts[subject.name].setdefault("contexts", []).append(row)
         for entry in document["comparisons"]:
@@ -73,19 +72,15 @@ def _open(subject: Subject, context: int, conditions: BenchConditions) -> Worker
     return worker
 
 
-def _memory(subject: Subject, context: int, conditions: BenchConditions) -> dict[str, float | None]:
-    """Of a process alone: what others map too is not shared out."""
-    with _open(subject, context, conditions) as worker:
-        worker.time_steps(0, conditions.decode_tokens)
-        memory = worker.memory()
-    in_mib = {name: None if size is None else size / 2**20 for name, size in memory.items()}
-    return {"peak_rss_mib": in_mib["peak"], "peak_pss_mib": in_mib["pss"]}
+def _in_mib(memory: dict[str, int | None]) -> dict[str, float | None]:
+    sizes = {"peak_rss_mib": memory["peak"], "pss_mib": memory["pss"]}
+    return {name: None if size is None else size / 2**20 for name, size in sizes.items()}
 
 
 def _rounds(
     subjects: Sequence[Subject], context: int, conditions: BenchConditions, progress: Callable[[int], None]
-) -> dict[str, list[float]]:
-    """Seconds of the median step in every round, subjects by turns."""
+) -> tuple[dict[str, list[float]], dict[str, dict[str, int | None]]]:
+    """Seconds of the median step in every round, subjects by turns; and what each process takes at the end."""
     steps: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     with ExitStack() as stack:
         workers = {}
@@ -98,4 +93,5 @@ def _rounds(
                 if number >= WARM_UP:
                     steps[name].append(float(np.median(timed)))
                 progress(1)
-    return steps
+        memory = {name: worker.memory() for name, worker in workers.items()}
+    return steps, memory

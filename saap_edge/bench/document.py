@@ -181,9 +181,8 @@ def _llama_bench(
     """Rows with the field names of llama-bench's JSON: pp (prefill) and tg (decode, at the depth of the prompt)."""
     prompt, decode = conditions["prompt_tokens"], conditions["decode_tokens"]
     common = {
-        "model_filename": subject.path.name, "model_type": subject.format, "model_size": subject.projection_bytes,
-        "model_n_params": subject.parameters, "n_threads": conditions["threads"], "type_k": loaded.get("kv_type"),
-        "type_v": loaded.get("kv_type"),
+        "model_filename": subject.path.name, "model_n_params": loaded.get("parameters", subject.parameters),
+        "n_threads": conditions["threads"], "type_k": loaded.get("kv_type"), "type_v": loaded.get("kv_type"),
     }  # fmt: skip
     prefill = _row(prompt, [round(NS * seconds) for seconds in samples.ttft_s])
     decoding = _row(decode, [round(NS * sum(steps)) for steps in samples.steps_s])

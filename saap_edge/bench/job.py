@@ -59,19 +59,20 @@ def _measure(place: Path, folders: list[Path], options: dict[str, Any]) -> dict[
 
         yield advance
 
-    document: dict[str, Any] = bench_bundles(folders, bar=bar, **options)
-    document["machine"]["limits"] = allowed()
-    return document
+    return bench_bundles(folders, bar, **options)
 
 
 def out_of_memory(reason: str, bundles: list[Bundle], options: dict[str, Any], kills: int | None) -> str:
     """What the board has, what the artifacts need, and what to do about it. `kills`: of the kernel, at the start."""
     import psutil
 
+    from saap_edge.bench.bundles import bench_bundles
+
     memory, limit, now = psutil.virtual_memory(), allowed()["memory_bytes"], _kernel_kills()
     known = kills is not None and now is not None and now > kills
     who = "out of memory: the kernel killed it" if known else "killed, most likely for want of memory"
-    tokens = options["prompt_tokens"] + options["decode_tokens"]
+    settings = (bench_bundles.__kwdefaults__ or {}) | options
+    tokens = max(settings["prompt_tokens"], *settings["contexts"], 0) + settings["decode_tokens"]
     needs = "; ".join(
         f"{bundle.format} needs {_size(bundle) / MIB:.1f} MiB for its file, "
         f"{tokens * bundle.kv_bytes_per_token / MIB:.1f} MiB for the KV cache of {tokens} tokens, and work space"

@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from saap_edge.bench.limits import allowed
+
 __all__ = ["cpu_flags", "cpu_name", "device_tree", "machine_facts", "versions"]
 
 _RUNTIMES = ("saap-edge", "llama-cpp-python", "onnxruntime", "numpy")
@@ -17,12 +19,13 @@ _RUNTIMES = ("saap-edge", "llama-cpp-python", "onnxruntime", "numpy")
 
 def machine_facts() -> dict[str, Any]:
     """CPU model, device tree's names of the board, cores, memory in bytes, frequency governor (None where the system
-    has none), load, versions."""
+    has none), load, versions, and what this process may use (limits.py)."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "cpu": cpu_name(),
         "board": device_tree(),
         "cores": os.cpu_count() or 1,
+        "limits": allowed(),
         "memory_bytes": psutil.virtual_memory().total,
         "governor": governor.read_text().strip() if governor.is_file() else None,
         "load_average": round(os.getloadavg()[0], 2),

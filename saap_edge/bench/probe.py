@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import psutil
 
 from saap_edge.bench.probe_model import BLOCKS, VOCABULARY, write_probe_model
+from saap_edge.bench.probe_onnx import CODES, measure_onnx_kernel
 from saap_edge.bench.sensors import sensors
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
@@ -21,16 +23,17 @@ from saap_edge.targets import Bandwidth, Figure, Kernel, Target, figures, this_m
 
 __all__ = ["STEPS", "differences", "implausible", "measure_bandwidth", "measure_kernel", "probe_target"]
 
-STEPS = 2 + len(BLOCKS)  # how often `probe_target` calls `progress`
+STEPS = 2 + len(BLOCKS) + len(CODES)  # how often `probe_target` calls `progress`
 SIZE = 128 * 2**20  # bytes of a probe model: more than the caches of a board
 PROMPT, DECODE, ROUNDS = 64, 16, 5
 TOLERANCE = 0.2  # of a stated figure: below, a busy moment or another day
 
 
 def probe_target(progress: Callable[[str], None] = lambda _: None) -> Target:
-    """This machine with its bandwidth and kernels measured: about half a minute, more on a slow board.
+    """This machine with its bandwidth and the kernels of the runtimes it has measured: about half a minute, more on a
+    slow board.
 
-    Raises SaapError where llama.cpp is missing, dies, or memory is short.
+    Raises SaapError where a runtime dies or memory is short.
     """
     machine, before = this_machine(), sensors()
     source = f"measured by `saap-edge target probe` on {datetime.date.today()}"
@@ -52,10 +55,14 @@ def probe_target(progress: Callable[[str], None] = lambda _: None) -> Target:
         read_all_threads=figure(max(together, read), f"{machine.threads} threads, largest of float32"),
     )
     kernels = {}
-    for name in BLOCKS:
-        reading, macs = measure_kernel(name, machine.threads, min(SIZE, room // 4))
-        kernels[f"gguf-{name}"] = Kernel(gemv_gb_s=figure(reading), gemm_gmac_s=figure(macs))
-        progress(f"llama.cpp {name}")
+    for kind, runtime, names, measure in (
+        ("gguf", "llama_cpp", BLOCKS, measure_kernel), ("onnx", "onnxruntime", CODES, measure_onnx_kernel),
+    ):  # fmt: skip
+        for name in names:
+            if importlib.util.find_spec(runtime):
+                reading, macs = measure(name, machine.threads, min(SIZE, room // 4), ROUNDS)
+                kernels[f"{kind}-{name}"] = Kernel(gemv_gb_s=figure(reading), gemm_gmac_s=figure(macs))
+            progress(f"{runtime} {name}")
     found = {"bandwidth_gb_s": bandwidth, "kernels": kernels, "source": source}
     return machine.model_copy(update=found | {"conditions": _conditions(before, sensors())})
 

@@ -128,8 +128,8 @@ class Client:
             ]
         if len(damaged) == 2:
             raise SaapError(
-                f"'{self._paths[damaged[0]]}' arrives at '{self._ssh.board}' with another sha256 than {BUNDLE_FILE} says: "
-                "is it whole here (saap-edge verify), is the board's disk failing?"
+                f"'{self._paths[damaged[0]]}' arrives at '{self._ssh.board}' with another sha256 than {BUNDLE_FILE} "
+                "says: is it whole here (saap-edge verify), is the board's disk failing?"
             )
 
     def _send_once(self, arrived: Callable[[int], None], made: Callable[[], None]) -> str | None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from saap_edge import __version__
 
-from saap_edge.cli import chain, measuring, bundles, quality, boards  # noqa: F401 # isort: skip (--help's order)
+from saap_edge.cli import chain, measuring, bundles, worth, quality, boards  # noqa: F401 # isort: skip (--help's order)
 from saap_edge.cli.base import app, console
 from saap_edge.errors import EXIT_INPUT, EXIT_OK, SaapError
 
@@ -29,6 +29,13 @@ def main() -> None:
         os._exit(EXIT_OK)
     except MemoryError:
         _die("out of memory: use a smaller model, fewer samples or a smaller recover.batch", EXIT_INPUT)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("saap_edge"):
+            raise
+        _die(
+            f"this needs the package {error.name}, which boards do without: pip install 'saap-edge[compile]'",
+            EXIT_INPUT,
+        )
     except OSError as error:
         name = f" '{error.filename}'" if error.filename else ""
         _die(f"{error.strerror or error}{name}", EXIT_INPUT)

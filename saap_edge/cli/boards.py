@@ -61,8 +61,9 @@ def target_show(name: TargetArgument) -> None:
 def target_probe() -> None:
     """Measure this machine and print it as a target file: `saap-edge target probe > myboard.yaml`.
 
-    Bandwidth of copying and reading, by one thread and by all; what llama.cpp's own kernels read and multiply in F16,
-    Q8_0 and Q4_0; heat, clock and throttling before and after. About half a minute; end other programs first.
+    Bandwidth of copying and reading, by one thread and by all; what the kernels of llama.cpp (F16, Q8_0, Q4_0) and ONNX
+    Runtime (int4, int8) read and multiply; heat, clock and throttling before and after. About half a minute; end other
+    programs first.
     """
     from saap_edge.targets import dump_yaml
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,19 @@ def bench(
         int | None, typer.Option("--max-rounds", min=3, help="Rounds at most, with --budget (default: --rounds)")
     ] = None,
     target: TargetOption = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="Measure on this board by ssh: user@board, or a name of ~/.ssh/config")
+    ] = None,
+    ssh_config: Annotated[
+        Path | None, typer.Option("--ssh-config", help="ssh's configuration file instead of ~/.ssh/config")
+    ] = None,
+    remote_python: Annotated[
+        str | None, typer.Option("--remote-python", help="Python there (default ~/.cache/saap-edge/venv's, or python3)")
+    ] = None,
+    remote_dir: Annotated[
+        str | None, typer.Option("--remote-dir", help="Folder there for files and runs (default ~/.cache/saap-edge)")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the bundle's files there for the next time")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="bench.json to write")] = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Measure speed and memory: of a bundle, of one against another, or dense against pruned in a run.
@@ -58,6 +72,7 @@ def bench(
         saap-edge bench new.tar.zst --against main.tar.zst --out bench.json
         saap-edge bench new.tar.zst --against main.tar.zst --budget budgets.yaml --max-rounds 28 --out bench.json
         saap-edge bench model.tar.zst --contexts 128,512,2048     decode speed as the context grows
+        saap-edge bench model.tar.zst --host pi@raspberrypi       there, over ssh: docs/boards.md
         saap-edge bench out/stages/verify-HASH                    the next stage of a run; its recipe has the settings
 
     What is compared takes turns, each in a process of its own, after a warm-up that lasts until speeds are stable. The
@@ -71,21 +86,34 @@ def bench(
         "contexts": _contexts(contexts) if contexts else None,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
+    there = {"config": ssh_config, "python": remote_python, "folder": remote_dir, "keep": keep or None}
+    there = {name: value for name, value in there.items() if value is not None}
+    if there and host is None:
+        raise SaapError("--ssh-config, --remote-python, --remote-dir and --keep go with --host")
     if (path / "stage.json").is_file():
-        if options or against or out or budget or max_rounds or target:
+        if options or against or out or budget or max_rounds or target or host:
             raise SaapError(f"'{path}' is a stage of a run: its recipe says how to measure (options are for bundles)")
         run_after(path, "bench", as_json)
     if not path.is_file() and not (path / "bundle.json").is_file():
         raise SaapError(f"'{path}' is neither a bundle nor a stage folder (as OUT/stages/NAME-HASH)")
-    if max_rounds is not None:
-        if budget is None:
-            raise SaapError("--max-rounds goes with --budget: its limits say when to stop")
-        if max_rounds < options.get("rounds", 7):
-            raise SaapError(f"--max-rounds {max_rounds} is less than --rounds {options.get('rounds', 7)}")
-        options |= {"max_rounds": max_rounds}
-    if budget is not None:
-        options |= _asked_by(budget, target)
-    _bench_bundles([path, against] if against else [path], options, out, as_json)
+    options |= _looks(budget, max_rounds, rounds or 7, target, host)
+    measure = partial(_on_board, host, there) if host is not None else _here
+    _bench_bundles([path, against] if against else [path], options, out, as_json, measure)
+
+
+def _looks(
+    budget: Path | None, max_rounds: int | None, rounds: int, target: str | None, host: str | None
+) -> dict[str, Any]:
+    """Options for rounds that are added while a limit is undecided. Raises SaapError for what does not go together."""
+    if budget is not None and host is not None:
+        raise SaapError("--budget looks at the figures between rounds, which --host cannot: give --rounds, then gate")
+    if max_rounds is None:
+        return {} if budget is None else _asked_by(budget, target)
+    if budget is None:
+        raise SaapError("--max-rounds goes with --budget: its limits say when to stop")
+    if max_rounds < rounds:
+        raise SaapError(f"--max-rounds {max_rounds} is less than --rounds {rounds}")
+    return {"max_rounds": max_rounds, **_asked_by(budget, target)}
 
 
 def _asked_by(budget: Path, target: str | None) -> dict[str, Any]:
@@ -110,14 +138,30 @@ def _contexts(text: str) -> tuple[int, ...]:
     return found
 
 
-def _bench_bundles(paths: list[Path], options: dict[str, Any], out: Path | None, as_json: bool) -> None:
+def _on_board(host: str, there: dict[str, Any], paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
+    from saap_edge.bench.remote import Board, bench_on_board
+
+    return bench_on_board(
+        paths, Board(host, **there), options, bar, lambda text: console.print(escape(text), soft_wrap=True)
+    )
+
+
+def _here(paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
     from saap_edge.bench.bundles import bench_bundles
+
+    return bench_bundles(paths, bar, **options)
+
+
+def _bench_bundles(
+    paths: list[Path], options: dict[str, Any], out: Path | None, as_json: bool,
+    measure: Callable[[list[Path], dict[str, Any]], dict[str, Any]],
+) -> None:  # fmt: skip
     from saap_edge.bench.document import save_document
     from saap_edge.report.bench import render_bench
 
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise SaapError(f"--out '{out}': give a file in a folder that exists")
-    document = bench_bundles(paths, bar, **options)
+    document = measure(paths, options)
     for part in render_bench(document):
         console.print(part)
     if out:

@@ -83,20 +83,23 @@ def _count(weights: dict[str, _Weight], nodes: list[_Node], kv_bytes: int, told:
             weight = weights.get(widened.get(name, name))
             if weight is None or (node.op == "Cast" and node.outputs[0] in widened):
                 continue
-            if node.op == "MatMulNBits" and position in (1, 2, 3):
-                count = node.integers["K"] * node.integers["N"] if position == 1 else 0
-            else:
-                count = weight.elements
-            if node.op in ("Gather", "GatherBlockQuantized"):
-                packed = node.op == "GatherBlockQuantized" and weight.kind in (2, 3)
-                count = 0 if position or packed else count
-            elif node.op in _TABLES:
-                count = 0
-            elements[weight.place] = max(elements.get(weight.place, 0), count)
+            elements[weight.place] = max(elements.get(weight.place, 0), _parameters(node, position, weight))
             if node.op not in _TABLES:
                 read[weight.place] = weight.bytes * (2 if name in widened else 1)  # halves are widened as they load
     quantisation = told or ("fp32" if bits is None else f"int{bits}")
     return Graph(sum(read.values()), sum(elements.values()), kv_bytes, quantisation)
+
+
+def _parameters(node: _Node, position: int, weight: _Weight) -> int:
+    """How many an input of a node holds: codes are, scales, zero points and angles are not."""
+    if node.op == "MatMulNBits" and position in (1, 2, 3):
+        return node.integers["K"] * node.integers["N"] if position == 1 else 0
+    if node.op == "GatherBlockQuantized":
+        packed = 8 // node.integers.get("bits", 4) if weight.kind in (2, 3) else 1
+        return weight.elements * packed if position == 0 else 0
+    if node.op == "Gather":
+        return weight.elements if position == 0 else 0
+    return 0 if node.op in _TABLES else weight.elements
 
 
 def _parse(data: memoryview) -> tuple[dict[str, _Weight], list[_Node], int, str | None]:

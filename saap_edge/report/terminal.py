@@ -14,6 +14,7 @@ from saap_edge.report.bench import render_bench
 from saap_edge.report.tables import change, new_table, number
 
 __all__ = [
+    "VERDICT_COLOURS",
     "render_bench",
     "render_check",
     "render_evaluation",
@@ -25,7 +26,7 @@ __all__ = [
     "render_verify",
 ]
 
-_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+VERDICT_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 
 
 def render_stage(name: str, folder: Path) -> list[RenderableType]:
@@ -112,7 +113,7 @@ def render_gate(gate: dict[str, Any]) -> list[RenderableType]:
         return ["  no limits given: nothing to judge"]
     table = new_table("budget", "limit", "artifact", "verdict", "how", "figure")
     for entry in gate["verdicts"]:
-        colour = _COLOURS[entry["verdict"]]
+        colour = VERDICT_COLOURS[entry["verdict"]]
         limit = f"{entry['metric']} {entry['limit']}"
         table.add_row(
             escape(limit), escape(entry["name"] or entry["artifact"] or "-"), f"[{colour}]{entry['verdict']}[/]",

@@ -94,7 +94,7 @@ def test_decoding_at_a_depth(document):
         assert [row["context"] for row in (first, second)] == [16, 48]
         assert (first["kv_bytes"], second["kv_bytes"]) == (16 * kv_bytes, 48 * kv_bytes)
         assert second["bytes_per_token"] - first["bytes_per_token"] == 32 * kv_bytes
-        assert len(first["decode_tok_s"]["samples"]) == 3 and first["peak_rss_mib"] >= first["peak_pss_mib"] > 10
+        assert len(first["decode_tok_s"]["samples"]) == 3 and first["peak_rss_mib"] >= first["pss_mib"] > 5
     [pair] = document["comparisons"]
     assert [row["context"] for row in pair["contexts"]] == [16, 48]
     assert pair["contexts"][1]["ideal_decode_ratio"] > pair["contexts"][0]["ideal_decode_ratio"] > 1

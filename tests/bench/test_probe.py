@@ -5,6 +5,7 @@ import pytest
 from saap_edge.bench import probe
 from saap_edge.bench.probe import differences, implausible, measure_bandwidth, measure_kernel, read_bandwidth
 from saap_edge.bench.probe_model import write_probe_model
+from saap_edge.bench.probe_onnx import measure_onnx_kernel, write_probe_graph
 from saap_edge.targets import Bandwidth, Figure, Kernel, load_target
 
 
@@ -20,19 +21,34 @@ def test_the_model_is_what_gguf_says_it_is(tmp_path, quantisation):
     assert model.prompt_weights == sum(int(tensor.n_elements) for tensor in matrices) - last_ffn
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_graph_is_what_onnx_says_it_is(tmp_path, bits):
+    onnx = pytest.importorskip("onnx")
+    read, weights = write_probe_graph(tmp_path / "g.onnx", bits, 2**25)
+    model = onnx.load(tmp_path / "g.onnx")
+    onnx.checker.check_model(model)
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert sum(array.nbytes for array in arrays.values()) == read == (tmp_path / "g.bin").stat().st_size
+    assert sum(array.size for name, array in arrays.items() if "codes" in name) * 8 // bits == weights
+
+
 def test_kernels_and_bandwidth_are_measured():
     reading, macs = measure_kernel("q4_0", 1, size=1, rounds=1)
+    assert 0.01 < reading < 1000 and 0.01 < macs < 100_000
+    reading, macs = measure_onnx_kernel("int4", 1, 1, 1)
     assert 0.01 < reading < 1000 and 0.01 < macs < 100_000
     assert min(*measure_bandwidth(8, 2), read_bandwidth(2, 8, 2)) > 0.1
 
 
 def test_a_probe_is_a_valid_target(monkeypatch):
-    monkeypatch.setattr(probe, "measure_kernel", lambda name, threads, size: (2.0, 3.0))
+    for name in ("measure_kernel", "measure_onnx_kernel"):
+        monkeypatch.setattr(probe, name, lambda name, threads, size, rounds: (2.0, 3.0))
     monkeypatch.setattr(probe, "measure_bandwidth", lambda size: (5.0, 4.0))
     done = []
     probed = probe.probe_target(done.append)
     assert len(done) == probe.STEPS and "target probe" in probed.bandwidth_gb_s.read_measured.source
-    assert probed.kernels["gguf-q4_0"].gemv_gb_s.value == 2.0 and probed.conditions
+    assert set(probed.kernels) == {"gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-int4", "onnx-int8"} and probed.conditions
+    assert probed.kernels["onnx-int4"].gemv_gb_s.value == 2.0
     assert implausible(probed) == []
 
 

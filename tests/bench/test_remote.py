@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from saap_edge import __version__
+from saap_edge import __version__, cli
 from saap_edge.bench import remote
+from saap_edge.bench.board import BOOT, EVENTS, LOG, reason_of
 from saap_edge.bench.remote import Board, Client, Parcel, bench_on_board
 from saap_edge.bench.ssh import Ssh, Unreachable
 from saap_edge.bundle.archive import pack
@@ -37,7 +38,7 @@ PADDING = 6 * 2**20  # what there is to send, for a connection to be cut in the 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("remote-bundle")
-    dense = tiny_model("llama")
+    dense = tiny_model("llama", max_position_embeddings=2**21)  # as many tokens as it takes to fill a board's memory
     base = write_folder(dense, root / "base")
     pruned = write_folder(randomise_projections(build_pruned(dense, WIDTHS)), root / "pruned")
     with pytest.MonkeyPatch.context() as patch:
@@ -137,6 +138,28 @@ def test_measures_there_and_leaves_nothing(bundle, board, tmp_path):
     assert len(watch.done) == 2 and all(done == total for done, total in watch.done.values()), watch.done
 
 
+def test_the_command(bundle, board, tmp_path, monkeypatch, capsys):
+    """Exit code 2 and one line for what is wrong; nothing is written then."""
+    there = board()
+    reach = ["--ssh-config", str(there.config), "--remote-python", str(there.python), "--remote-dir", str(there.folder)]
+
+    def call(*arguments: str) -> tuple[int | str | None, str]:
+        monkeypatch.setattr(sys, "argv", ["saap-edge", "bench", str(bundle), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().err
+
+    out = tmp_path / "bench.json"
+    out.write_text("an older result")
+    code, words = call("--host", "board", *reach, "--threads", "1", "--prompt", "3000000", "--out", str(out))
+    assert code == 2 and len(words.splitlines()) == 1 and "on 'board': 'bundle-0' holds sequences of 2097152" in words
+    assert out.read_text() == "an older result" and left(there) == []
+    code, words = call("--keep")
+    assert code == 2 and "go with --host" in words
+    code, words = call("--host", "me:secret@board")
+    assert code == 2 and "secret" not in words
+
+
 def test_nothing_is_sent_twice(large, board, sshd):
     there, watch = board(keep=True), Watch()
     client(large, there).send(watch.bar, watch.said.append)
@@ -198,40 +221,29 @@ def until(true: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.1)
 
 
-def test_ctrl_c_stops_it_there(bundle, board):
-    there = board()
-
-    def interrupt(what: str, done: int) -> None:
-        if "sending" not in what and done == 2:
-            assert alive(there)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        bench(bundle, there, Watch(interrupt), rounds=100000)
-    until(lambda: not alive(there), 5)
-    assert left(there) == []
-
-
-def test_one_measurement_at_a_time(bundle, board):
-    first, found = board(), []
+def test_one_at_a_time_and_ctrl_c_stops_it_there(bundle, board):
+    there, found = board(), []
 
     def second(what: str, done: int) -> None:
         if "sending" not in what and done == 1:
+            assert alive(there)
             with pytest.raises(SaapError, match="another measurement has the board"):
                 bench(bundle, board(), rounds=4)
-            found.append(True)
+            found.append(alive(there))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench(bundle, first, Watch(second), rounds=100000)
-    assert found
+        bench(bundle, there, Watch(second), rounds=100000)
+    assert found == [True]
+    until(lambda: not alive(there), 5)
+    assert left(there) == []
 
 
 def test_a_killed_measurement_is_no_result(bundle, board):
     there = board()
 
     def kill(what: str, done: int) -> None:
-        if "sending" not in what and done == 2:
+        if "sending" not in what and done == 1:
             pid = json.loads((Path(there.folder) / "lock").read_text())["pid"]
             os.killpg(pid, signal.SIGKILL)
 
@@ -240,18 +252,13 @@ def test_a_killed_measurement_is_no_result(bundle, board):
     assert left(there) == []
 
 
-def test_a_restart_of_the_board_is_told(bundle, board):
-    there = board()
-
-    def restart(what: str, done: int) -> None:
-        if "sending" not in what and done == 2:
-            [events] = Path(there.folder).glob("runs/*/events.jsonl")
-            rest = events.read_text().split("\n", 1)[1]
-            events.write_text(json.dumps({"boot": "another"}) + "\n" + rest)
-            os.killpg(json.loads((Path(there.folder) / "lock").read_text())["pid"], signal.SIGKILL)
-
-    with pytest.raises(SaapError, match="the board restarted meanwhile"):
-        bench(bundle, there, Watch(restart), rounds=100000)
+def test_a_restart_of_the_board_is_told(tmp_path):
+    """Of a run that began under another boot of this machine, the rest is known."""
+    (tmp_path / EVENTS).write_text(json.dumps({"boot": "another"}) + "\n")
+    assert "the board restarted meanwhile" in reason_of(tmp_path)
+    (tmp_path / EVENTS).write_text(json.dumps({"boot": BOOT.read_text().strip()}) + "\n")
+    (tmp_path / LOG).write_text("some words\nBus error\n")
+    assert reason_of(tmp_path) == "its last words: Bus error"
 
 
 @pytest.mark.parametrize(
@@ -307,7 +314,7 @@ def test_a_board_without_saap_edge(bundle, board, tmp_path):
     with pytest.raises(SaapError, match=rf"cannot measure: .*\(Python 3.*Install there: .*{command}"):
         bench(bundle, board(python=str(isolated(tmp_path))))
     with pytest.raises(
-        SaapError, match="there is no ~/nowhere/bin/python.* python3 -m venv nowhere && nowhere/bin/python -m pip"
+        SaapError, match=r"there is no ~/nowhere/bin/python.* python3 -m venv nowhere && nowhere/bin/python -m pip"
     ):
         bench(bundle, board(python="~/nowhere/bin/python"))
 

@@ -91,7 +91,8 @@ def test_html_is_self_contained_complete_and_escaped():
     page = render_html(build_report(sections()))
     assert HOSTILE not in page and "&lt;script&gt;" in page
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|@import|url\((?!#)""", page)
-    assert page.count("<svg") == 2 and "777 ⇒ 555" in page and "777 ⇒ 556" in page
+    assert page.count("<svg") == 5 and "777 ⇒ 555" in page and "777 ⇒ 556" in page
+    assert "<td>10.00</td><td>-</td>" in page, "what is not finite is a dash, not a nought"
     assert "1.31 [1.20, 1.40]" in page and "abc123" in page and ">fail<" in page
 
 

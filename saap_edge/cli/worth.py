@@ -1,0 +1,135 @@
+"""Is pruning worth it, and how much of it: the frontier, and the least pruning that meets a budget."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from saap_edge.cli.base import (
+    DataOption,
+    JsonOption,
+    MethodOption,
+    ModelOption,
+    OutOption,
+    TargetOption,
+    TokensOption,
+    app,
+    bar,
+    console,
+    quiet_libraries,
+    read_recipe,
+)  # fmt: skip
+from saap_edge.errors import SaapError
+
+__all__: list[str] = []
+
+RATIOS = (0.2, 0.35, 0.5)
+RIVALS = ("gguf-q4_k_m", "gguf-q3_k_m", "gguf-q2_k")
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe YAML; options override it")]
+FormatOption = Annotated[
+    list[str] | None, typer.Option("--format", help="Quantisation, dense and pruned alike; may be repeated")
+]
+
+
+@app.command()
+def frontier(
+    *, model: ModelOption = None, target: TargetOption = None, recipe: RecipeOption = None,
+    ratio: Annotated[
+        list[float] | None, typer.Option("--ratio", help="Share to remove; may be repeated (default: 0.2, 0.35, 0.5)")
+    ] = None,
+    format: FormatOption = None,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option("--rival", help="Quantisation of the dense model alone; may be repeated; 'none' for none"),
+    ] = None,
+    method: MethodOption = None, tokens: TokensOption = None, data: DataOption = None, out: OutOption,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Is pruning worth it here? Dense and pruned at every quantisation: quality, speed, bytes, and the Pareto front.
+
+    \b
+        saap-edge frontier --model ./TinyLlama --target rpi5 --out out
+        saap-edge frontier --model ./TinyLlama --ratio 0.3 --format gguf-q4_0 --rival gguf-q3_k_m --out out
+
+    Perplexity is measured on the artifacts, speed beside one anchor (the dense model in the board's quantisation) in
+    alternating rounds on this machine; where the target is another board, its speed is predicted in a column of its
+    own. Writes frontier.json, frontier.html and frontier.png into --out. What `saap-edge compile` has done there is not
+    done again, and a killed run goes on.
+    """
+    quiet_libraries()
+    settings = _settings(recipe, format, model=model, target=target, method=method, tokens=tokens, data=data)
+    ratios = tuple(sorted(set(ratio or RATIOS)))
+    for value in ratios:
+        read_recipe(None, base=settings.model_dump(mode="json"), ratio=value)  # refuses what is no ratio
+    rivals = tuple(name for name in (rival or RIVALS) if name != "none")
+    if rivals:
+        _with_formats(settings, list(rivals), "--rival")
+    from saap_edge.frontier import frontier as measure
+    from saap_edge.report.frontier import render_frontier, write_frontier
+
+    document = measure(settings, ratios, rivals, out, bar, _stage_line)
+    files = write_frontier(document, out)
+    for part in render_frontier(document):
+        console.print(part)
+    for path in files:
+        console.print(f"frontier {escape(str(path))}", soft_wrap=True)
+    if as_json:
+        print(json.dumps({"exit_code": 0, **document}))
+
+
+@app.command()
+def fit(
+    *, model: ModelOption = None, target: TargetOption = None, recipe: RecipeOption = None,
+    budget: Annotated[Path, typer.Option("--budget", help="YAML file with the limits to meet")],
+    format: FormatOption = None, method: MethodOption = None, tokens: TokensOption = None, data: DataOption = None,
+    out: OutOption, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """The least pruning that meets a budget: from predictions first, then measured.
+
+    \b
+        saap-edge fit --model ./TinyLlama --target rpi5 --budget budgets.yaml --out out
+
+    Scores are made once. Where speed and size stand is predicted, from the dense model on; then whole models are
+    compiled and judged by the gate, one ratio after another in steps of 5 %, until the least that meets all limits is
+    known, or that there is none. Writes fit.json, and fit.yaml: the recipe, for `saap-edge compile`.
+
+    Exit codes: 0 found, 1 there is none, 2 bad input, 3 found, but a limit rests on a prediction or on noise.
+    """
+    quiet_libraries()
+    settings = _settings(
+        recipe, format, model=model, target=target, method=method, tokens=tokens, data=data, budget=budget
+    )
+    from saap_edge.fit import fit as search
+    from saap_edge.report.frontier import render_fit
+
+    result = search(settings, out, bar, _stage_line)
+    for part in render_fit(result):
+        console.print(part)
+    if as_json:
+        print(json.dumps(result))
+    sys.exit(result["exit_code"])
+
+
+def _settings(recipe: Path | None, formats: list[str] | None, **options: Any) -> Any:
+    settings = read_recipe(recipe, **options)
+    return _with_formats(settings, formats, "--format") if formats else settings
+
+
+def _with_formats(settings: Any, formats: list[str], option: str) -> Any:
+    """The recipe with other formats. Raises SaapError that names the option for one that there is not."""
+    document = settings.model_dump(mode="json")
+    document["export"]["formats"] = formats
+    try:
+        return read_recipe(None, base=document)
+    except SaapError as error:
+        raise SaapError(f"{option}: {error}") from None
+
+
+def _stage_line(result: Any) -> None:
+    note = "already done" if result.cached else f"{result.seconds:.1f} s"
+    console.print(f"[bold]{result.name:8}[/] {note:>12}  {escape(str(result.folder))}", soft_wrap=True)

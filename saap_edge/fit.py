@@ -1,0 +1,208 @@
+"""The least pruning that meets a budget: predictions say where to begin, whole compiled models decide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from saap_edge.bench.predict import ArtifactCost, artifact_cost, predict
+from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
+from saap_edge.frontier import dense_folder, with_ratio
+from saap_edge.gate import Limit, judge
+from saap_edge.model.spec import ModelSpec
+from saap_edge.narrow import STEP, Outcome, least_met, next_try
+from saap_edge.pipeline import Stage, StageResult, run_stage
+from saap_edge.prune.space import BITS, Cost
+from saap_edge.recipe import Recipe
+from saap_edge.run import run_stages
+from saap_edge.stages import ORDER, Bar, Job, read_json
+
+__all__ = ["cost_at", "fit", "outcome_of", "predicted_figures"]
+
+SCHEMA = 1
+CHAIN = ORDER[: ORDER.index("gate") + 1]
+QUALITY = ("perplexity", "perplexity_increase_pct")  # more pruning makes these worse, and all others better
+
+
+def fit(recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None]) -> dict[str, Any]:
+    """Search the least ratio at which one of the recipe's formats meets every limit on it.
+
+    Returns the fit document (schema 1), also written to `out` as fit.json, and the recipe found as fit.yaml.
+    Raises SaapError when the budget has no limit, or whatever the stages refuse.
+    """
+    formats = _limited(recipe)
+    job = Job(with_ratio(recipe, STEP / 100), None, bar)
+    most = max((ratio for ratio in _grid() if job.space.met(job.space.most(), ratio / 100)), default=0)
+    first = {name: _first(job, name, most) for name in formats}
+    tries: dict[str, dict[int, Outcome]] = {name: {} for name in formats}
+    rows: list[dict[str, Any]] = []
+    while (ratio := _next(tries, first, most)) is not None:
+        verdicts, folder = _judged(recipe, ratio, out, bar, done)
+        for name in formats:
+            row = _row(job, ratio, name, verdicts, folder)
+            tries[name][ratio] = row["outcome"]
+            rows.append(row)
+    return _finish(recipe, job, rows, first, out)
+
+
+def _limited(recipe: Recipe) -> list[str]:
+    """Formats that a limit is on. Raises SaapError when there are none."""
+    named = {limit.artifact for limit in recipe.budget.limits}
+    formats: list[str] = [name for name in recipe.export.formats if None in named or name in named]
+    if not recipe.budget.limits:
+        raise SaapError("the budget has no limits: there is nothing to fit (limits: {decode_tok_s: {min: 10}})")
+    if not formats:
+        raise SaapError(
+            f"the budget's limits are on {', '.join(sorted(filter(None, named)))}, and none of them is exported "
+            f"({', '.join(recipe.export.formats)}): name it with --format"
+        )
+    return formats
+
+
+def _grid() -> range:
+    return range(STEP, 100, STEP)
+
+
+def _next(tries: Mapping[str, Mapping[int, Outcome]], first: Mapping[str, int], most: int) -> int | None:
+    """The least ratio that any format still has to try, where that could be the least of all."""
+    found = min((ratio for own in tries.values() if (ratio := least_met(own)) is not None), default=most + 1)
+    wanted = (next_try(own, first[name], most) for name, own in tries.items())
+    return min((ratio for ratio in wanted if ratio is not None and ratio < found), default=None)
+
+
+def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float) -> ArtifactCost:
+    """About what an artifact will cost with `ratio` of every layer removed, from the dense model's shape alone.
+
+    `group` is that of the ONNX formats' scales. Raises SaapError for a format whose size the shape does not tell.
+    """
+    count, kept, weight, table = Cost(), 1 - ratio, *_bits(artifact_format, group)
+    weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
+    numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
+    tables = 1 if spec.tied else 2
+    heads = sum(shape.kv_heads for shape in spec.layers) * kept
+    return ArtifactCost(
+        format=artifact_format, projection_bytes=round((weights * weight + numbers * table) / 8),
+        kv_bytes_per_token=round(2 * heads * spec.head_dim * (2 if artifact_format.startswith("gguf") else 4)),
+        file_bytes=round((weights * weight + tables * numbers * table) / 8),
+        parameters=round(weights + tables * numbers),
+    )  # fmt: skip
+
+
+def _bits(artifact_format: str, group: int) -> tuple[float, float]:
+    """Bits a projection's weight takes, and one of embedding or head."""
+    kind, _, quantisation = artifact_format.partition("-")
+    # ONNX scales are float32; embedding and head share one among up to 128 inputs (export/onnx_decoder.py).
+    scaled = {"int4": (4, 8), "int8": (8, 8), "int4-full": (4, 4)}
+    if quantisation in scaled:
+        weight, table = scaled[quantisation]
+        return weight + 32 / group, table + 32 / 128
+    if kind == "onnx" and quantisation in ("fp32", "fp16"):
+        return BITS["fp32"], BITS["fp32"]
+    if kind != "gguf":
+        raise SaapError(f"the size of '{artifact_format}' is not known before it is written: leave it out of the fit")
+    return BITS[quantisation], max(BITS[quantisation], BITS["q8_0"])
+
+
+def predicted_figures(job: Job, cost: ArtifactCost, dense: ArtifactCost) -> dict[str, float]:
+    """The gate's metrics as far as they are known without measuring."""
+    settings = job.recipe.bench
+    context = settings.prompt_tokens + settings.decode_tokens // 2
+    read, before = (each.projection_bytes + each.kv_bytes_per_token * context for each in (cost, dense))
+    figures: dict[str, float] = {
+        "file_mib": cost.file_bytes / 2**20, "kv_bytes_per_token": cost.kv_bytes_per_token, "bytes_per_token": read,
+        "parameters": cost.parameters, "speedup_vs_dense": before / read,
+    }  # fmt: skip
+    prediction = predict(cost, job.target, settings.prompt_tokens, context, job.threads)
+    told = {
+        "decode_tok_s": prediction.decode_tok_s, "prefill_tok_s": prediction.prefill_tok_s,
+        "ttft_ms": prediction.ttft_ms, "peak_rss_mib": prediction.ram_mib,
+    }  # fmt: skip
+    for name, estimate in told.items():
+        if estimate is not None:
+            figures[name] = figures[f"predicted_{name.replace('peak_rss', 'ram')}"] = estimate.value
+    return figures
+
+
+def _first(job: Job, name: str, most: int) -> int:
+    """The least ratio at which everything that can be predicted is within its limits."""
+    limits = [limit for limit in job.recipe.budget.limits if limit.artifact in (None, name)]
+    group = job.recipe.export.group
+    dense = cost_at(job.spec, name, group, 0)
+    for ratio in range(0, most + 1, STEP):
+        figures = predicted_figures(job, cost_at(job.spec, name, group, ratio / 100), dense)
+        if all(_within(limit, figures[limit.metric]) for limit in limits if limit.metric in figures):
+            return ratio
+    return most
+
+
+def _within(limit: Limit, value: float) -> bool:
+    return (limit.min is None or value >= limit.min) and (limit.max is None or value <= limit.max)
+
+
+def _judged(
+    recipe: Recipe, ratio: int, out: Path, bar: Bar, done: Callable[[StageResult], None]
+) -> tuple[list[dict[str, Any]], Path]:
+    """Verdicts of the gate at a ratio, and the folder of the artifacts. 0 is the dense model."""
+    if ratio:
+        results = run_stages(Job(with_ratio(recipe, ratio / 100), None, bar), CHAIN, {}, out, None, done).results
+        folders = {result.name: result.folder for result in results}
+        return list(read_json(folders["gate"] / "gate.json")["verdicts"]), folders["export"]
+    job = Job(recipe, None, bar, tune=True)
+    folder = dense_folder(job, out, done)
+
+    def run(inputs: Mapping[str, Path], path: Path) -> None:
+        (path / "bench.json").write_text(json.dumps(job.bench(folder, folder)), encoding="utf-8")
+
+    stage = Stage("densebench", ("dense",), ("test",), job.stage("bench").settings, run)
+    result = run_stage(stage, {"dense": folder}, job.outside(("test",)), out / "stages", recipe.model_dump(mode="json"))
+    done(result)
+    verdicts = judge(read_json(result.folder / "bench.json"), recipe.budget, job.on_target)
+    return [verdict.model_dump(mode="json") for verdict in verdicts], folder
+
+
+def _row(job: Job, ratio: int, name: str, verdicts: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What one format came to at one ratio; figures of another board are settled by prediction, and marked so."""
+    own = [dict(verdict) for verdict in verdicts if verdict["artifact"] == name]
+    figures: dict[str, float] = {}
+    if not job.on_target:
+        dense = cost_at(job.spec, name, job.recipe.export.group, 0)
+        figures = predicted_figures(job, artifact_cost(folder, name), dense)
+    limits = {(limit.metric, limit.text): limit for limit in job.recipe.budget.limits}
+    for verdict in own:
+        limit = limits[verdict["metric"], verdict["limit"]]
+        if verdict["verdict"] == "inconclusive" and verdict["metric"] in figures:
+            value = figures[verdict["metric"]]
+            verdict |= {"predicted": True, "value": value, "verdict": "pass" if _within(limit, value) else "fail"}
+            verdict["reason"] = f"{value:.4g}, predicted for {job.target.title}"
+    return {"ratio": ratio, "format": name, "outcome": outcome_of(own), "verdicts": own}
+
+
+def outcome_of(verdicts: list[dict[str, Any]]) -> Outcome:
+    """Which way to go from here. What noise left open counts as not met: more pruning will make it clear."""
+    open_or_failed = [verdict["metric"] for verdict in verdicts if verdict["verdict"] != "pass"]
+    lost = any(metric in QUALITY for metric in open_or_failed)
+    short = any(metric not in QUALITY for metric in open_or_failed)
+    return "both" if lost and short else "less" if lost else "more" if short else "meets"
+
+
+def _finish(recipe: Recipe, job: Job, rows: list[dict[str, Any]], first: dict[str, int], out: Path) -> dict[str, Any]:
+    met = [row for row in rows if row["outcome"] == "meets"]
+    best = min(met, key=lambda row: (row["ratio"], recipe.export.formats.index(row["format"])), default=None)
+    unclear = any(v["verdict"] == "inconclusive" for row in rows for v in row["verdicts"])
+    predicted = best is not None and any(verdict.get("predicted") for verdict in best["verdicts"])
+    code = EXIT_INCONCLUSIVE if predicted or (best is None and unclear) else EXIT_OK if best else EXIT_FAILED
+    document = {
+        "schema": SCHEMA, "exit_code": code, "model": job.model_name, "target": job.target.name,
+        "found": best and {"ratio": best["ratio"], "format": best["format"], "predicted": predicted},
+        "predicted_first": first, "tries": rows,
+    }  # fmt: skip
+    (out / "fit.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    if best and best["ratio"]:
+        found = with_ratio(recipe, best["ratio"] / 100).model_dump(mode="json")
+        found["export"]["formats"] = [best["format"]]
+        (out / "fit.yaml").write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
+    return document

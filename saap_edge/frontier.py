@@ -1,0 +1,176 @@
+"""Is pruning worth it here? Quality against speed and bytes, dense and pruned at every quantisation.
+
+Every artifact is measured beside the same one, the anchor (the dense model in the board's own quantisation), in
+alternating rounds: speeds of artifacts that were never loaded together are then ratios of one thing. Each measurement
+is a stage of its own, so that a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from saap_edge.bench.artifacts import measure_beside
+from saap_edge.bench.front import on_front
+from saap_edge.bench.predict import ArtifactCost, predict
+from saap_edge.pipeline import Stage, StageResult, run_stage
+from saap_edge.recipe import Recipe
+from saap_edge.run import run_stages
+from saap_edge.stages import ORDER, Bar, Job, read_json, write_json
+
+__all__ = ["SCHEMA", "dense_folder", "frontier", "mark_front", "with_formats", "with_ratio"]
+
+SCHEMA = 1
+CHAIN = ORDER[: ORDER.index("verify") + 1]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """An artifact to measure, in an export folder; the dense model's where `ratio` is 0. `removed` was achieved."""
+
+    ratio: float
+    removed: float
+    format: str
+    folder: Path
+    job: Job
+
+    @property
+    def name(self) -> str:
+        return f"pruned {self.ratio:.0%} {self.format}" if self.ratio else f"dense {self.format}"
+
+
+def with_ratio(recipe: Recipe, ratio: float) -> Recipe:
+    """The recipe at another pruning ratio."""
+    return recipe.model_copy(update={"prune": recipe.prune.model_copy(update={"ratio": ratio})})
+
+
+def with_formats(recipe: Recipe, formats: tuple[str, ...]) -> Recipe:
+    """The recipe with other formats to export."""
+    return Recipe.model_validate(recipe.model_dump(mode="json") | {
+        "export": recipe.export.model_dump(mode="json") | {"formats": formats}
+    })  # fmt: skip
+
+
+def frontier(
+    recipe: Recipe, ratios: tuple[float, ...], rivals: tuple[str, ...], out: Path, bar: Bar,
+    done: Callable[[StageResult], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Compile at every ratio, measure every artifact; returns the frontier document (schema 1).
+
+    Args:
+        ratios: shares of the dense cost to remove, each in (0, 1).
+        rivals: formats of the dense model beside the recipe's own: fewer bits instead of fewer weights.
+        out: the run's folder, shared with `saap-edge compile`: what it has done is not done again.
+        done: called after every stage.
+
+    Raises SaapError for whatever the stages refuse, before anything runs where that can be known.
+    """
+    jobs = [Job(with_ratio(recipe, ratio), None, bar) for ratio in ratios]
+    wanted = tuple(name for name in rivals if name not in recipe.export.formats)
+    rival_job = Job(with_formats(recipe, wanted), None, bar, tune=True) if wanted else None
+    own = f"gguf-{jobs[0].target.quantisation['gguf']}"
+    anchor_format = own if own in recipe.export.formats else recipe.export.formats[0]
+    points: list[_Point] = []
+    for job in jobs:
+        folders = {result.name: result.folder for result in run_stages(job, CHAIN, {}, out, None, done).results}
+        if not points:
+            anchor = folders["dense"], anchor_format
+            points += [_Point(0, 0, name, folders["dense"], job) for name in recipe.export.formats]
+            if rival_job:
+                folder = dense_folder(rival_job, out, done)
+                points += [_Point(0, 0, name, folder, rival_job) for name in wanted]
+        removed = float(read_json(folders["plan"] / "plan.json")["achieved_ratio"])
+        points += [
+            _Point(job.recipe.prune.ratio, removed, name, folders["export"], job) for name in recipe.export.formats
+        ]
+    measured = []
+    for point in points:
+        result = _measured(point, anchor, out)
+        done(result)
+        measured.append(read_json(result.folder / "point.json"))
+    return _document(jobs[0], anchor_format, points, measured)
+
+
+def dense_folder(job: Job, out: Path, done: Callable[[StageResult], None]) -> Path:
+    """The dense model in the recipe's formats, checked against torch as all that ships is."""
+    [result] = run_stages(job, ("dense",), {}, out, None, done).results
+    record, outside = job.recipe.model_dump(mode="json"), job.outside(("model", "test"))
+    check = Stage("densecheck", ("dense",), ("model", "test"), {}, lambda inputs, path: _verify(job, inputs, path))
+    done(run_stage(check, {"dense": result.folder}, outside, out / "stages", record))
+    return result.folder
+
+
+def _verify(job: Job, inputs: Mapping[str, Path], out: Path) -> None:
+    from saap_edge.evaluate.parity import require
+    from saap_edge.evaluate.verify import verify_folder
+
+    text = Path(job.recipe.data.test).read_text(encoding="utf-8")
+    with job.bar("verify: dense", len(job.recipe.export.formats)) as advance:
+        parities = verify_folder(inputs["dense"], job.model, text, job.threads, lambda: advance(1))
+    require(parities)
+    write_json(out / "verify.json", [parity.as_dict() for parity in parities])
+
+
+def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult:
+    """Measure one artifact beside the anchor, or find that it has been measured."""
+    job = point.job
+
+    def run(inputs: Mapping[str, Path], path: Path) -> None:
+        pair = (inputs["anchor"], anchor[1]), (inputs["artifact"], point.format)
+        write_json(path / "point.json", measure_beside(*pair, job.conditions(), job.bar))
+
+    settings = job.stage("bench").settings | {"anchor": anchor[1], "format": point.format}
+    stage = Stage("point", ("anchor", "artifact"), ("test",), settings, run)
+    folders = {"anchor": anchor[0], "artifact": point.folder}
+    return run_stage(stage, folders, job.outside(("test",)), out / "stages", job.recipe.model_dump(mode="json"))
+
+
+def _document(job: Job, anchor: str, points: list[_Point], measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """The frontier document: a row a point, and which of them no other beats."""
+    rows = [_row(job, point, document) for point, document in zip(points, measured, strict=True)]
+    first = measured[0]
+    return {
+        "schema": SCHEMA, "model": job.model_name, "target": job.target.name, "on_target": job.on_target,
+        "anchor": f"dense {anchor}", "machine": first["machine"], "conditions": first["conditions"],
+        "points": mark_front(rows),
+    }  # fmt: skip
+
+
+def _row(job: Job, point: _Point, document: dict[str, Any]) -> dict[str, Any]:
+    """One artifact. `speed` is its decode rate over the anchor's; the target's is predicted where that is elsewhere."""
+    [metrics] = [entry["metrics"] for entry in document["artifacts"] if entry["role"] == "candidate"]
+    [comparison] = document["comparisons"]
+    return {
+        "name": point.name, "role": "pruned" if point.ratio else "dense", "ratio": point.ratio,
+        "removed": point.removed, "format": point.format,
+        "speed": comparison["ratios"]["decode_tok_s"], "ideal_speed": comparison["ideal_decode_ratio"],
+        "decode_tok_s": metrics["decode_tok_s"]["median"], "perplexity": metrics["perplexity"],
+        "predicted_decode_tok_s": None if job.on_target else _predicted(job, metrics, point.format),
+        **{name: metrics[name] for name in ("file_bytes", "bytes_per_token", "kv_bytes_per_token", "parameters")},
+        "peak_rss_mib": metrics["peak_rss_mib"]["median"],
+    }  # fmt: skip
+
+
+def _predicted(job: Job, metrics: dict[str, Any], artifact_format: str) -> dict[str, float] | None:
+    """Decode rate on the target, by its figures."""
+    settings = job.recipe.bench
+    context = settings.prompt_tokens + settings.decode_tokens // 2  # that of bytes_per_token
+    cost = ArtifactCost(
+        format=artifact_format, kv_bytes_per_token=metrics["kv_bytes_per_token"],
+        projection_bytes=metrics["bytes_per_token"] - context * metrics["kv_bytes_per_token"],
+        file_bytes=metrics["file_bytes"], parameters=metrics["parameters"],
+    )  # fmt: skip
+    estimate = predict(cost, job.target, settings.prompt_tokens, context).decode_tok_s
+    return None if estimate is None else asdict(estimate)
+
+
+def mark_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add `front`: the axes ("speed", "bytes") on which nothing beats the row."""
+    losses = [row["perplexity"] for row in rows]
+    marks = {
+        "speed": on_front([row["speed"]["ratio"] for row in rows], losses),
+        "bytes": on_front([-row["file_bytes"] for row in rows], losses),
+    }
+    return [row | {"front": [axis for axis in marks if marks[axis][index]]} for index, row in enumerate(rows)]

@@ -1,0 +1,121 @@
+"""The report's pictures, as matplotlib figures in the size of a phone's width: a page puts them side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+__all__ = ["Dot", "frontier", "latency", "styled", "svg", "widths"]
+
+DENSE, PRUNED, INK = "#8a94a6", "#1f77d0", "#6b7585"
+_MARKERS = {"gguf": "o", "onnx": "s"}
+_SIZE = (4.6, 3.6)
+_STYLE: Any = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.edgecolor": DENSE, "axes.labelcolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "text.color": INK, "axes.grid": True, "grid.color": DENSE, "grid.alpha": 0.25,
+    "svg.hashsalt": "saap-edge",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dot:
+    """An artifact on the frontier: `x` with its interval, `y` its perplexity; `front`: nothing beats it."""
+
+    label: str
+    kind: str
+    pruned: bool
+    x: float
+    low: float
+    high: float
+    y: float
+    front: bool
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style of all pictures."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def svg(figure: Figure) -> str:
+    """The figure as inline SVG, without the XML head and without a date (the same report gives the same page)."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def frontier(dots: Sequence[Dot], label: str, falling: bool) -> Figure:
+    """Perplexity against speed, or (`falling`: less is better) against bytes; a line joins what nothing beats."""
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axis = figure.subplots()
+    front = sorted((dot for dot in dots if dot.front), key=lambda dot: dot.x)
+    # As a staircase: between two artifacts of the front there is nothing else to choose.
+    line: Any = {"where": "post" if falling else "pre", "color": INK, "linewidth": 1, "alpha": 0.7}
+    axis.step([dot.x for dot in front], [dot.y for dot in front], **line)
+    for dot in dots:
+        colour = PRUNED if dot.pruned else DENSE
+        axis.plot([dot.low, dot.high], [dot.y, dot.y], color=colour, linewidth=1)
+        axis.plot(
+            dot.x,
+            dot.y,
+            _MARKERS[dot.kind],
+            color=colour,
+            markersize=6,
+            markerfacecolor=colour if dot.front else "none",
+        )
+        below = dot.kind == "onnx"
+        axis.annotate(dot.label, (dot.x, dot.y), (5, -11 if below else 5), textcoords="offset points", fontsize=9)
+    axis.set_xlabel(label)
+    axis.set_ylabel("perplexity (lower is better)")
+    axis.margins(0.14)  # room for the labels
+    names = ((DENSE, "D", "dense"), (PRUNED, "D", "pruned"), (INK, "o", "gguf"), (INK, "s", "onnx"))
+    handles = [axis.plot([], [], mark, color=colour, label=name, linestyle="")[0] for colour, mark, name in names]
+    axis.legend(handles=handles, frameon=False, fontsize=9, ncols=2)
+    return figure
+
+
+def widths(plan: dict[str, Any], name: str, title: str) -> Figure:
+    """One kind of width ("kv_heads", "ffn") of every layer: before as an outline, after filled."""
+    figure = Figure(figsize=(_SIZE[0], 3.0), layout="constrained")
+    axis = figure.subplots()
+    layers = [layer["layer"] for layer in plan["layers"]]
+    before, after = ([layer[name][side] for layer in plan["layers"]] for side in (0, 1))
+    axis.bar(layers, before, color="none", edgecolor=DENSE, linewidth=1)
+    axis.bar(layers, after, color=PRUNED, alpha=0.85)
+    axis.set_xlabel("layer")
+    axis.set_ylabel(title)
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def latency(artifacts: Sequence[dict[str, Any]]) -> Figure:
+    """Milliseconds between tokens: median, and how far the slowest twentieth and hundredth reach."""
+    figure = Figure(figsize=(_SIZE[0], 1.0 + 0.32 * len(artifacts)), layout="constrained")
+    axis = figure.subplots()
+    for place, artifact in enumerate(artifacts):
+        _whiskers(axis, place, artifact["metrics"]["itl_ms"], PRUNED if artifact["role"] != "dense" else DENSE)
+    axis.set_yticks(range(len(artifacts)), [artifact["name"] for artifact in artifacts], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel("ms between tokens: median ●, 95 % |, 99 % ▸")
+    return figure
+
+
+def _whiskers(axis: Axes, place: int, itl: dict[str, float], colour: str) -> None:
+    axis.plot([itl["p50"], itl["p99"]], [place, place], color=colour, linewidth=1.5)
+    for name, mark in (("p50", "o"), ("p95", "|"), ("p99", ">")):
+        axis.plot(itl[name], place, mark, color=colour, markersize=8 if mark == "|" else 5)
