@@ -47,6 +47,9 @@ def main() -> None:
 
 def _measure(place: Path, folders: list[Path], options: dict[str, Any]) -> dict[str, Any]:
     from saap_edge.bench.bundles import bench_bundles
+    from saap_edge.gate import Budget
+    from saap_edge.gate.rerun import decides
+    from saap_edge.targets import Target
 
     @contextmanager
     def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -59,6 +62,11 @@ def _measure(place: Path, folders: list[Path], options: dict[str, Any]) -> dict[
 
         yield advance
 
+    options = dict(options)
+    budget, target = options.pop("budget", None), options.pop("target", None)
+    if budget is not None:
+        board = None if target is None else Target.model_validate(target)
+        options["decided"] = decides(Budget.model_validate(budget), board)
     return bench_bundles(folders, bar, **options)
 
 
