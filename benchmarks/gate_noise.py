@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,11 @@ from saap_edge.gate import Budget, judge
 from saap_edge.model.spec import LayerShape
 
 FORMAT = "gguf-q4_0"
-LAYERS = 20
-SHAPE = Shape(512, 64, LAYERS, 4096, LayerShape(8, 4, 1024))  # 15 MB of weights a token in 4 bits
+LAYERS = 18
+SHAPE = Shape(512, 64, LAYERS, 4096, LayerShape(8, 4, 1024))  # 26 MB of weights a token in 4 bits
 SLOWER = {"0 %": 0, "5 %": 1, "10 %": 2}  # layers more
 LIMITS = {0.95: "10 %", 0.975: "5 %"}  # and the slowdown each is there to catch
-ROUNDS, MOST = 7, 28
+ROUNDS, MOST = 8, 64
 PROMPT, DECODE = 16, 32
 console = Console(width=120)
 
@@ -196,40 +197,41 @@ def show(table: list[dict[str, Any]], truths: list[dict[str, Any]]) -> None:
         view.add_row(*(f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in names))
     console.print(view)
     for truth in truths:
-        console.print(
-            f"true ratio of {truth['slowdown']}: {truth['ratio']:.4f} [{truth['low']:.4f}, {truth['high']:.4f}]"
-        )
+        interval = f"[{truth['low']:.4f}, {truth['high']:.4f}]"
+        console.print(f"true ratio of {truth['slowdown']}: {truth['ratio']:.4f} {interval}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=40, help="comparisons of equal files, idle and busy each")
-    parser.add_argument("--true-rounds", type=int, default=80, help="rounds for the true ratio of a slower file")
+    parser.add_argument("--repeats", type=int, default=20, help="comparisons of equal files, idle and busy each")
+    parser.add_argument("--true-rounds", type=int, default=60, help="rounds for the true ratio of a slower file")
     parser.add_argument("--state", type=Path, help="file that a stopped run goes on from")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rows = (
-        [json.loads(line) for line in args.state.read_text().splitlines()] if args.state and args.state.exists() else []
-    )
+    rows = []
+    if args.state and args.state.exists():
+        rows = [json.loads(line) for line in args.state.read_text().splitlines()]
     done = {tuple(row["case"]) for row in rows}
     with tempfile.TemporaryDirectory() as scratch:
         subjects = write_subjects(Path(scratch))
-        truths = [true_ratio(subjects, slowdown, args.true_rounds) for slowdown in SLOWER]
-        for slowdown, busy, limits, number in track(plan(args.repeats), "comparisons", console=console):
-            if (slowdown, busy, number) in done:
-                continue
-            row = compare(subjects, slowdown, busy, limits) | {"case": [slowdown, busy, number]}
-            rows.append(row)
-            if args.state:
-                with args.state.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+        work = [(("truth", name), partial(true_ratio, subjects, name, args.true_rounds)) for name in SLOWER]
+        for slowdown, busy, limits, number in plan(args.repeats):
+            work.append(((slowdown, busy, number), partial(compare, subjects, slowdown, busy, limits)))
+        for case, run in track(work, "comparisons", console=console):
+            if case not in done:
+                rows.append(run() | {"case": case})
+                if args.state:
+                    with args.state.open("a") as file:
+                        file.write(json.dumps(rows[-1]) + "\n")
+    truths = [row for row in rows if row["case"][0] == "truth"]
+    rows = [row for row in rows if row["case"][0] != "truth"]
     table = count(rows)
     show(table, truths)
     read = {name: subject.projection_bytes for name, subject in subjects.items()}
     equal = [row for row in table if row["slowdown"] == "0 %"]
     result = {
         "benchmark": "gate_noise", "machine": machine_facts(), "versions": versions(), "format": FORMAT,
-        "bytes_per_token": read, "threads": 1, "looks": planned_looks(ROUNDS, MOST),
+        "weight_bytes": read, "threads": 1, "looks": planned_looks(ROUNDS, MOST),
         "confidence_of_a_look": look_confidence(len(planned_looks(ROUNDS, MOST))), "true_ratios": truths,
         "false_alarms": sum(row["fail"] for row in equal), "of": sum(row["comparisons"] for row in equal),
         "rows": table,

@@ -146,15 +146,13 @@ def interval(left: Sequence[Left]) -> tuple[float, float]:
     return float(np.exp(min(low, 0))), float(np.exp(max(high, 0)))
 
 
-def coverage(left: Sequence[Left]) -> float | None:
-    """Share of rows inside an interval made without their own group."""
+def coverage(left: Sequence[Left], pools: dict[str, list[Left]]) -> float | None:
+    """Share of rows inside the interval that `predict` would state, made without the row's own source and board."""
     inside = []
-    for group in {each.group for each in left}:
-        others = [each for each in left if each.group != group]
-        if len({each.group for each in others}) < 2:
-            return None
-        low, high = interval(others)
-        inside += [low <= np.exp(each.log) <= high for each in left if each.group == group]
+    for each in left:
+        pool = pools.get("decode-known" if each.known else "decode-new") or next(iter(pools.values()))
+        low, high = interval([other for other in pool if other.group not in (each.group, each.row.target.name)])
+        inside.append(low <= np.exp(each.log) <= high)
     return round(float(np.mean(inside)), 3) if inside else None
 
 
@@ -211,13 +209,31 @@ def show(results: dict[str, dict[str, list[Left]]]) -> dict[str, Any]:
                 own = [each for each in left if belongs(each.row)]
                 if not own:
                     continue
-                figures = summarise(own) | {"inside": coverage(own)}
+                figures = summarise(own) | {"inside": coverage(own, _groups(kind, ways))}
                 found.setdefault(kind, {}).setdefault(name, {})[way] = figures
                 inside = "" if figures["inside"] is None else f"{figures['inside']:.0%}"
                 table.add_row(
                     kind, name, way, str(figures["rows"]), str(figures["boards"]), str(figures["sources"]),
                     *(f"{figures[key]:.1%}" for key in ("median", "p80", "worst")), inside,
                 )  # fmt: skip
+    console.print(table)
+    return found
+
+
+def show_boards(ways: dict[str, list[Left]]) -> dict[str, Any]:
+    """Decode by board: its other sources seen, and nothing of it seen."""
+    table = Table(title="decode by board: median of |predicted / observed - 1|")
+    for column in ("board", "rows", "sources", "a source left out", "the board left out"):
+        table.add_column(column, justify="left" if column == "board" else "right")
+    found: dict[str, Any] = {}
+    for name in sorted({each.row.target.name for each in ways["source"]}):
+        own = {way: [each for each in left if each.row.target.name == name] for way, left in ways.items()}
+        found[name] = {way: summarise(left) for way, left in own.items() if way != "author"}
+        figures = found[name]
+        table.add_row(
+            name, str(figures["source"]["rows"]), str(figures["source"]["sources"]),
+            f"{figures['source']['median']:.0%}" if own["source"][0].known else "", f"{figures['board']['median']:.0%}",
+        )  # fmt: skip
     console.print(table)
     return found
 
@@ -257,7 +273,7 @@ def coefficients(rows: Sequence[Row], results: dict[str, dict[str, list[Left]]],
                 document["boards"].setdefault(board, {})[what] = {"factor": float(f"{factor:.4g}"), "sources": sources}
         for group, left in _groups(name, results[name]).items():
             document["intervals"][group] = [float(f"{edge:.3f}") for edge in interval(left)]
-            document["evidence"]["inside"][group] = coverage(left)
+            document["evidence"]["inside"][group] = coverage(left, {group: left})
     document["memory"] = memory_fit()
     document["evidence"] |= {
         "rows": len(rows), "sources": len({row.source for row in rows}),
@@ -287,10 +303,17 @@ def main() -> None:
         fitted = coefficients(rows, results, args.measurements)
     if args.rows:
         show_rows(results["decode"]["source"])
-    found = show(results)
+    boards, found = show_boards(results["decode"]), show(results)
     if args.write:
         args.write.write_text(json.dumps(fitted, indent=1) + "\n", encoding="utf-8")
-    result = {"benchmark": "prediction", "rows": len(rows), "dropped": dict(dropped), "errors": found, "fit": fitted}
+    result = {
+        "benchmark": "prediction",
+        "rows": len(rows),
+        "dropped": dict(dropped),
+        "errors": found,
+        "boards": boards,
+        "fit": fitted,
+    }
     publish(result, args.out)
 
 

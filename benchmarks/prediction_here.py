@@ -3,8 +3,9 @@
     python benchmarks/prediction_here.py --threads 1 --out benchmarks/results/prediction-here.json
 
 The model has SmolLM2-135M's shape (shapes.py) and random weights. Probe and measurement alternate, and of each the best
-round counts: both then see the machine at its quietest. A third column is predicted from bandwidth alone, as for a board
-that was never probed. Needs 1.5 GB of disk in the temporary folder and about two minutes. Ends with one JSON line.
+round counts: both then see the machine at its quietest. A third column is predicted from bandwidth alone, as for a
+board that was never probed. Needs 1.5 GB of disk in the temporary folder and two minutes, more where other programs
+run. Ends with one JSON line.
 """
 
 from __future__ import annotations

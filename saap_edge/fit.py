@@ -16,7 +16,7 @@ from saap_edge.gate import Limit, judge
 from saap_edge.model.spec import ModelSpec
 from saap_edge.narrow import STEP, Outcome, least_met, next_try
 from saap_edge.pipeline import Stage, StageResult, run_stage
-from saap_edge.prune.space import BITS, Cost, model_cost
+from saap_edge.prune.space import BITS, Cost
 from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
 from saap_edge.stages import ORDER, Bar, Job, read_json
@@ -74,22 +74,37 @@ def _next(tries: Mapping[str, Mapping[int, Outcome]], first: Mapping[str, int], 
     return min((ratio for ratio in wanted if ratio is not None and ratio < found), default=None)
 
 
-def cost_at(spec: ModelSpec, artifact_format: str, ratio: float) -> ArtifactCost:
-    """About what an artifact will cost with `ratio` of every layer removed, from the dense model's shape alone."""
-    kind, _, quantisation = artifact_format.partition("-")
-    bits = "int4" if quantisation == "int4-full" else "f16" if quantisation == "fp16" else quantisation
-    if bits not in BITS:
-        raise SaapError(f"the size of '{artifact_format}' is not known before it is written: leave it out of the fit")
-    cost, count, kept = model_cost(spec, "bytes", bits), Cost(), 1 - ratio
-    layers = sum(cost.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
+def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float) -> ArtifactCost:
+    """About what an artifact will cost with `ratio` of every layer removed, from the dense model's shape alone.
+
+    `group` is that of the ONNX formats' scales. Raises SaapError for a format whose size the shape does not tell.
+    """
+    count, kept, weight, table = Cost(), 1 - ratio, *_bits(artifact_format, group)
     weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
+    numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
     tables = 1 if spec.tied else 2
     heads = sum(shape.kv_heads for shape in spec.layers) * kept
     return ArtifactCost(
-        format=artifact_format, projection_bytes=round(layers + cost.fixed / tables),
-        kv_bytes_per_token=round(2 * heads * spec.head_dim * (2 if kind == "gguf" else 4)),
-        file_bytes=round(layers + cost.fixed), parameters=round(weights + tables * spec.vocab_size * spec.hidden),
+        format=artifact_format, projection_bytes=round((weights * weight + numbers * table) / 8),
+        kv_bytes_per_token=round(2 * heads * spec.head_dim * (2 if artifact_format.startswith("gguf") else 4)),
+        file_bytes=round((weights * weight + tables * numbers * table) / 8),
+        parameters=round(weights + tables * numbers),
     )  # fmt: skip
+
+
+def _bits(artifact_format: str, group: int) -> tuple[float, float]:
+    """Bits a projection's weight takes, and one of embedding or head."""
+    kind, _, quantisation = artifact_format.partition("-")
+    # ONNX scales are float32; embedding and head share one among up to 128 inputs (export/onnx_decoder.py).
+    scaled = {"int4": (4, 8), "int8": (8, 8), "int4-full": (4, 4)}
+    if quantisation in scaled:
+        weight, table = scaled[quantisation]
+        return weight + 32 / group, table + 32 / 128
+    if kind == "onnx" and quantisation in ("fp32", "fp16"):
+        return BITS["fp32"], BITS["fp32"]
+    if kind != "gguf":
+        raise SaapError(f"the size of '{artifact_format}' is not known before it is written: leave it out of the fit")
+    return BITS[quantisation], max(BITS[quantisation], BITS["q8_0"])
 
 
 def predicted_figures(job: Job, cost: ArtifactCost, dense: ArtifactCost) -> dict[str, float]:
@@ -115,9 +130,10 @@ def predicted_figures(job: Job, cost: ArtifactCost, dense: ArtifactCost) -> dict
 def _first(job: Job, name: str, most: int) -> int:
     """The least ratio at which everything that can be predicted is within its limits."""
     limits = [limit for limit in job.recipe.budget.limits if limit.artifact in (None, name)]
-    dense = cost_at(job.spec, name, 0)
+    group = job.recipe.export.group
+    dense = cost_at(job.spec, name, group, 0)
     for ratio in range(0, most + 1, STEP):
-        figures = predicted_figures(job, cost_at(job.spec, name, ratio / 100), dense)
+        figures = predicted_figures(job, cost_at(job.spec, name, group, ratio / 100), dense)
         if all(_within(limit, figures[limit.metric]) for limit in limits if limit.metric in figures):
             return ratio
     return most
@@ -153,7 +169,8 @@ def _row(job: Job, ratio: int, name: str, verdicts: list[dict[str, Any]], folder
     own = [dict(verdict) for verdict in verdicts if verdict["artifact"] == name]
     figures: dict[str, float] = {}
     if not job.on_target:
-        figures = predicted_figures(job, artifact_cost(folder, name), cost_at(job.spec, name, 0))
+        dense = cost_at(job.spec, name, job.recipe.export.group, 0)
+        figures = predicted_figures(job, artifact_cost(folder, name), dense)
     limits = {(limit.metric, limit.text): limit for limit in job.recipe.budget.limits}
     for verdict in own:
         limit = limits[verdict["metric"], verdict["limit"]]

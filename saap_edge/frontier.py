@@ -68,6 +68,8 @@ def frontier(
     Raises SaapError for whatever the stages refuse, before anything runs where that can be known.
     """
     jobs = [Job(with_ratio(recipe, ratio), None, bar) for ratio in ratios]
+    wanted = tuple(name for name in rivals if name not in recipe.export.formats)
+    rival_job = Job(with_formats(recipe, wanted), None, bar, tune=True) if wanted else None
     own = f"gguf-{jobs[0].target.quantisation['gguf']}"
     anchor_format = own if own in recipe.export.formats else recipe.export.formats[0]
     points: list[_Point] = []
@@ -76,7 +78,9 @@ def frontier(
         if not points:
             anchor = folders["dense"], anchor_format
             points += [_Point(0, 0, name, folders["dense"], job) for name in recipe.export.formats]
-            points += _rival_points(recipe, rivals, out, bar, done)
+            if rival_job:
+                folder = dense_folder(rival_job, out, done)
+                points += [_Point(0, 0, name, folder, rival_job) for name in wanted]
         removed = float(read_json(folders["plan"] / "plan.json")["achieved_ratio"])
         points += [
             _Point(job.recipe.prune.ratio, removed, name, folders["export"], job) for name in recipe.export.formats
@@ -87,18 +91,6 @@ def frontier(
         done(result)
         measured.append(read_json(result.folder / "point.json"))
     return _document(jobs[0], anchor_format, points, measured)
-
-
-def _rival_points(
-    recipe: Recipe, rivals: tuple[str, ...], out: Path, bar: Bar, done: Callable[[StageResult], None]
-) -> list[_Point]:
-    """The dense model in formats that the pruned one is not wanted in."""
-    wanted = tuple(name for name in rivals if name not in recipe.export.formats)
-    if not wanted:
-        return []
-    job = Job(with_formats(recipe, wanted), None, bar, tune=True)
-    folder = dense_folder(job, out, done)
-    return [_Point(0, 0, name, folder, job) for name in wanted]
 
 
 def dense_folder(job: Job, out: Path, done: Callable[[StageResult], None]) -> Path:

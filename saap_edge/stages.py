@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import SaapError
-from saap_edge.gate.rerun import decides, timed_limits
+from saap_edge.gate.rerun import asks_instructions, decides, timed_limits
 from saap_edge.gate.stage import gate_settings, write_gate
 from saap_edge.model.spec import ModelSpec, read_spec
 from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
@@ -254,6 +254,7 @@ class Job:
             "threads": self.threads,
             "window": self.recipe.score.window,
         }
+        settings["instructions"] = asks_instructions(self.recipe.budget)
         if self.recipe.bench.max_rounds:  # then the limits decide how many rounds are run
             settings["limits"] = timed_limits(self.recipe.budget).model_dump(mode="json")
         return settings | {name: facts[name] for name in ("cpu", "cores")}
@@ -458,7 +459,7 @@ class Job:
         return BenchConditions(
             self.threads, settings.prompt_tokens, settings.decode_tokens, settings.rounds,
             self._windows("test", settings.perplexity_windows).tolist(), file_hash(self.recipe.data.test)[:12],
-            max_rounds=settings.max_rounds,
+            max_rounds=settings.max_rounds, instructions=asks_instructions(self.recipe.budget),
         )  # fmt: skip
 
     def _gate(self, inputs: Inputs, out: Path) -> None:

@@ -53,7 +53,7 @@ def test_verdict_follows_the_interval(median, below, above, limit):
 @pytest.mark.parametrize(("on_target", "why"), [(False, "not the target"), (None, "no target is named")])
 def test_figures_of_another_machine_never_pass_or_fail(metric, on_target, why):
     for limit in ({"min": 1e-6}, {"min": 1e9}):
-        verdict = one(metric, on_target, bench([artifact(energy_j_per_token=stat(0.1))]), **limit)
+        verdict = one(metric, on_target, bench([artifact(round_j_per_token=stat(0.1))]), **limit)
         assert verdict.verdict == "inconclusive" and why in verdict.reason
 
 
@@ -108,7 +108,7 @@ def test_what_was_not_measured_is_inconclusive(document):
 
 
 def test_a_time_taken_once_decides_nothing():
-    document = bench([artifact(itl_p95_ms=12.0, energy_j_per_token=0.2)])
+    document = bench([artifact(itl_p95_ms=12.0, round_j_per_token=0.2)])
     for metric in ("itl_p95_ms", "energy_j_per_token"):
         assert "without an interval" in one(metric, document=document, max=100).reason
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -94,6 +95,16 @@ def test_any_figure_survives_yaml(value, assumed):
     target = load_target("rpi4").model_copy(update={"system_ram_mib": None})
     target = target.model_copy(update={"power_w": targets.Power(idle=figure)})
     assert Target.model_validate(yaml.safe_load(dump_yaml(target))) == target
+
+
+def test_the_page_lists_all_boards():
+    page = (Path(__file__).parents[1] / "docs" / "targets.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| ([\w-]+) \| (.+) \|$", page.split("## Add")[0], re.MULTILINE)[1:]
+    assert listed == [(name, load_target(name).title) for name in list_targets()]
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"lists {len(list_targets())} boards" in readme
+    fields = set(re.findall(r"`(\w+)`", page.split("## Fields")[1]))
+    assert set(Target.model_fields) <= fields
 
 
 def test_the_command_lists_shows_and_checks(tmp_path):

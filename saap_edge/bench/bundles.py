@@ -26,7 +26,7 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 def bench_bundles(
     paths: Sequence[Path], bar: Bar, *, threads: int | None = None, prompt_tokens: int = 64, decode_tokens: int = 32,
     rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None,
-    decided: Callable[[dict[str, Any]], bool] = lambda document: True,
+    instructions: bool = False, decided: Callable[[dict[str, Any]], bool] = lambda document: True,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure bundles (folders or .tar.zst): the first, against the second where there is one; the bench document.
 
@@ -44,8 +44,9 @@ def bench_bundles(
             _check_same_model(paths, bundles)
         threads = threads or min(bundles[0].board.threads, os.cpu_count() or 1)
         conditions = BenchConditions(
-            threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(contexts)), max_rounds=max_rounds
-        )
+            threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(set(contexts))),
+            max_rounds=max_rounds, instructions=instructions,
+        )  # fmt: skip
         for path, subject in zip(paths, subjects, strict=True):
             _check_room(path, subject, conditions)
         comparisons = [(subjects[1].name, subjects[0].name)] if len(subjects) > 1 else []

@@ -35,6 +35,7 @@ class Samples:
     peak_pss: list[int] = field(default_factory=list)
     joules: list[float | None] = field(default_factory=list)
     perplexity: float | None = None
+    instructions: float | None = None
 
     def add(self, timing: Mapping[str, Any], joules: float | None = None) -> None:
         """A round, as an engine's child tells it."""
@@ -55,6 +56,13 @@ class Samples:
         tokens = sum(map(len, self.steps_s))
         known = [joules for joules in self.joules if joules is not None]
         return sum(known) / tokens if tokens and len(known) == len(self.steps_s) else None
+
+    @property
+    def round_joules(self) -> list[float]:
+        """Per token, a round each; none where the board's meter did not tell of each."""
+        known = [joules for joules in self.joules if joules is not None]
+        whole = known and len(known) == len(self.steps_s)
+        return [j / len(steps) for j, steps in zip(known, self.steps_s, strict=True)] if whole else []
 
     @property
     def step_s(self) -> list[float]:
@@ -156,6 +164,8 @@ def _artifact(
         "parameters": subject.parameters,
         "perplexity": samples.perplexity,
         "energy_j_per_token": samples.joules_per_token,
+        "round_j_per_token": summary(samples.round_joules, confidence) if samples.round_joules else None,
+        "instructions_per_token": samples.instructions,
         "noise": scatter(samples.step_s),
         "llama_bench": _llama_bench(subject, loaded, samples, conditions),
     }

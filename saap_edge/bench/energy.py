@@ -61,7 +61,7 @@ class Meter:
     def joules(self, start: float, end: float) -> float | None:
         """Joules between two times of `time.monotonic`, interpolated; None outside of what was sampled."""
         self._sample()
-        return joules_between(self._samples, self._source.is_power, start, end)
+        return joules_between(list(self._samples), self._source.is_power, start, end)
 
     def _run(self) -> None:
         while not self._stop.wait(self._source.seconds):

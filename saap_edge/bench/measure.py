@@ -21,6 +21,7 @@ import numpy as np
 from saap_edge.bench.contexts import add_contexts, context_steps, random_tokens
 from saap_edge.bench.document import Samples, merge_documents, write_document
 from saap_edge.bench.energy import Meter, find_meter
+from saap_edge.bench.instructions import find_counter, instructions_per_token
 from saap_edge.bench.machine import machine_facts
 from saap_edge.bench.sensors import sensors
 from saap_edge.bench.statistics import has_settled
@@ -112,6 +113,8 @@ class Harness:
             for name, subject in self.subjects.items():
                 self._workers[name] = stack.enter_context(self._open(subject))
                 self._samples[name].perplexity = _perplexity(self._workers[name], self.conditions.windows)
+                if self.conditions.instructions:
+                    self._samples[name].instructions = instructions_per_token(subject, self.conditions)
                 self._progress(1)
             if self._meter:
                 stack.enter_context(self._meter)
@@ -151,6 +154,7 @@ class Harness:
         if not self._rounds:
             raise SaapError("nothing was measured yet: run some rounds")
         conditions = self.conditions.as_dict() | {"rounds": self._rounds, "warm_up": dict(self._warm_up)}
+        conditions["counter"] = find_counter() if self.conditions.instructions else None  # of instructions
         machine, subjects = self._machine | {"after": sensors()}, list(self.subjects.values())
         loaded = {name: worker.loaded for name, worker in self._workers.items()}
         return write_document(machine, conditions, subjects, loaded, self._samples, self.comparisons)

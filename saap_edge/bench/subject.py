@@ -37,7 +37,8 @@ class BenchConditions:
     """What every figure is measured under.
 
     `windows` are token ids for perplexity (none: it is not measured); `contexts` are the depths, in tokens, at which
-    decoding is measured besides; `max_rounds` bounds rounds that are added while a verdict is open (None: none are).
+    decoding is measured besides; `max_rounds` bounds rounds that are added while a verdict is open (None: none are);
+    `instructions` are counted where that is asked for, because it may take a minute.
     """
 
     threads: int
@@ -48,6 +49,7 @@ class BenchConditions:
     text_sha256: str | None = None
     contexts: tuple[int, ...] = ()
     max_rounds: int | None = None
+    instructions: bool = False
 
     @property
     def looks(self) -> tuple[int, ...]:

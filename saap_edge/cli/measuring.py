@@ -140,12 +140,10 @@ def _on_board(host: str, there: dict[str, Any], paths: list[Path], options: dict
 
 def _here(paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
     from saap_edge.bench.bundles import bench_bundles
-    from saap_edge.gate.rerun import decides
+    from saap_edge.gate.rerun import asked_by
 
     budget, target = options.pop("budget", None), options.pop("target", None)
-    if budget is not None:
-        options["decided"] = decides(budget, target)
-    return bench_bundles(paths, bar, **options)
+    return bench_bundles(paths, bar, **options, **asked_by(budget, target))
 
 
 def _bench_bundles(

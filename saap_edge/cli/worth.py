@@ -67,6 +67,8 @@ def frontier(
     for value in ratios:
         read_recipe(None, base=settings.model_dump(mode="json"), ratio=value)  # refuses what is no ratio
     rivals = tuple(name for name in (rival or RIVALS) if name != "none")
+    if rivals:
+        _with_formats(settings, list(rivals), "--rival")
     from saap_edge.frontier import frontier as measure
     from saap_edge.report.frontier import render_frontier, write_frontier
 
@@ -115,14 +117,17 @@ def fit(
 
 def _settings(recipe: Path | None, formats: list[str] | None, **options: Any) -> Any:
     settings = read_recipe(recipe, **options)
-    if not formats:
-        return settings
+    return _with_formats(settings, formats, "--format") if formats else settings
+
+
+def _with_formats(settings: Any, formats: list[str], option: str) -> Any:
+    """The recipe with other formats. Raises SaapError that names the option for one that there is not."""
     document = settings.model_dump(mode="json")
     document["export"]["formats"] = formats
     try:
         return read_recipe(None, base=document)
     except SaapError as error:
-        raise SaapError(f"--format: {error}") from None
+        raise SaapError(f"{option}: {error}") from None
 
 
 def _stage_line(result: Any) -> None:

@@ -21,8 +21,10 @@ _CONTEXT = ("prompt_tokens", "decode_tokens")
 _SAME: dict[str, tuple[str, ...]] = {
     "bytes_per_token": _CONTEXT,
     "perplexity": ("perplexity_text_sha256", "perplexity_window", "perplexity_tokens"),
-    "instructions_per_token": ("cpu", "versions", *_CONTEXT),
+    "instructions_per_token": ("cpu", "versions", "counter", *_CONTEXT),
 }
+# Where a document has a figure with its interval under another name than the figure alone.
+_WITH_INTERVAL = {"energy_j_per_token": "round_j_per_token"}
 
 
 class Absent(Exception):
@@ -78,7 +80,7 @@ def _plain(metric: str, artifact: Mapping[str, Any]) -> Figure:
     if metric == "file_mib":
         size = _plain("file_bytes", artifact)
         return Figure(*(part / 2**20 for part in (size.value, size.low, size.high)))
-    entry = metrics.get(metric)
+    entry = metrics.get(_WITH_INTERVAL.get(metric, metric))
     if METRICS.get(metric) is Kind.BOARD and entry is not None and not isinstance(entry, Mapping):
         raise Absent("it was measured once: without an interval it decides nothing")
     return _figure(entry, ("median", "low", "high"))

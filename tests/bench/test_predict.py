@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,32 @@ def test_the_published_result_meets_the_goals():
     errors = result["errors"]["decode"]
     assert errors["Arm CPUs with dotprod"]["source"]["median"] <= 0.10
     assert errors["all CPUs"]["source"]["median"] <= 0.20
+
+
+def test_the_page_shows_the_result():
+    page = (ROOT / "docs" / "prediction.md").read_text(encoding="utf-8")
+    result = json.loads((ROOT / "benchmarks/results/prediction.json").read_text())
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in page.splitlines()
+        if line.startswith(("| decode", "| prefill", "| acc"))
+    ]
+    assert len(rows) == 10
+    for what, boards, way, *figures in rows:
+        found = result["errors"][what][boards][way]
+        shown = [*(f"{found[key]:.1%}" for key in ("median", "p80", "worst")), f"{found['inside']:.0%}"]
+        assert figures == [str(found["rows"]), str(found["boards"]), str(found["sources"]), *shown], (what, boards, way)
+    for rule, count in result["dropped"].items():
+        assert re.search(rf"^\| `{rule}`: .* \| {count} \|$", page, re.MULTILINE), rule
+    for low, high in result["fit"]["intervals"].values():
+        assert re.search(rf"{low:.2f}\s+to\s+{high:.2f}", page), (low, high)
+    here = json.loads((ROOT / "benchmarks/results/prediction-here.json").read_text())
+    for row in here["rows"]:
+        cells = []
+        for what in ("decode_tok_s", "ttft_ms"):
+            ways = [row[f"{what} {way}"] for way in ("probed", "bandwidth")]
+            cells += [f"{row[what]:.1f}", *(f"{each['ratio']:.2f}{'' if each['inside'] else '*'}" for each in ways)]
+        assert f"| {row['format']} | {' | '.join(cells)} |" in page
 
 
 def test_intervals_hold_what_they_say():
