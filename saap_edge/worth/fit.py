@@ -11,15 +11,15 @@ import yaml
 
 from saap_edge.bench.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
-from saap_edge.frontier import dense_folder, with_ratio
 from saap_edge.gate import Limit, judge
 from saap_edge.model.spec import ModelSpec
-from saap_edge.narrow import STEP, Outcome, least_met, next_try
 from saap_edge.pipeline import Stage, StageResult, run_stage
 from saap_edge.prune.space import BITS, Cost
 from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
 from saap_edge.stages import ORDER, Bar, Job, read_json
+from saap_edge.worth.frontier import dense_folder, with_ratio
+from saap_edge.worth.narrow import STEP, Outcome, least_met, next_try
 
 __all__ = ["cost_at", "fit", "outcome_of", "predicted_figures"]
 
