@@ -47,6 +47,9 @@ def main() -> None:
 
 def _measure(place: Path, folders: list[Path], options: dict[str, Any]) -> dict[str, Any]:
     from saap_edge.bench.bundles import bench_bundles
+    from saap_edge.gate import Budget
+    from saap_edge.gate.rerun import asked_by
+    from saap_edge.targets import Target
 
     @contextmanager
     def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -59,7 +62,11 @@ def _measure(place: Path, folders: list[Path], options: dict[str, Any]) -> dict[
 
         yield advance
 
-    return bench_bundles(folders, bar, **options)
+    options = dict(options)
+    budget, target = options.pop("budget", None), options.pop("target", None)
+    limits = None if budget is None else Budget.model_validate(budget)
+    board = None if target is None else Target.model_validate(target)
+    return bench_bundles(folders, bar, **options, **asked_by(limits, board))
 
 
 def out_of_memory(reason: str, bundles: list[Bundle], options: dict[str, Any], kills: int | None) -> str:

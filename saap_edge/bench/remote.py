@@ -6,9 +6,9 @@ comes back to both. The board's end is board.py; the board needs Python and saap
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
-import os
 import shlex
 import socket
 import time
@@ -108,7 +108,7 @@ class Client:
         self._options, self._trees = options, [parcel.tree for parcel in parcels]
         self._sizes = {name: size for parcel in parcels for name, size in parcel.sizes.items()}
         self._paths = {name: parcel.folder / path for parcel in parcels for path, name in parcel.tree.items()}
-        asked = [socket.gethostname(), os.getuid(), __version__, self._trees, options]
+        asked = [socket.gethostname(), getpass.getuser(), __version__, self._trees, options]
         self._run = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
     def send(self, bar: Bar, say: Callable[[str], None]) -> None:
@@ -245,7 +245,7 @@ import importlib.util as u, json, platform, sys
 try:
     import saap_edge, saap_edge.bench.board
     version = saap_edge.__version__
-except ImportError:
+except Exception:  # a Python too old for it, too
     version = None
 missing = [name for name in sys.argv[1:] if not u.find_spec(name)]
 print("{prefix}" + json.dumps(dict(version=version, missing=missing, python=platform.python_version())))

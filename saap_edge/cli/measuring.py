@@ -96,36 +96,25 @@ def bench(
         run_after(path, "bench", as_json)
     if not path.is_file() and not (path / "bundle.json").is_file():
         raise SaapError(f"'{path}' is neither a bundle nor a stage folder (as OUT/stages/NAME-HASH)")
-    options |= _looks(budget, max_rounds, rounds or 7, target, host)
+    options |= _looks(budget, max_rounds, rounds or 7, target)
     measure = partial(_on_board, host, there) if host is not None else _here
     _bench_bundles([path, against] if against else [path], options, out, as_json, measure)
 
 
-def _looks(
-    budget: Path | None, max_rounds: int | None, rounds: int, target: str | None, host: str | None
-) -> dict[str, Any]:
+def _looks(budget: Path | None, max_rounds: int | None, rounds: int, target: str | None) -> dict[str, Any]:
     """Options for rounds that are added while a limit is undecided. Raises SaapError for what does not go together."""
-    if budget is not None and host is not None:
-        raise SaapError("--budget looks at the figures between rounds, which --host cannot: give --rounds, then gate")
-    if max_rounds is None:
-        return {} if budget is None else _asked_by(budget, target)
-    if budget is None:
-        raise SaapError("--max-rounds goes with --budget: its limits say when to stop")
-    if max_rounds < rounds:
-        raise SaapError(f"--max-rounds {max_rounds} is less than --rounds {rounds}")
-    return {"max_rounds": max_rounds, **_asked_by(budget, target)}
-
-
-def _asked_by(budget: Path, target: str | None) -> dict[str, Any]:
-    """What the limits want of a measurement."""
     from saap_edge.gate import Budget
-    from saap_edge.gate.rerun import asks_instructions, decides
     from saap_edge.targets import load_target
     from saap_edge.yaml_lines import load_yaml_model
 
-    limits = load_yaml_model(budget, Budget)
-    board = load_target(target) if target else None
-    return {"decided": decides(limits, board), "instructions": asks_instructions(limits)}
+    if budget is None:
+        if max_rounds is not None:
+            raise SaapError("--max-rounds goes with --budget: its limits say when to stop")
+        return {}
+    if max_rounds is not None and max_rounds < rounds:
+        raise SaapError(f"--max-rounds {max_rounds} is less than --rounds {rounds}")
+    looks = {"budget": load_yaml_model(budget, Budget), "target": load_target(target) if target else None}
+    return looks | ({} if max_rounds is None else {"max_rounds": max_rounds})
 
 
 def _contexts(text: str) -> tuple[int, ...]:
@@ -141,6 +130,9 @@ def _contexts(text: str) -> tuple[int, ...]:
 def _on_board(host: str, there: dict[str, Any], paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
     from saap_edge.bench.remote import Board, bench_on_board
 
+    for name in ("budget", "target"):
+        if options.get(name) is not None:
+            options[name] = options[name].model_dump(mode="json")
     return bench_on_board(
         paths, Board(host, **there), options, bar, lambda text: console.print(escape(text), soft_wrap=True)
     )
@@ -148,8 +140,10 @@ def _on_board(host: str, there: dict[str, Any], paths: list[Path], options: dict
 
 def _here(paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
     from saap_edge.bench.bundles import bench_bundles
+    from saap_edge.gate.rerun import asked_by
 
-    return bench_bundles(paths, bar, **options)
+    budget, target = options.pop("budget", None), options.pop("target", None)
+    return bench_bundles(paths, bar, **options, **asked_by(budget, target))
 
 
 def _bench_bundles(

@@ -11,7 +11,7 @@ from saap_edge.gate.judge import judge
 if TYPE_CHECKING:
     from saap_edge.targets import Target
 
-__all__ = ["asks_instructions", "decides", "timed_limits"]
+__all__ = ["asked_by", "asks_instructions", "decides", "timed_limits"]
 
 # What more rounds make more certain, besides ratios. Loading and memory are measured by processes of their own.
 _BY_ROUNDS = ("decode_tok_s", "prefill_tok_s", "ttft_ms", "itl_p95_ms")
@@ -26,6 +26,13 @@ def timed_limits(budget: Budget) -> Budget:
 def asks_instructions(budget: Budget) -> bool:
     """A limit is on counted instructions."""
     return any(limit.metric.startswith("instructions_per_token") for limit in budget.limits)
+
+
+def asked_by(budget: Budget | None, target: Target | None) -> dict[str, Any]:
+    """What the limits want of `bench_bundles`: its options `decided` and `instructions`, none without a budget."""
+    if budget is None:
+        return {}
+    return {"decided": decides(budget, target), "instructions": asks_instructions(budget)}
 
 
 def decides(budget: Budget, target: Target | None) -> Callable[[dict[str, Any]], bool]:
