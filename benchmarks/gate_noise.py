@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from result import publish
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -180,7 +181,7 @@ def count(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show(table: list[dict[str, Any]], truths: list[dict[str, Any]]) -> None:
-    view = Table(title="verdicts of decode_vs_baseline >= limit")
+    view = Table(box=MARKDOWN)  # as docs/gate.md has it
     names = (
         "slowdown",
         "limit",
@@ -203,7 +204,7 @@ def show(table: list[dict[str, Any]], truths: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20, help="comparisons of equal files, idle and busy each")
     parser.add_argument("--true-rounds", type=int, default=60, help="rounds for the true ratio of a slower file")
     parser.add_argument("--state", type=Path, help="file that a stopped run goes on from")
