@@ -8,6 +8,7 @@ sources that the fit had not seen: that is the interval.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from saap_edge.bench.cost import ArtifactCost, artifact_cost, bytes_per_token
 from saap_edge.targets import Figure, Kernel, Target
 
-__all__ = ["ArtifactCost", "Estimate", "Prediction", "artifact_cost", "predict"]
+__all__ = ["ArtifactCost", "Estimate", "Prediction", "artifact_cost", "predict", "predict_benched"]
 
 FIT_FILE = Path(__file__).with_name("prediction.json")
 _DOT = {"dotprod", "i8mm", "avx_vnni", "avx512_vnni"}  # one instruction multiplies and adds bytes; else three or more
@@ -108,6 +109,21 @@ def predict(
         ram_mib=memory, fits=fits, fits_from_mib=smallest, basis=_basis(target, decode or prefill), reasons=reasons,
         sources=tuple(dict.fromkeys(speed.figure.source for speed in speeds)),
     )  # fmt: skip
+
+
+def predict_benched(entry: Mapping[str, Any], conditions: Mapping[str, Any], target: Target) -> Prediction:
+    """An artifact of a bench document on a board: from what was counted of it, not from what was timed.
+
+    `entry` and `conditions` are the document's. Raises KeyError or TypeError where something was not counted.
+    """
+    metrics, decode = entry["metrics"], conditions["decode_tokens"]
+    context = conditions["prompt_tokens"] + decode // 2  # in the middle of decoding, as bytes_per_token has it
+    kv_bytes = metrics["kv_bytes_per_token"]
+    cost = ArtifactCost(
+        format=entry["format"], projection_bytes=metrics["bytes_per_token"] - bytes_per_token(0, kv_bytes, context),
+        kv_bytes_per_token=kv_bytes, file_bytes=metrics["file_bytes"], parameters=int(metrics["parameters"]),
+    )  # fmt: skip
+    return predict(cost, target, conditions["prompt_tokens"], context)
 
 
 def _told(reasons: dict[str, str], name: str, ask: Any) -> Any:

@@ -116,7 +116,7 @@ def predicted_figures(job: Job, cost: ArtifactCost, dense: ArtifactCost) -> dict
         "file_mib": cost.file_bytes / 2**20, "kv_bytes_per_token": cost.kv_bytes_per_token, "bytes_per_token": read,
         "parameters": cost.parameters, "speedup_vs_dense": before / read,
     }  # fmt: skip
-    prediction = predict(cost, job.target, settings.prompt_tokens, context, job.threads)
+    prediction = predict(cost, job.target, settings.prompt_tokens, context)
     told = {
         "decode_tok_s": prediction.decode_tok_s, "prefill_tok_s": prediction.prefill_tok_s,
         "ttft_ms": prediction.ttft_ms, "peak_rss_mib": prediction.ram_mib,
