@@ -475,7 +475,7 @@ class Job:
             "heads": first.heads, "kv_heads": first.kv_heads, "head_dim": self.spec.head_dim, "ffn": first.ffn,
             "vocab_size": self.spec.vocab_size,
         }  # fmt: skip
-        write_report(inputs, model, self.target.model_dump(mode="json"), out)
+        write_report(inputs, model, self.target, self.on_target, out)
 
 
 def write_json(path: Path, document: Any) -> None:

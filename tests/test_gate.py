@@ -132,7 +132,7 @@ def test_predictions_need_a_target_and_are_called_so():
     parts = artifact()["metrics"]
     board, cost = load_target("rpi5"), ArtifactCost("gguf-q4_0", 2_100_000 - 1000 * 80, 1000, 3 * 2**20, 4_000_000)
     assert parts["bytes_per_token"] == cost.projection_bytes + 1000 * (64 + 32 // 2)
-    told = predict(cost, board, 64, 96)
+    told = predict(cost, board, 64, 80)
     for name in ("decode_tok_s", "prefill_tok_s", "ttft_ms", "ram_mib"):
         estimate = getattr(told, name)
         for limit, expected in ((estimate.low, "pass"), (estimate.value, "inconclusive"), (estimate.high * 2, "fail")):

@@ -55,6 +55,9 @@ def _find(path: Path, artifact_format: str | None, stack: ExitStack) -> tuple[Pa
         bundle = read_bundle(path)
         return path / bundle.model, _only(bundle.format, artifact_format, path)
     if path.is_file() or (path / "model.onnx").is_file():
+        kind = "onnx" if path.is_dir() or path.suffix == ".onnx" else "gguf"
+        if artifact_format and not artifact_format.startswith(kind):
+            raise SaapError(f"--format {artifact_format}: '{path}' is a {kind.upper()} artifact")
         return path, artifact_format
     for name in ("gguf", "onnx"):  # a run's --out folder
         if (path / name).is_symlink():

@@ -8,6 +8,7 @@ sources that the fit had not seen: that is the interval.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,13 +17,16 @@ from typing import Any
 from saap_edge.bench.cost import ArtifactCost, artifact_cost, bytes_per_token
 from saap_edge.targets import Figure, Kernel, Target
 
-__all__ = ["ArtifactCost", "Estimate", "Prediction", "artifact_cost", "predict"]
+__all__ = ["ArtifactCost", "Estimate", "Prediction", "artifact_cost", "predict", "predict_benched"]
 
 FIT_FILE = Path(__file__).with_name("prediction.json")
 _DOT = {"dotprod", "i8mm", "avx_vnni", "avx512_vnni"}  # one instruction multiplies and adds bytes; else three or more
 _BITS = {"int4-full": 4.5, "int4": 4.5, "int8": 8.5, "fp16": 32.0, "fp32": 32.0, "f16": 16.0, "bf16": 16.0, "f32": 32.0}
 _REPACKED = ("gguf-q4_0", "gguf-q4_k", "gguf-iq4_nl")  # llama.cpp keeps these twice where the CPU has kernels for it
 MIB = 2**20
+_PROBED = "kernels that `saap-edge target probe` measured on this board"
+_PUBLISHED = "published measurements of this board by others"
+_NEW = "the board's data sheet and other boards: nobody's measurement of this one was used"
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Speed:
-    """`group`: which of the fit's intervals holds; `doubts` widen it; `figure`: what it rests on."""
+    """`group`: which of the fit's intervals holds; `doubts` widen it; `figure` and `basis`: what it rests on."""
 
     seconds: float
     group: str
     doubts: tuple[str, ...]
     figure: Figure
+    basis: str
 
 
 class _Unknown(Exception):
@@ -104,6 +109,21 @@ def predict(
         ram_mib=memory, fits=fits, fits_from_mib=smallest, basis=_basis(target, decode or prefill), reasons=reasons,
         sources=tuple(dict.fromkeys(speed.figure.source for speed in speeds)),
     )  # fmt: skip
+
+
+def predict_benched(entry: Mapping[str, Any], conditions: Mapping[str, Any], target: Target) -> Prediction:
+    """An artifact of a bench document on a board: from what was counted of it, not from what was timed.
+
+    `entry` and `conditions` are the document's. Raises KeyError or TypeError where something was not counted.
+    """
+    metrics, decode = entry["metrics"], conditions["decode_tokens"]
+    context = conditions["prompt_tokens"] + decode // 2  # in the middle of decoding, as bytes_per_token has it
+    kv_bytes = metrics["kv_bytes_per_token"]
+    cost = ArtifactCost(
+        format=entry["format"], projection_bytes=metrics["bytes_per_token"] - bytes_per_token(0, kv_bytes, context),
+        kv_bytes_per_token=kv_bytes, file_bytes=metrics["file_bytes"], parameters=int(metrics["parameters"]),
+    )  # fmt: skip
+    return predict(cost, target, conditions["prompt_tokens"], context)
 
 
 def _told(reasons: dict[str, str], name: str, ask: Any) -> Any:
@@ -177,13 +197,13 @@ def prefill_seconds(fit: dict[str, Any], target: Target, weights: float, bits: f
 
 
 def _decode(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int, threads: int) -> _Speed:
-    kv_bytes = cost.kv_bytes_per_token * context
-    weights, bits = weights_of(cost), bits_of(cost.format) or 8 * cost.projection_bytes / cost.parameters
-    kernel = _kernel(target, cost.format, threads)
-    if kernel:
-        rate = kernel.gemv_gb_s.value
-        free = decode_seconds(fit, target, rate, cost.projection_bytes + kv_bytes, weights, 16, threads)
-        return _Speed(free, "decode-known", _doubts(fit, cost, target, threads, kernel.gemv_gb_s), kernel.gemv_gb_s)
+    read = bytes_per_token(cost.projection_bytes, cost.kv_bytes_per_token, context)
+    weights, bits = weights_of(cost), _bits(cost)
+    probed = _kernel(target, cost.format, threads)
+    if probed:
+        figure = probed[1].gemv_gb_s
+        seconds = decode_seconds(fit, target, figure.value, read, weights, 16, threads)  # the kernel's time has all
+        return _Speed(seconds, "decode-known", _doubts(fit, cost, target, threads, figure, probed[0]), figure, _PROBED)
     rate, figure = memory_rate(fit, target)
     board = fit["boards"].get(target.name, {}).get("decode", {})
     effective = target.bandwidth_gb_s.effective_decode
@@ -191,14 +211,11 @@ def _decode(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: in
         rate *= board["factor"]
     elif effective and not target.accelerator:
         rate, figure = effective.value, effective
-    rate *= (
-        threads * (target.threads + 1) / (threads + 1) / target.threads
-    )  # few threads do not fill the memory's queue
-    read = bytes_per_token(cost.projection_bytes, cost.kv_bytes_per_token, context)
-    seconds = decode_seconds(fit, target, rate, read, weights, bits, threads)
+    share = threads * (target.threads + 1) / (threads + 1) / target.threads  # few do not fill the memory's queue
+    seconds = decode_seconds(fit, target, rate * share, read, weights, bits, threads)
     # One source of a board moves the prediction, but no other has shown how well.
     group = "accelerator" if target.accelerator else "decode-known" if board.get("sources", 0) > 1 else "decode-new"
-    return _Speed(seconds, group, _doubts(fit, cost, target, threads, figure), figure)
+    return _Speed(seconds, group, _doubts(fit, cost, target, threads, figure), figure, _PUBLISHED if board else _NEW)
 
 
 def _prefill(fit: dict[str, Any], cost: ArtifactCost, target: Target, prompt: int, threads: int) -> _Speed:
@@ -206,34 +223,46 @@ def _prefill(fit: dict[str, Any], cost: ArtifactCost, target: Target, prompt: in
     if target.accelerator:
         raise _Unknown("nothing published relates an accelerator's data sheet to its prefill")
     once = _decode(fit, cost, target, 0, threads)
-    weights, bits = weights_of(cost), bits_of(cost.format) or 8 * cost.projection_bytes / cost.parameters
-    kernel = _kernel(target, cost.format, threads)
-    if kernel:
-        seconds, figure = weights / kernel.gemm_gmac_s.value / 1e9, kernel.gemm_gmac_s
+    probed = _kernel(target, cost.format, threads)
+    if probed:
+        figure = probed[1].gemm_gmac_s
+        seconds, kernel, basis = weights_of(cost) / figure.value / 1e9, probed[0], _PROBED
     else:
         board = fit["boards"].get(target.name, {}).get("prefill", {})
-        seconds = prefill_seconds(fit, target, weights, bits, threads) / board.get("factor", 1)
+        seconds = prefill_seconds(fit, target, weights_of(cost), _bits(cost), threads) / board.get("factor", 1)
         clock = target.cores[0].clock_ghz
         assert clock  # _decode has asked for it
-        figure = clock
-    doubts = _doubts(fit, cost, target, threads, figure)
-    return _Speed(max(prompt * seconds, once.seconds), "prefill", doubts, figure)
+        figure, kernel, basis = clock, "", _PUBLISHED if board else _NEW
+    doubts = _doubts(fit, cost, target, threads, figure, kernel)
+    return _Speed(max(prompt * seconds, once.seconds), "prefill", doubts, figure, basis)
 
 
-def _kernel(target: Target, artifact_format: str, threads: int) -> Kernel | None:
-    """The probed kernel nearest in bits, where there is one for as many threads."""
+def _bits(cost: ArtifactCost) -> float:
+    return bits_of(cost.format) or 8 * cost.projection_bytes / cost.parameters
+
+
+def _kernel(target: Target, artifact_format: str, threads: int) -> tuple[str, Kernel] | None:
+    """(format, the probed kernel), of the same runtime if there is one, and nearest in bits; None for other threads."""
     if not target.kernels or threads != target.threads:
         return None
-    own = target.kernels.get(artifact_format)
-    bits = bits_of(artifact_format) or 8.5
-    return own or min(target.kernels.items(), key=lambda item: abs((bits_of(item[0]) or 99) - bits))[1]
+    runtime, bits = artifact_format.partition("-")[0], bits_of(artifact_format) or 8.5
+
+    def distance(name: str) -> tuple[bool, bool, float]:
+        return name != artifact_format, not name.startswith(runtime), abs((bits_of(name) or 99) - bits)
+
+    name = min(target.kernels, key=distance)
+    return name, target.kernels[name]
 
 
-def _doubts(fit: dict[str, Any], cost: ArtifactCost, target: Target, threads: int, figure: Figure) -> tuple[str, ...]:
-    """What no row of the fit covers; each widens the interval."""
+def _doubts(
+    fit: dict[str, Any], cost: ArtifactCost, target: Target, threads: int, figure: Figure, kernel: str = ""
+) -> tuple[str, ...]:
+    """What no row of the fit covers, or too few; each widens the interval. `kernel`: the probed one that is used."""
     found = []
-    if cost.format.startswith("onnx"):
+    if cost.format.startswith("onnx") and not kernel.startswith("onnx"):
         found.append("ONNX Runtime (all published rows are of llama.cpp)")
+    if "avx2" in target.isa and not kernel:
+        found.append("x86 (five published rows, a third off)")
     if cost.projection_bytes < fit["evidence"]["smallest_bytes"]:
         found.append(f"a model of less than {fit['evidence']['smallest_bytes'] / 1e6:.0f} MB (no row is smaller)")
     if threads != target.threads:
@@ -282,12 +311,7 @@ def _fits(memory: Estimate | None, target: Target, ram_mib: int | None) -> tuple
 def _basis(target: Target, speed: _Speed | None) -> str:
     if speed is None:
         return "nothing: see the reasons"
-    if target.kernels and not target.accelerator:
-        text = "kernels measured by `saap-edge target probe` on this machine"
-    elif target.name in load_fit()["boards"]:
-        text = "published measurements of this board by others"
-    else:
-        text = "the board's data sheet and other boards: nobody's measurement of this one was used"
+    text = speed.basis
     if target.accelerator:
         text += "; bandwidth alone, llama.cpp built for the accelerator (saap-edge's own engines run on the CPU)"
     if speed.doubts:

@@ -69,8 +69,8 @@ def frontier(
     rivals = tuple(name for name in (rival or RIVALS) if name != "none")
     if rivals:
         _with_formats(settings, list(rivals), "--rival")
-    from saap_edge.frontier import frontier as measure
     from saap_edge.report.frontier import render_frontier, write_frontier
+    from saap_edge.worth.frontier import frontier as measure
 
     document = measure(settings, ratios, rivals, out, bar, _stage_line)
     files = write_frontier(document, out)
@@ -104,8 +104,8 @@ def fit(
     settings = _settings(
         recipe, format, model=model, target=target, method=method, tokens=tokens, data=data, budget=budget
     )
-    from saap_edge.fit import fit as search
     from saap_edge.report.frontier import render_fit
+    from saap_edge.worth.fit import fit as search
 
     result = search(settings, out, bar, _stage_line)
     for part in render_fit(result):

@@ -160,18 +160,12 @@ def _predicted(name: str, artifact: Mapping[str, Any], evidence: Evidence) -> Fi
     """By the target's figures, with the interval that the prediction states."""
     if evidence.target is None:
         raise Absent("no target is named: give --target")
-    from saap_edge.bench.predict import ArtifactCost, predict
+    from saap_edge.bench.predict import predict_benched
 
-    conditions = evidence.bench["conditions"]
-    prompt, decode = int(conditions["prompt_tokens"]), int(conditions["decode_tokens"])
-    kv_bytes = int(_plain("kv_bytes_per_token", artifact).value)
-    read = int(_plain("bytes_per_token", artifact).value)
-    cost = ArtifactCost(
-        format=artifact["format"], projection_bytes=read - kv_bytes * (prompt + decode // 2),
-        kv_bytes_per_token=kv_bytes, file_bytes=int(_plain("file_bytes", artifact).value),
-        parameters=int(_plain("parameters", artifact).value),
-    )  # fmt: skip
-    prediction = predict(cost, evidence.target, prompt, prompt + decode)
+    try:
+        prediction = predict_benched(artifact, evidence.bench["conditions"], evidence.target)
+    except (KeyError, TypeError):
+        raise Absent("cannot be predicted: not all of its bytes were counted") from None
     estimate = getattr(prediction, name)
     if estimate is None:
         raise Absent(f"cannot be predicted: {prediction.reasons.get(name, 'the board says too little')}")

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from saap_edge.report.bench import render_bench
+from saap_edge.report.prediction import render_predictions
 from saap_edge.report.tables import change, new_table, number
 
 __all__ = [
@@ -33,7 +34,7 @@ def render_stage(name: str, folder: Path) -> list[RenderableType]:
     """The renderables of a finished stage; none for stages that have nothing to show."""
     renderers: dict[str, Callable[[Any], list[RenderableType]]] = {
         "plan": render_plan, "prune": render_prune, "recover": render_recover, "verify": render_verify,
-        "bench": render_bench, "gate": render_gate,
+        "bench": render_bench, "gate": render_gate, "report": render_predictions,
     }  # fmt: skip
     path = folder / f"{name}.json"
     if name not in renderers or not path.is_file():

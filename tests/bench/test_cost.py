@@ -64,7 +64,8 @@ def test_errors_say_what_to_give(export, tmp_path):
     _, folder, _ = export
     for path, asked, expected in [
         (folder, None, "--format is needed: .* has gguf-f16, gguf-f32"), (folder, "gguf-q5_0", "--format gguf-q5_0"),
-        (tmp_path / "none.gguf", None, "no artifact|cannot read"), (tmp_path, None, "is no artifact: give a .gguf"),
+        (folder / "gguf" / "model-q8_0.gguf", "onnx-int4", "is a GGUF artifact"),
+        (tmp_path / "none.gguf", None, "is no artifact"), (tmp_path, None, "is no artifact: give a .gguf"),
     ]:  # fmt: skip
         with pytest.raises(SaapError, match=expected):
             artifact_cost(path, asked)

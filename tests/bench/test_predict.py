@@ -78,6 +78,13 @@ def test_decode_by_hand(by_hand):
     )
 
 
+def test_fewer_threads_by_hand(by_hand):
+    # One of two threads: 1 / (1 + 1) of the queue that two fill to 2 / (2 + 1), and one core's vectors.
+    seconds = (28_687_500 + 500 * 1000) / (10e9 * 0.75) + 27e6 * 0.25 / 4e9 + 10 * 100e-6 / 2
+    found = predict(SMALL, board(), 100, 500, threads=1).decode_tok_s
+    assert found.value == pytest.approx(1 / seconds) and found.low == pytest.approx(0.25 / seconds)
+
+
 def test_prefill_and_memory_by_hand(by_hand):
     found = predict(SMALL, board(), 100, 500)
     seconds = 100 * 27e6 * 1.0 / 8e9
@@ -146,10 +153,19 @@ def test_what_no_row_covers_widens():
     for cost, threads, word in ((onnx, None, "ONNX"), (LLAMA, 2, "2 threads"), (tiny, None, "less than")):
         found = predict(cost, load_target("rpi5"), 128, 512, threads)
         assert width(found.decode_tok_s) == pytest.approx(usual**2) and word in found.basis
+    probed = load_target("rpi5").model_copy(update={"kernels": {
+        "gguf-q4_0": Kernel(gemv_gb_s=figure(9), gemm_gmac_s=figure(60)),
+        "onnx-int8": Kernel(gemv_gb_s=figure(8), gemm_gmac_s=figure(50)),
+    }})  # fmt: skip
+    own = predict(onnx, probed, 128, 512)
+    assert width(own.decode_tok_s) == pytest.approx(usual) and "ONNX" not in own.basis and "probe" in own.basis
+    assert "probe" not in predict(LLAMA, probed, 128, 512, threads=2).basis
     # One source of a board is no proof of another: its interval is that of boards nobody measured.
     one = predict(LLAMA, load_target("rk3566"), 128, 512)
-    assert width(one.decode_tok_s) == pytest.approx(width(predict(LLAMA, load_target("n100"), 128, 512).decode_tok_s))
-    assert width(one.decode_tok_s) > usual and "nobody" in predict(LLAMA, load_target("n100"), 128, 512).basis
+    assert width(one.decode_tok_s) == pytest.approx(
+        width(predict(LLAMA, load_target("orin-nano"), 128, 512).decode_tok_s)
+    )
+    assert width(one.decode_tok_s) > usual and "nobody" in predict(LLAMA, load_target("orin-nano"), 128, 512).basis
 
 
 def test_what_cannot_be_told_says_why():
@@ -160,6 +176,7 @@ def test_what_cannot_be_told_says_why():
     assert gpu.decode_tok_s and gpu.prefill_tok_s is gpu.ram_mib is gpu.fits is None and "on the CPU" in gpu.basis
     assert width(gpu.decode_tok_s) > 4
     cores = [Core(kind="odd", count=4)]
+    assert "x86" in predict(LLAMA, load_target("n100"), 128, 512).basis
     assert "clock_ghz" in predict(LLAMA, board(cores=cores), 128, 512).reasons["decode_tok_s"]
 
 

@@ -18,6 +18,8 @@ import yaml
 from typer.main import get_command
 
 from saap_edge.cli import app
+from saap_edge.gate import Budget
+from saap_edge.yaml_lines import load_yaml_model
 
 ROOT = Path(__file__).parents[2]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text())
@@ -70,6 +72,8 @@ def test_the_examples_give_the_action_what_it_takes():
         for given in used:
             assert set(given) <= set(ACTION["inputs"])
             assert {name for name, entry in ACTION["inputs"].items() if entry.get("required")} <= set(given)
+    for path in (ROOT / "examples").glob("budgets*.yaml"):
+        assert load_yaml_model(path, Budget).limits
     assert GITLAB["artifacts"]["reports"]["junit"] == "gate.xml" and GITLAB["allow_failure"]["exit_codes"] == [3]
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
-from saap_edge.frontier import mark_front
 from saap_edge.report.frontier import render_fit, render_frontier, worth, write_frontier
+from saap_edge.worth.frontier import mark_front
 
 
 def row(name, ratio, speed, size, perplexity, **changes):

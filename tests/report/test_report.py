@@ -9,6 +9,7 @@ from rich.console import Console
 
 from saap_edge.report.data import build_report, overall
 from saap_edge.report.html import render_html
+from saap_edge.report.prediction import render_predictions
 from saap_edge.report.terminal import (
     render_bench,
     render_gate,
@@ -41,6 +42,11 @@ def sections():
         for name in formats
     ]  # fmt: skip
     warm_up = {"rounds": 10, "stable": False, "tolerance": 0.05, "most": 10}
+    rates = {"value": 12.0, "low": 9.0, "high": 15.0}
+    predicted = {
+        "name": "pruned gguf-q4_0", "decode_tok_s": rates, "prefill_tok_s": None, "ttft_ms": None, "ram_mib": rates,
+        "basis": "copying at 9 GB/s",
+    }  # fmt: skip
     figures = {"perplexity_fp": 10.0, "perplexity_blocks": math.inf}
     verdict = {
         "metric": "ttft_ms", "kind": "on the board", "artifact": "gguf-q4_0", "name": "pruned gguf-q4_0",
@@ -69,7 +75,7 @@ def sections():
                            "warm_up": warm_up},
         },
         "gate": {"exit_code": 1, "verdicts": [verdict | {"verdict": "fail", "reason": "50"}]},
-        "versions": {"torch": "2"}, "lineage": {"plan": "plan-1"},
+        "predicted": [predicted], "versions": {"torch": "2"}, "lineage": {"plan": "plan-1"},
     }  # fmt: skip
 
 
@@ -94,6 +100,15 @@ def test_html_is_self_contained_complete_and_escaped():
     assert page.count("<svg") == 5 and "777 ⇒ 555" in page and "777 ⇒ 556" in page
     assert "<td>10.00</td><td>-</td>" in page, "what is not finite is a dash, not a nought"
     assert "1.31 [1.20, 1.40]" in page and "abc123" in page and ">fail<" in page
+
+
+def test_predictions_stand_apart():
+    """Only where the target is another machine, and under a title that nobody can take for a measurement."""
+    there, here = sections(), sections() | {"predicted": []}
+    page = render_html(build_report(there))
+    assert "Predicted for A board, not measured" in page and "12 [9, 15]" in page and "<td>unknown</td>" in page
+    assert "not measured" not in render_html(build_report(here))
+    assert render_predictions(here) == [] and len(render_predictions(there)) == 2
 
 
 def test_the_same_report_gives_the_same_page():

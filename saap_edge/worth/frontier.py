@@ -14,7 +14,7 @@ from typing import Any
 
 from saap_edge.bench.artifacts import measure_beside
 from saap_edge.bench.front import on_front
-from saap_edge.bench.predict import ArtifactCost, predict
+from saap_edge.bench.predict import predict_benched
 from saap_edge.pipeline import Stage, StageResult, run_stage
 from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
@@ -140,30 +140,18 @@ def _document(job: Job, anchor: str, points: list[_Point], measured: list[dict[s
 
 def _row(job: Job, point: _Point, document: dict[str, Any]) -> dict[str, Any]:
     """One artifact. `speed` is its decode rate over the anchor's; the target's is predicted where that is elsewhere."""
-    [metrics] = [entry["metrics"] for entry in document["artifacts"] if entry["role"] == "candidate"]
-    [comparison] = document["comparisons"]
+    [artifact] = [entry for entry in document["artifacts"] if entry["role"] == "candidate"]
+    [comparison], metrics = document["comparisons"], artifact["metrics"]
+    there = None if job.on_target else predict_benched(artifact, document["conditions"], job.target).decode_tok_s
     return {
         "name": point.name, "role": "pruned" if point.ratio else "dense", "ratio": point.ratio,
         "removed": point.removed, "format": point.format,
         "speed": comparison["ratios"]["decode_tok_s"], "ideal_speed": comparison["ideal_decode_ratio"],
         "decode_tok_s": metrics["decode_tok_s"]["median"], "perplexity": metrics["perplexity"],
-        "predicted_decode_tok_s": None if job.on_target else _predicted(job, metrics, point.format),
+        "predicted_decode_tok_s": there and asdict(there),
         **{name: metrics[name] for name in ("file_bytes", "bytes_per_token", "kv_bytes_per_token", "parameters")},
         "peak_rss_mib": metrics["peak_rss_mib"]["median"],
     }  # fmt: skip
-
-
-def _predicted(job: Job, metrics: dict[str, Any], artifact_format: str) -> dict[str, float] | None:
-    """Decode rate on the target, by its figures."""
-    settings = job.recipe.bench
-    context = settings.prompt_tokens + settings.decode_tokens // 2  # that of bytes_per_token
-    cost = ArtifactCost(
-        format=artifact_format, kv_bytes_per_token=metrics["kv_bytes_per_token"],
-        projection_bytes=metrics["bytes_per_token"] - context * metrics["kv_bytes_per_token"],
-        file_bytes=metrics["file_bytes"], parameters=metrics["parameters"],
-    )  # fmt: skip
-    estimate = predict(cost, job.target, settings.prompt_tokens, context).decode_tok_s
-    return None if estimate is None else asdict(estimate)
 
 
 def mark_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

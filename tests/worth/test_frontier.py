@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saap_edge.frontier import mark_front
+from saap_edge.worth.frontier import mark_front
 
 
 def row(speed, size, perplexity):

@@ -11,15 +11,15 @@ import yaml
 
 from saap_edge.bench.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
-from saap_edge.frontier import dense_folder, with_ratio
 from saap_edge.gate import Limit, judge
 from saap_edge.model.spec import ModelSpec
-from saap_edge.narrow import STEP, Outcome, least_met, next_try
 from saap_edge.pipeline import Stage, StageResult, run_stage
 from saap_edge.prune.space import BITS, Cost
 from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
 from saap_edge.stages import ORDER, Bar, Job, read_json
+from saap_edge.worth.frontier import dense_folder, with_ratio
+from saap_edge.worth.narrow import STEP, Outcome, least_met, next_try
 
 __all__ = ["cost_at", "fit", "outcome_of", "predicted_figures"]
 
@@ -116,7 +116,7 @@ def predicted_figures(job: Job, cost: ArtifactCost, dense: ArtifactCost) -> dict
         "file_mib": cost.file_bytes / 2**20, "kv_bytes_per_token": cost.kv_bytes_per_token, "bytes_per_token": read,
         "parameters": cost.parameters, "speedup_vs_dense": before / read,
     }  # fmt: skip
-    prediction = predict(cost, job.target, settings.prompt_tokens, context, job.threads)
+    prediction = predict(cost, job.target, settings.prompt_tokens, context)
     told = {
         "decode_tok_s": prediction.decode_tok_s, "prefill_tok_s": prediction.prefill_tok_s,
         "ttft_ms": prediction.ttft_ms, "peak_rss_mib": prediction.ram_mib,
