@@ -71,7 +71,7 @@ def answer(path: Path) -> dict[str, Any]:
     logits = worker.logits(prompt + tokens[:-1], "mixed")[len(prompt) - 1 :]
     second, first = np.partition(logits, -2, axis=1)[:, -2:].T
     spread = np.sqrt(np.square(logits - logits.mean(axis=1, keepdims=True)).mean(axis=1))
-    told = {name: found.as_dict()[name] for name in ("format", "problems", "differences", "error", "tolerance")}
+    told = {name: found.as_dict()[name] for name in ("format", "role", "problems", "differences", "error", "tolerance")}
     return told | {
         "machine": os.uname().machine,
         "tokens": tokens,
@@ -97,7 +97,7 @@ def compare(here: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
         (i for i, pair in enumerate(zip(here["tokens"], there["tokens"], strict=True)) if len({*pair}) > 1), None
     )
     return {
-        "format": there["format"], "machine": there["machine"], "problems": there["problems"],
+        "role": there["role"], "format": there["format"], "machine": there["machine"], "problems": there["problems"],
         "differences": there["differences"], "error": there["error"], "tolerance": there["tolerance"],
         "tokens": TOKENS, "same": TOKENS if parts is None else parts,
         "tie": None if parts is None else min(here["ahead"][parts], there["ahead"][parts]),
@@ -124,11 +124,10 @@ def main() -> None:
     rows = []
     for path in arguments.bundles:
         there = run(python, path, [ROOT, arguments.folder / "site"])
-        rows.append(compare(run([sys.executable], path, [ROOT]), there))
-        print(
-            f"{rows[-1]['format']}: {rows[-1]['same']} of {TOKENS} tokens, error {rows[-1]['error']:.2g}",
-            file=sys.stderr,
-        )
+        row = compare(run([sys.executable], path, [ROOT]), there)
+        rows.append(row)
+        told = f"{row['role']} {row['format']}: {row['same']} of {TOKENS} tokens, error {row['error']:.2g}"
+        print(told, file=sys.stderr)
     version = subprocess.run([emulator, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
     publish({"benchmark": "aarch64", "emulator": version, "cpu": CPU, "rows": rows}, arguments.out)
     sys.exit(any(row["problems"] or row["differences"] or row["same"] < TOKENS for row in rows))
