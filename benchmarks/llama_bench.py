@@ -10,14 +10,16 @@ built against those of llama-cpp-python (docs/measuring.md has the command); the
 Compared are prefill (pp, from an empty cache) and decoding behind the prompt (tg at its depth), both as tokens over the
 whole time, the mean of a block, as llama-bench counts. Then what makes ours differ is measured: the median of steps
 in place of their mean, llama-bench's default depth of 0, and the seconds that a step of ours spends outside of
-llama.cpp (the binding, and choosing the likeliest token, which llama-bench leaves out). Without --file the weights are
-random, in the shape of a known model. About 3 minutes. Ends with one JSON line.
+llama.cpp (the binding, and choosing the likeliest token, which llama-bench leaves out). Last, the CPU time of a decode
+step of both, which others on the machine do not change. Without --file the weights are random, in the shape of a known
+model. About 4 minutes. Ends with one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,7 @@ from saap_edge.bench.statistics import paired_ratio, scatter
 from saap_edge.engines.worker import Worker, child_environment
 from saap_edge.errors import SaapError
 
+CPU_REPETITIONS = 8
 console = Console(width=120, stderr=True)
 
 # In a process of its own: how long a step is inside llama_decode, and in all.
@@ -72,13 +75,18 @@ print(json.dumps({"step_us": 1e6 * np.median(whole), "outside_us": 1e6 * np.medi
 """
 
 
+def theirs_command(binary: Path, file: Path, args: argparse.Namespace, repetitions: int, prompt: str) -> list[str]:
+    """Tests behind the prompt; without a prompt of their own (0) only decoding."""
+    return [
+        str(binary), "-m", str(file), "-t", str(args.threads), "-fa", "on", "-r", str(repetitions), "-o", "json",
+        "-p", prompt, "-n", str(args.decode), "-d", str(args.prompt),
+    ]  # fmt: skip
+
+
 def theirs(binary: Path, file: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """A block of llama-bench: its rows by test."""
-    command = [
-        str(binary), "-m", str(file), "-t", str(args.threads), "-fa", "on", "-r", str(args.repetitions), "-o", "json",
-        "-p", str(args.prompt), "-n", str(args.decode), "-d", f"0,{args.prompt}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = theirs_command(binary, file, args, args.repetitions, str(args.prompt))
+    done = subprocess.run([*command, "-d", "0"], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"llama-bench failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
     found = {}
@@ -133,6 +141,36 @@ def compare(binary: Path, file: Path, args: argparse.Namespace) -> dict[str, Any
     }
 
 
+def cpu_time(binary: Path, file: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of CPU time of a decode step, which do not depend on who else uses the machine.
+
+    llama-bench tells the clock only: its process with many repetitions took so much more than one with a single one.
+    """
+    pairs = []
+    with Worker("llama.cpp", file, args.threads, args.prompt + args.decode) as worker:
+        prompt = random_tokens(worker, args.prompt)
+        worker.time(prompt, args.decode)
+        for _ in range(args.cpu_blocks):
+            once = process_cpu(theirs_command(binary, file, args, 1, "0"))
+            timed = [worker.time(prompt, args.decode)["decode_cpu_s"] for _ in range(CPU_REPETITIONS)]
+            many = process_cpu(theirs_command(binary, file, args, 1 + CPU_REPETITIONS, "0"))
+            pairs.append((float(np.mean(timed)), (many - once) / CPU_REPETITIONS / args.decode))
+    mine, its = zip(*pairs, strict=True)
+    return {
+        "ours_ms": round(1000 * float(np.median(mine)), 3), "llama_bench_ms": round(1000 * float(np.median(its)), 3),
+        "ratio": rounded(paired_ratio(its, mine)),
+    }  # fmt: skip
+
+
+def process_cpu(command: list[str]) -> float:
+    """CPU seconds that a program takes in all."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"llama-bench failed: status {status}")
+    return usage.ru_utime + usage.ru_stime
+
+
 def rounded(ratio: dict[str, Any]) -> dict[str, Any]:
     return {key: round(value, 4) for key, value in ratio.items()}
 
@@ -173,7 +211,11 @@ def show(result: dict[str, Any]) -> None:
     for name, row in result["ratios"].items():
         ratios.add_row(name, f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
     console.print(rates, ratios)
-    step = result["step"]
+    step, cpu = result["step"], result["cpu"]
+    console.print(
+        f"CPU time of a decode step: ours {cpu['ours_ms']:.2f} ms, llama-bench {cpu['llama_bench_ms']:.2f} ms: "
+        f"{cpu['ratio']['ratio']:.3f} [{cpu['ratio']['low']:.3f}, {cpu['ratio']['high']:.3f}] of its speed"
+    )
     console.print(
         f"a step of ours: {step['step_us']:.0f} µs, of them {step['outside_us']:.0f} outside llama.cpp "
         f"({step['choosing_us']:.0f} to choose the token); llama-bench has {result['library']}"
@@ -190,6 +232,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--decode", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=12, help="blocks of each (default 12)")
+    parser.add_argument("--cpu-blocks", type=int, default=9, help="blocks of each for CPU time (default 9)")
     parser.add_argument("--repetitions", type=int, default=3, help="in a block (default 3)")
     parser.add_argument("--out", type=Path, help="save the JSON document here too")
     args = parser.parse_args()
@@ -208,13 +251,14 @@ def main() -> None:
         try:
             with console.status("measuring by turns"):
                 found, step = compare(args.llama_bench, file, args), outside(file, args)
+                cpu = cpu_time(args.llama_bench, file, args)
         except SaapError as error:
             raise SystemExit(str(error)) from None
     result = {
         "benchmark": "llama_bench", "what": what, "threads": args.threads, "prompt_tokens": args.prompt,
         "decode_tokens": args.decode, "blocks": args.blocks, "repetitions": args.repetitions,
         "machine": machine_facts() | {"before": before, "after": sensors()}, "versions": versions(),
-        "library": library(args.llama_bench), **found, "step": step,
+        "library": library(args.llama_bench), **found, "step": step, "cpu": cpu,
     }  # fmt: skip
     show(result)
     publish(result, args.out)
