@@ -4,9 +4,9 @@
     python benchmarks/aarch64.py BUNDLE... --folder FOLDER --out benchmarks/results/aarch64.json
 
 Every bundle goes through the very check of `saap-edge verify` there: checksums, tokenizer, logits against those that
-were recorded on this machine. And both processors continue the recorded prompt greedily: the tokens must be the same, up
-to where two were so near to each other that `verify` would let either pass (`tie`: how far the chosen was ahead, in RMS
-of the logits). Emulation says nothing about speed. Ends with one JSON line; exit code 1 if any differs.
+were recorded on this machine. And both processors continue the recorded prompt greedily: the tokens must be the same,
+up to where two were so near to each other that `verify` would let either pass (`tie`: how far the chosen was ahead, in
+RMS of the logits). Emulation says nothing about speed. Ends with one JSON line; exit code 1 if any differs.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def compare(here: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="*", help="bundle folders")
     parser.add_argument("--folder", type=Path, help="what benchmarks/aarch64.sh made")
     parser.add_argument("--out", type=Path)
