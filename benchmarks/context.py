@@ -5,8 +5,9 @@
 Random weights in the shape of a known model, pruned at random non-uniform widths. At every context the cache is filled
 with that many tokens, dense and pruned then decode in alternating rounds, each in a child process of its own. The floor
 is what one thread needs to read the bytes of such a token (weights, and keys and values of the context) on this
-machine. Then a long generation: from the first context on to the longest, step by step, and the steps around every
-context beside those measured there. About 10 minutes on one core. Ends with one JSON line.
+machine. On a machine that others use, the clock says more of them than of the context: tokens per second of CPU time
+stand beside. Then a long generation: from the first context on to --long tokens, step by step, and the steps around
+every context beside those measured there. About 8 minutes on an idle core. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -54,14 +55,16 @@ def floor_tok_s(size: int) -> float:
 
 
 def long_generation(subject: Subject, args: argparse.Namespace) -> dict[int, float]:
-    """Tokens a second around every context but the first, of one generation from the first on."""
-    first, last = min(args.contexts), max(args.contexts)
-    with Worker(subject.engine, subject.path, args.threads, last) as worker:
-        steps = worker.time(random_tokens(worker, first), last - first)["decode_s"]
+    """Tokens per second of CPU time before every context but the first, in one generation from the first on."""
+    first = min(args.contexts)
+    if args.long <= first:
+        return {}
+    with Worker(subject.engine, subject.path, args.threads, args.long) as worker:
+        steps = worker.time(random_tokens(worker, first), args.long - first)["decode_cpu_s"]
     return {
         context: float(1 / np.median(steps[context - first - NEAR : context - first]))
         for context in args.contexts
-        if context > first
+        if first < context <= args.long
     }
 
 
@@ -76,7 +79,8 @@ def rows_of(document: dict[str, Any], generated: dict[str, dict[int, float]]) ->
                 "format": artifact["format"], "role": artifact["role"], "context": row["context"],
                 **{name: round(decode[name], 2) for name in ("median", "low", "high")},
                 "floor_tok_s": round(floor_tok_s(row["bytes_per_token"]), 1),
-                "long_generation_tok_s": long and round(long, 2), "bytes_per_token": row["bytes_per_token"],
+                "tok_per_cpu_s": round(row["tok_per_cpu_s"], 2), "long_tok_per_cpu_s": long and round(long, 2),
+                "bytes_per_token": row["bytes_per_token"],
                 "kv_bytes": row["kv_bytes"], "peak_rss_mib": round(row["peak_rss_mib"], 1),
                 "pss_mib": row["pss_mib"] and round(row["pss_mib"], 1),
             }  # fmt: skip
@@ -91,14 +95,26 @@ def rows_of(document: dict[str, Any], generated: dict[str, dict[int, float]]) ->
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
     table = Table(title=title)
-    columns = ("format", "context", "tok/s", "floor", "long", "speed-up [95 %]", "ideal", "RSS MiB", "PSS", "KV MiB")
+    columns = (
+        "format",
+        "context",
+        "tok/s",
+        "tok/CPU s",
+        "long",
+        "floor",
+        "speed-up [95 %]",
+        "ideal",
+        "RSS MiB",
+        "PSS",
+        "KV MiB",
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "format" else "right")
     for row in rows:
-        long, speedup = row["long_generation_tok_s"], row.get("speedup")
+        long, speedup = row["long_tok_per_cpu_s"], row.get("speedup")
         table.add_row(
-            f"{row['role']} {row['format']}", str(row["context"]), f"{row['median']:.1f}", f"{row['floor_tok_s']:.0f}",
-            f"{long:.1f}" if long else "",
+            f"{row['role']} {row['format']}", str(row["context"]), f"{row['median']:.1f}",
+            f"{row['tok_per_cpu_s']:.1f}", f"{long:.1f}" if long else "", f"{row['floor_tok_s']:.0f}",
             f"{speedup['ratio']:.2f} [{speedup['low']:.2f}, {speedup['high']:.2f}]" if speedup else "",
             f"{row['ideal']:.2f}" if speedup else "", f"{row['peak_rss_mib']:.0f}", f"{row['pss_mib'] or 0:.0f}",
             f"{row['kv_bytes'] / 2**20:.1f}",
@@ -122,6 +138,8 @@ def plot(rows: list[dict[str, Any]], title: str, out: Path) -> None:
                 y = [row["median"] for row in points]
                 errors = [[p["median"] - p["low"] for p in points], [p["high"] - p["median"] for p in points]]
                 speed.errorbar(x, y, errors, fmt="o-", color=colour, label=f"{role}, measured", markersize=4)
+                speed.plot(x, [p["tok_per_cpu_s"] for p in points], "s-", color=colour, markersize=3, alpha=0.5,
+                           label=f"{role}, per second of CPU time")  # fmt: skip
                 speed.plot(x, [p["floor_tok_s"] for p in points], "--", color=colour, label=f"{role}, reading only")
                 memory.plot(x, [p["peak_rss_mib"] for p in points], "o-", color=colour, label=f"{role}, peak RSS",
                             markersize=4)  # fmt: skip
@@ -146,6 +164,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--decode", type=int, default=16, help="tokens decoded a round (default 16)")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--long", type=int, default=2048, help="tokens of the long generation (default 2048; 0: none)")
     parser.add_argument("--plot", type=Path, help="SVG file to draw into")
     parser.add_argument("--out", type=Path, help="save the JSON document here too")
     args = parser.parse_args()

@@ -17,6 +17,7 @@ from saap_edge.errors import SaapError
 from saap_edge.targets import Figure, Target, dump_yaml, figures, list_targets, load_target, matches_this_machine
 
 BOARDS = [name for name in list_targets() if name != "host"]
+RPI4 = load_target("rpi4")
 
 
 def run(*arguments, **environment):
@@ -92,8 +93,7 @@ def test_a_malformed_file_names_line_and_field(tmp_path, old, new, expected):
 @given(st.floats(min_value=1e-3, max_value=1e6), st.booleans())
 def test_any_figure_survives_yaml(value, assumed):
     figure = Figure(value=value, source="measured by hand", assumed=assumed)
-    target = load_target("rpi4").model_copy(update={"system_ram_mib": None})
-    target = target.model_copy(update={"power_w": targets.Power(idle=figure)})
+    target = RPI4.model_copy(update={"system_ram_mib": None, "power_w": targets.Power(idle=figure)})
     assert Target.model_validate(yaml.safe_load(dump_yaml(target))) == target
 
 

@@ -28,14 +28,16 @@ def add_contexts(
 ) -> None:
     """Measure at every one of `conditions.contexts`, and put a row each into artifacts and comparisons.
 
-    An artifact's row: context (tokens), decode_tok_s, peak_rss_mib and pss_mib of a process whose KV cache has room for
-    that many tokens and those decoded (PSS shares out what is mapped by those beside it too), kv_bytes (of that many
-    tokens), bytes_per_token (that decoding reads). A comparison's: context, decode_tok_s (a ratio), ideal_decode_ratio.
+    An artifact's row: context (tokens), decode_tok_s, tok_per_cpu_s (by the CPU time of all threads), peak_rss_mib and
+    pss_mib of a process whose KV cache has room for that many tokens and those decoded (PSS shares out what is mapped
+    by those beside it too), kv_bytes (of that many tokens), bytes_per_token (that decoding reads). A comparison's:
+    context, decode_tok_s (a ratio), ideal_decode_ratio.
     Raises SaapError when an artifact does not run.
     """
     artifacts = {entry["name"]: entry["metrics"] for entry in document["artifacts"]}
     for context in conditions.contexts:
-        steps, memory = _rounds(subjects, context, conditions, progress)
+        timed, memory = _rounds(subjects, context, conditions, progress)
+        steps = {name: [float(np.median(entry["decode_s"])) for entry in rounds] for name, rounds in timed.items()}
         read = {}
         for subject in subjects:
             kv_bytes = artifacts[subject.name]["kv_bytes_per_token"]
@@ -43,6 +45,7 @@ def add_contexts(
             read[subject.name] = bytes_per_token(subject.projection_bytes, kv_bytes, middle)
             row = {
                 "context": context, "decode_tok_s": summary([1 / seconds for seconds in steps[subject.name]]),
+                "tok_per_cpu_s": float(1 / np.median([entry["decode_cpu_s"] for entry in timed[subject.name]])),
                 **_in_mib(memory[subject.name]), "kv_bytes": kv_bytes * context, "bytes_per_token": read[subject.name],
             }  # fmt: skip
             artifacts[subject.name].setdefault("contexts", []).append(row)
@@ -79,9 +82,9 @@ def _in_mib(memory: dict[str, int | None]) -> dict[str, float | None]:
 
 def _rounds(
     subjects: Sequence[Subject], context: int, conditions: BenchConditions, progress: Callable[[int], None]
-) -> tuple[dict[str, list[float]], dict[str, dict[str, int | None]]]:
-    """Seconds of the median step in every round, subjects by turns; and what each process takes at the end."""
-    steps: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+) -> tuple[dict[str, list[dict[str, list[float]]]], dict[str, dict[str, int | None]]]:
+    """The steps of every round, subjects by turns; and what each process takes at the end."""
+    rounds: dict[str, list[dict[str, list[float]]]] = {subject.name: [] for subject in subjects}
     with ExitStack() as stack:
         workers = {}
         for subject in subjects:
@@ -91,7 +94,7 @@ def _rounds(
             for name in list(workers)[:: 1 if number % 2 == 0 else -1]:
                 timed = workers[name].time_steps(0, conditions.decode_tokens)
                 if number >= WARM_UP:
-                    steps[name].append(float(np.median(timed)))
+                    rounds[name].append(timed)
                 progress(1)
         memory = {name: worker.memory() for name, worker in workers.items()}
-    return steps, memory
+    return rounds, memory

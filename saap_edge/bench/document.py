@@ -16,20 +16,22 @@ from saap_edge.bench.cost import bytes_per_token
 from saap_edge.bench.statistics import CONFIDENCE, paired_ratio, scatter, summary
 from saap_edge.bench.subject import Subject
 
-__all__ = ["NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "save_document", "write_document"]
+__all__ = ["DISTURBED", "NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "save_document", "write_document"]
 
 SCHEMA = 2
 NOISY = 0.05  # rounds that scatter more than this are worth a word to people
+DISTURBED = 0.9  # and threads that had a CPU for less of their time
 NS = 1_000_000_000
 
 
 @dataclass
 class Samples:
-    """What was measured of one artifact: `ttft_s`, `steps_s` and `joules` (of decoding) a round, the others a fresh
-    process each."""
+    """What was measured of one artifact: `ttft_s`, `steps_s`, `cpu_s` and `joules` (of decoding) a round, the others a
+    fresh process each."""
 
     ttft_s: list[float] = field(default_factory=list)
     steps_s: list[list[float]] = field(default_factory=list)
+    cpu_s: list[list[float]] = field(default_factory=list)
     load_s: list[float] = field(default_factory=list)
     peak_rss: list[int] = field(default_factory=list)
     peak_pss: list[int] = field(default_factory=list)
@@ -41,6 +43,7 @@ class Samples:
         """A round, as an engine's child tells it."""
         self.ttft_s.append(timing["ttft_s"])
         self.steps_s.append(timing["decode_s"])
+        self.cpu_s.append(timing["decode_cpu_s"])
         self.joules.append(joules)
 
     def add_load(self, seconds: float, memory: Mapping[str, int | None]) -> None:
@@ -167,6 +170,7 @@ def _artifact(
         "round_j_per_token": summary(samples.round_joules, confidence) if samples.round_joules else None,
         "instructions_per_token": samples.instructions,
         "noise": scatter(samples.step_s),
+        "cpu_share": sum(map(sum, samples.cpu_s)) / sum(map(sum, samples.steps_s)) / conditions["threads"],
         "llama_bench": _llama_bench(subject, loaded, samples, conditions),
     }
     return {

@@ -98,7 +98,7 @@ class Server:
         token = int(self.engine.forward(tokens)[-1].argmax())
         first, began = time.perf_counter(), time.monotonic()
         steps = self._steps(token, decode_tokens)
-        return {"ttft_s": first - start, "decode_s": steps, "decode_at": [began, time.monotonic()]}
+        return {"ttft_s": first - start, **steps, "decode_at": [began, time.monotonic()]}
 
     def fill(self, tokens: list[int]) -> None:
         """Begin a sequence with `tokens`, PIECE at a time, as servers do: the memory of a long prompt stays small."""
@@ -107,19 +107,21 @@ class Server:
             self.engine.forward(tokens[start : start + PIECE])
         self._filled = len(tokens)
 
-    def time_steps(self, token: int, decode_tokens: int) -> list[float]:
+    def time_steps(self, token: int, decode_tokens: int) -> dict[str, list[float]]:
         """Seconds of each of `decode_tokens` greedy steps from `token` on, after what was filled; forgotten again."""
         steps = self._steps(token, decode_tokens)
         self.engine.truncate(self._filled)
         return steps
 
-    def _steps(self, token: int, count: int) -> list[float]:
-        steps = []
+    def _steps(self, token: int, count: int) -> dict[str, list[float]]:
+        """Of every step, seconds on the clock and seconds of CPU time, of all threads together."""
+        seconds, cpu = [], []
         for _ in range(count):
-            begin = time.perf_counter()
+            begin, cpu_begin = time.perf_counter(), time.process_time()
             token = int(self.engine.forward([token])[-1].argmax())
-            steps.append(time.perf_counter() - begin)
-        return steps
+            seconds.append(time.perf_counter() - begin)
+            cpu.append(time.process_time() - cpu_begin)
+        return {"decode_s": seconds, "decode_cpu_s": cpu}
 
     def score(self, requests: list[tuple[list[int], int]]) -> list[tuple[list[float], list[bool]]]:
         """Log-probabilities in nats of `tokens[start:]` for each `(tokens, start)`, and whether each is the likeliest.

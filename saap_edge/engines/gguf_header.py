@@ -65,7 +65,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise SaapError(f"cannot read '{path}': {error.strerror}") from None
-    except (struct.error, EOFError, UnicodeDecodeError, KeyError, OverflowError, MemoryError):
+    except (struct.error, EOFError, ValueError, KeyError, OverflowError, MemoryError):
         raise SaapError(f"'{path}' is damaged: its GGUF header cannot be read") from None
 
 

@@ -60,11 +60,12 @@ def read_graph(path: Path) -> Graph:
         raise SaapError(f"cannot read '{path}': {error.strerror}") from None
     try:
         weights, nodes, kv_bytes, told = _parse(data)
-    except (IndexError, ValueError, KeyError, UnicodeDecodeError, OverflowError):
+        graph = _count(weights, nodes, kv_bytes, told)
+    except (IndexError, ValueError, KeyError, OverflowError, ZeroDivisionError):
         raise SaapError(f"'{path}' is not an ONNX graph, or is damaged") from None
-    if not kv_bytes or not weights:
+    if not (graph.kv_bytes_per_token and graph.parameters and graph.bytes_per_token):
         raise SaapError(f"'{path}' is not a decoder: it takes no past_key_values or holds no weights")
-    return _count(weights, nodes, kv_bytes, told)
+    return graph
 
 
 def _count(weights: dict[str, _Weight], nodes: list[_Node], kv_bytes: int, told: str | None) -> Graph:

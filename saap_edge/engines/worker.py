@@ -65,7 +65,8 @@ class Worker:
         return ids
 
     def time(self, tokens: list[int], decode_tokens: int) -> dict[str, Any]:
-        """{"ttft_s": seconds, "decode_s": [seconds of each step], "decode_at": [beginning, end] by time.monotonic}."""
+        """{"ttft_s": seconds, "decode_s": [seconds of each step], "decode_cpu_s": [CPU seconds of all threads],
+        "decode_at": [beginning, end] by time.monotonic}."""
         timing: dict[str, Any] = self._ask("time", tokens=tokens, decode_tokens=decode_tokens)
         return timing
 
@@ -73,10 +74,10 @@ class Worker:
         """Begin a sequence with `tokens`."""
         self._ask("fill", tokens=tokens)
 
-    def time_steps(self, token: int, decode_tokens: int) -> list[float]:
-        """Seconds of each greedy step from `token` on, after what was filled, which is all that is left afterwards."""
-        seconds: list[float] = self._ask("time_steps", token=token, decode_tokens=decode_tokens)
-        return seconds
+    def time_steps(self, token: int, decode_tokens: int) -> dict[str, list[float]]:
+        """{"decode_s", "decode_cpu_s"} of greedy steps from `token` on, after what was filled; these are forgotten."""
+        steps: dict[str, list[float]] = self._ask("time_steps", token=token, decode_tokens=decode_tokens)
+        return steps
 
     def score(self, requests: list[tuple[list[int], int]]) -> list[tuple[list[float], list[bool]]]:
         """For each `(tokens, start)`: log-probabilities in nats of `tokens[start:]`, and whether each is the likeliest.

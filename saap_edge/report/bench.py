@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from saap_edge.bench.document import NOISY, compared
+from saap_edge.bench.document import DISTURBED, NOISY, compared
 from saap_edge.report.tables import new_table, number
 
 __all__ = ["render_bench"]
@@ -128,6 +128,11 @@ def _doubts(bench: dict[str, Any]) -> list[str]:
         lines.append(
             f"  [yellow]noisy[/]: rounds scatter by more than {NOISY:.0%} ({escape(', '.join(noisy))}): trust ratios, "
             "not single figures"
+        )
+    shares = [entry["metrics"].get("cpu_share", 1.0) for entry in bench["artifacts"]]
+    if min(shares, default=1.0) < DISTURBED:
+        lines.append(
+            f"  [yellow]disturbed[/]: others used the CPUs; threads that decoded had one {min(shares):.0%} of the time"
         )
     if not warm_up["stable"]:
         lines.append(f"  [yellow]not stable[/]: decode speed did not settle in {warm_up['rounds']} rounds of warm-up")

@@ -39,7 +39,7 @@ def render_prediction(document: dict[str, Any], board: str) -> list[RenderableTy
         + _fits(document)
     )
     lines.append(f"  rests on {escape(document['basis'])}")
-    lines += [f"  figure from {escape(source)}" for source in document["sources"]]
+    lines += [f"  source: {escape(source)}" for source in document["sources"]]
     return lines
 
 

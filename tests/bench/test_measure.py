@@ -56,6 +56,7 @@ def test_document(document):
         assert len(metrics["decode_tok_s"]["samples"]) == 3 and metrics["perplexity"] > 1
         assert metrics["peak_rss_mib"]["median"] >= metrics["peak_pss_mib"]["median"] > 10
         assert metrics["load_ms"]["median"] > 0 and metrics["noise"] >= 0
+        assert 0 < metrics["cpu_share"] < 1.5
         assert metrics["itl_ms"]["p50"] <= metrics["itl_ms"]["p95"] <= metrics["itl_ms"]["p99"]
     [pair] = compared(document)
     dense, pruned = pair["base"]["metrics"], pair["candidate"]["metrics"]

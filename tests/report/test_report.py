@@ -27,7 +27,7 @@ def sections():
     metrics = {
         "decode_tok_s": stat(100, 95, 105), "prefill_tok_s": stat(900), "ttft_ms": stat(50), "load_ms": stat(9),
         "peak_rss_mib": stat(60), "file_bytes": 3_000_000, "kv_bytes_per_token": 512, "bytes_per_token": 9,
-        "perplexity": 12.5, "itl_ms": {"p50": 9.5, "p95": 10.5, "p99": 11.5}, "noise": 0.07,
+        "perplexity": 12.5, "itl_ms": {"p50": 9.5, "p95": 10.5, "p99": 11.5}, "noise": 0.07, "cpu_share": 0.5,
         "peak_pss_mib": None, "energy_j_per_token": None,
     }  # fmt: skip
     ratio = {"ratio": 1.31, "low": 1.2, "high": 1.4, "confidence": 0.95, "rounds": 7}
@@ -137,5 +137,6 @@ def test_terminal_shows_everything():
         "did not settle in 10 rounds",
         "scatter by more than 5%",
         "0x0 => 0x50000",
+        "had one 50% of the time",
     ):
         assert expected in text, expected
