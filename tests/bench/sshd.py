@@ -37,10 +37,11 @@ class Sshd:
         shutil.copyfile(f"{user}.pub", folder / "authorized_keys")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where it drops its rights to
+        # SHLVL: bash then leaves out .bashrc, whatever the login has there.
         (folder / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1:{self.port}\nHostKey {host}\nAuthorizedKeysFile {folder}/authorized_keys\n"
             f"PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-            f"PermitRootLogin prohibit-password\nSetEnv PYTHONPATH={ROOT} OMP_NUM_THREADS=1\n"
+            f"PermitRootLogin prohibit-password\nSetEnv PYTHONPATH={ROOT} OMP_NUM_THREADS=1 SHLVL=1\n"
         )
         assert SSHD
         command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]

@@ -133,7 +133,9 @@ def test_measures_there_and_leaves_nothing(bundle, board, tmp_path):
     document = bench([tmp_path / "one.tar.zst", bundle], there, watch, budget={"limits": limits}, max_rounds=6)
     rates = [artifact["metrics"]["decode_tok_s"]["median"] for artifact in document["artifacts"]]
     assert document["schema"] == 2 and len(rates) == 2 and min(rates) > 0
-    assert document["comparisons"][0]["ratios"]["decode_tok_s"]["rounds"] == 6
+    ratio = document["comparisons"][0]["ratios"]["decode_tok_s"]
+    still_open = ratio["low"] <= 1.0001 and ratio["high"] >= 0.9999
+    assert ratio["rounds"] == 6 if still_open else ratio["rounds"] in (3, 6), "rounds are added while it is open"
     assert document["machine"]["host"] == "board" and document["machine"]["limits"]["cpus"] > 0
     assert left(there) == [] and not alive(there) and watch.said == []
     assert len(watch.done) == 2 and all(done == total for done, total in watch.done.values()), watch.done
