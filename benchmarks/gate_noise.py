@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from result import publish
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -72,15 +73,19 @@ def write_subjects(scratch: Path) -> dict[str, Subject]:
     return found
 
 
-def stream(stop: Any) -> None:
-    """Copy memory in bursts, until told to stop."""
-    dice, source = random.Random(os.getpid()), np.ones(2**25)  # 256 MiB
-    target = np.empty_like(source)
-    while not stop.is_set():
-        end = time.monotonic() + dice.uniform(0.1, 2)
-        while time.monotonic() < end and not stop.is_set():
-            np.copyto(target, source)
-        stop.wait(dice.uniform(0.1, 2))
+# Copies memory in bursts, until it is killed.
+STREAM = """
+import random, time
+import numpy as np
+source = np.ones(2**25)  # 256 MiB
+target = np.empty_like(source)
+print("ready", flush=True)
+while True:
+    end = time.monotonic() + random.uniform(0.1, 2)
+    while time.monotonic() < end:
+        np.copyto(target, source)
+    time.sleep(random.uniform(0.1, 2))
+"""
 
 
 @contextmanager
@@ -88,16 +93,13 @@ def other_core(busy: bool) -> Iterator[None]:
     if not busy:
         yield
         return
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    process = context.Process(target=stream, args=(stop,), daemon=True)
-    process.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        process.join(10)
-        process.kill()
+    with subprocess.Popen([sys.executable, "-c", STREAM], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def open_pair(base: Subject, candidate: Subject, rounds: int, most: int) -> Harness:
@@ -179,7 +181,7 @@ def count(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show(table: list[dict[str, Any]], truths: list[dict[str, Any]]) -> None:
-    view = Table(title="verdicts of decode_vs_baseline >= limit")
+    view = Table(box=MARKDOWN)  # as docs/gate.md has it
     names = (
         "slowdown",
         "limit",
@@ -202,7 +204,7 @@ def show(table: list[dict[str, Any]], truths: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20, help="comparisons of equal files, idle and busy each")
     parser.add_argument("--true-rounds", type=int, default=60, help="rounds for the true ratio of a slower file")
     parser.add_argument("--state", type=Path, help="file that a stopped run goes on from")
@@ -223,7 +225,9 @@ def main() -> None:
                 if args.state:
                     with args.state.open("a") as file:
                         file.write(json.dumps(rows[-1]) + "\n")
-    truths = [row for row in rows if row["case"][0] == "truth"]
+    truths = [
+        {name: value for name, value in row.items() if name != "case"} for row in rows if row["case"][0] == "truth"
+    ]
     rows = [row for row in rows if row["case"][0] != "truth"]
     table = count(rows)
     show(table, truths)

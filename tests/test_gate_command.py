@@ -203,3 +203,38 @@ def test_a_board_can_judge(tmp_path):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "g.xml").is_file() and (tmp_path / "s.md").is_file()
+
+
+def test_the_stage_is_judged_where_the_chain_cannot_run(tmp_path, monkeypatch, capsys):
+    """A bench folder alone, of a model that is not here: verdicts are kept in a folder of their own, once."""
+    stages = tmp_path / "stages"
+    folder = stages / "bench-0123"
+    folder.mkdir(parents=True)
+    (folder / "bench.json").write_text(json.dumps(bench()))
+    board = tmp_path / "board.yaml"
+    board.write_text(json.dumps(report()["target"]))
+    recipe = {"model": "gone/gone", "target": str(board)}
+
+    def run(recipe, *options):
+        record = {"stage": "bench", "hash": "0123", "inputs": {}, "recipe": recipe}
+        (folder / "stage.json").write_text(json.dumps(record))
+        monkeypatch.setattr(sys, "argv", ["saap-edge", "gate", str(folder), "--json", *map(str, options)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0, capsys.readouterr()
+
+    code, captured = run(recipe)
+    assert code == 2 and "neither --budget nor the run's recipe has limits" in captured.err
+    assert [path.name for path in stages.iterdir()] == ["bench-0123"]
+    limited = recipe | {"budget": {"limits": [{"metric": "decode_tok_s", "min": 90}]}}
+    for _ in range(2):
+        code, captured = run(limited)
+        assert code == 0 and json.loads(captured.out)["verdict"] == "pass", captured.err
+    [made] = stages.glob("gate-*")
+    assert json.loads((made / "gate.json").read_text())["target"] == "A board"
+    (tmp_path / "b.yaml").write_text("limits: {decode_tok_s: {min: 1000}}")
+    assert run(limited, "--budget", tmp_path / "b.yaml")[0] == 1
+    code, captured = run(limited, "--target", "rpi5")
+    assert code == 3 and "not the target" in captured.out
+    assert len(list(stages.glob("gate-*"))) == 3
+    assert run(limited, "--baseline", folder / "bench.json")[0] == 2

@@ -205,18 +205,22 @@ def _end(folder: Path, holder: dict[str, Any]) -> None:
 
 @contextmanager
 def _lock(folder: Path, run: str, what: str) -> Iterator[int]:
-    """Hold the board; raises SaapError when another run has it for more than a few seconds."""
+    """Hold the board; raises SaapError when another run measures, or sends for more than a few seconds."""
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        for _ in range(50):
+        for attempt in range(50):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
+                other = _holder(folder)  # None: somebody only looked who has it
+                if other and (other["what"] == "job" or attempt == 49):
+                    raise SaapError(
+                        f"another measurement has the board (process {other['pid']}): wait for its end"
+                    ) from None
                 time.sleep(0.1)
         else:
-            other = _holder(folder) or {"pid": "?"}
-            raise SaapError(f"another measurement has the board (process {other['pid']}): wait for its end")
+            raise SaapError("the board's lock cannot be had: try again")
         _sign(lock, run, what, os.getpid())
         yield lock
     finally:

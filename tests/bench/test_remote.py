@@ -236,8 +236,7 @@ def test_one_at_a_time_and_ctrl_c_stops_it_there(bundle, board):
     with pytest.raises(KeyboardInterrupt):
         bench(bundle, there, Watch(second), rounds=100000)
     assert found == [True]
-    until(lambda: not alive(there), 5)
-    assert left(there) == []
+    assert not alive(there) and left(there) == []
 
 
 def test_a_killed_measurement_is_no_result(bundle, board):
@@ -383,10 +382,11 @@ def test_a_board_whose_disk_fills_meanwhile(large, board, sshd, tmp_path):
         wire = Wire(
             sshd.port, [None, PADDING // 2], lambda: (disk / "other").write_bytes(bytes(PADDING + PADDING // 4))
         )
-        there = board(wire.port, folder=str(disk / "there"))
+        there = board(wire.port, folder=str(disk / "there"), keep=True)
         with pytest.raises(SaapError, match=r"on 'board': the disk of '.*there' is full"):
             bench(large, there)
-        assert left(there) == [], "our half is gone"
+        halves = sum(path.stat().st_size for path in (disk / "there/files").glob("*.part"))
+        assert halves == 0, "our half is gone, whatever else is kept"
         wire.close()
 
 
