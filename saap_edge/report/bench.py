@@ -27,7 +27,6 @@ _SPEED: tuple[Column, ...] = (
     ("TTFT ms", _median("ttft_ms", 1)),
     ("step p95 ms", lambda metrics: number(metrics["itl_ms"]["p95"])),
     ("load ms", _median("load_ms", 0)),
-    ("noise", lambda metrics: f"{metrics['noise']:.1%}"),
 )
 _REST: tuple[Column, ...] = (
     ("peak RSS MiB", _median("peak_rss_mib", 0)),
@@ -48,7 +47,7 @@ def render_bench(bench: dict[str, Any]) -> list[RenderableType]:
     rest = [column for column in _REST if _known(bench, column)]
     speed = new_table(
         escape(f"{', '.join(roles) or 'measured'} on {where}"), "format", "decode tok/s", "speedup [95 %]", "ideal",
-        *(title for title, _ in _SPEED),
+        *(title for title, _ in _SPEED), "noise",
     )  # fmt: skip
     memory = new_table("memory, bytes, quality", "format", *(title for title, _ in rest))
     for pair in pairs:
@@ -56,11 +55,13 @@ def render_bench(bench: dict[str, Any]) -> list[RenderableType]:
         decode = " => ".join(_median("decode_tok_s", 0)(metrics) for metrics in sides)
         figures = _interval(pair["ratios"]["decode_tok_s"]), f"{pair['ideal_decode_ratio']:.2f}"
         label = " => ".join(dict.fromkeys(pair[side]["format"] for side in ("base", "candidate")))
-        speed.add_row(label, decode, *figures, *_cells(_SPEED, sides))
+        speed.add_row(label, decode, *figures, *_cells(_SPEED, sides), _noise(sides))
         memory.add_row(label, *_cells(rest, sides))
     for entry in alone:
         sides = [entry["metrics"]]
-        speed.add_row(entry["name"], _median("decode_tok_s", 0)(sides[0]), "", "", *_cells(_SPEED, sides))
+        speed.add_row(
+            entry["name"], _median("decode_tok_s", 0)(sides[0]), "", "", *_cells(_SPEED, sides), _noise(sides)
+        )
         memory.add_row(entry["name"], *_cells(rest, sides))
     return [speed, memory, *_depths(bench, pairs, alone), *_doubts(bench)]
 
@@ -80,6 +81,11 @@ def _conditions(conditions: dict[str, Any]) -> str:
 def _cells(columns: Any, sides: list[Metrics]) -> list[str]:
     """Of every column: before => after, or one where both are the same."""
     return [" => ".join(dict.fromkeys(show(metrics) for metrics in sides)) for _, show in columns]
+
+
+def _noise(sides: list[Metrics]) -> str:
+    """Of the noisier side."""
+    return f"{max(metrics['noise'] for metrics in sides):.1%}"
 
 
 def _known(bench: dict[str, Any], column: Column) -> bool:
