@@ -48,9 +48,15 @@ def test_the_other_stages_go_on_from_it(saap, root, tmp_path, kind):
     teacher = ["--teacher", root / "dense"] if kind == "pruned" else []
     code, stdout, stderr = saap(*command(root, kind, *teacher, "--out", tmp_path / "out", "--json"))
     assert code == 0, stderr
-    for name in ("export", "verify", "bench", "gate"):
+    (tmp_path / "budget.yaml").write_text("limits: {file_mib: {max: 100}}")
+    for name, options in (
+        ("export", ()),
+        ("verify", ()),
+        ("bench", ()),
+        ("gate", ("--budget", tmp_path / "budget.yaml")),
+    ):
         folder = Path(json.loads(stdout)["stages"][-1]["folder"])
-        code, stdout, stderr = saap(name, folder, "--json")
+        code, stdout, stderr = saap(name, folder, *options, "--json")
         assert code in (0, 3), stderr
     stages = {path.name.partition("-")[0]: path for path in (tmp_path / "out" / "stages").iterdir()}
     assert sorted(stages) == ["bench", "dense", "export", "gate", "recover", "verify"]
