@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/saap-edge compile saap_edge/reference/demo.yaml --out demo-out
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-optimum: $(OPTIMUM)/.ready
 	$(OPTIMUM)/bin/python -m pytest $(OPTIMUM_TESTS)

@@ -214,7 +214,8 @@ def test_a_measurement_outlives_its_connection(bundle, board, sshd):
     assert bench(bundle, there, watch, rounds=60)["conditions"]["rounds"] == 60
     second.close()
     assert "trying again" in watch.said[0] and "coming back" in watch.said[1] and len(watch.said) == 2
-    assert not Path(f"/proc/{process}").exists() and left(there) == []
+    until(lambda: not Path(f"/proc/{process}").exists())  # it ends after it has given its result
+    assert left(there) == []
 
 
 def until(true: Callable[[], bool], seconds: float = 30) -> None:

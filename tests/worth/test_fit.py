@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from saap_edge.export.artifacts import export_artifacts
+from saap_edge.export.gguf import write_gguf
 from saap_edge.model.spec import read_spec
 from saap_edge.worth.fit import cost_at, outcome_of
 from tests.conftest import tiny_model, write_folder
@@ -20,22 +21,18 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A recipe and an --out that all tests share: what one has compiled, the next finds."""
+    """A recipe, an --out that all tests share (what one has compiled, the next finds), and MiB of the dense file."""
     folder = tmp_path_factory.mktemp("fit")
     model = write_folder(tiny_model("llama"), folder / "dense")
-    return write_recipe(folder, model, **QUICK), folder / "out"
+    size = write_gguf(model, folder / "dense.gguf", "q8_0")["file_bytes"] / 2**20
+    return write_recipe(folder, model, **QUICK), folder / "out", size
 
 
 def fitted(saap, place, tmp_path, limits, *options):  # noqa: F811
-    recipe, out = place
+    recipe, out, _ = place
     (tmp_path / "budget.yaml").write_text(yaml.safe_dump({"limits": limits}))
     arguments = ("fit", "--recipe", recipe, "--budget", tmp_path / "budget.yaml", "--out", out, "--json", *options)
     return saap(*arguments)
-
-
-def size(out, role="dense"):
-    [manifest] = (out / "stages").glob(f"{role}-*/manifest.json")
-    return json.loads(manifest.read_text())["artifacts"][0]["bytes"] / 2**20
 
 
 def test_a_budget_that_the_dense_model_meets(saap, place, tmp_path):  # noqa: F811
@@ -47,8 +44,8 @@ def test_a_budget_that_the_dense_model_meets(saap, place, tmp_path):  # noqa: F8
 
 
 def test_the_least_pruning_that_is_small_enough(saap, place, tmp_path):  # noqa: F811
-    out = place[1]
-    code, stdout, stderr = fitted(saap, place, tmp_path, {"file_mib": {"max": size(out) * 0.93}})
+    _, out, size = place
+    code, stdout, stderr = fitted(saap, place, tmp_path, {"file_mib": {"max": size * 0.93}})
     assert code == 0, stderr
     document = json.loads(stdout)
     found, tries = document["found"]["ratio"], {row["ratio"]: row["outcome"] for row in document["tries"]}
@@ -61,7 +58,7 @@ def test_the_least_pruning_that_is_small_enough(saap, place, tmp_path):  # noqa:
 
 
 def test_a_budget_that_nothing_meets(saap, place, tmp_path):  # noqa: F811
-    limits = {"file_mib": {"max": size(place[1]) * 0.93}, "perplexity_increase_pct": {"max": -90}}
+    limits = {"file_mib": {"max": place[2] * 0.93}, "perplexity_increase_pct": {"max": -90}}
     code, stdout, stderr = fitted(saap, place, tmp_path, limits)
     assert code == 1 and json.loads(stdout)["found"] is None and "no pruning of this model meets" in stderr
 
@@ -84,7 +81,7 @@ def test_a_budget_without_sense(saap, place, tmp_path, limits, expected):  # noq
 
 
 def test_frontier(saap, place):  # noqa: F811
-    recipe, out = place
+    recipe, out, _ = place
     arguments = ("frontier", "--recipe", recipe, "--ratio", "0.3", "--rival", "gguf-q4_0", "--out", out, "--json")
     code, stdout, stderr = saap(*arguments)
     assert code == 0, stderr
