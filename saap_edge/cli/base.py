@@ -20,7 +20,7 @@ from saap_edge.errors import SaapError
 __all__ = [
     "BudgetOption", "DataOption", "FolderArgument", "JsonOption", "MethodOption", "ModelOption", "OutOption",
     "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "TokensOption", "app", "bar", "console",
-    "quiet_libraries", "read_recipe", "run_after", "run_chain",
+    "quiet_libraries", "read_recipe", "run_after", "run_chain", "stage_line",
 ]  # fmt: skip
 
 HELP = """Edge deployment compiler.
@@ -182,8 +182,7 @@ def run_chain(
     def done(result: Any) -> None:
         if helper:  # the folder may not be there yet
             return
-        note = "already done" if result.cached else f"{result.seconds:.1f} s"
-        console.print(f"[bold]{result.name:8}[/] {note:>12}  {escape(str(result.folder))}", soft_wrap=True)
+        stage_line(result)
         for part in render_stage(result.name, result.folder):
             console.print(part)
 
@@ -195,3 +194,9 @@ def run_chain(
     if as_json and not helper:
         print(json.dumps(outcome.as_dict()))
     sys.exit(outcome.exit_code)
+
+
+def stage_line(result: Any) -> None:
+    """What became of a stage, and where its folder is."""
+    note = "already done" if result.cached else f"{result.seconds:.1f} s"
+    console.print(f"[bold]{result.name:8}[/] {note:>12}  {escape(str(result.folder))}", soft_wrap=True)

@@ -23,6 +23,7 @@ from saap_edge.cli.base import (
     console,
     quiet_libraries,
     read_recipe,
+    stage_line,
 )  # fmt: skip
 from saap_edge.errors import SaapError
 
@@ -72,7 +73,7 @@ def frontier(
     from saap_edge.report.frontier import render_frontier, write_frontier
     from saap_edge.worth.frontier import frontier as measure
 
-    document = measure(settings, ratios, rivals, out, bar, _stage_line)
+    document = measure(settings, ratios, rivals, out, bar, stage_line)
     files = write_frontier(document, out)
     for part in render_frontier(document):
         console.print(part)
@@ -107,7 +108,7 @@ def fit(
     from saap_edge.report.frontier import render_fit
     from saap_edge.worth.fit import fit as search
 
-    result = search(settings, out, bar, _stage_line)
+    result = search(settings, out, bar, stage_line)
     for part in render_fit(result):
         console.print(part)
     if as_json:
@@ -128,8 +129,3 @@ def _with_formats(settings: Any, formats: list[str], option: str) -> Any:
         return read_recipe(None, base=document)
     except SaapError as error:
         raise SaapError(f"{option}: {error}") from None
-
-
-def _stage_line(result: Any) -> None:
-    note = "already done" if result.cached else f"{result.seconds:.1f} s"
-    console.print(f"[bold]{result.name:8}[/] {note:>12}  {escape(str(result.folder))}", soft_wrap=True)

@@ -11,7 +11,7 @@ import yaml
 
 from saap_edge.bench.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
-from saap_edge.gate import Limit, judge
+from saap_edge.gate import Kind, Limit, judge
 from saap_edge.model.spec import ModelSpec
 from saap_edge.pipeline import Stage, StageResult, run_stage
 from saap_edge.prune.space import BITS, Cost
@@ -160,7 +160,7 @@ def _judged(
     stage = Stage("densebench", ("dense",), ("test",), job.stage("bench").settings, run)
     result = run_stage(stage, {"dense": folder}, job.outside(("test",)), out / "stages", recipe.model_dump(mode="json"))
     done(result)
-    verdicts = judge(read_json(result.folder / "bench.json"), recipe.budget, job.on_target)
+    verdicts = judge(read_json(result.folder / "bench.json"), recipe.budget, job.on_target, job.target)
     return [verdict.model_dump(mode="json") for verdict in verdicts], folder
 
 
@@ -174,7 +174,8 @@ def _row(job: Job, ratio: int, name: str, verdicts: list[dict[str, Any]], folder
     limits = {(limit.metric, limit.text): limit for limit in job.recipe.budget.limits}
     for verdict in own:
         limit = limits[verdict["metric"], verdict["limit"]]
-        if verdict["verdict"] == "inconclusive" and verdict["metric"] in figures:
+        settled = verdict["kind"] in (Kind.BOARD, Kind.PREDICTED) and verdict["metric"] in figures
+        if verdict["verdict"] == "inconclusive" and settled:
             value = figures[verdict["metric"]]
             verdict |= {"predicted": True, "value": value, "verdict": "pass" if _within(limit, value) else "fail"}
             verdict["reason"] = f"{value:.4g}, predicted for {job.target.title}"

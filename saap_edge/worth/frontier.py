@@ -48,9 +48,7 @@ def with_ratio(recipe: Recipe, ratio: float) -> Recipe:
 
 def with_formats(recipe: Recipe, formats: tuple[str, ...]) -> Recipe:
     """The recipe with other formats to export."""
-    return Recipe.model_validate(recipe.model_dump(mode="json") | {
-        "export": recipe.export.model_dump(mode="json") | {"formats": formats}
-    })  # fmt: skip
+    return recipe.model_copy(update={"export": recipe.export.model_copy(update={"formats": formats})})
 
 
 def frontier(
