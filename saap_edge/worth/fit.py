@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from saap_edge.bench.document import save_document
 from saap_edge.bench.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
 from saap_edge.gate import Kind, Limit, judge
@@ -17,7 +17,7 @@ from saap_edge.pipeline import Stage, StageResult, run_stage
 from saap_edge.prune.space import BITS, Cost
 from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
-from saap_edge.stages import ORDER, Bar, Job, read_json
+from saap_edge.stages import ORDER, Bar, Job, read_json, write_json
 from saap_edge.worth.frontier import dense_folder, with_ratio
 from saap_edge.worth.narrow import STEP, Outcome, least_met, next_try
 
@@ -155,7 +155,7 @@ def _judged(
     folder = dense_folder(job, out, done)
 
     def run(inputs: Mapping[str, Path], path: Path) -> None:
-        (path / "bench.json").write_text(json.dumps(job.bench(folder, folder)), encoding="utf-8")
+        write_json(path / "bench.json", job.bench(folder, folder))
 
     stage = Stage("densebench", ("dense",), ("test",), job.stage("bench").settings, run)
     result = run_stage(stage, {"dense": folder}, job.outside(("test",)), out / "stages", recipe.model_dump(mode="json"))
@@ -201,7 +201,7 @@ def _finish(recipe: Recipe, job: Job, rows: list[dict[str, Any]], first: dict[st
         "found": best and {"ratio": best["ratio"], "format": best["format"], "predicted": predicted},
         "predicted_first": first, "tries": rows,
     }  # fmt: skip
-    (out / "fit.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    save_document(document, out / "fit.json")
     if best and best["ratio"]:
         found = with_ratio(recipe, best["ratio"] / 100).model_dump(mode="json")
         found["export"]["formats"] = [best["format"]]
