@@ -3,7 +3,7 @@
     python benchmarks/context.py --out benchmarks/results/context.json --plot benchmarks/results/context.svg
 
 Random weights in the shape of a known model, pruned at random non-uniform widths. At every context the cache is filled
-with that many tokens, dense and pruned then decode in alternating rounds, each in a child process of its own. The floor
+with that many tokens, dense and pruned then decode by turns, each in a child process of its own. The floor
 is what one thread needs to read the bytes of such a token (weights, and keys and values of the context) on this
 machine. On a machine that others use, the clock says more of them than of the context: tokens per second of CPU time
 stand beside. Then a long generation: from the first context on to --long tokens, step by step, and the steps around

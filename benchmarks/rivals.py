@@ -5,7 +5,7 @@
 
 The dense model is written in llama.cpp's types down to two bits, all but plain Q4_0 and Q8_0 with an importance matrix
 of calibration text; each pruned folder as Q4_0, with the tuned codes it holds. Perplexity is deployed: of the file, in
-llama.cpp, over windows of test text. Decode speed is of alternating rounds against the dense Q4_0, each file in a
+llama.cpp, over windows of test text. Decode speed is by turns against the dense Q4_0, each file in a
 child process of its own; the row of Q4_0 against itself shows the noise. The vocabulary's matrices are Q8_0 throughout.
 
 For every pruned file four rivals among the dense ones are named: of those whose file is not larger (by more than 1 %)
@@ -130,7 +130,7 @@ def spread(rows: list[Row], dense: Row) -> None:
 
 
 def measure_speed(rows: list[Row], base: Row, threads: int, rounds: int) -> BenchConditions:
-    """Fill in the speed of every row, beside `base` in alternating rounds."""
+    """Fill in the speed of every row, by turns with `base`."""
     conditions = BenchConditions(threads, prompt_tokens=64, decode_tokens=32, rounds=rounds)
     for row in track(rows, "decoding", console=Console(stderr=True), transient=True):
         beside = replace(base.subject, name="base")  # the base itself is measured against a second process of its own
@@ -336,7 +336,7 @@ def main() -> None:
         "--ratios", type=float, nargs="+", default=[0.2, 0.35, 0.5], help="of the shape's pruned models"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15, help="alternating rounds that count")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds that count, in random order")
     parser.add_argument("--out", type=Path, help="save the JSON document here too")
     args = parser.parse_args()
     if not args.shape and not (args.model and args.data):

@@ -7,7 +7,7 @@ Decoding one token reads every weight once, so it is bound by memory: the ideal 
 the column "floors" is the ratio of the times one thread needs to read as many bytes. Prefill is bound by arithmetic.
 
 The weights are random, in the shape of a known model, pruned at random but non-uniform widths on the runtimes' grid.
-Dense and pruned run in alternating rounds, each in a child process of its own. SmolLM2-135M's shape needs 4 GB of disk
+Dense and pruned run by turns, each in a child process of its own. SmolLM2-135M's shape needs 4 GB of disk
 in the temporary folder and about 8 minutes on 2 cores, Qwen2.5-0.5B's 16 GB and half an hour. Ends with one JSON line.
 """
 
@@ -78,7 +78,7 @@ def show_costs(subjects: dict[str, dict[str, Subject]], floors: dict[str, dict[s
 
 
 def show_results(rows: list[dict]) -> None:
-    table = Table(title="decode, dense against pruned, alternating")
+    table = Table(title="decode, dense against pruned, by turns")
     for column in (
         "format",
         "pruned",
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15, help="alternating rounds that count (default 15)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds that count, in random order (default 15)")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), help="artifacts to measure")
     parser.add_argument("--group", type=int, default=32, help="inputs that share a scale in ONNX")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.5])

@@ -178,22 +178,32 @@ class ExportSettings(_Section):
 
 
 class BenchSettings(_Section):
-    """How to measure. Every artifact is timed against its dense twin in alternating runs."""
+    """How to measure. Every artifact is timed against its dense twin, by turns in random order."""
 
     threads: int | None = Field(default=None, ge=1, description="threads; the target's where absent")
     prompt_tokens: int = Field(default=64, ge=1)
     decode_tokens: int = Field(default=32, ge=1)
-    rounds: int = Field(default=7, ge=3, description="alternating rounds that count")
+    rounds: int = Field(
+        default=7, ge=3, description="rounds that count; each times every artifact once, in random order"
+    )
     max_rounds: int | None = Field(
         default=None, description="rounds at most, added while noise leaves a limit of the budget undecided"
     )
     perplexity_windows: int = Field(default=16, ge=1, description="windows of test text run through each artifact")
+    contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="depths in tokens, as [128, 512, 2048]: decoding and memory are measured there too"
+    )
 
     @model_validator(mode="after")
     def _more(self) -> BenchSettings:
         if self.max_rounds is not None and self.max_rounds < self.rounds:
             raise ValueError(f"max_rounds {self.max_rounds} is less than rounds {self.rounds}")
         return self
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is measured."""
+        return max(self.prompt_tokens, *self.contexts, 0) + self.decode_tokens
 
 
 class Recipe(_Section):

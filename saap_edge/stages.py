@@ -55,7 +55,8 @@ class Job:
     """A checked recipe: everything that can be refused is refused here, before anything is written.
 
     Raises SaapError for a missing or unsupported model, an unreachable ratio, an unknown target, missing texts, a
-    window longer than the model's context, a tokenizer that a format cannot hold, or a plan file that breaks a rule.
+    window or a measured sequence longer than the model's context, a tokenizer that a format cannot hold, or a plan file
+    that breaks a rule.
     """
 
     def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = False) -> None:
@@ -76,6 +77,11 @@ class Job:
         if recipe.score.window > self.spec.context:
             raise SaapError(
                 f"score.window {recipe.score.window} is longer than the model's context {self.spec.context}"
+            )
+        if recipe.bench.longest > self.spec.context:
+            raise SaapError(
+                f"bench measures sequences of {recipe.bench.longest} tokens (prompt_tokens or contexts, and "
+                f"decode_tokens): the model's context is {self.spec.context}"
             )
         for role, path in recipe.data:
             if not Path(path).is_file():
@@ -459,7 +465,8 @@ class Job:
         return BenchConditions(
             self.threads, settings.prompt_tokens, settings.decode_tokens, settings.rounds,
             self._windows("test", settings.perplexity_windows).tolist(), file_hash(self.recipe.data.test)[:12],
-            max_rounds=settings.max_rounds, instructions=asks_instructions(self.recipe.budget),
+            contexts=tuple(sorted(set(settings.contexts))), max_rounds=settings.max_rounds,
+            instructions=asks_instructions(self.recipe.budget),
         )  # fmt: skip
 
     def _gate(self, inputs: Inputs, out: Path) -> None:

@@ -357,6 +357,19 @@ def test_a_plan_that_breaks_a_rule(saap, tmp_path, tiny):
     assert "aborts" in refused(saap, tmp_path, "--model", tiny, "--plan", tmp_path / "plan.json")
 
 
+def test_contexts_of_a_recipe():
+    """Each once, ascending: what the bench stage measures, and report.html draws."""
+    job = Job(Recipe.model_validate({"bench": {"contexts": [256, 64, 64]}}), None, bar=None)
+    assert job.conditions().contexts == (64, 256)
+
+
+def test_contexts_that_the_model_does_not_hold(saap, tmp_path, tiny):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": str(tiny), "score": {"window": 32}, "bench": {"contexts": [64, 512]}}))
+    message = refused(saap, tmp_path, recipe)
+    assert "sequences of 544 tokens" in message and "context is 128" in message
+
+
 def test_text_that_fills_no_window(saap, tmp_path, tiny):
     for name in ("calibration", "heldout", "test"):
         (tmp_path / f"{name}.txt").write_text("short")

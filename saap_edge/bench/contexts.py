@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
+from saap_edge.bench.cores import fastest_cores, share_cores
 from saap_edge.bench.cost import bytes_per_token
 from saap_edge.bench.statistics import paired_ratio, summary
 from saap_edge.bench.subject import BenchConditions, Subject
@@ -83,7 +85,8 @@ def _in_mib(memory: dict[str, int | None]) -> dict[str, float | None]:
 def _rounds(
     subjects: Sequence[Subject], context: int, conditions: BenchConditions, progress: Callable[[int], None]
 ) -> tuple[dict[str, list[dict[str, list[float]]]], dict[str, dict[str, int | None]]]:
-    """The steps of every round, subjects by turns; and what each process takes at the end."""
+    """The steps of every round, in an order and on cores drawn by lot; and what each process takes at the end."""
+    cores, dice = fastest_cores(conditions.threads), random.Random()
     rounds: dict[str, list[dict[str, list[float]]]] = {subject.name: [] for subject in subjects}
     with ExitStack() as stack:
         workers = {}
@@ -91,7 +94,8 @@ def _rounds(
             workers[subject.name] = stack.enter_context(_open(subject, context, conditions))
             progress(1)
         for number in range(WARM_UP + conditions.rounds):
-            for name in list(workers)[:: 1 if number % 2 == 0 else -1]:
+            share_cores(workers.values(), cores, conditions.threads, dice)
+            for name in dice.sample(list(workers), len(workers)):
                 timed = workers[name].time_steps(0, conditions.decode_tokens)
                 if number >= WARM_UP:
                     rounds[name].append(timed)

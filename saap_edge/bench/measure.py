@@ -1,4 +1,4 @@
-"""Measuring: artifacts side by side, in alternating rounds of child processes that do nothing but run one each.
+"""Measuring: artifacts side by side, by turns, in child processes that do nothing but run one each.
 
 Definitions. Time to first token: from an empty cache until the first token is chosen, prefill included. Prefill rate:
 prompt tokens over that time. Decode rate: one over the median seconds of a step, per round. Load time: opening the
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from saap_edge.bench.contexts import add_contexts, context_steps, random_tokens
+from saap_edge.bench.cores import fastest_cores, share_cores
 from saap_edge.bench.document import Samples, merge_documents, write_document
 from saap_edge.bench.energy import Meter, find_meter
 from saap_edge.bench.instructions import find_counter, instructions_per_token
@@ -96,6 +97,7 @@ class Harness:
         self._samples = {name: Samples() for name in self.subjects}
         self._warm_up: dict[str, Any] = {"rounds": 0, "stable": False, "tolerance": TOLERANCE, "most": MOST}
         self._rounds, self._dice = 0, random.Random()
+        self._cores = fastest_cores(conditions.threads)
         self._stack = ExitStack()
         self._workers: dict[str, Worker] = {}
         self._machine: dict[str, Any] = {}
@@ -131,6 +133,7 @@ class Harness:
         steps: dict[str, list[float]] = {name: [] for name in self.subjects}
         settled = False
         while not settled and self._warm_up["rounds"] < MOST:
+            share_cores(self._workers.values(), self._cores, self.conditions.threads, self._dice)
             for subject in self._in_turn(self._warm_up["rounds"]):
                 steps[subject.name].append(float(np.median(self._time(subject)["decode_s"])))
             self._warm_up["rounds"] += 1
@@ -140,9 +143,10 @@ class Harness:
         return settled
 
     def run(self, rounds: int) -> None:
-        """Rounds of all, in an order drawn by lot each time: what disturbs one would as likely have disturbed another,
-        whatever its rhythm, and the interval of a ratio stands on that."""
+        """Rounds of all, in an order and on cores drawn by lot each time: what disturbs one would as likely have
+        disturbed another, whatever its rhythm, and the interval of a ratio stands on that."""
         for _ in range(rounds):
+            share_cores(self._workers.values(), self._cores, self.conditions.threads, self._dice)
             for subject in self._by_lot():
                 timing = self._time(subject)
                 joules = self._meter.joules(*timing["decode_at"]) if self._meter else None
@@ -154,6 +158,7 @@ class Harness:
         if not self._rounds:
             raise SaapError("nothing was measured yet: run some rounds")
         conditions = self.conditions.as_dict() | {"rounds": self._rounds, "warm_up": dict(self._warm_up)}
+        conditions["cores"] = self._cores or None  # that rounds were drawn from; None: the system placed the threads
         conditions["counter"] = find_counter() if self.conditions.instructions else None  # of instructions
         machine, subjects = self._machine | {"after": sensors()}, list(self.subjects.values())
         loaded = {name: worker.loaded for name, worker in self._workers.items()}

@@ -57,10 +57,10 @@ def frontier(
         saap-edge frontier --model ./TinyLlama --target rpi5 --out out
         saap-edge frontier --model ./TinyLlama --ratio 0.3 --format gguf-q4_0 --rival gguf-q3_k_m --out out
 
-    Perplexity is measured on the artifacts, speed beside one anchor (the dense model in the board's quantisation) in
-    alternating rounds on this machine; where the target is another board, its speed is predicted in a column of its
-    own. Writes frontier.json, frontier.html and frontier.png into --out. What `saap-edge compile` has done there is not
-    done again, and a killed run goes on.
+    Perplexity is measured on the artifacts, speed beside one anchor (the dense model in the board's quantisation), by
+    turns on this machine; where the target is another board, its speed is predicted in a column of its own. Writes
+    frontier.json, frontier.html and frontier.png into --out. What `saap-edge compile` has done there is not done again,
+    and a killed run goes on.
     """
     quiet_libraries()
     settings = _settings(recipe, format, model=model, target=target, method=method, tokens=tokens, data=data)

@@ -100,6 +100,13 @@ class Worker:
         ids: list[int] = self._ask("tokenize", text=text, add_special=add_special, parse_special=parse_special)
         return ids
 
+    def pin(self, cpus: set[int]) -> None:
+        """Let the child run on these CPUs only, all its threads. Where the system refuses, they stay where they are."""
+        with contextlib.suppress(OSError):  # a child that is dead: the next request says so
+            for thread in os.listdir(f"/proc/{self._process.pid}/task"):
+                with contextlib.suppress(OSError):  # one that has ended meanwhile, or a system that forbids it
+                    os.sched_setaffinity(int(thread), cpus)
+
     def memory(self) -> dict[str, int | None]:
         """Bytes of the child: resident {"peak", "now"} and proportional now {"pss"} (None: not told)."""
         memory: dict[str, int | None] = self._ask("memory")

@@ -22,7 +22,7 @@ class Kind(StrEnum):
     """What a figure rests on, and so where a limit on it can be judged."""
 
     BOARD = "on the board"  # belongs to the machine it was taken on: judged where that is the target
-    RATIO = "side by side"  # of two artifacts in alternating rounds of one run: holds on a shared runner
+    RATIO = "side by side"  # of two artifacts by turns in one run: holds on a shared runner
     COUNTED = "counted"  # the same on every machine: bytes, parameters, perplexity
     PREDICTED = "predicted"  # computed from the target's figures, never a measurement
     CHANGE = "against the baseline"  # of a counted figure, in percent

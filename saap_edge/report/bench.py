@@ -74,7 +74,7 @@ def _conditions(conditions: dict[str, Any]) -> str:
     threads = conditions["threads"]
     return (
         f"{threads} thread{'s' if threads > 1 else ''}, prompt {conditions['prompt_tokens']}, "
-        f"{conditions['rounds']} alternating rounds"
+        f"{conditions['rounds']} rounds in random order"
     )
 
 

@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["Dot", "frontier", "latency", "styled", "svg", "widths"]
+__all__ = ["Dot", "depths", "frontier", "latency", "styled", "svg", "widths"]
 
 DENSE, PRUNED, INK = "#8a94a6", "#1f77d0", "#6b7585"
 _MARKERS = {"gguf": "o", "onnx": "s"}
+_LINES = ("-", "--", ":", "-.")
 _SIZE = (4.6, 3.6)
 _STYLE: Any = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
@@ -112,6 +113,29 @@ def latency(artifacts: Sequence[dict[str, Any]]) -> Figure:
     axis.invert_yaxis()
     axis.set_xlim(left=0)
     axis.set_xlabel("ms between tokens: median ●, 95 % |, 99 % ▸")
+    return figure
+
+
+def depths(artifacts: Sequence[dict[str, Any]], name: str, label: str) -> Figure:
+    """A figure of every context ("decode_tok_s" with its interval, or "peak_rss_mib") over the context, by artifact."""
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axis = figure.subplots()
+    lines = dict(zip(dict.fromkeys(entry["format"] for entry in artifacts), _LINES * len(artifacts), strict=False))
+    for entry in artifacts:
+        rows = entry["metrics"]["contexts"]
+        colour = DENSE if entry["role"] == "dense" else PRUNED
+        # Figures without an interval (memory) have none of any length.
+        spans = [row[name] if isinstance(row[name], dict) else dict.fromkeys(("median", "low", "high"), row[name])
+                 for row in rows]  # fmt: skip
+        reach = [[s["median"] - s["low"] for s in spans], [s["high"] - s["median"] for s in spans]]
+        axis.errorbar(
+            [row["context"] for row in rows], [span["median"] for span in spans], reach, label=entry["name"],
+            color=colour, linestyle=lines[entry["format"]], marker="o", markersize=4, linewidth=1.2, elinewidth=0.8,
+        )  # fmt: skip
+    axis.set_xlabel("context, tokens")
+    axis.set_ylabel(label)
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, fontsize=9)
     return figure
 
 

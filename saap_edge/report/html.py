@@ -32,6 +32,7 @@ def render_html(report: dict[str, Any]) -> str:
                 for name, title in (("kv_heads", "kv heads"), ("ffn", "FFN width"))
             ],
             "latency": [figures.svg(figures.latency(bench["artifacts"]))],
+            "depths": [figures.svg(figure) for figure in _depths(bench)],
         }
     return environment().get_template("template.html.j2").render(report=report, pairs=compared(bench), plots=plots)
 
@@ -48,6 +49,14 @@ def _frontier(bench: dict[str, Any], by_speed: bool) -> Any:
         dots.append(figures.Dot(quantisation, kind, entry["role"] != "dense", *span, loss, marked))
     label = "decode tokens per second (measured)" if by_speed else "file size, MiB"
     return figures.frontier(dots, label, falling=not by_speed)
+
+
+def _depths(bench: dict[str, Any]) -> list[Any]:
+    """Speed and memory as the context grows, where the recipe asked for it."""
+    if not bench["conditions"]["contexts"]:
+        return []
+    known = (("decode_tok_s", "decode tokens per second"), ("peak_rss_mib", "peak RSS, MiB"))
+    return [figures.depths(bench["artifacts"], name, label) for name, label in known]
 
 
 def _speed(entry: dict[str, Any]) -> tuple[float, float, float]:

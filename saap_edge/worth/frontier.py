@@ -1,14 +1,14 @@
 """Is pruning worth it here? Quality against speed and bytes, dense and pruned at every quantisation.
 
-Every artifact is measured beside the same one, the anchor (the dense model in the board's own quantisation), in
-alternating rounds: speeds of artifacts that were never loaded together are then ratios of one thing. Each measurement
-is a stage of its own, so that a killed run goes on where it stopped.
+Every artifact is measured beside the same one, the anchor (the dense model in the board's own quantisation), by turns:
+speeds of artifacts that were never loaded together are then ratios of one thing. Each measurement is a stage of its
+own, so that a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,8 @@ def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult
 
     def run(inputs: Mapping[str, Path], path: Path) -> None:
         pair = (inputs["anchor"], anchor[1]), (inputs["artifact"], point.format)
-        write_json(path / "point.json", measure_beside(*pair, job.conditions(), job.bar))
+        conditions = replace(job.conditions(), contexts=())  # no axis of the picture
+        write_json(path / "point.json", measure_beside(*pair, conditions, job.bar))
 
     settings = job.stage("bench").settings | {"anchor": anchor[1], "format": point.format}
     stage = Stage("point", ("anchor", "artifact"), ("test",), settings, run)

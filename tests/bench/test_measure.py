@@ -83,7 +83,7 @@ def test_rows_are_those_of_llama_bench(document):
         rates = [1e9 * tokens / sample for sample in row["samples_ns"]]
         assert row["avg_ts"] == pytest.approx(statistics.mean(rates)) and row["samples_ts"] == pytest.approx(rates)
         assert row["stddev_ns"] == pytest.approx(statistics.stdev(row["samples_ns"]), abs=1)
-    assert prefill["avg_ns"] == pytest.approx(1e6 * statistics.mean(metrics["ttft_ms"]["samples"]), rel=1e-6)
+    assert prefill["avg_ns"] == pytest.approx(1e6 * statistics.mean(metrics["ttft_ms"]["samples"]), abs=1)
 
 
 def test_decoding_at_a_depth(document):

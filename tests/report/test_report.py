@@ -29,16 +29,22 @@ def sections():
         "peak_rss_mib": stat(60), "file_bytes": 3_000_000, "kv_bytes_per_token": 512, "bytes_per_token": 9,
         "perplexity": 12.5, "itl_ms": {"p50": 9.5, "p95": 10.5, "p99": 11.5}, "noise": 0.07, "cpu_share": 0.5,
         "peak_pss_mib": None, "energy_j_per_token": None,
+        "contexts": [
+            {"context": context, "decode_tok_s": stat(rate, rate - 5, rate + 5), "peak_rss_mib": 60 + context / 128,
+             "kv_bytes": 512 * context}
+            for context, rate in ((128, 95), (512, 80), (4096, 31))
+        ],
     }  # fmt: skip
     ratio = {"ratio": 1.31, "low": 1.2, "high": 1.4, "confidence": 0.95, "rounds": 7}
-    formats = ("gguf-q4_0", "onnx-int4")
+    formats, contexts = ("gguf-q4_0", "onnx-int4"), [128, 512, 4096]
     artifacts = [
         {"name": f"{role} {name}", "role": role, "format": name, "metrics": metrics | {"perplexity": ppl}}
         for name in formats for role, ppl in (("dense", 12.5), ("pruned", 14.0))
     ]  # fmt: skip
     comparisons = [
         {"base": f"dense {name}", "candidate": f"pruned {name}", "ideal_decode_ratio": 1.4,
-         "ratios": {"decode_tok_s": ratio, "prefill_tok_s": ratio, "ttft_ms": ratio}}
+         "ratios": {"decode_tok_s": ratio, "prefill_tok_s": ratio, "ttft_ms": ratio},
+         "contexts": [{"context": context, "decode_tok_s": ratio, "ideal_decode_ratio": 1.4} for context in contexts]}
         for name in formats
     ]  # fmt: skip
     warm_up = {"rounds": 10, "stable": False, "tolerance": 0.05, "most": 10}
@@ -71,6 +77,7 @@ def sections():
                                       "before": {"throttled": "0x0"}, "after": {"throttled": "0x50000"}},
             "artifacts": artifacts, "comparisons": comparisons,
             "conditions": {"threads": 2, "prompt_tokens": 64, "decode_tokens": 32, "rounds": 7, "versions": {},
+                           "contexts": contexts,
                            "perplexity_window": 256, "perplexity_tokens": 4080, "perplexity_text_sha256": "abc123",
                            "warm_up": warm_up},
         },
@@ -97,7 +104,7 @@ def test_html_is_self_contained_complete_and_escaped():
     page = render_html(build_report(sections()))
     assert HOSTILE not in page and "&lt;script&gt;" in page
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|@import|url\((?!#)""", page)
-    assert page.count("<svg") == 5 and "777 ⇒ 555" in page and "777 ⇒ 556" in page
+    assert page.count("<svg") == 7 and "777 ⇒ 555" in page and "777 ⇒ 556" in page
     assert "<td>10.00</td><td>-</td>" in page, "what is not finite is a dash, not a nought"
     assert "1.31 [1.20, 1.40]" in page and "abc123" in page and ">fail<" in page
 
@@ -109,6 +116,16 @@ def test_predictions_stand_apart():
     assert "Predicted for A board, not measured" in page and "12 [9, 15]" in page and "<td>unknown</td>" in page
     assert "not measured" not in render_html(build_report(here))
     assert render_predictions(here) == [] and len(render_predictions(there)) == 2
+
+
+def test_depths_only_where_they_were_measured():
+    """Speed and memory over the context, and a row of the table for every one of them."""
+    shallow = sections()
+    shallow["bench"]["conditions"]["contexts"] = []
+    heading = "As the context grows"
+    assert heading not in render_html(build_report(shallow))
+    page = render_html(build_report(sections()))
+    assert heading in page and page.count("<td>4096</td>") == 2 and "<td>2.0 ⇒ 2.0</td>" in page
 
 
 def test_the_same_report_gives_the_same_page():
