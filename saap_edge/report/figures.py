@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
+from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -77,15 +78,25 @@ def frontier(dots: Sequence[Dot], label: str, falling: bool) -> Figure:
             markersize=6,
             markerfacecolor=colour if dot.front else "none",
         )
-        below = dot.kind == "onnx"
-        axis.annotate(dot.label, (dot.x, dot.y), (5, -11 if below else 5), textcoords="offset points", fontsize=9)
     axis.set_xlabel(label)
     axis.set_ylabel("perplexity (lower is better)")
     axis.margins(0.14)  # room for the labels
     names = ((DENSE, "D", "dense"), (PRUNED, "D", "pruned"), (INK, "o", "gguf"), (INK, "s", "onnx"))
     handles = [axis.plot([], [], mark, color=colour, label=name, linestyle="")[0] for colour, mark, name in names]
-    axis.legend(handles=handles, frameon=False, fontsize=9, ncols=2)
+    figure.legend(handles=handles, frameon=False, fontsize=9, ncols=4, loc="outside upper center")
+    _label(figure, axis, dots)
     return figure
+
+
+def _label(figure: Figure, axis: Axes, dots: Sequence[Dot]) -> None:
+    """A label beside every dot, clear of others and of dots; a thin line leads to the dot where it had to move."""
+    figure.draw_without_rendering()  # the layout, on which the room between dots depends
+    texts = [axis.text(dot.x, dot.y, dot.label, fontsize=8.5) for dot in dots]
+    line = {"arrowstyle": "-", "color": DENSE, "linewidth": 0.6}
+    adjust_text(
+        texts, [dot.x for dot in dots], [dot.y for dot in dots], ax=axis, iter_lim=500, expand=(1.15, 1.4),
+        arrowprops=line,
+    )  # fmt: skip
 
 
 def widths(plan: dict[str, Any], name: str, title: str) -> Figure:
