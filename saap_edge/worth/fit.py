@@ -25,6 +25,7 @@ __all__ = ["cost_at", "fit", "outcome_of", "predicted_figures"]
 
 SCHEMA = 1
 CHAIN = ORDER[: ORDER.index("gate") + 1]
+ROUNDS = 64  # at most, where noise leaves a limit open
 QUALITY = ("perplexity", "perplexity_increase_pct")  # more pruning makes these worse, and all others better
 
 
@@ -34,7 +35,7 @@ def fit(recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None]
     Returns the fit document (schema 1), also written to `out` as fit.json, and the recipe found as fit.yaml.
     Raises SaapError when the budget has no limit, or whatever the stages refuse.
     """
-    formats = _limited(recipe)
+    formats, recipe = _limited(recipe), _patient(recipe)
     job = Job(with_ratio(recipe, STEP / 100), None, bar)
     most = max((ratio for ratio in _grid() if job.space.met(job.space.most(), ratio / 100)), default=0)
     first = {name: _first(job, name, most) for name in formats}
@@ -47,6 +48,14 @@ def fit(recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None]
             tries[name][ratio] = row["outcome"]
             rows.append(row)
     return _finish(recipe, job, rows, first, out)
+
+
+def _patient(recipe: Recipe) -> Recipe:
+    """A noisy verdict would be taken for too little pruning: measure on until it is decided, unless the recipe says how
+    long."""
+    bench = recipe.bench
+    more = bench.model_copy(update={"max_rounds": bench.max_rounds or max(ROUNDS, bench.rounds)})
+    return recipe.model_copy(update={"bench": more})
 
 
 def _limited(recipe: Recipe) -> list[str]:

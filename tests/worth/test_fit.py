@@ -52,6 +52,7 @@ def test_the_least_pruning_that_is_small_enough(saap, place, tmp_path):  # noqa:
     assert found > 0 and tries[found] == "meets" and tries[found - 5] == "more"
     fit = yaml.safe_load((out / "fit.yaml").read_text())
     assert fit["prune"]["ratio"] == found / 100 and fit["export"]["formats"] == ["gguf-q8_0"]
+    assert fit["bench"]["max_rounds"] == 64, "noise is not taken for too little pruning"
     code, stdout, stderr = saap("compile", out / "fit.yaml", "--out", out, "--json")
     ran = [stage["stage"] for stage in json.loads(stdout)["stages"] if not stage["cached"]]
     assert code == 0 and ran == ["report"], stderr
