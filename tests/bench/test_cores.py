@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from saap_edge.bench.cores import draw_cores, fastest_cores
+from saap_edge.bench.contexts import _rounds
+from saap_edge.bench.cores import draw_cores, fastest_cores, share_cores
 from saap_edge.bench.measure import BenchConditions, Harness
 from saap_edge.bench.subject import Subject
 from saap_edge.export.gguf import write_gguf
@@ -64,14 +65,18 @@ def test_a_system_that_tells_nothing(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory):
+def subjects(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cores")
     path = folder / "model.gguf"
     sizes = write_gguf(write_folder(tiny_model("llama"), folder / "model"), path, "f16")
-    subjects = [
+    return [
         Subject(name, "dense", "llama.cpp", "gguf-f16", path, sizes["projection_bytes"], sizes["file_bytes"])
         for name in ("old", "new")
     ]
+
+
+@pytest.fixture(scope="module")
+def harness(subjects):
     with Harness(subjects, [("old", "new")], BenchConditions(1, 8, 4, 3)) as opened:
         yield opened
 
@@ -82,15 +87,31 @@ def test_both_sides_of_a_round_run_on_the_same_core(harness):
     seen = set()
     for _ in range(20):
         harness.run(1)
-        allowed = [
-            frozenset(os.sched_getaffinity(int(thread)))
-            for worker in harness._workers.values()
-            for thread in os.listdir(f"/proc/{worker._process.pid}/task")
-        ]
-        assert len(allowed) >= 2 and len(set(allowed)) == 1 and len(allowed[0]) == 1
-        seen |= set(allowed)
+        seen.add(the_core_of(harness._workers.values()))
     assert len(seen) >= 2
     assert harness.document()["conditions"]["cores"] == fastest_cores(1)
+
+
+@cpus_to_choose_from
+def test_so_do_both_at_every_context(subjects, monkeypatch):
+    seen = []
+
+    def watched(workers, *arguments):
+        share_cores(workers, *arguments)
+        seen.append(the_core_of(workers))
+
+    monkeypatch.setattr("saap_edge.bench.contexts.share_cores", watched)
+    _rounds(subjects, 16, BenchConditions(1, 8, 2, 15), lambda steps: None)
+    assert len(seen) == 16 and len(set(seen)) >= 2
+
+
+def the_core_of(workers) -> int:
+    """The only one that all threads of all of them may run on."""
+    threads = [int(name) for worker in workers for name in os.listdir(f"/proc/{worker._process.pid}/task")]
+    assert len(threads) >= 2
+    [allowed] = {frozenset(os.sched_getaffinity(thread)) for thread in threads}
+    [core] = allowed
+    return core
 
 
 def test_a_dead_child_is_not_the_pins_business(harness):
