@@ -2,7 +2,7 @@
 
 Left to the system, a process keeps the core it was first given, and the two sides of a comparison run on different ones
 for all their rounds. Where one core is slower for a while (a neighbour of the virtual machine on its other hardware
-thread, interrupts), that side is: equal files came out up to 12 % apart (benchmarks/gate_noise.py --leave-cores).
+thread, interrupts), that side is: equal files came out up to 7 % apart (benchmarks/gate_noise.py --leave-cores).
 """
 
 from __future__ import annotations
