@@ -58,7 +58,12 @@ def timed(*arguments):
     inside.append(time.perf_counter() - start)
     return status
 llama_cpp.llama_decode = timed
-engine.forward(list(range(1, prompt + 1)))
+before = []
+for _ in range(5):
+    engine.reset()
+    start = time.perf_counter()
+    engine.forward(list(range(1, prompt + 1)))
+    before.append(time.perf_counter() - start - inside[-1])
 inside.clear()
 whole, choosing, token = [], [], 1
 for _ in range(decode):
@@ -71,7 +76,7 @@ for _ in range(decode):
     choosing.append(end - middle)
 outside = np.array(whole) - np.array(inside)
 print(json.dumps({"step_us": 1e6 * np.median(whole), "outside_us": 1e6 * np.median(outside),
-                  "choosing_us": 1e6 * np.median(choosing)}))
+                  "choosing_us": 1e6 * np.median(choosing), "prompt_outside_us": 1e6 * np.median(before)}))
 """
 
 
@@ -218,7 +223,8 @@ def show(result: dict[str, Any]) -> None:
     )
     console.print(
         f"a step of ours: {step['step_us']:.0f} µs, of them {step['outside_us']:.0f} outside llama.cpp "
-        f"({step['choosing_us']:.0f} to choose the token); llama-bench has {result['library']}"
+        f"({step['choosing_us']:.0f} to choose the token), of a prompt {step['prompt_outside_us']:.0f}; "
+        f"llama-bench has {result['library']}"
     )
 
 
