@@ -10,6 +10,7 @@ from saap_edge.bench.contexts import _rounds
 from saap_edge.bench.cores import draw_cores, fastest_cores, share_cores
 from saap_edge.bench.measure import BenchConditions, Harness
 from saap_edge.bench.subject import Subject
+from saap_edge.engines.worker import Worker
 from saap_edge.export.gguf import write_gguf
 from tests.conftest import tiny_model, write_folder
 
@@ -103,6 +104,15 @@ def test_so_do_both_at_every_context(subjects, monkeypatch):
     monkeypatch.setattr("saap_edge.bench.contexts.share_cores", watched)
     _rounds(subjects, 16, BenchConditions(1, 8, 2, 15), lambda steps: None)
     assert len(seen) == 16 and len(set(seen)) >= 2
+
+
+def test_every_thread_is_moved(subjects):
+    cpu = max(os.sched_getaffinity(0))
+    with Worker("llama.cpp", subjects[0].path, 2, 16) as worker:
+        worker.time([1, 2, 3, 4], 2)  # the runtime's threads begin with the first step
+        assert len(os.listdir(f"/proc/{worker._process.pid}/task")) > 1
+        worker.pin({cpu})
+        assert the_core_of([worker]) == cpu
 
 
 def the_core_of(workers) -> int:
