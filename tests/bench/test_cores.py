@@ -124,8 +124,8 @@ def the_core_of(workers) -> int:
     return core
 
 
-def test_a_dead_child_is_not_the_pins_business(harness):
-    worker = next(iter(harness._workers.values()))
-    worker._process.kill()
-    worker._process.wait()
-    worker.pin({0})
+def test_a_dead_child_is_not_the_pins_business(subjects):
+    with Worker("llama.cpp", subjects[0].path, 1, 16) as worker:
+        worker._process.kill()
+        worker._process.wait()
+        worker.pin({0})
