@@ -20,7 +20,7 @@ __all__ = ["Dot", "depths", "frontier", "latency", "styled", "svg", "widths"]
 
 DENSE, PRUNED, INK = "#8a94a6", "#1f77d0", "#6b7585"
 _MARKERS = {"gguf": "o", "onnx": "s"}
-_LINES = ("-", "--", ":", "-.")
+_LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (10, 3)), (0, (1, 4)))
 _SIZE = (4.6, 3.6)
 _STYLE: Any = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
@@ -131,23 +131,33 @@ def depths(artifacts: Sequence[dict[str, Any]], name: str, label: str) -> Figure
     """A figure of every context ("decode_tok_s" with its interval, or "peak_rss_mib") over the context, by artifact."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axis = figure.subplots()
-    lines = dict(zip(dict.fromkeys(entry["format"] for entry in artifacts), _LINES * len(artifacts), strict=False))
+    formats = list(dict.fromkeys(entry["format"] for entry in artifacts))
+    lines = {name: _LINES[place % len(_LINES)] for place, name in enumerate(formats)}
     for entry in artifacts:
         rows = entry["metrics"]["contexts"]
-        colour = DENSE if entry["role"] == "dense" else PRUNED
         # Figures without an interval (memory) have none of any length.
         spans = [row[name] if isinstance(row[name], dict) else dict.fromkeys(("median", "low", "high"), row[name])
                  for row in rows]  # fmt: skip
         reach = [[s["median"] - s["low"] for s in spans], [s["high"] - s["median"] for s in spans]]
         axis.errorbar(
-            [row["context"] for row in rows], [span["median"] for span in spans], reach, label=entry["name"],
-            color=colour, linestyle=lines[entry["format"]], marker="o", markersize=4, linewidth=1.2, elinewidth=0.8,
+            [row["context"] for row in rows], [span["median"] for span in spans], reach, elinewidth=0.8,
+            color=DENSE if entry["role"] == "dense" else PRUNED, **_line(entry["format"], lines),
         )  # fmt: skip
     axis.set_xlabel("context, tokens")
     axis.set_ylabel(label)
     axis.set_ylim(bottom=0)
-    axis.legend(frameon=False, fontsize=9)
+    handles = [
+        axis.plot([], [], color=colour, label=role)[0] for colour, role in ((DENSE, "dense"), (PRUNED, "pruned"))
+    ]
+    handles += [axis.plot([], [], color=INK, label=name, **_line(name, lines))[0] for name in formats]
+    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="outside upper center", handlelength=3)
     return figure
+
+
+def _line(artifact_format: str, lines: dict[str, Any]) -> dict[str, Any]:
+    """How a format is drawn: its own line, with the mark of its runtime."""
+    mark = _MARKERS[artifact_format.partition("-")[0]]
+    return {"linestyle": lines[artifact_format], "marker": mark, "markersize": 4, "linewidth": 1.2}
 
 
 def _whiskers(axis: Axes, place: int, itl: dict[str, float], colour: str) -> None:
