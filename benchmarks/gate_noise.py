@@ -199,6 +199,12 @@ def show(table: list[dict[str, Any]], truths: list[dict[str, Any]]) -> None:
     for row in table:
         view.add_row(*(f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in names))
     console.print(view)
+    for row in (row for row in table if row["slowdown"] == "0 %"):
+        far = max(abs(value - 1) for value in row["values"])
+        console.print(
+            f"equal files, limit {row['limit']}, other core {row['other_core']}: {np.std(row['values']):.1%} apart "
+            f"(standard deviation), {far:.1%} at most"
+        )
     for truth in truths:
         interval = f"[{truth['low']:.4f}, {truth['high']:.4f}]"
         console.print(f"true ratio of {truth['slowdown']}: {truth['ratio']:.4f} {interval}")

@@ -200,11 +200,6 @@ class BenchSettings(_Section):
             raise ValueError(f"max_rounds {self.max_rounds} is less than rounds {self.rounds}")
         return self
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that is measured."""
-        return max(self.prompt_tokens, *self.contexts, 0) + self.decode_tokens
-
 
 class Recipe(_Section):
     """A whole run of saap-edge."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from saap_edge.bench.subject import longest_sequence
 from saap_edge.errors import SaapError
 from saap_edge.gate.rerun import asks_instructions, decides, timed_limits
 from saap_edge.gate.stage import gate_settings, write_gate
@@ -78,9 +79,11 @@ class Job:
             raise SaapError(
                 f"score.window {recipe.score.window} is longer than the model's context {self.spec.context}"
             )
-        if recipe.bench.longest > self.spec.context:
+        bench = recipe.bench
+        longest = longest_sequence(bench.prompt_tokens, bench.contexts, bench.decode_tokens)
+        if longest > self.spec.context:
             raise SaapError(
-                f"bench measures sequences of {recipe.bench.longest} tokens (prompt_tokens or contexts, and "
+                f"bench measures sequences of {longest} tokens (prompt_tokens or contexts, and "
                 f"decode_tokens): the model's context is {self.spec.context}"
             )
         for role, path in recipe.data:

@@ -10,6 +10,7 @@ from typing import Any
 
 from saap_edge.bench.cost import artifact_cost
 from saap_edge.bench.measure import BenchConditions, Subject, measure, steps_of
+from saap_edge.bench.subject import longest_sequence
 from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.check import file_problems
 from saap_edge.bundle.schema import Bundle, read_bundle
@@ -96,8 +97,8 @@ def _check_same_model(paths: Sequence[Path], bundles: Sequence[Bundle]) -> None:
 
 
 def _check_room(path: Path, subject: Subject, conditions: BenchConditions) -> None:
-    longest, deepest = context_of(subject.path), max(conditions.contexts, default=conditions.prompt_tokens)
-    needed = max(conditions.prompt_tokens, deepest) + conditions.decode_tokens
+    longest = context_of(subject.path)
+    needed = longest_sequence(conditions.prompt_tokens, conditions.contexts, conditions.decode_tokens)
     if needed > longest:
         raise SaapError(
             f"'{path}' holds sequences of {longest} tokens, {needed} are asked for: take a smaller prompt, context or "

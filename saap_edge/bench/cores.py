@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from saap_edge.bench.sensors import read_number, read_text
 from saap_edge.engines.worker import Worker
 
 __all__ = ["draw_cores", "fastest_cores", "share_cores"]
@@ -28,10 +29,12 @@ def fastest_cores(threads: int, system: Path = SYSTEM) -> list[list[int]]:
     if not hasattr(os, "sched_getaffinity"):
         return []
     speed = {cpu: _speed(system / f"cpu{cpu}") for cpu in sorted(os.sched_getaffinity(0))}
+    fast = ALIKE * max(speed.values())
     cores: dict[str, list[int]] = {}
-    for cpu in speed:
-        if speed[cpu] >= ALIKE * max(speed.values()):
-            cores.setdefault(_siblings(system / f"cpu{cpu}") or str(cpu), []).append(cpu)
+    for cpu in (cpu for cpu in speed if speed[cpu] >= fast):
+        # The kernel lists the CPUs of a physical core with the same text for each of them.
+        siblings = read_text(system / f"cpu{cpu}" / "topology" / "thread_siblings_list")
+        cores.setdefault(siblings or str(cpu), []).append(cpu)
     found = list(cores.values())
     return found if len(found) >= threads and sum(map(len, found)) > threads else []
 
@@ -49,18 +52,6 @@ def draw_cores(cores: Sequence[Sequence[int]], threads: int, dice: random.Random
     return {dice.choice(core) for core in dice.sample(cores, threads)}
 
 
-def _speed(cpu: Path) -> int:
+def _speed(cpu: Path) -> float:
     """What the kernel takes a CPU's speed to be: its capacity on Arm, elsewhere its highest clock; 1 where unknown."""
-    return next((int(text) for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq") if (text := _read(cpu / name))), 1)
-
-
-def _siblings(cpu: Path) -> str:
-    """The CPUs of the same physical core, as the kernel lists them: the same text for each of them."""
-    return _read(cpu / "topology" / "thread_siblings_list")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    return read_number(cpu / "cpu_capacity") or read_number(cpu / "cpufreq/cpuinfo_max_freq") or 1

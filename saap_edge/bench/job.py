@@ -74,12 +74,13 @@ def out_of_memory(reason: str, bundles: list[Bundle], options: dict[str, Any], k
     import psutil
 
     from saap_edge.bench.bundles import bench_bundles
+    from saap_edge.bench.subject import longest_sequence
 
     memory, limit, now = psutil.virtual_memory(), allowed()["memory_bytes"], _kernel_kills()
     known = kills is not None and now is not None and now > kills
     who = "out of memory: the kernel killed it" if known else "killed, most likely for want of memory"
     settings = (bench_bundles.__kwdefaults__ or {}) | options
-    tokens = max(settings["prompt_tokens"], *settings["contexts"], 0) + settings["decode_tokens"]
+    tokens = longest_sequence(settings["prompt_tokens"], settings["contexts"], settings["decode_tokens"])
     needs = "; ".join(
         f"{bundle.format} needs {_size(bundle) / MIB:.1f} MiB for its file, "
         f"{tokens * bundle.kv_bytes_per_token / MIB:.1f} MiB for the KV cache of {tokens} tokens, and work space"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from saap_edge.bench.sensors import read_text
+
 __all__ = ["allowed"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -23,7 +25,7 @@ def allowed() -> dict[str, Any]:
 
 def _folders(controller: str) -> Iterator[Path]:
     """This process's control group and those around it, whose limits hold too."""
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
+    for line in (read_text(Path("/proc/self/cgroup")) or "").splitlines():
         _, names, group = line.split(":", 2)
         if names and controller not in names.split(","):
             continue
@@ -36,8 +38,8 @@ def _folders(controller: str) -> Iterator[Path]:
 
 def _quota(folder: Path) -> float | None:
     """CPUs that cpu.max (version 2) or cpu.cfs_* (version 1) allow."""
-    parts = _read(folder / "cpu.max").split() or [
-        _read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+    parts = (read_text(folder / "cpu.max") or "").split() or [
+        read_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")
     ]
     if len(parts) != 2 or not all(part.isdigit() for part in parts):  # "max", or -1, is no limit
         return None
@@ -46,12 +48,5 @@ def _quota(folder: Path) -> float | None:
 
 def _memory(folder: Path) -> int | None:
     """Bytes that memory.max (version 2) or memory.limit_in_bytes (version 1) allow."""
-    text = (_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")).strip()
+    text = read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes") or ""
     return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

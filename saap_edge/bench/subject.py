@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from saap_edge.bench.machine import versions
 from saap_edge.bench.statistics import look_confidence, planned_looks
 
-__all__ = ["BenchConditions", "Subject"]
+__all__ = ["BenchConditions", "Subject", "longest_sequence"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Subject:
     file_bytes: int
     parameters: int | None = None
     model: str | None = None
+
+
+def longest_sequence(prompt_tokens: int, contexts: Iterable[int], decode_tokens: int) -> int:
+    """Tokens of the longest sequence that is timed: behind the prompt, or at the deepest context."""
+    return max(prompt_tokens, *contexts, 0) + decode_tokens
 
 
 @dataclass(frozen=True)
