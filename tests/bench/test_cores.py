@@ -52,6 +52,13 @@ def test_one_thread_a_core(monkeypatch, tmp_path):
         assert len({cpu % 4 for cpu in drawn}) == 3
 
 
+def test_only_the_faster_cores_of_a_hybrid(monkeypatch, tmp_path):
+    """By their highest clock, where the kernel tells no capacity."""
+    speeds = {0: 4_700_000, 1: 4_700_000, 2: 3_500_000, 3: 3_500_000}
+    root = system(monkeypatch, tmp_path, speeds, {cpu: str(cpu) for cpu in speeds}, "cpufreq/cpuinfo_max_freq")
+    assert fastest_cores(1, root) == [[0], [1]]
+
+
 def test_one_core_of_two_threads(monkeypatch, tmp_path):
     root = system(monkeypatch, tmp_path, {0: 1, 1: 1}, {0: "0-1", 1: "0-1"}, "cpu_capacity")
     assert fastest_cores(1, root) == [[0, 1]] and fastest_cores(2, root) == []

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saap_edge.bench.energy import Meter, Source, find_meter, joules_between
+from saap_edge.bench.limits import _memory, _quota
 from saap_edge.bench.sensors import sensors
 
 
@@ -140,3 +141,16 @@ def test_a_meter_follows_its_source():
         end = time.monotonic()
         assert meter.joules(start, end) == pytest.approx(3 * (end - start), rel=0.05)
         assert meter.joules(start - 10, end) is None
+
+
+@pytest.mark.parametrize(("files", "cpus", "memory"), [
+    ({"cpu.max": "150000 100000", "memory.max": 1000000}, 1.5, 1000000),
+    ({"cpu.max": "max 100000", "memory.max": "max"}, None, None),
+    ({"cpu.cfs_quota_us": 50000, "cpu.cfs_period_us": 100000, "memory.limit_in_bytes": 2000000}, 0.5, 2000000),
+    ({"cpu.cfs_quota_us": -1, "cpu.cfs_period_us": 100000, "memory.limit_in_bytes": 2**63 - 4096}, None, None),
+    ({}, None, None),
+])  # fmt: skip
+def test_limits_of_control_groups(tmp_path, files, cpus, memory):
+    """Of version 2 and of version 1, set and not set."""
+    folder = tree(tmp_path, **files)
+    assert (_quota(folder), _memory(folder)) == (cpus, memory)
