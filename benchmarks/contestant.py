@@ -22,6 +22,9 @@ from typing import Any
 
 import numpy as np
 
+if os.environ.get("SAAP_EDGE_TELEMETRY") != "1":  # as saap_edge does, which may not be there
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 Step = Callable[[list[int]], int]  # appends tokens to the sequence and returns the greedy next one
 
 

@@ -53,8 +53,12 @@ ONNX = '''\
 """python3 run.py TEXT TOKENS: ONNX Runtime through onnxruntime-genai."""
 
 import json
+import os
 import sys
 from pathlib import Path
+
+if os.environ.get("SAAP_EDGE_TELEMETRY") != "1":  # before the import: it sends usage events to its maker otherwise
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime_genai as genai
 

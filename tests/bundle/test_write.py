@@ -26,6 +26,7 @@ from saap_edge.export.artifacts import engine_of, export_artifacts, read_manifes
 from saap_edge.recipe import bundled_model
 from tests.bundle.conftest import FORMATS, FRONT_MATTER, write_stage
 from tests.conftest import WIDTHS
+from tests.network import Watched
 
 
 def test_contents(made, run):
@@ -140,10 +141,10 @@ def readable(tmp_path_factory):
     return root
 
 
-def run_sh(folder: Path, *arguments: str, path: str = os.environ["PATH"]) -> str:
+def run_sh(folder: Path, *arguments: str, **environment: str) -> str:
+    environment = (environment if "HOME" in environment else os.environ | environment) | {"PYTHON": sys.executable}
     result = subprocess.run(
-        [folder / "run.sh", *arguments], capture_output=True, text=True, cwd="/",
-        env=os.environ | {"PYTHON": sys.executable, "PATH": path},
+        [folder / "run.sh", *arguments], capture_output=True, text=True, cwd="/", env=environment
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -164,12 +165,23 @@ def test_run_continues_a_text(readable, name):
     assert bundle.answers.prompt in run_sh(folder)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_run_asks_for_no_network(readable, name, tmp_path):
+    """The same by someone who opted in shows that it would be seen."""
+    watched = Watched(tmp_path)
+    run_sh(readable / name, "The", "2", **watched.environment)
+    assert watched.network() == [] and "deviceid" not in watched.in_home()
+    if name.startswith("onnx"):
+        run_sh(readable / name, "The", "2", **watched.environment, SAAP_EDGE_TELEMETRY="1")
+        assert {"deviceid", "onnxruntime-genai.db"} <= set(watched.in_home())
+
+
 def test_run_prefers_llama_cpps_own_program(readable, tmp_path):
     program = tmp_path / "llama-completion"
     program.write_text('#!/bin/sh\npwd\nfor a in "$@"; do echo "[$a]"; done\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     folder, text = readable / "gguf-q4_0", 'it\'s  a "test" `x` $y'
-    where, *arguments = run_sh(folder, text, "7", path=f"{tmp_path}:{os.environ['PATH']}").splitlines()
+    where, *arguments = run_sh(folder, text, "7", PATH=f"{tmp_path}:{os.environ['PATH']}").splitlines()
     assert Path(where) == folder and f"[{text}]" in arguments
     pairs = dict(pairwise(arguments))
     assert (pairs["[-m]"], pairs["[-t]"], pairs["[-n]"], pairs["[-c]"]) == ("[model-q4_0.gguf]", "[4]", "[7]", "[512]")
