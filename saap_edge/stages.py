@@ -15,7 +15,7 @@ from saap_edge.bench.subject import longest_sequence
 from saap_edge.errors import SaapError
 from saap_edge.gate.rerun import asks_instructions, decides, timed_limits
 from saap_edge.gate.stage import gate_settings, write_gate
-from saap_edge.model.spec import ModelSpec, read_spec
+from saap_edge.model.spec import ModelSpec
 from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
 from saap_edge.recipe import Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
@@ -61,12 +61,15 @@ class Job:
     """
 
     def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = False) -> None:
+        from saap_edge.model.checkpoint import open_checkpoint
         from saap_edge.prune.plan import load_plan
 
         self.recipe, self.bar, self.tune = recipe, bar, tune
         self.target: Target = load_target(recipe.target)
         self.model = resolve_model(recipe.model)
-        self.spec: ModelSpec = read_spec(self.model)
+        checkpoint = open_checkpoint(self.model)
+        self.spec: ModelSpec = checkpoint.spec
+        self.warnings = checkpoint.warnings
         self.plan_override = load_plan(plan_file) if plan_file else None
         self.teacher = resolve_model(recipe.recover.teacher) if recipe.recover.teacher else self.model
         self._check_teacher()
@@ -89,11 +92,10 @@ class Job:
         for role, path in recipe.data:
             if not Path(path).is_file():
                 raise SaapError(f"data.{role}: no text file '{path}'")
-        if not any(self.model.glob("*.safetensors")):
-            raise SaapError(f"no model.safetensors in '{self.model}': only safetensors weights are read (no pickles)")
         if not (self.model / "tokenizer.json").is_file():
             raise SaapError(f"no tokenizer.json in '{self.model}': the runtimes need the model's fast tokenizer")
         self._check_tokenizer()
+        self._check_values()
         self._hashes: dict[str, str] = {}
 
     def _check_tokenizer(self) -> None:
@@ -107,8 +109,23 @@ class Job:
             except SaapError as error:
                 raise SaapError(f"{error}; leave {', '.join(asked)} out (export.formats)") from None
 
+    def _check_values(self) -> None:
+        """Refuse weights that are no finite numbers, and formats that do not hold them. Raises SaapError."""
+        from saap_edge.export.weights import FLOATS, IN_WIDER_FLOATS
+        from saap_edge.model.values import beyond_fp16
+
+        large = beyond_fp16(self.model)
+        narrow = [name for name in self.recipe.export.formats if str(FLOATS.get(name)) == "torch.float16"]
+        if large and narrow:
+            name, largest = next(iter(large.items()))
+            raise SaapError(
+                f"'{self.model}': {name} holds {largest:.3g}, and {narrow[0]} nothing beyond 65504: {IN_WIDER_FLOATS}"
+            )
+
     def _check_teacher(self) -> None:
         """Refuse a teacher that speaks of other tokens. Raises SaapError."""
+        from saap_edge.model.checkpoint import read_spec
+
         taught, teacher = self.spec.vocab_size, read_spec(self.teacher).vocab_size
         if taught != teacher:
             raise SaapError(f"the teacher '{self.teacher}' has {teacher} tokens, the model {taught}: they must agree")

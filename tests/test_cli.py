@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from saap_edge import cli
+from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned
-from saap_edge.model.spec import LayerShape, read_spec
+from saap_edge.model.spec import LayerShape
 from saap_edge.pipeline import read_stage
 from saap_edge.recipe import ExportSettings, Recipe
 from saap_edge.stages import ORDER, Job

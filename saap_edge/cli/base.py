@@ -186,7 +186,10 @@ def run_chain(
         for part in render_stage(result.name, result.folder):
             console.print(part)
 
-    outcome = run_stages(Job(recipe, plan_file, bar, tune), names, folders, out, after, done)
+    job = Job(recipe, plan_file, bar, tune)
+    for warning in job.warnings:
+        console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
+    outcome = run_stages(job, names, folders, out, after, done)
     if all(result.cached for result in outcome.results):
         console.print("nothing to do: every stage was already there")
     for what, path in outcome.links.items():

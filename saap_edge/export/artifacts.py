@@ -93,6 +93,7 @@ def export_artifacts(
     from saap_edge.export.kquants import KQUANTS, check_importance, write_kquant
     from saap_edge.export.refusal import export_refusal
     from saap_edge.export.weights import ExportWeights
+    from saap_edge.model.values import beyond_fp16
 
     weights = ExportWeights(folder)
     for name in formats:
@@ -103,15 +104,17 @@ def export_artifacts(
     artifacts = []
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         # What llama.cpp's types are made from: written first where it is asked for itself.
-        f16 = (out / "gguf" if "gguf-f16" in formats else Path(scratch)) / "model-f16.gguf"
-        for name in sorted(formats, key=lambda name: name != "gguf-f16"):
+        by_llama_cpp = any(name.removeprefix("gguf-") in KQUANTS for name in formats)
+        floats = "f32" if by_llama_cpp and beyond_fp16(folder) else "f16"
+        made_from = (out / "gguf" if f"gguf-{floats}" in formats else Path(scratch)) / f"model-{floats}.gguf"
+        for name in sorted(formats, key=lambda name: name != f"gguf-{floats}"):
             kind, _, quantisation = name.partition("-")
             path = out / "gguf" / f"model-{quantisation}.gguf" if kind == "gguf" else out / "onnx" / quantisation
             path.parent.mkdir(exist_ok=True)
             if quantisation in KQUANTS:
-                if not f16.exists():
-                    write_gguf(folder, f16, "f16")
-                summary = write_kquant(folder, f16, path, quantisation, imatrix)
+                if not made_from.exists():
+                    write_gguf(folder, made_from, floats)
+                summary = write_kquant(folder, made_from, path, quantisation, imatrix)
             else:
                 summary = write_artifact(folder, path, name, group)
             size, digest = _measure(path)

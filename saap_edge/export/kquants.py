@@ -25,7 +25,8 @@ from saap_edge.export.gguf import projections, summarise, unpermute
 from saap_edge.export.refusal import gguf_architecture
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK
-from saap_edge.model.spec import linear_shapes, read_spec
+from saap_edge.model.checkpoint import read_spec
+from saap_edge.model.spec import linear_shapes
 from saap_edge.pipeline import file_hash
 from saap_edge.recover.imatrix import read_importance
 

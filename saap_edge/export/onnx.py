@@ -17,8 +17,9 @@ from saap_edge.export.optimum import write_config
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.weights import FLOATS, ExportWeights
 from saap_edge.model.blocks import BLOCK
+from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import copy_tokenizer
-from saap_edge.model.spec import ModelSpec, read_spec
+from saap_edge.model.spec import ModelSpec
 
 __all__ = ["QUANTISATIONS", "write_onnx"]
 
@@ -51,7 +52,6 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     refusal = export_refusal(weights.spec, f"onnx-{quantisation}")
     if refusal:
         raise SaapError(refusal)
-    check_attention(weights.spec)
     layout = weights.layout(f"onnx-{quantisation}", group)
     if layout and (layout[1] < BLOCK or layout[1] & (layout[1] - 1)):
         raise SaapError(f"{folder}: groups of {layout[1]} inputs: MatMulNBits takes powers of two from {BLOCK}")
@@ -79,18 +79,6 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
         "blocks": layout and {"format": layout[0].name, "group": layout[1]},
         "padded_layers": padded_layers(folder, weights.spec),
     }
-
-
-def check_attention(spec: ModelSpec) -> None:
-    """Raise SaapError for shapes that the CPU kernel of GroupQueryAttention refuses."""
-    if spec.head_dim % 8:
-        raise SaapError(f"head_dim {spec.head_dim} is not a multiple of 8: ONNX Runtime's attention refuses it")
-    for index, layer in enumerate(spec.layers):
-        if layer.kv_heads < 1 or layer.heads % layer.kv_heads:
-            raise SaapError(
-                f"layer {index}: {layer.heads} query heads are not a multiple of {layer.kv_heads} kv heads: "
-                "ONNX Runtime's attention refuses it; keep whole kv groups"
-            )
 
 
 def padded_layers(folder: Path, padded: ModelSpec) -> dict[int, list[int]]:

@@ -16,8 +16,9 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 from saap_edge.export.refusal import export_refusal
+from saap_edge.model.checkpoint import open_checkpoint, read_spec
 from saap_edge.model.folder import copy_tokenizer, load_model
-from saap_edge.model.spec import PRUNED_TYPE, ModelSpec, canonical_config, for_transformers_4, read_config, read_spec
+from saap_edge.model.spec import PRUNED_TYPE, ModelSpec, for_transformers_4
 
 __all__ = ["write_config", "write_optimum"]
 
@@ -33,7 +34,7 @@ def write_config(spec: ModelSpec, folder: Path, out: Path) -> None:
     these words, under the family's own model_type. Where none does, it stays `saap_edge`, which optimum refuses at
     once, and saap_edge.model.optimum loads.
     """
-    config = for_transformers_4(canonical_config(read_config(folder)))
+    config = for_transformers_4(open_checkpoint(folder).canonical)
     config.pop("auto_map", None)  # torch's modelling file is not in the folder
     caches = {layer.kv_heads for layer in spec.layers}
     heads = spec.hidden // spec.head_dim
@@ -53,7 +54,7 @@ def write_optimum(folder: Path, out: Path) -> dict[str, Any]:
     refusal = export_refusal(read_spec(folder), "onnx-optimum")
     if refusal:
         raise SaapError(refusal)
-    if read_config(folder)["model_type"] == PRUNED_TYPE:
+    if open_checkpoint(folder).config["model_type"] == PRUNED_TYPE:
         raise SaapError(f"'{folder}' is saved as saap_edge, which optimum's exporter does not know: use onnx-fp32")
     from importlib.metadata import version
 

@@ -6,9 +6,10 @@ from importlib.util import find_spec
 
 from saap_edge.export.gemma import gemma_limit
 from saap_edge.families import Refusal
+from saap_edge.model.blocks import BLOCK
 from saap_edge.model.spec import ModelSpec
 
-__all__ = ["export_refusal", "gguf_architecture", "refusal_reason"]
+__all__ = ["export_refusal", "gguf_architecture", "refusal_reason", "shape_reason"]
 
 # Architectures and graphs that gguf.py and onnx.py write. A family may declare others before there is a writer: its
 # exports are then refused here, and a writer lifts that by adding the name.
@@ -46,12 +47,35 @@ def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
     if artifact_format == "onnx-optimum":
         return _optimum_reason(spec, per_layer)
     gguf = artifact_format.startswith("gguf")
+    shapes = shape_reason(spec) or (None if gguf else onnx_shape_reason(spec))
+    if shapes:
+        return shapes
     carrier = gguf_architecture(spec, per_layer) if gguf else spec.family.exports.onnx
     if isinstance(carrier, Refusal):
         return str(carrier)
     if carrier not in (GGUF_WRITERS if gguf else ONNX_WRITERS):
         return f"saap-edge has no writer for {'architecture' if gguf else 'graph'} '{carrier}' yet"
     return _limit(spec, carrier) if gguf else _onnx_limit(spec, artifact_format)
+
+
+def shape_reason(spec: ModelSpec) -> str | None:
+    """Shapes that no runtime takes, or takes and cannot quantise; None where there are none."""
+    if spec.hidden % BLOCK:
+        return f"hidden size {spec.hidden} is not a multiple of {BLOCK}: no runtime quantises such rows"
+    for index, layer in enumerate(spec.layers):
+        if layer.heads * spec.head_dim % BLOCK:
+            return (
+                f"layer {index}: {layer.heads} heads of {spec.head_dim} are {layer.heads * spec.head_dim} wide, "
+                f"not a multiple of {BLOCK}: o_proj could not be quantised"
+            )
+    return None
+
+
+def onnx_shape_reason(spec: ModelSpec) -> str | None:
+    """Shapes that the CPU kernel of GroupQueryAttention refuses, or None."""
+    if spec.head_dim % 8:
+        return f"head_dim {spec.head_dim} is not a multiple of 8: ONNX Runtime's attention refuses it"
+    return None
 
 
 def _onnx_limit(spec: ModelSpec, artifact_format: str) -> str | None:

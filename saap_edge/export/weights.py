@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 
 from saap_edge.errors import SaapError
+from saap_edge.export.refusal import shape_reason
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, quantise_rows
-from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes, read_spec
+from saap_edge.model.checkpoint import read_spec
+from saap_edge.model.inventory import needed
+from saap_edge.model.spec import LayerShape, ModelSpec
 from saap_edge.model.tensors import Codes, TensorStore
 
 __all__ = ["FLOATS", "ExportWeights"]
@@ -21,6 +24,7 @@ FLOATS = {
     "gguf-f32": torch.float32, "gguf-f16": torch.float16, "gguf-bf16": torch.bfloat16, "onnx-fp32": torch.float32,
     "onnx-fp16": torch.float16, "onnx-optimum": torch.float32,
 }  # fmt: skip
+IN_WIDER_FLOATS = "use gguf-bf16, gguf-f32 or onnx-fp32 instead (export.formats)"
 VOCABULARY_GROUP = 128
 # What ONNX's MatMulNBits may hold, by bits; the first where the folder was tuned in none of them.
 _ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int4-full": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}
@@ -56,25 +60,12 @@ class ExportWeights:
             for index, layer in enumerate(source.layers)
             for part in ((_ATTENTION if not layer.heads else ()) + (_FFN if not layer.ffn else ()))
         )
+        self._shapes = needed(self.spec)
         self._store = TensorStore(folder)
         self._codes = Codes(folder) if (self.folder / Codes.FILE).is_file() else None
-        self._check()
-
-    def _check(self) -> None:
-        spec = self.spec
-        if spec.hidden % BLOCK:
-            raise SaapError(f"hidden size {spec.hidden} is not a multiple of {BLOCK}: no runtime quantises such rows")
-        for index, layer in enumerate(spec.layers):
-            if layer.kv_heads < 1 or layer.heads % layer.kv_heads:
-                raise SaapError(
-                    f"layer {index}: {layer.heads} query heads cannot be shared by {layer.kv_heads} kv heads "
-                    "(llama.cpp would abort the process): keep whole kv groups"
-                )
-            if layer.heads * spec.head_dim % BLOCK:
-                raise SaapError(
-                    f"layer {index}: {layer.heads} heads of {spec.head_dim} are {layer.heads * spec.head_dim} wide, "
-                    f"not a multiple of {BLOCK}: o_proj could not be quantised"
-                )
+        reason = shape_reason(self.spec)
+        if reason:
+            raise SaapError(f"'{folder}': {reason}")
 
     @property
     def tuned(self) -> BlockFormat | None:
@@ -112,17 +103,24 @@ class ExportWeights:
         return not name.startswith(self._blank) and name in self._store
 
     def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Any tensor, projections and biases zero-padded to the grid. Raises SaapError when it is missing, or not of
-        the shape that config.json says."""
+        """Any tensor, projections and biases zero-padded to the grid. Raises SaapError when it is missing, or `dtype`
+        does not hold its values."""
         whole = torch.empty(self.shape(name), dtype=dtype)
         start = 0
         for piece in self._pieces(name):
             whole[start : (start := start + len(piece))] = piece
+        if dtype == torch.float16:
+            self._require_held(name, whole)
         return whole
+
+    def _require_held(self, name: str, values: torch.Tensor) -> None:
+        """Raise SaapError where half precision made infinities of a tensor's values."""
+        if not bool(torch.isfinite(values).all()):
+            raise SaapError(f"{self.folder}: {name} holds values beyond what fp16 does (65504): {IN_WIDER_FLOATS}")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape in the file."""
-        return _shape(self.spec, name)
+        return self._shapes[name]
 
     def _pieces(self, name: str) -> Iterator[torch.Tensor]:
         """The rows of `tensor`, a few at a time."""
@@ -130,9 +128,7 @@ class ExportWeights:
         if name.startswith(self._blank):  # a sublayer that is not there: zero projections and biases, neutral norms
             yield torch.full(shape, 1.0 if "norm." in name else 0.0)
             return
-        stored, expected = self._store.shape(name), _shape(self._source, name)
-        if stored != expected:
-            raise SaapError(f"{self.folder}: {name} is {stored}, config.json says {expected}")
+        stored = self._store.shape(name)
         columns = sum(shape[1:]) - sum(stored[1:])
         for piece in self._store.pieces(name):
             yield torch.nn.functional.pad(piece, (0, columns)) if columns else piece
@@ -145,7 +141,9 @@ class ExportWeights:
         Tuned blocks keep the group they were tuned in, whatever `group` says. Raises SaapError as `tensor` does.
         """
         if self._codes is None or self._codes.format != format or name not in self._codes:
-            return quantise_rows(self._pieces(name), self.shape(name), format, group)
+            made = quantise_rows(self._pieces(name), self.shape(name), format, group)
+            self._require_held(name, made.scales if made.offsets is None else made.scales + made.offsets)
+            return made
         blocks = self._codes.get(name)
         # Channels that pad an FFN have no weight at all in gate_proj and up_proj: their columns in down_proj count for
         # nothing, whatever their codes.
@@ -161,14 +159,3 @@ class ExportWeights:
         codes = pad(blocks.codes, shape[1], format.middle)
         offsets = None if blocks.offsets is None else pad(blocks.offsets, groups)
         return Blocks(format, blocks.group, codes, pad(blocks.scales, groups), offsets)
-
-
-def _shape(spec: ModelSpec, name: str) -> tuple[int, ...]:
-    """The shape of a tensor of the canonical form."""
-    module, _, leaf = name.rpartition(".")
-    if "norm" in module:
-        return (spec.head_dim if "self_attn." in name else spec.hidden,)
-    if not name.startswith("model.layers."):
-        return spec.vocab_size, spec.hidden
-    shape = linear_shapes(spec, int(name.split(".")[2]))[f"{module}.weight"]
-    return shape if leaf == "weight" else shape[:1]

@@ -173,6 +173,4 @@ def refuse_common(config: Config, activation: str = "silu", partial: bool = Fals
         return f"hidden_act '{used}' is not supported (supported: {activation})"
     if config.get("mlp_bias"):
         return "mlp_bias is not supported: llama.cpp has no bias on gate and up"
-    if config.get("quantization_config"):
-        return "the weights are already quantised: give the unquantised model"
     return None

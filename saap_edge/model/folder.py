@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
-from accelerate import dispatch_model, infer_auto_device_map
+from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
 from accelerate.utils import get_balanced_memory
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -23,35 +21,31 @@ from transformers import (
 )
 
 from saap_edge.errors import SaapError
-from saap_edge.families import Config
 from saap_edge.model import modeling_saap_edge
+from saap_edge.model.checkpoint import Checkpoint, open_checkpoint
+from saap_edge.model.classes import TRANSFORMERS_4, parsed_config
+from saap_edge.model.inventory import HEAD
 from saap_edge.model.modeling_saap_edge import SaapEdgeConfig, SaapEdgeForCausalLM
 from saap_edge.model.spec import (
     PRUNED_TYPE,
     LayerShape,
     ModelSpec,
-    canonical_config,
-    config_family,
     for_transformers_4,
-    read_config,
     spec_from_config,
 )
 from saap_edge.model.tensors import TensorStore
+from saap_edge.model.values import require_finite
 
 __all__ = [
     "TOKENIZER_FILES", "build_pruned", "copy_tokenizer", "load_model", "load_tokenizer", "placement", "save_model",
     "spec_of",
 ]  # fmt: skip
 
-AutoConfig.register(PRUNED_TYPE, SaapEdgeConfig)
-AutoModelForCausalLM.register(SaapEdgeConfig, SaapEdgeForCausalLM)
-
 # What travels with the weights: everything a tokenizer or a chat needs.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 BACKEND_5 = "TokenizersBackend"  # what transformers 5 writes for a PreTrainedTokenizerFast
 MODELING_FILE = Path(modeling_saap_edge.__file__)
 
@@ -67,63 +61,50 @@ def load_model(
     """Load a dense or pruned folder in evaluation mode, in its family's canonical form, on the CPU or as `device_map`
     (accelerate's) says.
 
-    Raises SaapError when the family is not supported, transformers cannot load it, or the devices do not hold it.
+    Raises SaapError as `open_checkpoint`, where a weight is no finite number, and when the devices do not hold it.
     """
-    config = read_config(folder)
-    family, full = config_family(config)
-    canonical = canonical_config(config)
+    checkpoint = open_checkpoint(folder)
     try:
-        if config["model_type"] == PRUNED_TYPE or (canonical == full and not family.source):
-            parsed = _parsed(config) if TRANSFORMERS_4 else None
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), config=parsed, dtype=dtype, use_safetensors=True, device_map=device_map
-            )
-        else:
-            model = _dispatched(_load_canonical(Path(folder), canonical, dtype), device_map)
+        model = _dispatched(_filled(checkpoint, dtype), device_map)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise SaapError(f"cannot load the model in '{folder}': {str(error).splitlines()[0]}") from error
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if model is None or any(parameter.is_meta for parameter in model.parameters()):
         raise SaapError(
             f"the GPUs do not hold the model in '{folder}': score in bfloat16, or use the CPU (CUDA_VISIBLE_DEVICES=)"
         )
     return cast(PreTrainedModel, model.eval())
 
 
-def _parsed(config: Config) -> Any:
-    """transformers' config of a config.json."""
-    words = for_transformers_4(config)
-    parsed = AutoConfig.for_model(**{name: value for name, value in words.items() if name != "architectures"})
-    if getattr(parsed, "attn_logit_softcapping", None):
-        parsed._attn_implementation = "eager"  # the default of transformers 4 drops the cap without a word
-    return parsed
+def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """transformers' class, filled tensor by tensor: one that is not in the files has no other way to get a value."""
+    config = parsed_config(checkpoint.canonical)
+    store = TensorStore(checkpoint.folder)
+    with init_empty_weights(include_buffers=False):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    tied = {HEAD} if checkpoint.spec.tied else set()
+    for name in [name for name, _ in model.named_parameters() if name not in tied]:
+        tensor = store.tensor(name)
+        require_finite(checkpoint.folder, name, tensor)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor.to(dtype)))
+    if tied:
+        model.tie_weights()
+    model.config.dtype = dtype
+    if (checkpoint.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(checkpoint.folder))
+    return model
 
 
-def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any:
-    """What `from_pretrained` does with a device map, for a model built here."""
+def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any | None:
+    """What `from_pretrained` does with a device map, for a model built here; None where it needs the disk."""
     if device_map is None:
         return model
     if device_map == "auto":
         whole = list(model._no_split_modules)
         memory = get_balanced_memory(model, no_split_module_classes=whole)
         device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
-    return dispatch_model(model, device_map)
-
-
-def _load_canonical(folder: Path, config: Config, dtype: torch.dtype) -> Any:
-    """Build the canonical class and fill it tensor by tensor."""
-    store = TensorStore(folder)
-    parsed = _parsed(config)
-    model = _empty(AutoModelForCausalLM.from_config, parsed, dtype, torch.device("cpu"))
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=parsed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            tensor = store.tensor(name)
-            if tensor.shape != parameter.shape:
-                raise SaapError(f"{folder}: {name} is {tuple(tensor.shape)}, config.json says {tuple(parameter.shape)}")
-            parameter.copy_(tensor)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    return model
+    places = cast(dict[str, Any], device_map)
+    return None if "disk" in places.values() else dispatch_model(model, places)
 
 
 def _empty(make: Callable[[Any], Any], config: Any, dtype: torch.dtype, device: torch.device) -> Any:
@@ -269,7 +250,7 @@ def save_model(model: PreTrainedModel, tokenizer_from: str | Path, out: str | Pa
     """
     out = Path(out)
     model.save_pretrained(str(out))
-    config = for_transformers_4(read_config(out))
+    config = for_transformers_4(json.loads((out / "config.json").read_text(encoding="utf-8")))
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if _is_pruned(model):
         shutil.copyfile(MODELING_FILE, out / MODELING_FILE.name)

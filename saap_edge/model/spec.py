@@ -1,10 +1,8 @@
-"""The shape of a dense or pruned model, read from config.json alone: no torch, no weights."""
+"""The shape of a dense or pruned model, as a checked config.json says it: no torch, no weights."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import SaapError
@@ -13,7 +11,7 @@ from saap_edge.families.rope import head_dim_of, rope_of
 
 __all__ = [
     "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "for_transformers_4",
-    "linear_shapes", "read_config", "read_spec", "spec_from_config",
+    "linear_shapes", "spec_from_config",
 ]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with per-layer widths
@@ -95,28 +93,6 @@ def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
     return {f"{prefix}{name}.weight": shape for name, shape in shapes.items()}
 
 
-def read_config(folder: str | Path) -> Config:
-    """A folder's config.json as it stands. Raises SaapError when it is missing or no JSON object."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise SaapError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
-    if not isinstance(config, dict):
-        raise SaapError(f"{path}: not a JSON object")
-    return config
-
-
-def read_spec(folder: str | Path) -> ModelSpec:
-    """Read a Hugging Face folder's config.json, dense or pruned.
-
-    Raises SaapError when the folder or config is missing, the family is unknown, or it uses an unsupported feature.
-    """
-    return spec_from_config(read_config(folder))
-
-
 def config_family(config: Config) -> tuple[Family, Config]:
     """The family of a parsed config.json, and the config with what transformers assumes where it says nothing.
 
@@ -159,7 +135,7 @@ def for_transformers_4(config: Config) -> Config:
 
 
 def spec_from_config(config: Config) -> ModelSpec:
-    """The spec of a parsed config.json. Raises SaapError as `read_spec` does."""
+    """The spec of a parsed config.json. Raises SaapError as `config_family` does."""
     pruned, (family, _) = config.get("model_type") == PRUNED_TYPE, config_family(config)
     config = canonical_config(config)
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])

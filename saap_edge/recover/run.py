@@ -16,8 +16,8 @@ from accelerate import PartialState
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.families import Family
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks, dequantise, quantise
+from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, save_model
-from saap_edge.model.spec import read_spec
 from saap_edge.model.tensors import Codes
 from saap_edge.recipe import RecoverSettings
 from saap_edge.recover.quantiser import GroupLinear, LoraLinear, put

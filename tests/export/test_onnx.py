@@ -28,8 +28,9 @@ from saap_edge.export.refusal import export_refusal
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
+from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned, load_model, load_tokenizer
-from saap_edge.model.spec import LayerShape, read_spec
+from saap_edge.model.spec import LayerShape, spec_from_config
 from tests.arithmetic_support import assert_as_predicted
 from tests.conftest import (
     AS_LLAMA,
@@ -245,7 +246,7 @@ def test_llama3_frequencies_equal_transformers(tmp_path: Path) -> None:
     config = LlamaConfig.from_pretrained(tmp_path)
     expected, scale = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     assert scale == 1.0
-    np.testing.assert_allclose(rope_frequencies(read_spec(tmp_path)), expected.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(rope_frequencies(spec_from_config(config.to_dict())), expected.numpy(), rtol=1e-6)
 
 
 def test_int4_full_has_its_vocabulary_in_4_bits(folder: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from saap_edge.export.gguf import write_gguf
 from saap_edge.export.onnx import write_onnx
 from saap_edge.export.rope import rope_frequencies
 from saap_edge.families.rope import attention_factor
+from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned, load_model, spec_of
-from saap_edge.model.spec import LayerShape, read_spec
+from saap_edge.model.spec import LayerShape
 from tests.conftest import WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 from tests.export.llama_support import ExactEngine, exact_logits
 from tests.export.onnx_support import PlainSession, reference

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from saap_edge.errors import SaapError
 from saap_edge.families import FAMILIES
+from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned, load_model, save_model
-from saap_edge.model.spec import LayerShape, read_spec
+from saap_edge.model.spec import LayerShape
 from tests.conftest import WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 
 LLAMA3 = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saap_edge.export.weights import ExportWeights
-from saap_edge.model import tensors
+from saap_edge.model import checkpoint
 from saap_edge.model.blocks import BLOCK_FORMATS, quantise, quantise_rows
 from saap_edge.model.tensors import TensorStore
 from tests.conftest import raw_model, write_folder
@@ -33,7 +33,7 @@ def test_pieces_are_the_whole(folder, numbers, monkeypatch):
         name: (store.tensor(name), weights.tensor(name), weights.blocks(name, BLOCK_FORMATS["q4_0"]))
         for name in ("model.embed_tokens.weight", "lm_head.weight", *names)
     }
-    monkeypatch.setattr(tensors, "_PIECE", numbers)
+    monkeypatch.setattr(checkpoint, "PIECE", numbers)
     for name, (stored, padded, blocks) in whole.items():
         pieces = list(store.pieces(name))
         assert len(pieces) > 1 and store.shape(name) == stored.shape

@@ -7,7 +7,7 @@ import yaml
 
 from saap_edge.export.artifacts import export_artifacts
 from saap_edge.export.gguf import write_gguf
-from saap_edge.model.spec import read_spec
+from saap_edge.model.checkpoint import read_spec
 from saap_edge.worth.fit import cost_at, outcome_of
 from tests.conftest import tiny_model, write_folder
 from tests.test_cli import saap, write_recipe  # noqa: F401 (a fixture)

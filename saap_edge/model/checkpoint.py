@@ -1,0 +1,172 @@
+"""Opening a model folder: one strict step that every part of the program goes through.
+
+What config.json says is read once and held against the files. What does not add up is refused here, before any work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+
+from saap_edge.errors import SaapError
+from saap_edge.families import Config, Family, Source
+from saap_edge.model.classes import parsed_config
+from saap_edge.model.config import read_config, without_odd_ids
+from saap_edge.model.inventory import EMBEDDING, HEAD, canonical_names, check_inventory
+from saap_edge.model.spec import ModelSpec, canonical_config, config_family, spec_from_config
+from saap_edge.model.stored import Stored, stored_in
+
+__all__ = ["Checkpoint", "open_checkpoint", "read_spec", "row_ranges"]
+
+PIECE = 1 << 24  # numbers of a tensor that are read at a time
+# transformers has a value for each that fits one model of a family: the tensors show whether it is this one.
+_ASSUMED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder that holds what it says.
+
+    Attributes:
+        folder: where it is.
+        config: config.json, put right where the tensors say otherwise (a head of its own, say).
+        spec: the shape of its canonical form.
+        warnings: what was put right, a line each.
+        stored, names: the tensors, and stored name by the name that transformers' class has.
+    """
+
+    folder: Path
+    config: Config
+    spec: ModelSpec
+    warnings: tuple[str, ...]
+    stored: Stored
+    names: Mapping[str, str]
+
+    @property
+    def canonical(self) -> Config:
+        """The config that the model is handled as."""
+        return canonical_config(self.config)
+
+    def source(self, name: str) -> Source:
+        """Where a tensor of the canonical form comes from."""
+        return source_of(self.config, name)
+
+    def __contains__(self, name: str) -> bool:
+        return self.source(name).name in self.names
+
+    def shape(self, source: Source) -> tuple[int, ...]:
+        """Shape of the stored tensor. Raises SaapError when it is missing."""
+        if source.name not in self.names:
+            raise SaapError(f"tensor '{source.name}' is missing from '{self.folder}'")
+        return self.stored.entries[self.names[source.name]].shape
+
+    def read(self, source: Source, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of the stored tensor, in its stored type."""
+        return self.stored.read(self.names[source.name], start, stop)
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder, dense or pruned, or what a GGUF file was unpacked into.
+
+    Raises SaapError, in one line, when config.json is missing or says what cannot be, the family or a feature is not
+    supported, and when the tensors are not those it describes.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SaapError(f"no model folder '{folder}': give a Hugging Face folder with config.json and safetensors")
+    return _opened(folder, _identity(folder))
+
+
+def read_spec(folder: str | Path) -> ModelSpec:
+    """The shape of a model folder. Raises SaapError as `open_checkpoint`."""
+    return open_checkpoint(folder).spec
+
+
+def _identity(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What tells that no file was changed since."""
+    read = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.gguf")])
+    states = [(path.name, path.stat()) for path in read if path.is_file()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+@lru_cache(maxsize=8)
+def _opened(folder: Path, identity: tuple[tuple[str, int, int], ...]) -> Checkpoint:
+    config, warnings = _said(folder)
+    family, _ = config_family(config)
+    stored = stored_in(folder)
+    names = canonical_names(stored.entries)
+    if len(names) < len(stored.entries):
+        raise SaapError(f"{folder}: some tensors are stored twice, with and without 'model.' before their names")
+    config, names, told = _head(config, family, stored, names)
+    spec = spec_from_config(config)
+    entries = {name: stored.entries[kept] for name, kept in names.items()}
+    method = _quantised_by(config)
+    check_inventory(str(folder), spec, partial(source_of, config), entries, method)
+    if method is not None:  # the weights are plain: the entry was left behind
+        config = {name: value for name, value in config.items() if name != "quantization_config"}
+        told.append(f"config.json has a quantization_config ({method}), and the weights are plain: it is ignored")
+    return Checkpoint(folder, config, spec, (*warnings, *told), stored, names)
+
+
+def source_of(config: Config, name: str) -> Source:
+    """Where a tensor of the canonical form comes from, under the name that transformers' class has for it."""
+    family, full = config_family(config)
+    return family.source(full, name) if family.source else Source(name)
+
+
+def _quantised_by(config: Config) -> str | None:
+    said = config.get("quantization_config")
+    return str(said.get("quant_method") or "an unnamed method") if said else None
+
+
+def _said(folder: Path) -> tuple[Config, list[str]]:
+    """config.json with the fields that it lacks, without ids that cannot be."""
+    config, path = read_config(folder), folder / "config.json"
+    config_family(config)  # a family that is not known says so before anything else
+    absent = [name for name in _ASSUMED if name not in config]
+    try:
+        assumed = parsed_config({"model_type": config["model_type"]}).to_dict() if absent else {}
+        config = config | {name: assumed[name] for name in absent}
+        config, warnings = without_odd_ids(config)
+        parsed_config(config)
+        spec_from_config(config)
+    except SaapError:
+        raise
+    except Exception as error:  # transformers' validation has many kinds of them
+        raise SaapError(f"{path}: transformers refuses it: {' '.join(str(error).split())[:300]}") from None
+    assumptions = [f"config.json lacks {name}: {config[name]}, as transformers assumes" for name in absent]
+    return config, [*assumptions, *warnings]
+
+
+def _head(
+    config: Config, family: Family, stored: Stored, names: dict[str, str]
+) -> tuple[Config, dict[str, str], list[str]]:
+    """The head as transformers handles it: one that is stored beside the embedding and differs is the model's own,
+    whatever config.json says; a tied matrix may be stored under either name."""
+    tied = (family.defaults | config).get("tie_word_embeddings", False)
+    if not tied or HEAD not in names:
+        return config, names, []
+    if EMBEDDING not in names:
+        return config, {EMBEDDING if name == HEAD else name: kept for name, kept in names.items()}, []
+    if _equal(stored, names[EMBEDDING], names[HEAD]):
+        return config, {name: kept for name, kept in names.items() if name != HEAD}, []
+    told = "config.json says that the head is the embedding, and a head of its own is stored: that one is taken"
+    return config | {"tie_word_embeddings": False}, names, [told]
+
+
+def _equal(stored: Stored, first: str, second: str) -> bool:
+    entries = stored.entries[first], stored.entries[second]
+    return entries[0].shape == entries[1].shape and all(
+        torch.equal(stored.read(first, *rows), stored.read(second, *rows)) for rows in row_ranges(entries[0].shape)
+    )
+
+
+def row_ranges(shape: tuple[int, ...], together: int = 1) -> list[tuple[int, int]]:
+    """Rows [start, stop) of a tensor a piece at a time, in multiples of `together`."""
+    numbers = max(1, int(torch.Size(shape[1:]).numel()))
+    step = max(1, PIECE // numbers // together) * together
+    return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

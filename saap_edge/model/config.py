@@ -1,0 +1,129 @@
+"""config.json, read once: every field that is used has its type and a value that can be, or the file is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from saap_edge.errors import SaapError
+from saap_edge.families import Config
+
+__all__ = ["read_config", "without_odd_ids"]
+
+_Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Flag = Annotated[bool, Field(strict=True)]
+_Id = Annotated[int, Field(strict=True)]
+_Width = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+
+class _Fields(BaseModel):
+    """What is read of config.json, where it is there; null only where transformers takes it for absent."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model_type: str
+    vocab_size: _Count = 1
+    hidden_size: _Count = 1
+    intermediate_size: _Count = 1
+    num_hidden_layers: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
+    num_attention_heads: _Count = 1
+    num_key_value_heads: _Count | None = None
+    head_dim: _Count | None = None
+    max_position_embeddings: _Count = 1
+    original_max_position_embeddings: _Count | None = None
+    hidden_act: str | None = None
+    hidden_activation: str | None = None
+    rms_norm_eps: _Positive = 1.0
+    rope_theta: _Positive | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_local_base_freq: _Positive | None = None
+    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] | None = None
+    tie_word_embeddings: _Flag = False
+    attention_bias: _Flag = False
+    mlp_bias: _Flag = False
+    bos_token_id: _Id | None = None
+    eos_token_id: _Id | list[_Id] | None = None
+    pad_token_id: _Id | None = None
+    sliding_window: Annotated[int, Field(strict=True, ge=0)] | None = None
+    use_sliding_window: _Flag = False
+    max_window_layers: _Width = 0
+    sliding_window_pattern: _Count = 1
+    layer_types: list[str] | None = None
+    query_pre_attn_scalar: _Positive = 1.0
+    attn_logit_softcapping: _Positive | None = None
+    final_logit_softcapping: _Positive | None = None
+    embedding_multiplier: _Number = 1.0
+    logits_scaling: _Number = 1.0
+    residual_multiplier: _Number = 1.0
+    attention_multiplier: _Number = 1.0
+    base_model_type: str | None = None
+    layer_widths: list[tuple[_Width, _Width, _Width]] | None = None
+    qkv_bias: _Flag = False
+    o_bias: _Flag = False
+    down_bias: _Flag = False
+    qk_norm: _Flag = False
+    quantization_config: dict[str, Any] | None = None
+
+
+def read_config(folder: str | Path) -> Config:
+    """A folder's config.json as it stands. Raises SaapError when it is missing, no JSON object, or a field that is used
+    has no value that can be."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise SaapError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+    except UnicodeDecodeError:
+        raise SaapError(f"{path}: not UTF-8, which JSON has to be") from None
+    if not isinstance(config, dict):
+        raise SaapError(f"{path}: not a JSON object")
+    _check(config, path)
+    return config
+
+
+def _check(config: Config, path: Path) -> None:
+    try:
+        fields = _Fields.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or not part.startswith("list["))
+        message = "it is missing" if first["type"] == "missing" else f"{first['msg']}, got {first['input']!r}"
+        raise SaapError(f"{path}: {where}: {message}") from None
+    heads = config.get("num_attention_heads")
+    if heads and heads % (fields.num_key_value_heads or heads):
+        raise SaapError(f"{path}: {heads} attention heads cannot share {fields.num_key_value_heads} key-value heads")
+    per_layer = {"layer_types": fields.layer_types, "layer_widths": fields.layer_widths}
+    for name, values in per_layer.items():
+        if values is not None and len(values) != config.get("num_hidden_layers", len(values)):
+            layers = config["num_hidden_layers"]
+            raise SaapError(f"{path}: {name} is of {len(values)} layers, num_hidden_layers says {layers}")
+    for index, (heads, kv_heads, _) in enumerate(fields.layer_widths or ()):
+        if bool(heads) != bool(kv_heads) or (heads and heads % kv_heads):
+            raise SaapError(
+                f"{path}: layer {index}: {heads} query heads cannot be shared by {kv_heads} kv heads (llama.cpp would "
+                "abort the process): keep whole kv groups"
+            )
+
+
+def without_odd_ids(config: Config) -> tuple[Config, list[str]]:
+    """The config without ids that its vocabulary does not have, and a line about each: no model can make such a token,
+    and runtimes refuse to load one that asks for it."""
+    found, warnings = dict(config), []
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        said = config.get(name)
+        ids = said if isinstance(said, list) else [] if said is None else [said]
+        odd = [index for index in ids if not 0 <= index < config["vocab_size"]]
+        if odd:
+            kept = [index for index in ids if index not in odd]
+            found[name] = kept if isinstance(said, list) and kept else None
+            told = ", ".join(map(str, odd))
+            warnings.append(f"{name} {told} is outside the vocabulary of {config['vocab_size']}: it is left out")
+    return found, warnings

@@ -1,0 +1,163 @@
+"""Does a checkpoint hold what its config.json says? Every tensor once and of its shape, and none besides."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+
+from saap_edge.errors import SaapError
+from saap_edge.families import Source
+from saap_edge.model.spec import ModelSpec, linear_shapes
+from saap_edge.model.stored import Entry
+
+__all__ = ["EMBEDDING", "HEAD", "canonical_names", "check_inventory", "needed", "parameters"]
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Older Llama checkpoints hold these tables; every class computes them anew.
+_COMPUTED = "rotary_emb.inv_freq"
+# What quantisers leave beside or in place of a weight: bitsandbytes, GPTQ, AWQ, compressed-tensors, fp8, HQQ, MXFP4.
+_QUANTISED = re.compile(
+    r"\.(SCB|CB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\w+|qweight|qzeros|scales"
+    r"|g_idx|weight_packed|weight_shape|weight_scale|weight_scale_inv|weight_zero_point|input_scale|scale|zero_point"
+    r"|W_q|meta|\w+_blocks|\w+_scales)$|\.absmax$|\.quant_state\."
+)
+_ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save|base_layer)\.")
+
+
+def needed(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of the canonical form, by name."""
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, spec.hidden)}
+    for index in range(len(spec.layers)):
+        shapes |= _layer(spec, index)
+    shapes["model.norm.weight"] = (spec.hidden,)
+    if not spec.tied:
+        shapes[HEAD] = (spec.vocab_size, spec.hidden)
+    return shapes
+
+
+def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
+    prefix, layer = f"model.layers.{index}.", spec.layers[index]
+    biased = {"q_proj": spec.qkv_bias, "k_proj": spec.qkv_bias, "v_proj": spec.qkv_bias}
+    biased |= {"o_proj": spec.o_bias, "down_proj": spec.down_bias}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in linear_shapes(spec, index).items():
+        if not (layer.heads if ".self_attn." in name else layer.ffn):
+            continue
+        shapes[name] = shape
+        if biased.get(name.split(".")[-2]):
+            shapes[name.replace(".weight", ".bias")] = shape[:1]
+    norms = [*(["input_layernorm"] if layer.heads else []), *(["post_attention_layernorm"] if layer.ffn else [])]
+    if spec.gemma:
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    shapes |= {f"{prefix}{norm}.weight": (spec.hidden,) for norm in norms}
+    if spec.family.qk_norm and layer.heads:
+        shapes |= {f"{prefix}self_attn.{part}_norm.weight": (spec.head_dim,) for part in "qk"}
+    return shapes
+
+
+def canonical_names(stored: Iterable[str]) -> dict[str, str]:
+    """Stored name by the name a class with a head has for it, as transformers renames what it loads.
+
+    A decoder that was saved without its head lacks the first "model."; some tools put it there twice.
+    """
+    names = list(stored)
+    if any(name.startswith(("model.model.layers.", "model.model.embed_tokens.")) for name in names):
+        return {name.removeprefix("model."): name for name in names}
+    if any(name.startswith("model.") for name in names) or not any(name.startswith("layers.") for name in names):
+        return {name: name for name in names}
+    return {name if name.startswith("lm_head.") else f"model.{name}": name for name in names}
+
+
+def check_inventory(
+    where: str, spec: ModelSpec, source: Callable[[str], Source], entries: Mapping[str, Entry], quantised_by: str | None
+) -> None:
+    """Raise SaapError, naming a tensor, where `entries` are not what `spec` needs.
+
+    Args:
+        where: the folder, for the message.
+        source: canonical name -> where it is stored (`Family.source`).
+        entries: what is stored, under the names of transformers' class.
+        quantised_by: `quant_method` of config.json, None where it says nothing.
+    """
+    expected = _stored_shapes(spec, source)
+    _refuse_quantised(where, entries, quantised_by)
+    adapters = [name for name in entries if _ADAPTER.search(name)]
+    if adapters:
+        raise SaapError(
+            f"{where}: an adapter lies beside the weights ('{adapters[0]}'{_more(adapters)}): merge it first "
+            "(merge_and_unload in peft)"
+        )
+    missing = [name for name in expected if name not in entries]
+    if missing:
+        raise SaapError(f"{where}: {_why_missing(missing, entries)}")
+    for name, shape in expected.items():
+        if entries[name].shape != shape:
+            raise SaapError(f"{where}: {name} is {entries[name].shape}, config.json says {shape}")
+    extra = [name for name in entries if name not in expected and not name.endswith(_COMPUTED)]
+    if extra:
+        raise SaapError(f"{where}: {_what_is_extra(extra, spec)}")
+
+
+def _stored_shapes(spec: ModelSpec, source: Callable[[str], Source]) -> dict[str, tuple[int, ...]]:
+    """Shapes under stored names; parts of one matrix make it as long as their last row says."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in needed(spec).items():
+        part = source(name)
+        rows = part.rows[1] if part.rows else shape[0]
+        shapes[part.name] = (max(rows, shapes.get(part.name, (0,))[0]), *shape[1:])
+    return shapes
+
+
+def _refuse_quantised(where: str, entries: Mapping[str, Entry], quantised_by: str | None) -> None:
+    beside = [name for name in entries if _QUANTISED.search(name)]
+    odd = [name for name, entry in entries.items() if entry.dtype not in _FLOATS]
+    if beside or odd:
+        name = (beside or odd)[0]
+        kind = f", {entries[name].dtype}".replace("torch.", "") if odd and not beside else ""
+        by = f" by {quantised_by}" if quantised_by else ""
+        raise SaapError(
+            f"{where}: the weights are already quantised{by} ('{name}'{kind}{_more(beside or odd)}): give the "
+            "unquantised model"
+        )
+
+
+def _why_missing(missing: list[str], entries: Mapping[str, Entry]) -> str:
+    name = missing[0]
+    wrapped = next((stored for stored in entries if stored.endswith(f".{name}")), None)
+    if wrapped:
+        prefix = wrapped.removesuffix(name)
+        return (
+            f"tensor '{name}' is missing, and '{wrapped}' is there: a wrapper put '{prefix}' before every name "
+            "(torch.compile, DistributedDataParallel, peft). Save the model inside it"
+        )
+    if missing == [HEAD]:
+        return (
+            f"tensor '{HEAD}' is missing, and config.json says that the head is not the embedding: give it, or set "
+            "tie_word_embeddings to true if the model was trained so"
+        )
+    there = f" ('{next(iter(entries))}' is there)" if entries else ""
+    return f"tensor '{name}' is missing{_more(missing)}{there}"
+
+
+def _what_is_extra(extra: list[str], spec: ModelSpec) -> str:
+    name, count = extra[0], len(spec.layers)
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    if layer and int(layer[1]) >= count:
+        return f"tensor '{name}' is of layer {layer[1]}, and config.json says {count} layers (0 to {count - 1})"
+    return (
+        f"tensor '{name}'{_more(extra)} has no place in a {spec.family.title} model as config.json describes it: "
+        "without it the answers would be another model's"
+    )
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def parameters(spec: ModelSpec) -> int:
+    """How many numbers a model has, a tied matrix counted once."""
+    return sum(math.prod(shape) for shape in needed(spec).values())

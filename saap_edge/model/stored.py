@@ -1,0 +1,131 @@
+"""What the files of a checkpoint hold: names, shapes and types of tensors, and rows of them, read when asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from saap_edge.errors import SaapError
+
+__all__ = ["GGUF_FILE", "INDEX_FILE", "SINGLE_FILE", "Entry", "SafetensorsFiles", "Stored", "stored_in"]
+
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+GGUF_FILE = "model.gguf"  # a folder that was unpacked from one has its weights there
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor that is stored: its shape, its type (None: one that torch has no name for), the file it is in."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    file: Path
+
+
+class Stored(Protocol):
+    """The tensors of a checkpoint under the names that the family's class in transformers has for them."""
+
+    entries: Mapping[str, Entry]
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of a tensor, a copy in its stored type."""
+        ...
+
+
+class SafetensorsFiles:
+    """model.safetensors, or the shards that model.safetensors.index.json names.
+
+    Files are opened anew for every read: a file that stays mapped keeps in memory whatever was ever read of it.
+    Raises SaapError when there are none, both are there, a file is damaged, or index and shards disagree.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = _read_index(folder)
+        found: dict[str, Entry] = {}
+        for file in sorted(set(index.values())) if index else [SINGLE_FILE]:
+            for name, entry in _entries(folder / file).items():
+                if name in found:
+                    raise SaapError(f"{folder}: tensor '{name}' is stored twice, in {found[name].file.name} and {file}")
+                if index and index.get(name) != file:
+                    said = f"says {index[name]}" if name in index else "does not know it"
+                    raise SaapError(f"{folder}: tensor '{name}' is in {file}, and {INDEX_FILE} {said}")
+                found[name] = entry
+        absent = [name for name in index if name not in found]
+        if absent:
+            raise SaapError(
+                f"{folder}: {INDEX_FILE} says that tensor '{absent[0]}' is in {index[absent[0]]}, and it is not"
+            )
+        self.entries: Mapping[str, Entry] = found
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of a tensor, a copy in its stored type."""
+        with safe_open(str(self.entries[name].file), framework="pt") as handle:
+            rows: torch.Tensor = handle.get_slice(name)[start:stop]
+        return rows
+
+
+def stored_in(folder: Path) -> Stored:
+    """The tensors of a model folder. Raises SaapError as their reader does."""
+    if (folder / GGUF_FILE).exists():
+        from saap_edge.model.gguf_tensors import GgufTensors
+
+        return GgufTensors(folder)
+    return SafetensorsFiles(folder)
+
+
+def _entries(path: Path) -> dict[str, Entry]:
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (it cannot be iterated)
+            return {
+                name: Entry(tuple(part.get_shape()), _DTYPES.get(part.get_dtype()), path)
+                for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise SaapError(f"{path}: damaged or missing safetensors file ({reason})") from None
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """File by tensor; empty where there is no index. Raises SaapError where it is unclear which files count."""
+    index, single = folder / INDEX_FILE, folder / SINGLE_FILE
+    if not index.is_file():
+        if not single.is_file():
+            raise SaapError(_nothing_to_read(folder))
+        return {}
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        valid = bool(places) and all(isinstance(file, str) and Path(file).name == file for file in places.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        valid = False
+    if not valid:
+        raise SaapError(f"{index}: no index of safetensors (a weight_map of tensors and files of this folder)")
+    if single.is_file() and set(places.values()) != {SINGLE_FILE}:
+        raise SaapError(
+            f"'{folder}' holds {SINGLE_FILE} and the shards of {INDEX_FILE}: transformers would read the single file. "
+            "Remove what is out of date"
+        )
+    return dict(places)
+
+
+def _nothing_to_read(folder: Path) -> str:
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not others:
+        return f"no {SINGLE_FILE} in '{folder}': only safetensors weights are read (no pickles)"
+    if any(name.startswith("adapter") for name in others):
+        return f"'{folder}' holds an adapter ({others[0]}), no model: merge it into its base model first"
+    return (
+        f"'{folder}' holds {others[0]}, but neither {SINGLE_FILE} nor {INDEX_FILE}: the index of the shards is missing"
+    )

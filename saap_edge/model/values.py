@@ -1,0 +1,43 @@
+"""Values that no format holds: not finite, or too large for half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from saap_edge.errors import SaapError
+from saap_edge.model.inventory import needed
+from saap_edge.model.tensors import TensorStore
+
+__all__ = ["beyond_fp16", "require_finite"]
+
+FP16_MAX = 65504.0
+
+
+def require_finite(folder: Path, name: str, tensor: torch.Tensor) -> float:
+    """The largest magnitude in a tensor. Raises SaapError, naming it, where a value is no finite number."""
+    low, high = torch.aminmax(tensor)  # NaN goes through both
+    largest = float(torch.maximum(-low, high))
+    if not largest < float("inf"):
+        raise SaapError(f"{folder}: {name} holds values that are no finite numbers: the checkpoint is damaged")
+    return largest
+
+
+def _largest(folder: Path) -> dict[str, float]:
+    """The largest magnitude of every matrix, by name; the whole model is read, a piece at a time.
+
+    Raises SaapError as `require_finite`, for norms and biases too.
+    """
+    store = TensorStore(folder)
+    found = {}
+    for name, shape in needed(store.spec).items():
+        largest = max(require_finite(folder, name, piece) for piece in store.pieces(name))
+        if len(shape) > 1:
+            found[name] = largest
+    return found
+
+
+def beyond_fp16(folder: Path) -> dict[str, float]:
+    """Largest magnitude of each matrix that half precision does not hold. Raises SaapError as `require_finite`."""
+    return {name: largest for name, largest in _largest(folder).items() if largest > FP16_MAX}
