@@ -69,8 +69,9 @@ def run_stages(
         for name in _with_needs(job, names, folders, after):
             stage = job.stage(name)
             again = bool(remade & set(stage.inputs))
-            outside, record = job.outside(stage.reads), job.recipe.model_dump(mode="json")
-            result = run_stage(stage, folders, outside, root, record, again)
+            record = job.recipe.model_dump(mode="json")
+            with job.bar(name, None):  # for what the stage has no bar of its own for: hashing, loading, saving
+                result = run_stage(stage, folders, job.outside(stage.reads), root, record, again)
             if again or (name == MEASURED and not result.cached):
                 remade.add(name)
             folders[name] = result.folder

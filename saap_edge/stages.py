@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from saap_edge.gate.rerun import asks_instructions, decides, timed_limits
 from saap_edge.gate.stage import gate_settings, write_gate
 from saap_edge.model.spec import ModelSpec
 from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
+from saap_edge.progress import Bar
 from saap_edge.recipe import Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
 
-__all__ = ["LICENCES", "ORDER", "Bar", "Job", "read_json", "resolve_model", "write_json"]
+__all__ = ["LICENCES", "ORDER", "Job", "read_json", "resolve_model", "write_json"]
 
 ORDER = ("score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench", "gate", "report")
 
@@ -29,9 +30,6 @@ LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 SEARCH_WINDOWS = 8  # calibration windows behind the scored ones, on which the search compares plans
 
-# bar(what, total) gives a context whose value is called with the number of steps done: the CLI draws it.
-# An advance may say how it goes.
-Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 Inputs = Mapping[str, Path]
 
 
@@ -365,7 +363,7 @@ class Job:
             )  # fmt: skip
             if self.plan_override is None:
                 with self.bar("plan", planner.work(settings.method)) as advance:
-                    plan, values = planner.plan(settings.method, settings.ratio, lambda: advance(1))
+                    plan, values = planner.plan(settings.method, settings.ratio, advance)
             else:
                 plan, values = self.plan_override, planner.values(self.plan_override.order)
         save_plan(plan, out / "plan.json")
@@ -383,15 +381,17 @@ class Job:
         plan, model, settings = load_plan(inputs["plan"]), self._dense_model(), self.recipe.prune
         self.check_plan(plan)
         kept, heldout = kept_structures(load_values(inputs["plan"]), plan.widths), self._windows("heldout", 40)
-        figures = {"dense": perplexity(model, heldout).value}
-        pruned = cut(model, kept)
-        figures["cut"] = perplexity(pruned, heldout).value
-        if settings.repair:
-            windows = self._windows("calibration", self.recipe.score.samples)
-            with self.bar("prune: layers repaired", len(kept)) as advance:
-                repair(model, kept, windows, settings.mix, settings.bias, lambda: advance(1))
+        windows: Any = self._windows("calibration", self.recipe.score.samples) if settings.repair else []
+        layer = 3 * len(windows) / len(kept)  # a repair runs every window three times
+        work = 3 * (len(heldout) + len(windows)) if settings.repair else 2 * len(heldout)
+        with self.bar("prune: passes over windows", work) as advance:
+            figures = {"dense": perplexity(model, heldout, advance).value}
             pruned = cut(model, kept)
-            figures["repaired"] = perplexity(pruned, heldout).value
+            figures["cut"] = perplexity(pruned, heldout, advance).value
+            if settings.repair:
+                repair(model, kept, windows, settings.mix, settings.bias, lambda: advance(layer))
+                pruned = cut(model, kept)
+                figures["repaired"] = perplexity(pruned, heldout, advance).value
         (out / "model").mkdir()
         save_model(pruned, self.model, out / "model")
         document = {
@@ -401,20 +401,22 @@ class Job:
         write_json(out / "prune.json", document)
 
     def _recover(self, inputs: Inputs, out: Path) -> None:
-        from saap_edge.recover.run import Texts, recover, recovery_steps
+        from saap_edge.recover.run import PHASES, Texts, recover, recovery_steps
 
         settings, samples = self.recipe.recover, self.recipe.score.samples
         windows = self._windows("calibration")
         texts = Texts(windows[:samples], windows, self._windows("heldout", 40))
         folder = self.model if self.tune else inputs["prune"] / "model"
-        done: dict[str, int] = {}
+        steps, done = recovery_steps(settings, texts, len(self.spec.layers)), dict.fromkeys(PHASES, 0)
 
         def news(phase: str, step: int, loss: float, heldout: float) -> None:
-            advance(step - done.get(phase, 0), f"{phase}: loss {loss:.3f}, held-out {heldout:.3f}")
+            note = f"{phase}: loss {loss:.3f}, held-out {heldout:.3f}" if math.isfinite(heldout) else phase
+            advance((step - done[phase]) * steps[phase][1], note)
             done[phase] = step
 
         group, seed, work = self.recipe.export.group, self.recipe.seed, work_folder(out)
-        with alone(work), self.bar("recover", recovery_steps(settings, texts.training)) as advance:
+        total = sum(number * passes for number, passes in steps.values())
+        with alone(work), self.bar("recover", total) as advance:
             recover(self.teacher, folder, texts, settings, group, seed, out, work, news)
 
     def _dense(self, inputs: Inputs, out: Path) -> None:
@@ -434,7 +436,14 @@ class Job:
             imatrix = self._importance(folder, Path(scratch)) if self._importance_text else None
             with self.bar(f"export: {role} formats", len(settings.formats)) as advance:
                 export_artifacts(
-                    folder, out, settings.formats, role, lineage, lambda _: advance(1), settings.group, imatrix
+                    folder,
+                    out,
+                    settings.formats,
+                    role,
+                    lineage,
+                    lambda name: advance(1, f"{name} written"),
+                    settings.group,
+                    imatrix,
                 )
 
     @property

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from saap_edge.bench.measure import BenchConditions, Subject, measure, steps_of
 from saap_edge.errors import SaapError
 from saap_edge.export.artifacts import Manifest, engine_of, read_manifest
+from saap_edge.progress import Bar
 
 __all__ = ["bench_folders", "measure_beside"]
-
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 def bench_folders(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from saap_edge.bundle.check import file_problems
 from saap_edge.bundle.schema import Bundle, read_bundle
 from saap_edge.errors import SaapError
 from saap_edge.export.artifacts import context_of, engine_of
+from saap_edge.progress import Bar
 
 __all__ = ["bench_bundles"]
 
 ROLES = ("candidate", "baseline")
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 def bench_bundles(

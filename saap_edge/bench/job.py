@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from saap_edge.bench.limits import allowed
 from saap_edge.bundle.schema import Bundle, read_bundle
 from saap_edge.engines.worker import EngineDied
 from saap_edge.errors import SaapError
+from saap_edge.progress import Advance
 
 __all__ = ["main", "out_of_memory"]
 
@@ -52,10 +53,10 @@ def _measure(place: Path, folders: list[Path], options: dict[str, Any]) -> dict[
     from saap_edge.targets import Target
 
     @contextmanager
-    def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def bar(what: str, total: float | None) -> Iterator[Advance]:
         done = 0
 
-        def advance(steps: int) -> None:
+        def advance(steps: int, note: str = "") -> None:
             nonlocal done
             done += steps
             _write(place, bar=what, done=done, total=total)

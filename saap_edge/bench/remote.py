@@ -13,7 +13,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,13 +25,13 @@ from saap_edge.bundle.schema import BUNDLE_FILE, read_bundle
 from saap_edge.errors import SaapError
 from saap_edge.export.artifacts import engine_of
 from saap_edge.pipeline import file_hash
+from saap_edge.progress import Bar
 
 __all__ = ["FOLDER", "Board", "bench_on_board"]
 
 FOLDER = ".cache/saap-edge"  # of the login's home
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the connection is tried again
 PIECE, KIB, SLACK = 2**16, 2**10, 2**20
-Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 Result = TypeVar("Result")
 
 

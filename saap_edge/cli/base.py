@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from saap_edge.errors import SaapError
+from saap_edge.progress import Bars
 
 __all__ = [
     "BudgetOption", "DataOption", "FolderArgument", "JsonOption", "MethodOption", "ModelOption", "OutOption",
@@ -46,6 +44,7 @@ app = typer.Typer(
 console = Console(stderr=True, highlight=False)
 if not console.is_terminal:
     console = Console(stderr=True, highlight=False, width=120)  # logs have no width of their own: 80 breaks the tables
+bar = Bars(console).bar
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Hugging Face folder or hub name (default: the bundled model)")
@@ -69,25 +68,6 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder to write (made wh
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
 RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe YAML; options override it")]
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the previous stage, as printed by saap-edge")]
-
-
-@contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[..., None]]:
-    columns = (
-        TextColumn("  {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-
-        def advance(steps: int, note: str = "") -> None:
-            progress.update(task, advance=steps, description=f"{what} ({note})" if note else what)
-
-        yield advance
 
 
 def quiet_libraries() -> None:
@@ -175,9 +155,12 @@ def run_chain(
         raise SaapError("accelerate launch is for `saap-edge recover`: run the other stages without it")
     if recipe.recover.batch % processes:  # every process sees this, so that none waits for another
         raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {processes} processes")
-    from saap_edge.report.terminal import render_stage
-    from saap_edge.run import run_stages
-    from saap_edge.stages import Job
+    with bar("loading libraries", None):
+        from saap_edge.report.terminal import render_stage
+        from saap_edge.run import run_stages
+        from saap_edge.stages import Job
+    with bar("checking the recipe and the model", None):
+        job = Job(recipe, plan_file, bar, tune)
 
     def done(result: Any) -> None:
         if helper:  # the folder may not be there yet
@@ -186,7 +169,6 @@ def run_chain(
         for part in render_stage(result.name, result.folder):
             console.print(part)
 
-    job = Job(recipe, plan_file, bar, tune)
     for warning in job.warnings:
         console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
     outcome = run_stages(job, names, folders, out, after, done)

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from saap_edge.cli.base import JsonOption, TargetOption, app, console, quiet_libraries, run_after
+from saap_edge.cli.base import JsonOption, TargetOption, app, bar, console, quiet_libraries, run_after
 from saap_edge.errors import EXIT_OK, SaapError
 
 __all__: list[str] = []
@@ -48,7 +48,7 @@ def _verify_bundle(path: Path, as_json: bool) -> NoReturn:
     from saap_edge.bundle.check import check_bundle
     from saap_edge.report.terminal import render_check
 
-    with console.status(f"verifying {escape(str(path))}"):
+    with bar(f"verifying {path}", None):
         check = check_bundle(path)
     for line in render_check(check.as_dict()):
         console.print(line, soft_wrap=True)
@@ -73,7 +73,7 @@ def bundle(
     quiet_libraries()
     from saap_edge.bundle.write import write_bundle
 
-    with console.status(f"bundling into {escape(str(out))}"):
+    with bar(f"bundling into {out}", None):
         made = write_bundle(folder, out, format, target)
     licence = made.base_licence.name or ", ".join(made.base_licence.files) or "unknown: the base model states none"
     console.print(f"[bold]bundle[/]   {escape(str(out))}", soft_wrap=True)

@@ -65,7 +65,8 @@ def evaluate(
         tasks=tuple(task or ()), limit=limit, text=text, window=window, formats=tuple(format or ()),
         tokenizer=tokenizer, threads=threads,
     )  # fmt: skip
-    document = evaluate_path(path, settings, bar)
+    with bar("evaluate", None):
+        document = evaluate_path(path, settings, bar)
     for part in render_evaluation(document):
         console.print(part)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,11 @@ def text_windows(tokenizer: Any, text: str, window: int, limit: int | None = Non
 
 
 @torch.no_grad()
-def perplexity(model: Any, windows: torch.Tensor) -> Perplexity:
+def perplexity(model: Any, windows: torch.Tensor, progress: Callable[[int], None] = lambda windows: None) -> Perplexity:
     """Next-token perplexity over `windows` [n, window]; the first token of a window is context only.
 
     Windows run together as far as their logits stay below LOGITS, so that memory does not grow with the vocabulary.
+    `progress` is called with the number of windows done.
     """
     was_training = model.training
     model.eval()
@@ -68,5 +70,6 @@ def perplexity(model: Any, windows: torch.Tensor) -> Perplexity:
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), chunk[:, 1:].flatten(), reduction="sum")
         total += float(losses)
         count += chunk[:, 1:].numel()
+        progress(len(chunk))
     model.train(was_training)
     return Perplexity(nll=total / count, tokens=count, window=windows.shape[1])

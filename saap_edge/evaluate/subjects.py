@@ -16,6 +16,7 @@ from saap_edge.evaluate.perplexity import text_hash, text_windows
 from saap_edge.evaluate.tasks import lm_eval_version, load_tasks
 from saap_edge.export.artifacts import context_of, engine_of, read_manifest
 from saap_edge.model.folder import load_model, load_tokenizer
+from saap_edge.progress import Bar
 
 __all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
 
@@ -44,11 +45,10 @@ class Settings:
     threads: int = 1
 
 
-def evaluate_path(path: Path, settings: Settings, bar: Any) -> dict[str, Any]:
+def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
     """Evaluate everything at `path`; returns the evaluation document (schema 1), plain and JSON-able.
 
-    `bar(what, total)` is a context manager that gives a function to advance by a count. Raises SaapError for bad
-    input, before anything is run where that can be seen.
+    Raises SaapError for bad input, before anything is run where that can be seen.
     """
     subjects = find_subjects(path, settings.formats, settings.threads)
     tokenizer = load_tokenizer(settings.tokenizer or _tokenizer_folder(path, subjects))
@@ -58,9 +58,8 @@ def evaluate_path(path: Path, settings: Settings, bar: Any) -> dict[str, Any]:
         "lm_eval": lm_eval_version() if settings.tasks else None, "artifacts": [], "tasks": [], "perplexity": [],
     }  # fmt: skip
     # Names of lm-eval take a while: it reads all its thousands of task files to find one.
-    with bar("reading tasks", 1) as advance:
+    with bar("reading tasks", None):
         tasks = load_tasks(list(settings.tasks)) if settings.tasks else []
-        advance(1)
     for subject in subjects:
         start = time.perf_counter()
         scorer = subject.open()
@@ -99,7 +98,7 @@ def _windows(tokenizer: Any, settings: Settings) -> torch.Tensor | None:
         raise SaapError(f"--text '{settings.text}': {error}") from None
 
 
-def _perplexity(subject: Subject, scorer: Scorer, windows: torch.Tensor, text: Path, bar: Any) -> dict[str, Any]:
+def _perplexity(subject: Subject, scorer: Scorer, windows: torch.Tensor, text: Path, bar: Bar) -> dict[str, Any]:
     with bar(f"{subject.name}: windows of {text.name}", len(windows)) as advance:
         found = window_perplexity(scorer, windows, advance)
     return {

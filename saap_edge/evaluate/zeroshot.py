@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +13,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.likelihood import Request, Score, Scorer, finite_scores
 from saap_edge.evaluate.tasks import EvalTask, quiet_lm_eval
+from saap_edge.progress import Bar
 
-__all__ = ["Bar", "ScorerLM", "ZeroShot", "run_tasks"]
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+__all__ = ["ScorerLM", "ZeroShot", "run_tasks"]
 # Resamples behind the standard error of what has no closed form (LAMBADA's perplexity); means have one.
 BOOTSTRAP = 1000
 

@@ -60,13 +60,27 @@ class Planner:
     rounds: int = 1  # of an order; each scores the model again as it then is
     rescore: Callable[[], tuple[Scores, Bank]] | None = None  # fresh scores and bank of `model`, needed for rounds
 
-    def work(self, method: str) -> int:
-        """Steps of `plan`: candidates judged, and plans tried by the search."""
+    def work(self, method: str) -> float:
+        """Steps of `plan`, each about as long as a plan tried by the search: a judgement counts for many."""
         wanted = self._wanted(method)
-        search = self.evaluations + probe_count(self.space) + FINALISTS if SEARCH in wanted else 0
-        return len(wanted) + search + self.evaluations * (POLICY in wanted)
+        search = self.evaluations + probe_count(self.space) if SEARCH in wanted else 0
+        judged = len(wanted) + FINALISTS * (SEARCH in wanted)
+        judgement = self._repair + len(self.heldout) * self._window
+        return judged * judgement + search + self.evaluations * (POLICY in wanted)
 
-    def plan(self, method: str, ratio: float, progress: Callable[[], None] = lambda: None) -> tuple[Plan, Values]:
+    @property
+    def _window(self) -> float:
+        """Steps that a pass over one window counts for."""
+        return 1 / len(self.search)
+
+    @property
+    def _repair(self) -> float:
+        """Steps that a repair counts for: it runs the calibration text three times."""
+        return 0.0 if self.mix is None else 3 * len(self.calibration) * self._window
+
+    def plan(
+        self, method: str, ratio: float, progress: Callable[[float], None] = lambda steps: None
+    ) -> tuple[Plan, Values]:
         """The plan of a method (METHODS), or with `auto` the best of AUTO, and the values its structures leave by.
 
         A method that was asked for by name is kept, and the uniform rival's figure stands beside it. Raises SaapError
@@ -81,13 +95,10 @@ class Planner:
         made: dict[str, tuple[Widths, Values]],
         method: str,
         ratio: float,
-        progress: Callable[[], None] = lambda: None,
+        progress: Callable[[float], None] = lambda steps: None,
     ) -> tuple[Plan, Values]:
         """Judge the plans that `widths` gave, by method, and keep one as `plan` does."""
-        judged = []
-        for widths, values in made.values():
-            judged.append(self.judge(widths, values))
-            progress()
+        judged = [self.judge(widths, values, progress) for widths, values in made.values()]
         best = int(np.argmin(judged)) if method == "auto" else list(made).index(method)
         plans = [
             make_plan(name, "kfac" if name in (SEARCH, "uniform") else name, ratio, self.space, widths)
@@ -113,21 +124,21 @@ class Planner:
         """Values of an order (ORDERS). Raises SaapError for an unknown one."""
         return structure_values(order, self.scores, self.space, self.bank, self.ranking, self.seed)
 
-    def widths(self, method: str, ratio: float, progress: Callable[[], None] = lambda: None) -> tuple[Widths, Values]:
-        """Widths of one method, and the values its structures leave by. `progress`: called for every plan tried."""
+    def widths(
+        self, method: str, ratio: float, progress: Callable[[float], None] = lambda steps: None
+    ) -> tuple[Widths, Values]:
+        """Widths of one method, and the values its structures leave by. `progress`: called with steps done."""
         if method == SEARCH:
             values = self.values("kfac")
-            finalists = self._search(values, ratio, progress)
-            judged = []
-            for widths in finalists:
-                judged.append(self.judge(widths, values))
-                progress()
+            finalists = self._search(values, ratio, lambda: progress(1))
+            judged = [self.judge(widths, values, progress) for widths in finalists]
             return finalists[int(np.argmin(judged))], values
         if method == POLICY:
             start = self.values("wanda-sp")
             learnt = policy_values(
-                self.model, self.space, start, self.calibration, ratio, self.evaluations, self.seed, progress
-            )
+                self.model, self.space, start, self.calibration, ratio, self.evaluations, self.seed,
+                lambda: progress(1),
+            )  # fmt: skip
             return ranked_widths(learnt, self.space, ratio), learnt
         rounds = 1 if ORDERS[method].uniform else self.rounds
         values = self.values(method) if rounds == 1 else self._rounds(method, ratio)
@@ -152,14 +163,19 @@ class Planner:
             found = evolve(assembly, [corrected, *starts], ratio, self.evaluations, self.seed, progress)
         return [corrected, *(member.widths for member in found if member.widths != corrected)][:FINALISTS]
 
-    def judge(self, widths: Widths, values: Values) -> float:
+    def judge(self, widths: Widths, values: Values, progress: Callable[[float], None] = lambda steps: None) -> float:
         """Held-out perplexity of the model cut to these widths and repaired."""
         kept = kept_structures(values, widths)
+
+        def passed(windows: int) -> None:
+            progress(windows * self._window)
+
         if self.mix is None:
-            return perplexity(cut(self.model, kept), self.heldout).value
+            return perplexity(cut(self.model, kept), self.heldout, passed).value
         with restored(self.model):
-            repair(self.model, kept, self.calibration, self.mix, self.bias)
-            return perplexity(self.model, self.heldout).value
+            layer = self._repair / len(kept)
+            repair(self.model, kept, self.calibration, self.mix, self.bias, lambda: progress(layer))
+            return perplexity(self.model, self.heldout, passed).value
 
 
 def save_values(values: Values, folder: Path) -> None:

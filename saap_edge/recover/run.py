@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -25,7 +26,10 @@ from saap_edge.recover.start import in_blocks
 from saap_edge.recover.teacher import CachedTeacher, DenseTeacher, Teacher, write_cache
 from saap_edge.recover.train import Recovery, Training, steps_of, train
 
-__all__ = ["Texts", "recover", "recovery_steps"]
+__all__ = ["PHASES", "Texts", "recover", "recovery_steps"]
+
+PHASES = ("teacher", "weights", "codes", "blocks", "measuring")
+MEASURED = 4  # perplexities beside those of training, each reported when it is there
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,19 @@ def recover(
         dense: the teacher's folder; `pruned` may be the same (tuning without pruning).
         group: inputs that share a scale, 32 or a multiple.
         work: a folder for checkpoints and the teacher's cache; with the same one, a killed run goes on from there.
-        progress: called with the phase ("teacher", "weights" or "blocks"), the step, and the losses of `train`.
+        progress: called with the phase (PHASES), its steps so far, and the losses of `train`.
     """
+    tell = _counter(progress)
     family, format = read_spec(pruned).family, BLOCK_FORMATS[settings.format]
     PartialState(timeout=timedelta(days=7))  # of a launch: the others wait while the first writes the teacher's cache
-    teacher = _teacher(dense, texts.training, settings, work, lambda step: progress("teacher", step, 0.0, 0.0))
+    teacher = _teacher(
+        dense, texts.training, settings, work, lambda step: progress("teacher", step, math.nan, math.nan)
+    )
     torch.manual_seed(seed)
     model = load_model(pruned)
     weights = _train_weights(model, family, teacher, texts, settings, seed, work, progress)
     untuned, fp = math.exp(weights.start), perplexity(model, texts.heldout).value
+    tell("measuring")
     if not fp < untuned:
         del model  # never two in memory
         model, fp = load_model(pruned), untuned
@@ -80,7 +88,7 @@ def recover(
 
     in_blocks(
         model, family, format, group=group, rank=settings.rank, through=settings.through, method=settings.start,
-        windows=texts.calibration,
+        windows=texts.calibration, progress=lambda: tell("codes"),
     )  # fmt: skip
     for parameter in model.parameters():  # in memory of its own: else the mapped file of all weights stays there
         parameter.data = parameter.data.clone()
@@ -97,16 +105,20 @@ def recover(
         return quantise(torch.nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)), format, group)
 
     rounded = _rounded_perplexity(pruned, family, nearest, texts.heldout)
+    tell("measuring")
     value = _rounded_perplexity(folder, family, lambda name, weight: tuned[name], texts.heldout)
+    tell("measuring")
     kept = value < rounded
     if kept:
         Codes.save(tuned, folder)
     elif fp < untuned:  # rounded to nearest, the tuned weights might be worse than the untuned ones
         Codes.save({name: nearest(name, weight) for name, weight in _projections(load_model(pruned), family)}, folder)
+    dense_fp = perplexity(load_model(dense), texts.heldout).value
+    tell("measuring")
     document = {
         "format": format.name, "group": group, "tokens": weights.tokens + blocks.tokens,
         "dense": {
-            "perplexity_fp": perplexity(load_model(dense), texts.heldout).value,
+            "perplexity_fp": dense_fp,
             "perplexity_blocks": _rounded_perplexity(dense, family, nearest, texts.heldout),
         },
         "before": {"perplexity_fp": untuned, "perplexity_blocks": rounded},
@@ -189,8 +201,25 @@ def _projections(model: Any, family: Family) -> list[tuple[str, torch.Tensor]]:
     ]
 
 
-def recovery_steps(settings: RecoverSettings, windows: torch.Tensor) -> int:
-    """Steps that `recover` reports: of both phases, and of the teacher's cache."""
-    phases = (_training(settings, 0, blocks) for blocks in (False, True))
-    cached = len(windows) if settings.top and settings.tokens and settings.distillation else 0
-    return cached + sum(steps_of(training, windows.shape[1]) for training in phases)
+def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict[str, tuple[int, float]]:
+    """Steps that `recover` reports of every phase, and how many windows' passes through the model each is."""
+    window, held = texts.training.shape[1], len(texts.heldout)
+    weights, blocks = (steps_of(_training(settings, 0, blocks), window) for blocks in (False, True))
+    cached = len(texts.training) if settings.top and settings.tokens and settings.distillation else 0
+    looked_at = 2 * len(texts.calibration) if settings.start != "nearest" else 1
+    # A training step: the student forward, backward to inputs and adapters, and the teacher.
+    return {
+        "teacher": (cached, 1), "weights": (weights, 4 * settings.batch), "codes": (layers, looked_at / layers),
+        "blocks": (blocks, 4 * settings.batch), "measuring": (MEASURED, held),
+    }  # fmt: skip
+
+
+def _counter(progress: Callable[[str, int, float, float], None]) -> Callable[[str], None]:
+    """Counts the steps of phases that train nothing."""
+    done: Counter[str] = Counter()
+
+    def tell(phase: str) -> None:
+        done[phase] += 1
+        progress(phase, done[phase], math.nan, math.nan)
+
+    return tell

@@ -11,6 +11,7 @@ All look at one layer at a time, on the inputs that the layers before it, alread
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -131,10 +132,12 @@ def in_blocks(
     through: bool = False,
     method: Method = "nearest",
     windows: torch.Tensor | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> Any:
     """Put a model's projections into blocks, in place, layer by layer, and freeze all but their adapters.
 
-    `windows`, token ids [n, window], are what `weighted` and `gptq` look at. Returns the model.
+    `windows`, token ids [n, window], are what `weighted` and `gptq` look at; `progress` is called after every
+    layer. Returns the model.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -149,6 +152,7 @@ def in_blocks(
             start = _start(linear.weight, grams.pop(name, None), format, group, method)
             put(layer, name, GroupLinear(linear, start, format, group, rank, through))
         _advance(layer, states, keywords)
+        progress()
     return model
 
 

@@ -14,10 +14,11 @@ from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
 from saap_edge.gate import Kind, Limit, judge
 from saap_edge.model.spec import ModelSpec
 from saap_edge.pipeline import Stage, StageResult, run_stage
+from saap_edge.progress import Bar
 from saap_edge.prune.space import BITS, Cost
 from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
-from saap_edge.stages import ORDER, Bar, Job, read_json, write_json
+from saap_edge.stages import ORDER, Job, read_json, write_json
 from saap_edge.worth.frontier import dense_folder, with_ratio
 from saap_edge.worth.narrow import STEP, Outcome, least_met, next_try
 
@@ -167,7 +168,9 @@ def _judged(
         write_json(path / "bench.json", job.bench(folder, folder))
 
     stage = Stage("densebench", ("dense",), ("test",), job.stage("bench").settings, run)
-    result = run_stage(stage, {"dense": folder}, job.outside(("test",)), out / "stages", recipe.model_dump(mode="json"))
+    record = recipe.model_dump(mode="json")
+    with bar("densebench", None):
+        result = run_stage(stage, {"dense": folder}, job.outside(("test",)), out / "stages", record)
     done(result)
     verdicts = judge(read_json(result.folder / "bench.json"), recipe.budget, job.on_target, job.target)
     return [verdict.model_dump(mode="json") for verdict in verdicts], folder

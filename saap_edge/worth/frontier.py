@@ -16,9 +16,10 @@ from saap_edge.bench.artifacts import measure_beside
 from saap_edge.bench.front import on_front
 from saap_edge.bench.predict import predict_benched
 from saap_edge.pipeline import Stage, StageResult, run_stage
+from saap_edge.progress import Bar
 from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
-from saap_edge.stages import ORDER, Bar, Job, read_json, write_json
+from saap_edge.stages import ORDER, Job, read_json, write_json
 
 __all__ = ["SCHEMA", "dense_folder", "frontier", "mark_front", "with_formats", "with_ratio"]
 
@@ -65,9 +66,10 @@ def frontier(
 
     Raises SaapError for whatever the stages refuse, before anything runs where that can be known.
     """
-    jobs = [Job(with_ratio(recipe, ratio), None, bar) for ratio in ratios]
     wanted = tuple(name for name in rivals if name not in recipe.export.formats)
-    rival_job = Job(with_formats(recipe, wanted), None, bar, tune=True) if wanted else None
+    with bar("checking the recipe and the model", None):
+        jobs = [Job(with_ratio(recipe, ratio), None, bar) for ratio in ratios]
+        rival_job = Job(with_formats(recipe, wanted), None, bar, tune=True) if wanted else None
     own = f"gguf-{jobs[0].target.quantisation['gguf']}"
     anchor_format = own if own in recipe.export.formats else recipe.export.formats[0]
     points: list[_Point] = []
@@ -96,7 +98,9 @@ def dense_folder(job: Job, out: Path, done: Callable[[StageResult], None]) -> Pa
     [result] = run_stages(job, ("dense",), {}, out, None, done).results
     record, outside = job.recipe.model_dump(mode="json"), job.outside(("model", "test"))
     check = Stage("densecheck", ("dense",), ("model", "test"), {}, lambda inputs, path: _verify(job, inputs, path))
-    done(run_stage(check, {"dense": result.folder}, outside, out / "stages", record))
+    with job.bar("densecheck", None):
+        checked = run_stage(check, {"dense": result.folder}, outside, out / "stages", record)
+    done(checked)
     return result.folder
 
 
@@ -122,8 +126,9 @@ def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult
 
     settings = job.stage("bench").settings | {"anchor": anchor[1], "format": point.format}
     stage = Stage("point", ("anchor", "artifact"), ("test",), settings, run)
-    folders = {"anchor": anchor[0], "artifact": point.folder}
-    return run_stage(stage, folders, job.outside(("test",)), out / "stages", job.recipe.model_dump(mode="json"))
+    folders, record = {"anchor": anchor[0], "artifact": point.folder}, job.recipe.model_dump(mode="json")
+    with job.bar(f"measuring {point.name}", None):
+        return run_stage(stage, folders, job.outside(("test",)), out / "stages", record)
 
 
 def _document(job: Job, anchor: str, points: list[_Point], measured: list[dict[str, Any]]) -> dict[str, Any]:

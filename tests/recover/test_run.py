@@ -13,10 +13,11 @@ from saap_edge.evaluate.parity import shipped_model
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.model.blocks import BLOCK_FORMATS, quantise
 from saap_edge.model.folder import load_model, spec_of
+from saap_edge.model.spec import read_spec
 from saap_edge.model.tensors import Codes
 from saap_edge.prune.surgery import cut
 from saap_edge.recipe import RecoverSettings
-from saap_edge.recover.run import Texts, recover, recovery_steps
+from saap_edge.recover.run import PHASES, Texts, recover, recovery_steps
 from tests.conftest import tiny_model, write_folder
 from tests.prune.test_surgery import random_kept
 
@@ -159,7 +160,9 @@ def test_steps_are_those_that_are_reported(setting, tmp_path):
     settings = {"tokens": 4096, "top": 8, "batch": 4, "weights": 0.5}
     last: dict[str, int] = {}
     run(setting, tmp_path, progress=lambda phase, step, *_: last.update({phase: step}), **settings)
-    assert sum(last.values()) == recovery_steps(RecoverSettings(**settings), setting[2].training)
+    layers = len(read_spec(setting[1]).layers)
+    steps = recovery_steps(RecoverSettings(**settings), setting[2], layers)
+    assert tuple(steps) == PHASES and last == {phase: number for phase, (number, _) in steps.items()}
 
 
 def test_layers_that_lack_a_sublayer_are_tuned_too(setting, tmp_path):

@@ -1,0 +1,164 @@
+"""How far long work is: a bar where there is a terminal, a plain line now and then where there is none (a log, nohup).
+
+A bar opened inside another is part of it: the inner one is shown while it lasts, so that a stage opens one for all it
+does and its parts open theirs. Lines come FIRST seconds after the outer one began, then at doubling intervals up to
+LONGEST. They come from a thread of their own, so that work that does not advance is seen to be alive; what is done
+before the first line is due prints nothing. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+__all__ = ["FIRST", "LONGEST", "Advance", "Bar", "Bars", "duration", "intervals", "no_bar"]
+
+FIRST, LONGEST = 5.0, 60.0
+RATE_SECONDS = 600.0  # the time left follows the speed of the last ten minutes: parts of a stage differ
+
+# advance(steps, note=""): so many more steps are done; the note says how it goes.
+Advance = Callable[..., None]
+
+
+class Bar(Protocol):
+    """bar(what, total): a context whose value is called with the number of steps done. `total` None: not known."""
+
+    def __call__(self, what: str, total: float | None, /) -> AbstractContextManager[Advance]: ...
+
+
+@contextmanager
+def no_bar(what: str, total: float | None) -> Iterator[Advance]:
+    """A bar that shows nothing."""
+    yield lambda steps, note="": None
+
+
+def intervals() -> Iterator[float]:
+    """Seconds from line to line."""
+    seconds = FIRST
+    while True:
+        yield seconds
+        seconds = min(2 * seconds, LONGEST)
+
+
+class Bars:
+    """What is going on, shown on `console`. `waits` gives the seconds from line to line, `clock` the time."""
+
+    def __init__(
+        self, console: Console, waits: Callable[[], Iterator[float]] = intervals,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._console, self._waits, self._clock = console, waits, clock
+        self._progress: Progress | None = None
+        self._open: list[TaskID] = []
+        self._told: object = None
+
+    @contextmanager
+    def bar(self, what: str, total: float | None) -> Iterator[Advance]:
+        """A `Bar`."""
+        with self._shown() as progress:
+            if self._open:
+                progress.update(self._open[-1], visible=False)
+            task = progress.add_task(what, total=total)
+            self._open.append(task)
+
+            def advance(steps: float, note: str = "") -> None:
+                progress.update(task, advance=steps, description=f"{what} ({note})" if note else what)
+
+            try:
+                yield advance
+            finally:
+                self._open.pop()
+                progress.remove_task(task)
+                if self._open:
+                    progress.update(self._open[-1], visible=True)
+
+    @contextmanager
+    def _shown(self) -> Iterator[Progress]:
+        """The display, which the outermost bar opens and closes."""
+        if self._progress is not None:
+            yield self._progress
+            return
+        # FORCE_COLOR, which CI systems set, makes any log a terminal to rich: a bar would be redrawn into it.
+        drawn = self._console.is_interactive and self._console.file.isatty()
+        self._progress = Progress(
+            TextColumn("  {task.description}", markup=False), BarColumn(), _Count(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True, disable=not drawn,
+            get_time=self._clock, speed_estimate_period=RATE_SECONDS,
+        )  # fmt: skip
+        try:
+            with self._progress if drawn else self._lines():
+                yield self._progress
+        finally:
+            self._progress = None
+
+    @contextmanager
+    def _lines(self) -> Iterator[None]:
+        ended = threading.Event()
+        teller = threading.Thread(target=self._tell, args=(ended,), name="saap-edge progress", daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
+
+    def _tell(self, ended: threading.Event) -> None:
+        for seconds in self._waits():
+            if ended.wait(seconds):
+                return
+            line = self.line()
+            if line and not ended.is_set():
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def line(self) -> str | None:
+        """What is going on, in words; None where nothing is."""
+        shown = {task.id: task for task in self._progress.tasks} if self._progress else {}
+        task = next((shown[number] for number in self._open[::-1] if number in shown), None)
+        if task is None:
+            return None
+        now = (task.id, task.completed, task.description)
+        moved, self._told = now != self._told, now
+        return f"  {_words(task, moved)}"
+
+
+class _Count(MofNCompleteColumn):
+    """Steps done, of how many; nothing where that is not known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
+
+
+def _words(task: Task, moved: bool) -> str:
+    parts = [duration(task.elapsed or 0)]
+    left = task.time_remaining
+    if left:
+        parts.append(f"about {duration(left)} left")
+    if not moved or task.total is None:
+        parts.append("still working")
+    if task.total is None:
+        return f"{task.description}: {', '.join(parts)}"
+    share = f"{int(task.completed)} of {int(task.total)} ({int(task.percentage)} %)"
+    return f"{task.description}: {share}, {', '.join(parts)}"
+
+
+def duration(seconds: float) -> str:
+    """In words, as people say it: "45 s", "12 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
