@@ -11,6 +11,7 @@ import pytest
 
 from saap_edge.errors import SaapError
 from saap_edge.pipeline import Stage, ancestors, clean_leftovers, file_hash, folder_hash, link, read_stage, run_stage
+from saap_edge.progress import no_bar
 from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
 
@@ -136,7 +137,7 @@ def test_what_was_made_of_an_older_measurement_is_made_again(tmp_path):
     """Only the bench folder is deleted: gate and report follow its new figures; what it was made from stays."""
 
     class Figures:
-        recipe = Recipe()
+        recipe, bar = Recipe(), staticmethod(no_bar)
         taken = 0
 
         def stage(self, name):
