@@ -63,7 +63,8 @@ class Bars:
         self, console: Console, waits: Callable[[], Iterator[float]] = intervals,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self._console, self._waits, self._clock = console, waits, clock
+        self.waits = waits
+        self._console, self._clock = console, clock
         self._progress: Progress | None = None
         self._open: list[TaskID] = []
         self._told: object = None
@@ -119,7 +120,7 @@ class Bars:
             teller.join()
 
     def _tell(self, ended: threading.Event) -> None:
-        for seconds in self._waits():
+        for seconds in self.waits():
             if ended.wait(seconds):
                 return
             line = self.line()

@@ -20,6 +20,7 @@ from saap_edge.pipeline import Stage, alone, file_hash, folder_hash, work_folder
 from saap_edge.progress import Bar
 from saap_edge.recipe import Recipe
 from saap_edge.targets import Target, load_target, matches_this_machine
+from saap_edge.texts import VERIFIED, Corpus
 
 __all__ = ["LICENCES", "ORDER", "Job", "read_json", "resolve_model", "write_json"]
 
@@ -53,9 +54,9 @@ def resolve_model(name: str) -> Path:
 class Job:
     """A checked recipe: everything that can be refused is refused here, before anything is written.
 
-    Raises SaapError for a missing or unsupported model, an unreachable ratio, an unknown target, missing texts, a
-    window or a measured sequence longer than the model's context, a tokenizer that a format cannot hold, or a plan file
-    that breaks a rule.
+    Raises SaapError for a missing or unsupported model, an unreachable ratio, an unknown target, texts that
+    are missing or too short, a window or a measured sequence longer than the model's context, a tokenizer that a format
+    cannot hold, or a plan file that breaks a rule.
     """
 
     def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = False) -> None:
@@ -87,12 +88,13 @@ class Job:
                 f"bench measures sequences of {longest} tokens (prompt_tokens or contexts, and "
                 f"decode_tokens): the model's context is {self.spec.context}"
             )
-        for role, path in recipe.data:
-            if not Path(path).is_file():
-                raise SaapError(f"data.{role}: no text file '{path}'")
+        if self.spec.context < VERIFIED:
+            raise SaapError(f"verify runs {VERIFIED} tokens: the model's context is {self.spec.context}")
         if not (self.model / "tokenizer.json").is_file():
             raise SaapError(f"no tokenizer.json in '{self.model}': the runtimes need the model's fast tokenizer")
         self._check_tokenizer()
+        self.corpus = Corpus(dict(recipe.data), self.model, recipe.score.window)
+        self.corpus.check(calibration_windows=1 if tune else 2)
         self._check_values()
         self._hashes: dict[str, str] = {}
 
@@ -291,15 +293,7 @@ class Job:
         return load_model(self.model, device_map=placement())
 
     def _windows(self, role: str, limit: int | None = None) -> Any:
-        from saap_edge.evaluate.perplexity import text_windows
-        from saap_edge.model.folder import load_tokenizer
-
-        path = Path(getattr(self.recipe.data, role))
-        try:
-            text = path.read_text(encoding="utf-8")
-            return text_windows(load_tokenizer(self.model), text, self.recipe.score.window, limit)
-        except (UnicodeDecodeError, ValueError) as error:
-            raise SaapError(f"data.{role}: '{path}': {error}") from None
+        return self.corpus.windows(role, limit)
 
     def _score(self, inputs: Inputs, out: Path) -> None:
         import torch
@@ -318,10 +312,7 @@ class Job:
 
         settings = self.recipe.score
         batches = torch.tensor_split(self._windows("calibration", settings.samples), settings.batches)
-        filled = [batch for batch in batches if len(batch)]
-        if len(filled) < 2:
-            raise SaapError(f"data.calibration: '{self.recipe.data.calibration}' fills fewer than 2 windows")
-        return filled
+        return [batch for batch in batches if len(batch)]
 
     def _scores(self, model: Any, batches: list[Any], progress: Callable[[], None] = lambda: None) -> Any:
         from saap_edge.evaluate.perplexity import text_hash
@@ -465,7 +456,7 @@ class Job:
         from saap_edge.evaluate.parity import require
         from saap_edge.evaluate.verify import verify_folder
 
-        text = Path(self.recipe.data.test).read_text(encoding="utf-8")
+        text = self.corpus.text("test")
         folders = {"dense": (inputs["dense"], self.model), "pruned": (inputs["export"], inputs["recover"] / "model")}
         with self.bar("verify: artifacts", 2 * len(self.recipe.export.formats)) as advance:
             parities = [

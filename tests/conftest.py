@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from saap_edge.cli import base
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import build_pruned, load_model, save_model
 from saap_edge.model.spec import LayerShape, for_transformers_4
@@ -113,6 +114,12 @@ def cut_short(folder: Path, name: str, rows: int) -> Path:
 # Enter as Llama: their exports are Llama's, so that one of them shows the way through both exporters.
 AS_LLAMA = ("mistral", "phi3", "granite")
 PER_LAYER = [name for name, family in FAMILIES.items() if not family.uniform_only]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_progress_lines():
+    """On a busy machine anything may take long enough for a line of progress: not in tests of what is said else."""
+    base.bars.waits = lambda: iter([1e6])
 
 
 @pytest.fixture(scope="session", params=list(FAMILIES))

@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from saap_edge import cli
+from saap_edge.cli import base
+from saap_edge.cli.base import read_recipe
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned
 from saap_edge.model.spec import LayerShape
@@ -371,12 +373,38 @@ def test_contexts_that_the_model_does_not_hold(saap, tmp_path, tiny):
     assert "sequences of 544 tokens" in message and "context is 128" in message
 
 
-def test_text_that_fills_no_window(saap, tmp_path, tiny):
+@pytest.mark.parametrize("role", ["calibration", "heldout", "test"])
+def test_text_that_fills_no_window(saap, tmp_path, tiny, role):
     for name in ("calibration", "heldout", "test"):
-        (tmp_path / f"{name}.txt").write_text("short")
+        (tmp_path / f"{name}.txt").write_text("short" if name == role else TEXT)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"model": str(tiny), "score": {"window": 32}}))
-    assert "calibration.txt" in refused(saap, tmp_path, recipe, "--data", tmp_path)
+    assert f"{role}.txt' has 4 tokens" in refused(saap, tmp_path, recipe, "--data", tmp_path)
+
+
+def test_a_context_that_verify_does_not_fit_into(saap, tmp_path):
+    short = {"score": {"samples": 8, "batches": 4, "window": 16}, "bench": SMALL["bench"] | {"prompt_tokens": 4}}
+    for context, fits in ((47, False), (48, True)):
+        folder = write_folder(tiny_model("llama", max_position_embeddings=context), tmp_path / str(context))
+        recipe = write_recipe(tmp_path, folder, **short)
+        if fits:
+            assert Job(read_recipe(recipe), None, bar=None).spec.context == context
+        else:
+            assert "verify runs 48 tokens: the model's context is 47" in refused(saap, tmp_path, recipe)
+
+
+def test_every_stage_of_a_log_has_lines(tiny, saap, tmp_path, monkeypatch):
+    """And stdout still holds one document."""
+    few = {"prune": {"method": "saap"}, "export": {"formats": ["gguf-q4_0"]}}
+    recipe = write_recipe(tmp_path, tiny, **few)
+    monkeypatch.setattr(base.bars, "waits", lambda: itertools.repeat(0.001))
+    code, stdout, stderr = saap("compile", recipe, "--tokens", 512, "--out", tmp_path / "out", "--json")
+    assert code == 0, stderr
+    assert json.loads(stdout)["exit_code"] == 0
+    told = {line.split(":")[0].split(" (")[0].strip() for line in stderr.splitlines() if line.startswith("  ")}
+    assert set(ORDER) - {"gate"} <= told, told
+    for part in ("score: calibration batches: 3 of 4 (75 %)", "bank: layers: 1 of 3", "prune: passes over windows: "):
+        assert part in stderr
 
 
 def test_damaged_weights(saap, tmp_path, tiny):

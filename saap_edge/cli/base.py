@@ -17,7 +17,7 @@ from saap_edge.progress import Bars
 
 __all__ = [
     "BudgetOption", "DataOption", "FolderArgument", "JsonOption", "MethodOption", "ModelOption", "OutOption",
-    "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "TokensOption", "app", "bar", "console",
+    "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "TokensOption", "app", "bar", "bars", "console",
     "quiet_libraries", "read_recipe", "run_after", "run_chain", "stage_line",
 ]  # fmt: skip
 
@@ -44,7 +44,8 @@ app = typer.Typer(
 console = Console(stderr=True, highlight=False)
 if not console.is_terminal:
     console = Console(stderr=True, highlight=False, width=120)  # logs have no width of their own: 80 breaks the tables
-bar = Bars(console).bar
+bars = Bars(console)
+bar = bars.bar
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Hugging Face folder or hub name (default: the bundled model)")

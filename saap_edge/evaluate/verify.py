@@ -14,10 +14,9 @@ from saap_edge.evaluate.parity import Parity, check_parity, shipped_model
 from saap_edge.export.artifacts import engine_of, read_manifest
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.folder import load_tokenizer
+from saap_edge.texts import VERIFIED, VERIFIED_CHARACTERS
 
 __all__ = ["verify_folder"]
-
-TOKENS = 48
 
 
 def verify_folder(
@@ -31,7 +30,7 @@ def verify_folder(
     manifest = read_manifest(artifacts)
     tokenizer = load_tokenizer(model_folder)
     # Token ids of plain text: enough for any vocabulary, and cheap even where tokens are bytes.
-    tokens = tokenizer(text[:2000], add_special_tokens=False)["input_ids"][:TOKENS]
+    tokens = tokenizer(text[:VERIFIED_CHARACTERS], add_special_tokens=False)["input_ids"][:VERIFIED]
     weights, results, references = ExportWeights(model_folder), [], {}
     for artifact in manifest.artifacts:
         path = artifacts / artifact.path
@@ -39,7 +38,7 @@ def verify_folder(
         if same not in references:
             # One at a time: memory.
             references = {same: shipped_model(model_folder, artifact.format, manifest.group, path)}
-        with Worker(engine_of(artifact.format), path, threads, 2 * TOKENS) as worker:
+        with Worker(engine_of(artifact.format), path, threads, VERIFIED) as worker:
             if artifact.format.startswith("gguf"):
                 _check_tokens(worker, tokenizer, text, f"{manifest.role} {artifact.format}")
             shipped = (weights, artifact.format, manifest.group)
@@ -49,7 +48,7 @@ def verify_folder(
 
 
 def _check_tokens(worker: Worker, tokenizer: Any, text: str, what: str) -> None:
-    for sample in (HARD_TEXT, text[:2000]):
+    for sample in (HARD_TEXT, text[:VERIFIED_CHARACTERS]):
         expected = tokenizer(sample, add_special_tokens=False)["input_ids"]
         actual = worker.tokenize(sample, False, False)
         if actual != expected:

@@ -108,7 +108,7 @@ def _verify(job: Job, inputs: Mapping[str, Path], out: Path) -> None:
     from saap_edge.evaluate.parity import require
     from saap_edge.evaluate.verify import verify_folder
 
-    text = Path(job.recipe.data.test).read_text(encoding="utf-8")
+    text = job.corpus.text("test")
     with job.bar("verify: dense", len(job.recipe.export.formats)) as advance:
         parities = verify_folder(inputs["dense"], job.model, text, job.threads, lambda: advance(1))
     require(parities)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from saap_edge.evaluate.parity import shipped_model
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.model.blocks import BLOCK_FORMATS, quantise
+from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, spec_of
-from saap_edge.model.spec import read_spec
 from saap_edge.model.tensors import Codes
 from saap_edge.prune.surgery import cut
 from saap_edge.recipe import RecoverSettings
