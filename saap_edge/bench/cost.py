@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from saap_edge.engines.gguf_header import read_metadata, read_tensors
-from saap_edge.engines.onnx_header import read_graph
+from saap_edge.engines.gguf_header import read_header
+from saap_edge.engines.gguf_shape import read_shape
+from saap_edge.engines.onnx_header import onnx_context, read_graph
 from saap_edge.errors import SaapError
 
 __all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token"]
+
+_F16 = 2  # bytes of a number in llama.cpp's KV cache
+_TABLES = {"per_layer_token_embd.weight", "position_embd.weight", "token_types.weight"}
+_KNOWN = re.compile(
+    r"(blk\.\d+\.[\w.]+|token_embd|token_embd_norm|token_types|position_embd|output|output_norm|rope_freqs"
+    r"|rope_factors_long|rope_factors_short|altup_proj|altup_unembd_proj|per_layer_\w+)(\.weight|\.bias|\.scale)?"
+)
 
 
 @dataclass(frozen=True)
 class ArtifactCost:
     """What running an artifact costs anywhere. `projection_bytes`: of weights that decoding one token reads;
-    `parameters`: of the model."""
+    `parameters`: of the model; `context`: tokens of the longest sequence (None: the artifact does not say)."""
 
     format: str
     projection_bytes: int
     kv_bytes_per_token: int
     file_bytes: int
     parameters: int
+    context: int | None = None
 
 
 def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int) -> int:
@@ -36,8 +45,8 @@ def artifact_cost(path: Path, artifact_format: str | None = None) -> ArtifactCos
     """Read from the headers of an artifact; no runtime is loaded, and no weights.
 
     `path`: a .gguf file, an ONNX folder, a bundle (folder or .tar.zst), or a folder with manifest.json (or a run's
-    --out folder), of which `artifact_format` says which artifact. Raises SaapError when it is none of these or damaged,
-    and when what it reads per token cannot be told.
+    --out folder), of which `artifact_format` says which artifact; of a GGUF in several files any one stands for all.
+    Raises SaapError when it is none of these or damaged, and when what it reads per token cannot be told.
     """
     with ExitStack() as stack:
         return _cost(*_find(Path(path), artifact_format, stack))
@@ -92,36 +101,24 @@ def _cost(path: Path, artifact_format: str | None) -> ArtifactCost:
 
 
 def _gguf_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
-    metadata, tensors = read_metadata(path), read_tensors(path)
-    names = {tensor.name for tensor in tensors}
-    if any("_exps" in name for name in names):
+    header = read_header(path)
+    sizes = {tensor.name: tensor.bytes for tensor in header.tensors}
+    if any("_exps" in name for name in sizes):
         raise SaapError(f"'{path}' is a mixture of experts: how many of its bytes a token reads cannot be told")
-    # Of a table of embeddings a token reads one row, unless the table is the head too.
-    skipped = {"token_embd.weight"} if "output.weight" in names else set()
-    read = [tensor for tensor in tensors if tensor.name not in skipped]
+    shape = read_shape(header)
+    strange = next((name for name in sizes if not _KNOWN.fullmatch(name)), None)
+    if strange is not None:
+        raise SaapError(f"'{path}' holds '{strange}': how much of it a token reads cannot be told")
+    # Of a table a token reads one row; of the embedding too, unless it is the head.
+    tables = _TABLES | ({"token_embd.weight"} if "output.weight" in sizes else set())
     kinds: Counter[str] = Counter()
-    for tensor in tensors:
+    for tensor in header.tensors:
         kinds[tensor.kind] += tensor.bytes if tensor.name.startswith("blk.") else 0
-    if not kinds.total():
-        raise SaapError(f"'{path}' holds no layers: a vocabulary alone does not decode")
     return ArtifactCost(
-        artifact_format or f"gguf-{kinds.most_common(1)[0][0]}", sum(tensor.bytes for tensor in read),
-        _gguf_kv_bytes(metadata, path), path.stat().st_size, sum(tensor.elements for tensor in tensors),
+        artifact_format or f"gguf-{kinds.most_common(1)[0][0]}",
+        sum(size for name, size in sizes.items() if name not in tables), _F16 * shape.kv_elements, header.bytes,
+        sum(tensor.elements for tensor in header.tensors), shape.context,
     )  # fmt: skip
-
-
-def _gguf_kv_bytes(metadata: dict[str, Any], path: Path) -> int:
-    """F16 keys and values of every layer's own kv heads."""
-    try:
-        name = metadata["general.architecture"]
-        blocks, heads = int(metadata[f"{name}.block_count"]), metadata[f"{name}.attention.head_count"]
-        kv_heads = metadata.get(f"{name}.attention.head_count_kv", heads)
-        total = sum(kv_heads) if isinstance(kv_heads, list) else int(kv_heads) * blocks
-        width = int(metadata[f"{name}.embedding_length"]) // (max(heads) if isinstance(heads, list) else int(heads))
-        lengths = [int(metadata.get(f"{name}.attention.{part}_length", width)) for part in ("key", "value")]
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise SaapError(f"'{path}' does not say how wide its keys and values are ({error})") from None
-    return int(total) * sum(lengths) * 2
 
 
 def _onnx_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
@@ -129,4 +126,5 @@ def _onnx_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
     return ArtifactCost(
         artifact_format or f"onnx-{graph.quantisation}", graph.bytes_per_token, graph.kv_bytes_per_token,
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), graph.parameters,
+        onnx_context(path, graph),
     )  # fmt: skip

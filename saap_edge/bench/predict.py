@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.bench.cost import ArtifactCost, artifact_cost, bytes_per_token
+from saap_edge.errors import SaapError
 from saap_edge.targets import Figure, Kernel, Target
 
 __all__ = ["ArtifactCost", "Estimate", "Prediction", "artifact_cost", "predict", "predict_benched"]
@@ -92,7 +93,14 @@ def predict(
         context: tokens in the KV cache while decoding.
         threads: the target's own where None.
         ram_mib: memory of this very board, for `fits`; all its sizes where None.
+
+    Raises SaapError when the artifact holds fewer tokens than are asked for.
     """
+    if cost.context is not None and max(prompt_tokens, context) > cost.context:
+        raise SaapError(
+            f"the artifact holds sequences of {cost.context} tokens, {max(prompt_tokens, context)} are asked for: take "
+            "a smaller prompt or context"
+        )
     threads, fit = threads or target.threads, load_fit()
     reasons: dict[str, str] = {}
     decode = _told(reasons, "decode_tok_s", lambda: _decode(fit, cost, target, context, threads))

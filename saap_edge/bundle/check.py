@@ -18,7 +18,7 @@ from saap_edge.evaluate.answers import relative_error
 from saap_edge.export.artifacts import engine_of
 from saap_edge.pipeline import file_hash
 
-__all__ = ["MODES", "Check", "check_bundle", "columns", "file_problems"]
+__all__ = ["MODES", "Check", "check_bundle", "columns", "file_problems", "vocabulary"]
 
 # Logits are compared at this many places of the vocabulary: enough for an RMS, and expected.npy stays small.
 COLUMNS = 1024
@@ -123,26 +123,27 @@ def _vocabulary_problems(folder: Path, bundle: Bundle) -> list[str]:
     """The vocabulary of tokenizer.json fits the artifact and calls the recorded ids what it should."""
     tokenizer = bundle.tokenizer
     try:
-        vocabulary = _vocabulary(json.loads((folder / tokenizer.file).read_text(encoding="utf-8")))
+        words = vocabulary(json.loads((folder / tokenizer.file).read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"'{tokenizer.file}' is not a tokenizer.json with a vocabulary"]
-    largest = max(vocabulary.values(), default=-1)
+    largest = max(words.values(), default=-1)
     if largest >= bundle.vocab_size:
         return [
             f"'{tokenizer.file}' does not belong to the model: it has token {largest}, the model {bundle.vocab_size} "
             "tokens"
         ]
     for piece, token in zip(tokenizer.pieces, tokenizer.ids, strict=True):
-        if vocabulary.get(piece) != token:
+        if words.get(piece) != token:
             return [
-                f"'{tokenizer.file}' does not belong to the model: its '{piece}' is token {vocabulary.get(piece)}, "
+                f"'{tokenizer.file}' does not belong to the model: its '{piece}' is token {words.get(piece)}, "
                 f"the model's is {token}"
             ]
     return []
 
 
-def _vocabulary(document: Any) -> dict[str, int]:
-    """Ids by piece: of BPE and WordPiece a mapping, of Unigram a list of pieces with scores; and added tokens."""
+def vocabulary(document: Any) -> dict[str, int]:
+    """Ids by piece of a tokenizer.json: of BPE and WordPiece a mapping, of Unigram a list of pieces with scores; and
+    added tokens. Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
     words = document["model"]["vocab"]
     pieces = dict(words) if isinstance(words, dict) else {piece: index for index, (piece, _) in enumerate(words)}
     pieces |= {token["content"]: token["id"] for token in document.get("added_tokens") or []}

@@ -124,8 +124,10 @@ def predict(
     *,
     target: Annotated[str, typer.Option("--target", help="Board: a name (see `saap-edge targets`) or a YAML file")],
     format: Annotated[str | None, typer.Option("--format", help="Which artifact, where the folder has several")] = None,
-    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt")] = 128,
-    context: Annotated[int, typer.Option("--context", min=1, help="Tokens in the KV cache while decoding")] = 512,
+    prompt: Annotated[int | None, typer.Option("--prompt", min=1, help="Tokens of the prompt (default 128)")] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", min=1, help="Tokens in the KV cache while decoding (default 512)")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the board's own")] = None,
     ram: Annotated[int | None, typer.Option("--ram", min=1, help="MiB of this board (default: all its sizes)")] = None,
     as_json: JsonOption = False,
@@ -149,6 +151,8 @@ def predict(
     if threads and threads > 2 * board.core_count:
         raise SaapError(f"--threads {threads}: '{board.name}' has {board.core_count} cores")
     cost = artifact_cost(artifact, format)
+    longest = cost.context or 512
+    prompt, context = prompt or min(128, longest), context or min(512, longest)
     prediction = predict(cost, board, prompt, context, threads, ram)
     document = {
         "predicted": True, "artifact": str(artifact), "target": board.name, "cost": asdict(cost),

@@ -1,12 +1,16 @@
-"""Metadata and tensors of a GGUF file, read without the gguf package: a board has only the runtime.
+"""Metadata and tensors of a GGUF model, read without the gguf package: a board has only the runtime.
 
-llama.cpp itself shows scalars only, and per-layer widths are arrays. Format: ggml/docs/gguf.md, version 3.
+llama.cpp itself shows scalars only, and per-layer widths are arrays. Format: ggml/docs/gguf.md, version 3. What a
+header lists is checked against the size of its file, as llama.cpp does: nothing is counted that is not there. A model
+may be split over several files, `NAME-00001-of-00003.gguf` and so on; any of them stands for the whole set.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +19,12 @@ from typing import Any, BinaryIO
 
 from saap_edge.errors import SaapError
 
-__all__ = ["Tensor", "read_metadata", "read_tensors"]
+__all__ = ["Header", "Tensor", "read_header", "read_strings"]
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_DIMENSIONS, _ALIGNMENT = 4, 32  # most of a tensor; of tensors in the file, where it does not say
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 # ggml's types: name, weights in a block, bytes of a block.
@@ -34,91 +40,208 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as the header lists it; `kind` is ggml's type in small letters, `bytes` what its blocks take."""
+    """A tensor as the header lists it; `kind` is ggml's type in small letters, `shape` begins with the length of a
+    row, `bytes` is what its blocks take."""
 
     name: str
     kind: str
+    shape: tuple[int, ...]
     elements: int
     bytes: int
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """All key-value pairs of a GGUF file; arrays of strings (the vocabulary) are skipped and left out.
+@dataclass(frozen=True)
+class Header:
+    """A model: its `files` in order (one, but for a split model), all key-value pairs but the arrays of strings, the
+    lengths of these, all tensors, and the bytes of all files."""
 
-    Raises SaapError when the file is missing, cut short or not GGUF.
+    files: tuple[Path, ...]
+    metadata: dict[str, Any]
+    lengths: dict[str, int]
+    tensors: tuple[Tensor, ...]
+    bytes: int
+
+
+def read_header(path: Path) -> Header:
+    """The model that `path` is, or is a part of.
+
+    Raises SaapError when a file is missing, not GGUF, cut short, holds more or less than its header lists, or when a
+    set of files is incomplete.
     """
-    with _opened(path) as file:
-        return _metadata(file, path)[0]
+    given = _read_file(path)
+    files = _files_of(path, given.metadata)
+    parts = [given if file == path else _read_file(file) for file in files]
+    if len(parts) > 1:
+        _check_set(files, parts)
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    _check_once(path, "tensor", [tensor.name for tensor in tensors])
+    first = parts[0]
+    return Header(files, first.metadata, first.lengths, tuple(tensors), sum(part.bytes for part in parts))
 
 
-def read_tensors(path: Path) -> list[Tensor]:
-    """Every tensor of a GGUF file. Raises SaapError as `read_metadata`, and on a type of unknown size."""
-    with _opened(path) as file:
-        count = _metadata(file, path)[1]
-        return [_tensor(file, path) for _ in range(count)]
+def read_strings(path: Path, key: str) -> list[str] | None:
+    """An array of strings, as the vocabulary is; None where the file has none of that name. Raises as `read_header`."""
+    with _opened(path) as source:
+        strings = _read_pairs(source, wanted=key)[2]
+    return strings
+
+
+def _files_of(path: Path, metadata: dict[str, Any]) -> tuple[Path, ...]:
+    """All files of the set, by the name of one, as llama.cpp finds them."""
+    count, number = metadata.get("split.count", 0), metadata.get("split.no", 0)
+    if count in (0, 1):
+        return (path,)
+    if not (_is_count(count) and _is_count(number) and number < count):
+        raise SaapError(f"'{path}' is damaged: it says it is part {number} of {count} files")
+    name = _PART.fullmatch(path.name)
+    if not name or (int(name[2]), int(name[3])) != (number + 1, count):
+        raise SaapError(
+            f"'{path}' is part {number + 1} of a model in {count} files and has another name than "
+            f"NAME-{number + 1:05}-of-{count:05}.gguf, by which the others are found: rename it"
+        )
+    return tuple(path.with_name(f"{name[1]}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1))
+
+
+def _check_set(files: tuple[Path, ...], parts: list[Header]) -> None:
+    for index, (file, part) in enumerate(zip(files, parts, strict=True)):
+        told = (part.metadata.get("split.no"), part.metadata.get("split.count"))
+        if told != (index, len(parts)):
+            raise SaapError(f"'{file}' is not part {index + 1} of {len(parts)}: its header says otherwise")
+    listed, found = parts[0].metadata.get("split.tensors.count"), sum(len(part.tensors) for part in parts)
+    if listed is not None and listed != found:
+        raise SaapError(f"'{files[0]}': the set should hold {listed} tensors, its files list {found}")
+
+
+class _Source:
+    """A file with its size: a length it lies about is an end of file, not a request for memory."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self.path, self.size = file, path, path.stat().st_size
+
+    def take(self, count: int) -> bytes:
+        if count > self.size - self._file.tell():
+            raise EOFError
+        return self._file.read(count)
+
+    def skip(self, count: int) -> None:
+        if count > self.size - self._file.tell():
+            raise EOFError
+        self._file.seek(count, 1)
+
+    def numbers(self, code: str) -> tuple[Any, ...]:
+        code = f"<{code}"
+        return struct.unpack(code, self.take(struct.calcsize(code)))
+
+    def string(self) -> str:
+        return self.take(self.numbers("Q")[0]).decode("utf-8")
+
+    @property
+    def at(self) -> int:
+        return self._file.tell()
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[_Source]:
     try:
         with path.open("rb") as file:
-            yield file
+            yield _Source(file, path)
     except OSError as error:
         raise SaapError(f"cannot read '{path}': {error.strerror}") from None
     except (struct.error, EOFError, ValueError, KeyError, OverflowError, MemoryError):
         raise SaapError(f"'{path}' is damaged: its GGUF header cannot be read") from None
 
 
-def _metadata(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
-    """The pairs, and how many tensors are listed after them."""
-    if file.read(4) != b"GGUF":
+def _read_file(path: Path) -> Header:
+    """One file, with its tensors where the header says."""
+    with _opened(path) as source:
+        tensors_listed, metadata, _, lengths = _read_pairs(source)
+        listed = [_tensor(source) for _ in range(tensors_listed)]
+        _check_once(path, "tensor", [tensor.name for tensor, _ in listed])
+        _check_data(source, metadata, listed)
+        return Header((path,), metadata, lengths, tuple(tensor for tensor, _ in listed), source.size)
+
+
+def _read_pairs(
+    source: _Source, wanted: str | None = None
+) -> tuple[int, dict[str, Any], list[str] | None, dict[str, int]]:
+    """How many tensors are listed after the pairs; the pairs; the array of strings `wanted`; the arrays' lengths."""
+    path = source.path
+    if source.size < 4 or source.take(4) != b"GGUF":
         raise SaapError(f"'{path}' is not a GGUF file")
-    version, tensors, pairs = struct.unpack("<IQQ", _take(file, 20))
+    version, tensors, pairs = source.numbers("IQQ")
+    if version and not version & 0xFFFF:
+        raise SaapError(f"'{path}' is a big-endian GGUF file, which no board reads: convert it (gguf-convert-endian)")
     if version not in (2, 3):
         raise SaapError(f"'{path}' is GGUF version {version}, versions 2 and 3 are read")
-    found = {}
+    keys: list[str] = []
+    found: dict[str, Any] = {}
+    lengths: dict[str, int] = {}
+    strings: list[str] | None = None
     for _ in range(pairs):
-        key = _string(file)
-        value = _value(file, struct.unpack("<I", _take(file, 4))[0])
-        if value is not None:
-            found[key] = value
-    return found, tensors
-
-
-def _tensor(file: BinaryIO, path: Path) -> Tensor:
-    name = _string(file)
-    rank = struct.unpack("<I", _take(file, 4))[0]
-    shape = struct.unpack(f"<{rank}Q", _take(file, 8 * rank))
-    code = struct.unpack("<IQ", _take(file, 12))[0]
-    if code not in _TYPES:
-        raise SaapError(f"'{path}': tensor '{name}' has type {code}, whose size is not known here")
-    kind, block, size = _TYPES[code]
-    elements = math.prod(shape)
-    return Tensor(name, kind, elements, elements // block * size)
-
-
-def _take(file: BinaryIO, count: int) -> bytes:
-    data = file.read(count)
-    if len(data) < count:
-        raise EOFError
-    return data
-
-
-def _string(file: BinaryIO) -> str:
-    length = struct.unpack("<Q", _take(file, 8))[0]
-    return _take(file, length).decode("utf-8")
-
-
-def _value(file: BinaryIO, kind: int) -> Any:
-    if kind == _STRING:
-        return _string(file)
-    if kind == _ARRAY:
-        inner, count = struct.unpack("<IQ", _take(file, 12))
-        if inner == _STRING:
+        key = source.string()
+        keys.append(key)
+        kind = source.numbers("I")[0]
+        if kind == _STRING:
+            found[key] = source.string()
+        elif kind != _ARRAY:
+            found[key] = source.numbers(_SCALARS[kind])[0]
+        else:
+            inner, count = source.numbers("IQ")
+            if inner != _STRING:
+                found[key] = list(source.numbers(f"{count}{_SCALARS[inner]}"))
+                continue
+            lengths[key] = count
+            if key == wanted:
+                strings = [source.string() for _ in range(count)]
+                continue
             for _ in range(count):
-                file.seek(struct.unpack("<Q", _take(file, 8))[0], 1)
-            return None
-        code = f"<{count}{_SCALARS[inner]}"
-        return list(struct.unpack(code, _take(file, struct.calcsize(code))))
-    code = f"<{_SCALARS[kind]}"
-    return struct.unpack(code, _take(file, struct.calcsize(code)))[0]
+                source.skip(source.numbers("Q")[0])
+    _check_once(path, "key", keys)
+    return tensors, found, strings, lengths
+
+
+def _tensor(source: _Source) -> tuple[Tensor, int]:
+    """A tensor and where its data begin, behind the header."""
+    name = source.string()
+    rank = source.numbers("I")[0]
+    if not 1 <= rank <= _DIMENSIONS:
+        raise SaapError(f"'{source.path}' is damaged: tensor '{name}' has {rank} dimensions")
+    shape = source.numbers(f"{rank}Q")
+    code, offset = source.numbers("IQ")
+    if code not in _TYPES:
+        raise SaapError(f"'{source.path}': tensor '{name}' has type {code}, whose size is not known here")
+    kind, block, size = _TYPES[code]
+    if min(shape) < 1 or shape[0] % block:
+        raise SaapError(f"'{source.path}' is damaged: tensor '{name}' of type {kind} has the shape {list(shape)}")
+    elements = math.prod(shape)
+    return Tensor(name, kind, shape, elements, elements // block * size), offset
+
+
+def _check_data(source: _Source, metadata: dict[str, Any], listed: list[tuple[Tensor, int]]) -> None:
+    """Tensors follow each other without a gap, as llama.cpp asks for, and the file ends with the last of them."""
+    path, alignment = source.path, metadata.get("general.alignment", _ALIGNMENT)
+    if not _is_count(alignment) or not alignment or alignment & (alignment - 1):
+        raise SaapError(f"'{path}' is damaged: general.alignment is {alignment!r}, not a power of two")
+    start, at = source.at + -source.at % alignment, 0
+    for tensor, offset in listed:
+        if offset != at:
+            raise SaapError(f"'{path}' is damaged: tensor '{tensor.name}' begins at {offset}, not at {at}")
+        end = start + at + tensor.bytes
+        at += tensor.bytes + -tensor.bytes % alignment
+        if end > source.size:
+            raise SaapError(
+                f"'{path}' is cut short: tensor '{tensor.name}' ends at byte {end}, the file at {source.size}: "
+                "copy or download it again"
+            )
+    if listed and source.size > start + at:
+        raise SaapError(f"'{path}' has {source.size - start - at} bytes more than its header lists: copy it again")
+
+
+def _check_once(path: Path, what: str, names: list[str]) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise SaapError(f"'{path}' is damaged: {what} '{twice}' is there twice")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -15,7 +15,8 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 import llama_cpp
 
-from saap_edge.engines.gguf_header import read_metadata
+from saap_edge.engines.gguf_header import read_header
+from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.errors import SaapError
 
 __all__ = ["LlamaCppEngine"]
@@ -43,8 +44,9 @@ class LlamaCppEngine:
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         """Load `path`. Raises SaapError when it is missing, damaged, or refused by llama.cpp."""
-        self.path, self.threads, self.context = Path(path), threads, context
-        self._metadata = read_metadata(self.path)
+        header = read_header(Path(path))
+        self.path, self.threads, self.context = header.files[0], threads, context
+        self._architecture, self._shape = str(header.metadata.get("general.architecture")), read_shape(header)
         llama_cpp.llama_log_set(_log_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
@@ -117,15 +119,7 @@ class LlamaCppEngine:
 
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one token takes: F16 keys and values of every layer's own kv heads."""
-        architecture = self._metadata["general.architecture"]
-        blocks = int(self._metadata[f"{architecture}.block_count"])
-        heads = self._metadata[f"{architecture}.attention.head_count_kv"]
-        total = sum(heads) if isinstance(heads, list) else heads * blocks
-        width = (
-            self._metadata[f"{architecture}.attention.key_length"]
-            + self._metadata[f"{architecture}.attention.value_length"]
-        )
-        return int(total * width * 2)
+        return 2 * self._shape.kv_elements
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`. `add_special` adds BOS/EOS as the file asks, `parse_special` reads them in the text."""
@@ -150,7 +144,7 @@ class LlamaCppEngine:
         return {
             "engine": self.name,
             "version": llama_cpp.__version__,
-            "architecture": self._metadata["general.architecture"],
+            "architecture": self._architecture,
             "parameters": int(llama_cpp.llama_model_n_params(self._model)),
             "threads": self.threads,
             "context": self.context,

@@ -1,30 +1,35 @@
 """What an ONNX decoder reads per token, from its graph file alone: without the onnx package, and without its weights.
 
-A graph file is a protobuf message; the few fields needed are read here. Numbers of fields: onnx/onnx.proto.
+Of the files with the weights only the size is looked at: all that the graph lists has to be there. A graph file is a
+protobuf message; the few fields needed are read here. Numbers of fields: onnx/onnx.proto.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
+from saap_edge.engines.protobuf import fields, inside, message, text, varints
 from saap_edge.errors import SaapError
 
-__all__ = ["Graph", "read_graph"]
+__all__ = ["Graph", "onnx_context", "read_graph"]
 
 LIMIT = 2**31  # bytes: protobuf's own
 _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # TensorProto.DataType
 _HALVES = {21: 2, 22: 2}  # uint4, int4: two a byte
 _HALF = 10
+_TOLD = {"saap_edge.quantisation", "saap_edge.context"}
+_TYPED = (4, 5, 6, 7, 10, 11)  # TensorProto.float_data and the like
 # These take rows of a table, or tables of angles: a token does not read them whole.
 _TABLES = ("Gather", "GatherBlockQuantized", "RotaryEmbedding", "GroupQueryAttention")
 
 
 @dataclass
 class _Weight:
-    place: object  # where its bytes lie: two names for the same bytes are one weight
+    place: object  # where its bytes lie, (file, offset) or itself: two names for the same bytes are one weight
     kind: int
     elements: int
     bytes: int
@@ -38,20 +43,40 @@ class _Node:
     integers: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass
+class _Parsed:
+    """A graph's parts; `past` and `present` are the sizes of a token in these, by layer and kind ("0.key")."""
+
+    weights: dict[str, _Weight] = field(default_factory=dict)
+    nodes: list[_Node] = field(default_factory=list)
+    past: dict[str, int] = field(default_factory=dict)
+    present: dict[str, int] = field(default_factory=dict)
+    files: dict[str, set[tuple[int, int]]] = field(default_factory=dict)  # of each, (begin, end) of what it holds
+    told: dict[str, str] = field(default_factory=dict)
+    vocab_size: int | None = None
+    producer: str = ""
+    opsets: int = 0
+
+
 @dataclass(frozen=True)
 class Graph:
     """`bytes_per_token`: of weights that decoding one token reads. `parameters`: weights of the matrices and vectors,
     each once. `kv_bytes_per_token`: of all inputs past_key_values.*. `quantisation`: what saap-edge wrote, else by
-    the matrices' bits, "fp32" where these are floats."""
+    the matrices' bits, "fp32" where these are floats. `layers`: that have a KV cache. `context`: tokens of the longest
+    sequence, `vocab_size`: logits a token gives (None: the graph does not say)."""
 
     bytes_per_token: int
     parameters: int
     kv_bytes_per_token: int
     quantisation: str
+    layers: int
+    context: int | None
+    vocab_size: int | None
 
 
 def read_graph(path: Path) -> Graph:
-    """Raises SaapError when `path` is missing, no ONNX graph, or takes no keys and values of the past."""
+    """Raises SaapError when `path` is missing, no ONNX graph, contradicts itself, takes no keys and values of the past,
+    or when a file with its weights is missing or cut short."""
     try:
         if path.stat().st_size > LIMIT:
             raise SaapError(f"'{path}' is larger than an ONNX graph can be")
@@ -59,16 +84,66 @@ def read_graph(path: Path) -> Graph:
     except OSError as error:
         raise SaapError(f"cannot read '{path}': {error.strerror}") from None
     try:
-        weights, nodes, kv_bytes, told = _parse(data)
-        graph = _count(weights, nodes, kv_bytes, told)
+        parsed = _parse(data)
+        graph = _count(parsed)
     except (IndexError, ValueError, KeyError, OverflowError, ZeroDivisionError):
         raise SaapError(f"'{path}' is not an ONNX graph, or is damaged") from None
     if not (graph.kv_bytes_per_token and graph.parameters and graph.bytes_per_token):
         raise SaapError(f"'{path}' is not a decoder: it takes no past_key_values or holds no weights")
+    _check_files(path, parsed.files)
     return graph
 
 
-def _count(weights: dict[str, _Weight], nodes: list[_Node], kv_bytes: int, told: str | None) -> Graph:
+def onnx_context(folder: Path, graph: Graph) -> int | None:
+    """Tokens of the longest sequence, by the graph and the configuration beside it; None where neither says.
+
+    Raises SaapError where the configuration is damaged or is another graph's.
+    """
+    told = [] if graph.context is None else [graph.context]
+    for name, section, key in (
+        ("genai_config.json", ("model",), "context_length"), ("config.json", (), "max_position_embeddings"),
+    ):  # fmt: skip
+        path = folder / name
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            layers = document["model"]["decoder"].get("num_hidden_layers") if section else None
+            value = (document[section[0]] if section else document)[key]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise SaapError(f"'{path}' does not say its {key}: export the model again") from None
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise SaapError(f"'{path}' is damaged: {key} is {value!r}")
+        if layers not in (None, graph.layers):
+            raise SaapError(f"'{path}' is another model's: it has {layers} layers, the graph beside it {graph.layers}")
+        if graph.context is not None and value > graph.context:
+            raise SaapError(f"'{path}' does not add up: {key} is {value}, the graph beside it holds {graph.context}")
+        told.append(value)
+        break
+    return min(told, default=None)
+
+
+def _check_files(path: Path, files: dict[str, set[tuple[int, int]]]) -> None:
+    for name, places in files.items():
+        data, needed = path.parent / name, max(end for _, end in places)
+        if any(begin < end for (_, end), (begin, _) in pairwise(sorted(places))):
+            raise SaapError(f"'{path}' is damaged: two of its weights overlap in '{name}'")
+        if name in ("", ".") or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise SaapError(f"'{path}' is damaged: its weights are in '{name}', outside its folder")
+        if not data.is_file():
+            raise SaapError(f"'{path}' has its weights in '{name}', which is missing: copy the whole folder")
+        if data.stat().st_size < needed:
+            raise SaapError(
+                f"'{data}' is cut short: it has {data.stat().st_size} bytes, the graph lists {needed}: copy it again"
+            )
+
+
+def _count(parsed: _Parsed) -> Graph:
+    """Raises ValueError where parts contradict each other."""
+    weights, nodes = parsed.weights, parsed.nodes
+    cut = parsed.producer == "saap-edge" and not set(parsed.told) >= _TOLD  # the end of our file, and it is not there
+    if cut or not parsed.opsets or any(parsed.present.get(name, size) != size for name, size in parsed.past.items()):
+        raise ValueError
     widened = {
         node.outputs[0]: node.inputs[0]
         for node in nodes
@@ -87,14 +162,28 @@ def _count(weights: dict[str, _Weight], nodes: list[_Node], kv_bytes: int, told:
             elements[weight.place] = max(elements.get(weight.place, 0), _parameters(node, position, weight))
             if node.op not in _TABLES:
                 read[weight.place] = weight.bytes * (2 if name in widened else 1)  # halves are widened as they load
-    quantisation = told or ("fp32" if bits is None else f"int{bits}")
-    return Graph(sum(read.values()), sum(elements.values()), kv_bytes, quantisation)
+    quantisation = parsed.told.get("saap_edge.quantisation") or ("fp32" if bits is None else f"int{bits}")
+    context = int(parsed.told["saap_edge.context"]) if "saap_edge.context" in parsed.told else None
+    if context is not None and context < 1:
+        raise ValueError
+    return Graph(
+        sum(read.values()), sum(elements.values()), sum(parsed.past.values()), quantisation,
+        sum(name.endswith(".key") for name in parsed.past), context, parsed.vocab_size,
+    )  # fmt: skip
 
 
 def _parameters(node: _Node, position: int, weight: _Weight) -> int:
     """How many an input of a node holds: codes are, scales, zero points and angles are not."""
     if node.op == "MatMulNBits" and position in (1, 2, 3):
-        return node.integers["K"] * node.integers["N"] if position == 1 else 0
+        if position > 1:
+            return 0
+        columns, rows, block = (node.integers[name] for name in ("K", "N", "block_size"))
+        if (
+            min(columns, rows, block) < 1
+            or 8 * weight.bytes != rows * -(-columns // block) * block * node.integers["bits"]
+        ):
+            raise ValueError
+        return columns * rows
     if node.op == "GatherBlockQuantized":
         packed = 8 // node.integers.get("bits", 4) if weight.kind in (2, 3) else 1
         return weight.elements * packed if position == 0 else 0
@@ -103,40 +192,54 @@ def _parameters(node: _Node, position: int, weight: _Weight) -> int:
     return 0 if node.op in _TABLES else weight.elements
 
 
-def _parse(data: memoryview) -> tuple[dict[str, _Weight], list[_Node], int, str | None]:
-    weights: dict[str, _Weight] = {}
-    nodes: list[_Node] = []
-    kv_bytes, told = 0, None
-    for number, value in _fields(data):
-        if number == 14:  # ModelProto.metadata_props
-            pair = {part: _text(body) for part, body in _fields(_message(value))}
-            told = pair.get(2) if pair.get(1) == "saap_edge.quantisation" else told
-        if number != 7:  # ModelProto.graph
-            continue
-        for part, body in _fields(_message(value)):
-            if part == 1:
-                nodes.append(_node(_message(body)))
-            elif part == 5:
-                name, weight = _initializer(_message(body))
-                if weight is not None:
-                    weights[name] = weight
-            elif part == 11:
-                kv_bytes += _past(_message(body))
-    return weights, nodes, kv_bytes, told
+def _parse(data: memoryview) -> _Parsed:
+    parsed = _Parsed()
+    for number, value in fields(data):
+        if number == 2:  # ModelProto.producer_name
+            parsed.producer = text(value)
+        elif number == 8:  # ModelProto.opset_import: behind the graph
+            parsed.opsets += 1
+        elif number == 14:  # ModelProto.metadata_props
+            pair = {part: text(body) for part, body in fields(message(value))}
+            parsed.told[pair[1]] = pair.get(2, "")
+        elif number == 7:  # ModelProto.graph
+            for part, body in fields(message(value)):
+                _parse_part(parsed, part, body)
+    return parsed
+
+
+def _parse_part(parsed: _Parsed, part: int, body: int | memoryview) -> None:
+    """One field of the graph."""
+    if part == 1:
+        parsed.nodes.append(_node(message(body)))
+    elif part == 5:
+        name, weight, outside = _initializer(message(body))
+        if weight is not None:
+            parsed.weights[name] = weight
+        if outside is not None:
+            file, begin, end = outside
+            parsed.files.setdefault(file, set()).add((begin, end))
+    elif part in (11, 12):
+        name, kind, sizes = _value(message(body))
+        for prefix, found in (("past_key_values.", parsed.past), ("present.", parsed.present)):
+            if name.startswith(prefix) and len(sizes) > 1:
+                found[name.removeprefix(prefix)] = math.prod(sizes) * _SIZES[kind]
+        if name == "logits" and part == 12 and sizes:
+            parsed.vocab_size = sizes[-1]
 
 
 def _node(data: memoryview) -> _Node:
     node = _Node()
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number in (1, 2):
-            (node.inputs if number == 1 else node.outputs).append(_text(value))
+            (node.inputs if number == 1 else node.outputs).append(text(value))
         elif number == 4:
-            node.op = _text(value)
+            node.op = text(value)
         elif number == 5:
             name, integer = "", None
-            for part, body in _fields(_message(value)):
+            for part, body in fields(message(value)):
                 if part == 1:
-                    name = _text(body)
+                    name = text(body)
                 elif part == 3 and isinstance(body, int):
                     integer = body
             if integer is not None:
@@ -144,92 +247,52 @@ def _node(data: memoryview) -> _Node:
     return node
 
 
-def _initializer(data: memoryview) -> tuple[str, _Weight | None]:
-    """Weights are floats or codes; an integer constant of the graph is None."""
-    name, kind, shape, outside, place = "", 0, [], {}, object()
-    for number, value in _fields(data):
+def _initializer(data: memoryview) -> tuple[str, _Weight | None, tuple[str, int, int] | None]:
+    """Name, weight, and (file, begin, end) where it lies outside. Weights are floats or codes; an integer
+    constant of the graph is None. Raises ValueError where as many bytes are not there as the shape takes."""
+    name, kind, shape, outside, held = "", 0, [], {}, None
+    for number, value in fields(data):
         if number == 1:
-            shape += [value] if isinstance(value, int) else list(_varints(value))
+            shape += [value] if isinstance(value, int) else list(varints(value))
         elif number == 2 and isinstance(value, int):
             kind = value
         elif number == 8:
-            name = _text(value)
+            name = text(value)
+        elif number == 9:
+            held = len(message(value))
         elif number == 13:
-            pair = {part: _text(body) for part, body in _fields(_message(value))}
+            pair = {part: text(body) for part, body in fields(message(value))}
             outside[pair[1]] = pair.get(2, "")
+        elif number in _TYPED and held is None:
+            held = -1  # numbers of a type, packed as it may be: not counted
     elements = math.prod(shape)
+    size = -(-elements // _HALVES[kind]) if kind in _HALVES else elements * _SIZES[kind]
+    place: object = object()
+    where = None
     if outside:
-        place = (outside["location"], outside.get("offset", "0"))
+        offset, length = int(outside.get("offset", 0)), int(outside.get("length", size))
+        if offset < 0 or length != size:
+            raise ValueError
+        place, where = (outside["location"], offset), (outside["location"], offset, offset + length)
+    elif size and held not in (size, -1):
+        raise ValueError
     if kind in (6, 7, 9):  # int32, int64, bool
-        return name, None
-    size = elements // _HALVES[kind] if kind in _HALVES else elements * _SIZES[kind]
-    return name, _Weight(place, kind, elements, int(outside.get("length", size)))
+        return name, None, where
+    return name, _Weight(place, kind, elements, size), where
 
 
-def _past(data: memoryview) -> int:
-    """Bytes a token takes in an input past_key_values.*: [batch, heads, past, width]; else 0."""
+def _value(data: memoryview) -> tuple[str, int, list[int]]:
+    """Name, type and known sizes of an input or output."""
     name, kind, sizes = "", 0, []
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1:
-            name = _text(value)
+            name = text(value)
         elif number == 2:
-            for tensor in _inside(value, 1):
-                for part, body in _fields(tensor):
+            for tensor in inside(value, 1):
+                for part, body in fields(tensor):
                     if part == 1 and isinstance(body, int):
                         kind = body
                     elif part == 2:
-                        for dimension in _inside(body, 1):
-                            sizes += [v for n, v in _fields(dimension) if n == 1 and isinstance(v, int)]
-    return math.prod(sizes) * _SIZES[kind] if name.startswith("past_key_values.") and sizes else 0
-
-
-def _inside(value: int | memoryview, wanted: int) -> Iterator[memoryview]:
-    yield from (_message(body) for number, body in _fields(_message(value)) if number == wanted)
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(number, value) of a message's fields: an integer, or the bytes of a text, a message or packed numbers."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        if key & 7 == 0:
-            value, at = _varint(data, at)
-            yield key >> 3, value
-            continue
-        if key & 7 == 2:
-            length, at = _varint(data, at)
-        else:
-            length = {1: 8, 5: 4}[key & 7]
-        if at + length > len(data):
-            raise IndexError
-        yield key >> 3, data[at : at + length]
-        at += length
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-        if shift > 63:
-            raise ValueError
-
-
-def _varints(value: memoryview) -> Iterator[int]:
-    at = 0
-    while at < len(value):
-        number, at = _varint(value, at)
-        yield number
-
-
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError
-    return value
-
-
-def _text(value: int | memoryview) -> str:
-    return bytes(_message(value)).decode("utf-8")
+                        for dimension in inside(body, 1):
+                            sizes += [v for n, v in fields(dimension) if n == 1 and isinstance(v, int)]
+    return name, kind, sizes

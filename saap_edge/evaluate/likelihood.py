@@ -41,6 +41,10 @@ class Scorer(Protocol):
 
     context: int
 
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of token ids; None where the file does not say."""
+
     def score(self, requests: list[Request], advance: Callable[[int], None]) -> list[Score]:
         """Scores in the order of `requests`; `advance` is told how many were done. Raises SaapError when it fails.
 
@@ -58,6 +62,11 @@ class TorchScorer:
 
     model: Any
     context: int
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Of the embedding."""
+        return int(self.model.get_input_embeddings().num_embeddings)
 
     @torch.no_grad()
     def score(self, requests: list[Request], advance: Callable[[int], None]) -> list[Score]:
@@ -109,6 +118,7 @@ class ArtifactScorer:
     path: Path
     threads: int
     context: int
+    vocab_size: int | None = None
 
     def score(self, requests: list[Request], advance: Callable[[int], None]) -> list[Score]:
         longest = max((len(request.tokens) - 1 for request in requests), default=1)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from saap_edge.errors import SaapError
+from saap_edge.evaluate.belongs import check_tokenizer
 from saap_edge.evaluate.likelihood import ArtifactScorer, Scorer, TorchScorer, window_perplexity
 from saap_edge.evaluate.perplexity import text_hash, text_windows
 from saap_edge.evaluate.tasks import lm_eval_version, load_tasks
-from saap_edge.export.artifacts import context_of, engine_of, read_manifest
+from saap_edge.export.artifacts import context_of, engine_of, read_manifest, vocab_size_of
 from saap_edge.model.folder import load_model, load_tokenizer
 from saap_edge.progress import Bar
 
@@ -51,8 +52,15 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
     Raises SaapError for bad input, before anything is run where that can be seen.
     """
     subjects = find_subjects(path, settings.formats, settings.threads)
-    tokenizer = load_tokenizer(settings.tokenizer or _tokenizer_folder(path, subjects))
+    origin = settings.tokenizer or _tokenizer_folder(path, subjects)
+    tokenizer = load_tokenizer(origin)
     windows = _windows(tokenizer, settings)
+    # A model in torch is loaded here, an artifact's header read: what does not fit is said before anything is run.
+    scorers = [subject.open() for subject in subjects]
+    for subject, scorer in zip(subjects, scorers, strict=True):
+        check_tokenizer(tokenizer, origin, subject.folder, scorer.vocab_size)
+        if windows is not None:
+            _check_windows(windows, subject, scorer)
     document: dict[str, Any] = {
         "schema": 1, "evaluated": str(path), "threads": settings.threads, "limit": settings.limit,
         "lm_eval": lm_eval_version() if settings.tasks else None, "artifacts": [], "tasks": [], "perplexity": [],
@@ -60,11 +68,8 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
     # Names of lm-eval take a while: it reads all its thousands of task files to find one.
     with bar("reading tasks", None):
         tasks = load_tasks(list(settings.tasks)) if settings.tasks else []
-    for subject in subjects:
+    for subject, scorer in zip(subjects, scorers, strict=True):
         start = time.perf_counter()
-        scorer = subject.open()
-        if windows is not None and windows.shape[1] > scorer.context:
-            raise SaapError(f"--window {windows.shape[1]} is more than the model's context of {scorer.context} tokens")
         shortened = 0
         if tasks:
             from saap_edge.evaluate.zeroshot import ScorerLM, run_tasks
@@ -84,6 +89,17 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
             }
         )  # fmt: skip
     return document
+
+
+def _check_windows(windows: torch.Tensor, subject: Subject, scorer: Scorer) -> None:
+    """Raises SaapError where they are longer than the model's context, or have tokens it does not know."""
+    if windows.shape[1] > scorer.context:
+        raise SaapError(f"--window {windows.shape[1]} is more than the model's context of {scorer.context} tokens")
+    largest = int(windows.max())
+    if scorer.vocab_size is not None and largest >= scorer.vocab_size:
+        raise SaapError(
+            f"the text has token {largest}, '{subject.folder}' has {scorer.vocab_size} tokens: another tokenizer's?"
+        )
 
 
 def _windows(tokenizer: Any, settings: Settings) -> torch.Tensor | None:
@@ -137,7 +153,10 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
 
 
 def _artifact(name: str, path: Path, threads: int, artifact_format: str) -> Subject:
-    return Subject(name, path, lambda: ArtifactScorer(engine_of(artifact_format), path, threads, context_of(path)))
+    def scorer() -> ArtifactScorer:
+        return ArtifactScorer(engine_of(artifact_format), path, threads, context_of(path), vocab_size_of(path))
+
+    return Subject(name, path, scorer)
 
 
 def _torch_scorer(folder: Path) -> TorchScorer:

@@ -11,11 +11,22 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from saap_edge.engines.gguf_header import read_metadata
+from saap_edge.engines.gguf_header import read_header
+from saap_edge.engines.gguf_shape import read_shape
+from saap_edge.engines.onnx_header import onnx_context, read_graph
 from saap_edge.errors import SaapError
 from saap_edge.pipeline import file_hash
 
-__all__ = ["Artifact", "Manifest", "context_of", "engine_of", "export_artifacts", "read_manifest", "write_artifact"]
+__all__ = [
+    "Artifact",
+    "Manifest",
+    "context_of",
+    "engine_of",
+    "export_artifacts",
+    "read_manifest",
+    "vocab_size_of",
+    "write_artifact",
+]
 
 
 class Artifact(BaseModel):
@@ -60,16 +71,19 @@ def engine_of(artifact_format: str) -> str:
 
 def context_of(path: Path) -> int:
     """Longest sequence, in tokens, of a GGUF file or an ONNX folder. Raises SaapError when it does not say."""
-    try:
-        if path.suffix == ".gguf":
-            metadata = read_metadata(path)
-            return int(metadata[f"{metadata['general.architecture']}.context_length"])
-        config = path / "genai_config.json"
-        if not config.is_file():  # optimum writes none
-            return int(json.loads((path / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
-        return int(json.loads(config.read_text(encoding="utf-8"))["model"]["context_length"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SaapError(f"'{path}' does not say how long its context is: export the model again") from None
+    if path.suffix == ".gguf":
+        return read_shape(read_header(path)).context
+    context = onnx_context(path, read_graph(path / "model.onnx"))
+    if context is None:
+        raise SaapError(f"'{path}' does not say how long its context is: export the model again")
+    return context
+
+
+def vocab_size_of(path: Path) -> int | None:
+    """Logits a token gives, of a GGUF file or an ONNX folder; None where a graph does not say."""
+    if path.suffix == ".gguf":
+        return read_shape(read_header(path)).vocab_size
+    return read_graph(path / "model.onnx").vocab_size
 
 
 def export_artifacts(

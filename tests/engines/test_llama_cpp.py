@@ -2,7 +2,7 @@
 
 import pytest
 
-from saap_edge.engines.gguf_header import read_metadata
+from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
 from saap_edge.export.gguf import write_gguf
@@ -47,6 +47,6 @@ def test_damaged_files_are_named(artifact, tmp_path, damage):
 
 
 def test_header_shows_arrays(artifact):
-    metadata = read_metadata(artifact)
+    metadata = read_header(artifact).metadata
     assert metadata["deci.feed_forward_length"] == [layer.ffn for layer in WIDTHS]
     assert "tokenizer.ggml.tokens" not in metadata

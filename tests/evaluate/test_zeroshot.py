@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.likelihood import ArtifactScorer, Request, TorchScorer, window_perplexity
@@ -390,6 +393,55 @@ def test_bad_input_is_one_line(arguments, message, exported, folder, files, monk
     assert code == 2 and not out
     [line] = [line for line in err.splitlines() if "error:" in line]
     assert re.search(message, line)
+
+
+def other_tokenizer(folder, count):
+    """Of as many tokens, trained on other words."""
+    words = " ".join(f"{number:x}" for number in range(3000))
+    trainer = trainers.BpeTrainer(vocab_size=count, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator([words], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("which", ["gguf/model-f16.gguf", "onnx/fp32", "torch"])
+def test_what_does_not_go_with_the_file_is_said_before_it_runs(
+    which, exported, folder, files, tmp_path, monkeypatch, capsys
+):
+    """A window beyond the context, and a tokenizer of another model: larger, or as large; also of a model in torch."""
+
+    def never(*_):
+        raise AssertionError("it was run")
+
+    monkeypatch.setattr(ArtifactScorer, "score", never)
+    monkeypatch.setattr(TorchScorer, "score", never)
+    path = folder if which == "torch" else exported / which
+    larger, as_large = other_tokenizer(tmp_path / "larger", 500), other_tokenizer(tmp_path / "same", VOCABULARY)
+    text = ["--text", files / "words.jsonl", "--window", 32]
+    for options, message in (
+        ([*text[:3], 129, "--tokenizer", folder], "--window 129 is more than the model's context of 128 tokens"),
+        ([*text, "--tokenizer", larger], "is another model's: it has 500 tokens"),
+        (["--task", files / "words.jsonl", "--tokenizer", larger], "is another model's: it has 500 tokens"),
+        ([*text, "--tokenizer", as_large], "tokens are called otherwise in"),
+    ):
+        code, out, err = call(monkeypatch, capsys, "evaluate", path, *options)
+        assert (code, out) == (2, "") and message in err, err
+        assert len([line for line in err.splitlines() if "error:" in line]) == 1
+
+
+def test_a_file_that_is_cut_short_is_not_run(exported, folder, files, tmp_path, monkeypatch, capsys):
+    shutil.copytree(exported, tmp_path / "out")
+    model, weights = tmp_path / "out/gguf/model-f16.gguf", tmp_path / "out/onnx/fp32/model.onnx.data"
+    for path in (model, weights):
+        path.write_bytes(path.read_bytes()[:-100])
+    for path in (model, weights.parent):
+        code, out, err = call(
+            monkeypatch, capsys, "evaluate", path, "--tokenizer", folder, "--text", files / "words.jsonl",
+            "--window", 32,
+        )  # fmt: skip
+        assert (code, out) == (2, "") and "cut short" in err
 
 
 @pytest.fixture

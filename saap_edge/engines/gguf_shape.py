@@ -1,0 +1,137 @@
+"""What a GGUF model's metadata say of its shape, checked against its own tensors."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saap_edge.engines.gguf_header import Header, Tensor
+from saap_edge.errors import SaapError
+
+__all__ = ["Shape", "read_shape"]
+
+# Every block of these has the same tensors: one that lacks some is a file that something was lost from.
+_UNIFORM = ("llama", "qwen2", "qwen3", "phi3", "granite", "gemma", "gemma2", "gemma3", "deci", "openelm")
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`kv_elements`: numbers a token adds to the KV cache, over all layers; `context` in tokens."""
+
+    blocks: int
+    kv_elements: int
+    context: int
+    vocab_size: int
+
+
+def read_shape(header: Header) -> Shape:
+    """Raises SaapError when the metadata lack something, are absurd, or contradict the tensors."""
+    return _Reader(header).shape()
+
+
+class _Reader:
+    def __init__(self, header: Header) -> None:
+        self.path: Path = header.files[0]
+        self._header, self._metadata = header, header.metadata
+        self._tensors = {tensor.name: tensor for tensor in header.tensors}
+        self._blocks: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in self._tensors.items():
+            if match := _BLOCK.fullmatch(name):
+                self._blocks[int(match[1])][match[2]] = tensor
+        architecture = self._metadata.get("general.architecture")
+        if not isinstance(architecture, str):
+            raise SaapError(f"'{self.path}' does not say its general.architecture")
+        self._name = architecture
+
+    def shape(self) -> Shape:
+        if not self._blocks:
+            raise SaapError(f"'{self.path}' holds no layers: a vocabulary alone does not decode")
+        blocks = self._number("block_count")
+        vocab_size = self._vocab_size()
+        heads = self._per_layer("attention.head_count", blocks)
+        kv_heads = self._per_layer("attention.head_count_kv", blocks, heads)
+        self._check_blocks(blocks, kv_heads)
+        width = self._number("embedding_length") // max(heads)
+        key, value = (self._number(f"attention.{part}_length", width) for part in ("key", "value"))
+        kv_elements = sum(
+            self._kv_elements(index, heads[index], kv_heads[index], key, value) for index in range(blocks)
+        )
+        return Shape(blocks, kv_elements, self._number("context_length"), vocab_size)
+
+    def _number(self, key: str, default: int | None = None) -> int:
+        """At least 1."""
+        value = self._metadata.get(f"{self._name}.{key}", default)
+        if value is None:
+            raise SaapError(f"'{self.path}' does not say its {self._name}.{key}")
+        if not _is_int(value) or value < 1:
+            raise SaapError(f"'{self.path}' is damaged: {self._name}.{key} is {value!r}")
+        return int(value)
+
+    def _per_layer(self, key: str, blocks: int, default: list[int] | None = None) -> list[int]:
+        """One number for all layers, or one each, of which some may be 0."""
+        value = self._metadata.get(f"{self._name}.{key}", default)
+        if not isinstance(value, list):
+            return [self._number(key)] * blocks
+        if len(value) != blocks or not all(_is_int(each) and each >= 0 for each in value) or not max(value):
+            raise SaapError(
+                f"'{self.path}' is damaged: {self._name}.{key} has {len(value)} numbers from {min(value, default=0)!r} "
+                f"to {max(value, default=0)!r}, block_count is {blocks}"
+            )
+        return value
+
+    def _vocab_size(self) -> int:
+        """Of the embedding, which the head and the list of tokens have to match."""
+        table = self._tensors.get("token_embd.weight")
+        width, listed = self._number("embedding_length"), self._header.lengths.get("tokenizer.ggml.tokens")
+        if table is None or len(table.shape) != 2:
+            raise SaapError(f"'{self.path}' holds no token_embd.weight: a part of the model is missing")
+        head = self._tensors.get("output.weight", table)
+        if table.shape[0] != width or head.shape != table.shape or listed not in (None, table.shape[1]):
+            raise SaapError(
+                f"'{self.path}' does not add up: embedding {list(table.shape)}, head {list(head.shape)}, "
+                f"embedding_length {width}, {listed} tokens in its vocabulary"
+            )
+        return table.shape[1]
+
+    def _check_blocks(self, blocks: int, kv_heads: list[int]) -> None:
+        """As many as block_count says, and none with less in it than the others."""
+        widths = self._metadata.get(f"{self._name}.feed_forward_length")
+        no_ffn = {index for index, width in enumerate(widths) if not width} if isinstance(widths, list) else set()
+        empty, here = {index for index in no_ffn if index < blocks and not kv_heads[index]}, set(self._blocks)
+        if here - empty != set(range(blocks)) - empty:
+            wrong = min((here ^ set(range(blocks))) - empty)
+            raise SaapError(
+                f"'{self.path}' does not add up: block_count is {blocks}, and blk.{wrong} is "
+                + ("there too" if wrong in here else "missing")
+            )
+        if self._name not in _UNIFORM:
+            return
+        names = {index: frozenset(self._blocks[index]) for index in range(blocks) if kv_heads[index]}
+        all_names = frozenset().union(*(own for index, own in names.items() if index not in no_ffn))
+        for index, own in names.items():
+            if own != all_names and index not in no_ffn:
+                lacking = min(all_names - own)
+                raise SaapError(f"'{self.path}' is incomplete: blk.{index} has no {lacking}, and another layer has")
+        if "output_norm.weight" not in self._tensors:
+            raise SaapError(f"'{self.path}' is incomplete: it has no output_norm.weight")
+
+    def _kv_elements(self, index: int, heads: int, kv_heads: int, key: int, value: int) -> int:
+        """Of one layer, which its projections have to give."""
+        block = self._blocks.get(index, {})
+        told = {"attn_k.weight": kv_heads * key, "attn_v.weight": kv_heads * value}
+        told["attn_qkv.weight"] = heads * key + sum(told.values())
+        for name, rows in told.items():
+            if name in block and block[name].shape[1:] != (rows,):
+                raise SaapError(
+                    f"'{self.path}' does not add up: blk.{index}.{name} gives {list(block[name].shape[1:])} numbers, "
+                    f"{rows} by its heads ({heads}, {kv_heads} for keys) of {key} and {value}"
+                )
+        return kv_heads * (key + value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
