@@ -47,12 +47,23 @@ def refuse_rope(rope: Config, head_dim: int, partial: bool, kinds: tuple[str, ..
     missing = [name for name in _NEEDED[kind] if rope.get(name) is None]
     if missing:
         return f"rope scaling '{kind}' lacks {', '.join(missing)}"
+    odd = next((name for name, value in rope.items() if not _possible(name, value)), None)
+    if odd:
+        return f"rope scaling '{kind}' has {odd} {rope[odd]!r}: it takes positive numbers"
     if share != 1.0 and not partial:
         return "partial rotary embeddings are not supported"
     for name in ("short_factor", "long_factor") if kind == "longrope" else ():
         if len(rope[name]) != int(head_dim * share) // 2:
             return f"rope scaling 'longrope' has {len(rope[name])} figures as {name}, not {int(head_dim * share) // 2}"
     return None
+
+
+def _possible(name: str, value: Any) -> bool:
+    """A figure is a positive number, a list holds such; what has no figures is not looked at."""
+    if name in ("rope_type", "type", "truncate", "finetuned") or value is None:
+        return True
+    values = value if isinstance(value, list) else [value]
+    return all(type(each) in (int, float) and 0 < each < math.inf for each in values)
 
 
 def attention_factor(rope: Config | None) -> float:

@@ -15,7 +15,7 @@ import torch
 from saap_edge.errors import SaapError
 from saap_edge.families import Config, Family, Source
 from saap_edge.model.classes import parsed_config
-from saap_edge.model.config import read_config, without_odd_ids
+from saap_edge.model.config import read_config, read_object, without_odd_ids
 from saap_edge.model.inventory import EMBEDDING, HEAD, canonical_names, check_inventory
 from saap_edge.model.spec import ModelSpec, canonical_config, config_family, spec_from_config
 from saap_edge.model.stored import Stored, stored_in
@@ -95,7 +95,8 @@ def _identity(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 @lru_cache(maxsize=8)
 def _opened(folder: Path, identity: tuple[tuple[str, int, int], ...]) -> Checkpoint:
-    config, warnings = _said(folder)
+    config, absent, warnings = _said(folder)
+    read_object(folder / "generation_config.json", optional=True)
     family, _ = config_family(config)
     stored = stored_in(folder)
     names = canonical_names(stored.entries)
@@ -105,7 +106,7 @@ def _opened(folder: Path, identity: tuple[tuple[str, int, int], ...]) -> Checkpo
     spec = spec_from_config(config)
     entries = {name: stored.entries[kept] for name, kept in names.items()}
     method = _quantised_by(config)
-    check_inventory(str(folder), spec, partial(source_of, config), entries, method)
+    check_inventory(str(folder), spec, partial(source_of, config), entries, method, absent)
     if method is not None:  # the weights are plain: the entry was left behind
         config = {name: value for name, value in config.items() if name != "quantization_config"}
         told.append(f"config.json has a quantization_config ({method}), and the weights are plain: it is ignored")
@@ -123,23 +124,23 @@ def _quantised_by(config: Config) -> str | None:
     return str(said.get("quant_method") or "an unnamed method") if said else None
 
 
-def _said(folder: Path) -> tuple[Config, list[str]]:
-    """config.json with the fields that it lacks, without ids that cannot be."""
-    config, path = read_config(folder), folder / "config.json"
-    config_family(config)  # a family that is not known says so before anything else
+def _said(folder: Path) -> tuple[Config, list[str], list[str]]:
+    """config.json with the fields that it lacks and without ids that cannot be; these fields; what was put right."""
+    config = read_config(folder)
     absent = [name for name in _ASSUMED if name not in config]
     try:
+        config_family(config)  # a family that is not known says so before anything else
         assumed = parsed_config({"model_type": config["model_type"]}).to_dict() if absent else {}
-        config = config | {name: assumed[name] for name in absent}
-        config, warnings = without_odd_ids(config)
+        config, warnings = without_odd_ids(config | {name: assumed[name] for name in absent})
         parsed_config(config)
         spec_from_config(config)
-    except SaapError:
-        raise
+    except SaapError as error:
+        raise SaapError(f"'{folder}': {error}") from None
     except Exception as error:  # transformers' validation has many kinds of them
-        raise SaapError(f"{path}: transformers refuses it: {' '.join(str(error).split())[:300]}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise SaapError(f"{folder / 'config.json'}: transformers refuses it: {reason}") from None
     assumptions = [f"config.json lacks {name}: {config[name]}, as transformers assumes" for name in absent]
-    return config, [*assumptions, *warnings]
+    return config, absent, [*assumptions, *warnings]
 
 
 def _head(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from saap_edge.errors import SaapError
 from saap_edge.families import Config
 
-__all__ = ["read_config", "without_odd_ids"]
+__all__ = ["read_config", "read_object", "without_odd_ids"]
 
 _Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -77,16 +77,27 @@ def read_config(folder: str | Path) -> Config:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise SaapError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
-    except UnicodeDecodeError:
-        raise SaapError(f"{path}: not UTF-8, which JSON has to be") from None
-    if not isinstance(config, dict):
-        raise SaapError(f"{path}: not a JSON object")
+    config = read_object(path)
     _check(config, path)
     return config
+
+
+def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is no file and it is `optional`. Raises SaapError when it
+    cannot be read or holds anything else."""
+    if optional and not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise SaapError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise SaapError(f"{path}: not valid JSON (it has to be UTF-8)") from None
+    except OSError as error:
+        raise SaapError(f"cannot read '{path}': {error.strerror}") from None
+    if not isinstance(content, dict):
+        raise SaapError(f"{path}: not a JSON object")
+    return content
 
 
 def _check(config: Config, path: Path) -> None:
@@ -94,7 +105,8 @@ def _check(config: Config, path: Path) -> None:
         fields = _Fields.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or not part.startswith("list["))
+        name, *place = first["loc"]
+        where = f"{name}{''.join(f'[{part}]' for part in place if isinstance(part, int))}"  # pydantic adds its types
         message = "it is missing" if first["type"] == "missing" else f"{first['msg']}, got {first['input']!r}"
         raise SaapError(f"{path}: {where}: {message}") from None
     heads = config.get("num_attention_heads")

@@ -23,7 +23,7 @@ _COMPUTED = "rotary_emb.inv_freq"
 _QUANTISED = re.compile(
     r"\.(SCB|CB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\w+|qweight|qzeros|scales"
     r"|g_idx|weight_packed|weight_shape|weight_scale|weight_scale_inv|weight_zero_point|input_scale|scale|zero_point"
-    r"|W_q|meta|\w+_blocks|\w+_scales)$|\.absmax$|\.quant_state\."
+    r"|W_q|meta|\w+_blocks|\w+_scales)$"
 )
 _ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save|base_layer)\.")
 
@@ -73,8 +73,9 @@ def canonical_names(stored: Iterable[str]) -> dict[str, str]:
 
 
 def check_inventory(
-    where: str, spec: ModelSpec, source: Callable[[str], Source], entries: Mapping[str, Entry], quantised_by: str | None
-) -> None:
+    where: str, spec: ModelSpec, source: Callable[[str], Source], entries: Mapping[str, Entry],
+    quantised_by: str | None = None, assumed: Iterable[str] = (),
+) -> None:  # fmt: skip
     """Raise SaapError, naming a tensor, where `entries` are not what `spec` needs.
 
     Args:
@@ -82,6 +83,7 @@ def check_inventory(
         source: canonical name -> where it is stored (`Family.source`).
         entries: what is stored, under the names of transformers' class.
         quantised_by: `quant_method` of config.json, None where it says nothing.
+        assumed: fields that config.json lacks.
     """
     expected = _stored_shapes(spec, source)
     _refuse_quantised(where, entries, quantised_by)
@@ -91,12 +93,13 @@ def check_inventory(
             f"{where}: an adapter lies beside the weights ('{adapters[0]}'{_more(adapters)}): merge it first "
             "(merge_and_unload in peft)"
         )
+    lacks = f" (it lacks {', '.join(assumed)}: transformers' own is assumed)" if assumed else ""
     missing = [name for name in expected if name not in entries]
     if missing:
-        raise SaapError(f"{where}: {_why_missing(missing, entries)}")
+        raise SaapError(f"{where}: {_why_missing(missing, entries)}{lacks}")
     for name, shape in expected.items():
         if entries[name].shape != shape:
-            raise SaapError(f"{where}: {name} is {entries[name].shape}, config.json says {shape}")
+            raise SaapError(f"{where}: {name} is {entries[name].shape}, config.json says {shape}{lacks}")
     extra = [name for name in entries if name not in expected and not name.endswith(_COMPUTED)]
     if extra:
         raise SaapError(f"{where}: {_what_is_extra(extra, spec)}")
@@ -139,8 +142,7 @@ def _why_missing(missing: list[str], entries: Mapping[str, Entry]) -> str:
             f"tensor '{HEAD}' is missing, and config.json says that the head is not the embedding: give it, or set "
             "tie_word_embeddings to true if the model was trained so"
         )
-    there = f" ('{next(iter(entries))}' is there)" if entries else ""
-    return f"tensor '{name}' is missing{_more(missing)}{there}"
+    return f"tensor '{name}' is missing{_more(missing)}"
 
 
 def _what_is_extra(extra: list[str], spec: ModelSpec) -> str:
