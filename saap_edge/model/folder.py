@@ -78,6 +78,7 @@ def load_model(
 def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """transformers' class, filled tensor by tensor: one that is not in the files has no other way to get a value."""
     config = parsed_config(checkpoint.canonical)
+    config.dtype = dtype  # before the class is built: Gemma's factor of embeddings is a buffer of this type
     store = TensorStore(checkpoint.folder)
     with init_empty_weights(include_buffers=False):
         model: Any = AutoModelForCausalLM.from_config(config)
@@ -89,7 +90,6 @@ def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor.to(dtype)))
     if tied:
         model.tie_weights()
-    model.config.dtype = dtype
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(checkpoint.folder))
     return model

@@ -152,3 +152,12 @@ def test_every_version_of_transformers_reads_the_same_rope(scaling, pruned, tmp_
     config = {name: value for name, value in config.items() if name not in ("rope_theta", "rope_scaling")}
     (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
     torch.testing.assert_close(load_model(folder)(ids).logits, model(ids).logits)
+
+
+def test_the_type_in_config_json_decides_nothing(family, tmp_path):
+    """Gemma's factor of embeddings is a buffer: made in the type that config.json names, it would be rounded to it."""
+    raw, ids = raw_model(family), torch.arange(1, 25).view(1, -1)
+    raw.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "bfloat16"}))
+    torch.testing.assert_close(load_model(tmp_path)(ids).logits, raw(ids).logits, atol=1e-5, rtol=1e-5)
