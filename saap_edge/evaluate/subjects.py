@@ -16,17 +16,19 @@ from saap_edge.evaluate.likelihood import ArtifactScorer, Scorer, TorchScorer, w
 from saap_edge.evaluate.perplexity import text_hash, text_windows
 from saap_edge.evaluate.tasks import lm_eval_version, load_tasks
 from saap_edge.export.artifacts import context_of, engine_of, read_manifest, vocab_size_of
+from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.folder import load_model, load_tokenizer
 from saap_edge.progress import Bar
 
 __all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
 
+TORCH = "torch"
 GRAPH_FILE, GENAI_FILE = "model.onnx", "genai_config.json"  # the second is ours: optimum writes none
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing to evaluate: "torch", or an artifact's format. `open` loads it, `folder` may hold the tokenizer."""
+    """One thing to evaluate: TORCH, or an artifact's format. `open` loads it, `folder` may hold the tokenizer."""
 
     name: str
     folder: Path
@@ -63,7 +65,8 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
             _check_windows(windows, subject, scorer)
     document: dict[str, Any] = {
         "schema": 1, "evaluated": str(path), "threads": settings.threads, "limit": settings.limit,
-        "lm_eval": lm_eval_version() if settings.tasks else None, "artifacts": [], "tasks": [], "perplexity": [],
+        "lm_eval": lm_eval_version() if settings.tasks else None, "notes": _notes(path, subjects),
+        "artifacts": [], "tasks": [], "perplexity": [],
     }  # fmt: skip
     # Names of lm-eval take a while: it reads all its thousands of task files to find one.
     with bar("reading tasks", None):
@@ -89,6 +92,11 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
             }
         )  # fmt: skip
     return document
+
+
+def _notes(path: Path, subjects: list[Subject]) -> list[str]:
+    """What was put right of a model folder as it was opened."""
+    return list(open_checkpoint(path).warnings) if any(subject.name == TORCH for subject in subjects) else []
 
 
 def _check_windows(windows: torch.Tensor, subject: Subject, scorer: Scorer) -> None:
@@ -140,7 +148,7 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
         name = f"{kind} {path.name}"
         found = {name: _artifact(name, path, threads, "onnx-optimum" if others else kind)}
     elif (path / "config.json").is_file():
-        found = {"torch": Subject("torch", path, lambda: _torch_scorer(path))}
+        found = {TORCH: Subject(TORCH, path, lambda: _torch_scorer(path))}
     else:
         raise SaapError(
             f"nothing to evaluate at '{path}': give a Hugging Face folder, an export folder (with manifest.json), "

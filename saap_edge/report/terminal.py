@@ -141,7 +141,8 @@ def render_evaluation(document: dict[str, Any]) -> list[RenderableType]:
         )
     for labels, values in cells.items():
         table.add_row(*map(escape, labels), *(values.get(name, "-") for name in names))
-    lines = [f"  {escape(what)}: {note}" for what, note in notes.items()]
+    lines = [f"  note: {escape(note)}" for note in document["notes"]]
+    lines += [f"  {escape(what)}: {note}" for what, note in notes.items()]
     lines += [
         f"  {entry['name']}: {entry['seconds']:.0f} s"
         + (
