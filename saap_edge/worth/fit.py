@@ -20,6 +20,7 @@ from saap_edge.recipe import Recipe
 from saap_edge.run import run_stages
 from saap_edge.stages import ORDER, Job, read_json, write_json
 from saap_edge.worth.frontier import dense_folder, with_ratio
+from saap_edge.worth.judgeable import check_baseline, check_board
 from saap_edge.worth.narrow import STEP, Outcome, least_met, next_try
 
 __all__ = ["cost_at", "fit", "outcome_of", "predicted_figures"]
@@ -34,10 +35,14 @@ def fit(recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None]
     """Search the least ratio at which one of the recipe's formats meets every limit on it.
 
     Returns the fit document (schema 1), also written to `out` as fit.json, and the recipe found as fit.yaml.
-    Raises SaapError when the budget has no limit, or whatever the stages refuse.
+    Raises SaapError when the budget has no limit or one that can never be judged here, and for all that the stages
+    refuse.
     """
     formats, recipe = _limited(recipe), _patient(recipe)
+    check_baseline(recipe.budget)
     job = Job(with_ratio(recipe, STEP / 100), None, bar)
+    dense = cost_at(job.spec, formats[0], recipe.export.group, 0)
+    check_board(recipe.budget, job.on_target, job.target.title, predicted_figures(job, dense, dense).keys())
     most = max((ratio for ratio in _grid() if job.space.met(job.space.most(), ratio / 100)), default=0)
     first = {name: _first(job, name, most) for name in formats}
     tries: dict[str, dict[int, Outcome]] = {name: {} for name in formats}
@@ -60,15 +65,16 @@ def _patient(recipe: Recipe) -> Recipe:
 
 
 def _limited(recipe: Recipe) -> list[str]:
-    """Formats that a limit is on. Raises SaapError when there are none."""
+    """Formats that a limit is on. Raises SaapError when there are none, or one that is not exported."""
     named = {limit.artifact for limit in recipe.budget.limits}
     formats: list[str] = [name for name in recipe.export.formats if None in named or name in named]
     if not recipe.budget.limits:
         raise SaapError("the budget has no limits: there is nothing to fit (limits: {decode_tok_s: {min: 10}})")
-    if not formats:
+    others = sorted(filter(None, named - set(recipe.export.formats)))
+    if others:
         raise SaapError(
-            f"the budget's limits are on {', '.join(sorted(filter(None, named)))}, and none of them is exported "
-            f"({', '.join(recipe.export.formats)}): name it with --format"
+            f"the budget has a limit on {others[0]}, which is not exported ({', '.join(recipe.export.formats)}): name "
+            "it with --format"
         )
     return formats
 

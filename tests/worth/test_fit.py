@@ -5,9 +5,12 @@ import json
 import pytest
 import yaml
 
+from saap_edge.errors import SaapError
 from saap_edge.export.artifacts import export_artifacts
 from saap_edge.export.gguf import write_gguf
+from saap_edge.gate import METRICS, Budget, Kind
 from saap_edge.model.checkpoint import read_spec
+from saap_edge.worth import judgeable
 from saap_edge.worth.fit import cost_at, outcome_of
 from tests.conftest import tiny_model, write_folder
 from tests.test_cli import saap, write_recipe  # noqa: F401 (a fixture)
@@ -73,12 +76,40 @@ def test_another_board_rests_on_predictions(saap, place, tmp_path):  # noqa: F81
 
 
 @pytest.mark.parametrize(("limits", "expected"), [
-    ([], "no limits"), ([{"metric": "file_mib", "max": 1, "artifact": "onnx-int4"}], "none of them is exported"),
+    ([], "no limits"), ([{"metric": "file_mib", "max": 1, "artifact": "onnx-int4"}], "a limit on onnx-int4, which is not"),
+    ([{"metric": "file_mib", "max": 1}, {"metric": "file_mib", "max": 1, "artifact": "onnx-int4"}], "not exported"),
     ([{"metric": "file_mb", "max": 1}], "did you mean 'file_mib'"),
+    *(([{"metric": metric, "max": 1}], f"{metric} <= 1 can never be judged here: it compares with a baseline")
+      for metric, kind in METRICS.items() if kind is Kind.CHANGE or "baseline" in metric),
 ])  # fmt: skip
 def test_a_budget_without_sense(saap, place, tmp_path, limits, expected):  # noqa: F811
     code, stdout, stderr = fitted(saap, place, tmp_path, limits)
     assert code == 2 and expected in stderr and stderr.count("\n") == 1 and not stdout
+
+
+@pytest.mark.parametrize(("target", "metric"), [
+    ("rpi5", "itl_p95_ms"), ("rpi5", "load_ms"), ("rpi5", "energy_j_per_token"), ("orin-nano-gpu", "ttft_ms"),
+    ("orin-nano-gpu", "predicted_ttft_ms"), ("orin-nano-gpu", "peak_rss_mib"),
+])  # fmt: skip
+def test_what_another_board_cannot_be_told_of_is_refused(saap, place, tmp_path, target, metric):  # noqa: F811
+    """Neither measured here nor predicted: no try would ever decide it."""
+    recipe, _, _ = place
+    (tmp_path / "budget.yaml").write_text(yaml.safe_dump({"limits": {metric: {"max": 1}}}))
+    options = ("--budget", tmp_path / "budget.yaml", "--target", target, "--out", tmp_path / "out")
+    code, stdout, stderr = saap("fit", "--recipe", recipe, *options)
+    assert code == 2 and f"{metric} <= 1 can never be judged here" in stderr and stderr.count("\n") == 1 and not stdout
+    assert not list((tmp_path / "out").glob("stages/*"))
+
+
+def test_what_this_machine_cannot_count_is_refused(monkeypatch):
+    budget = Budget.model_validate({"limits": {"energy_j_per_token": {"max": 1}, "instructions_per_token": {"max": 1}}})
+    for meter, counter, expected in ((None, "perf", "no meter"), ("rapl", None, "neither perf nor valgrind")):
+        monkeypatch.setattr(judgeable, "find_meter", lambda meter=meter: meter)
+        monkeypatch.setattr(judgeable, "find_counter", lambda counter=counter: counter)
+        with pytest.raises(SaapError, match=expected):
+            judgeable.check_board(budget, True, "here", ())
+    monkeypatch.setattr(judgeable, "find_counter", lambda: "perf")
+    judgeable.check_board(budget, True, "here", ())
 
 
 def test_frontier(saap, place):  # noqa: F811
