@@ -21,7 +21,7 @@ from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.targets import Bandwidth, Figure, Kernel, Target, figures, this_machine
 
-__all__ = ["STEPS", "differences", "implausible", "measure_bandwidth", "measure_kernel", "probe_target"]
+__all__ = ["STEPS", "differences", "implausible", "measure_bandwidth", "measure_kernel", "probe_target", "unstated"]
 
 STEPS = 2 + len(BLOCKS) + len(CODES)  # how often `probe_target` calls `progress`
 SIZE = 128 * 2**20  # bytes of a probe model: more than the caches of a board
@@ -121,7 +121,8 @@ def _conditions(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def implausible(target: Target) -> list[str]:
-    """What a target's own figures contradict: a line each, for people to look at."""
+    """What a target's own figures contradict: a line each, for people to look at. What it does not state is no fault:
+    `unstated`."""
     known, found = target.bandwidth_gb_s, []
     measured = {
         "copy_measured": known.copy_measured, "read_measured": known.read_measured,
@@ -137,8 +138,6 @@ def implausible(target: Target) -> list[str]:
                 f"kernels.{name}.gemv_gb_s {kernel.gemv_gb_s.value} is far above what memory gives, {together.value}: "
                 "a cache held the probe's model"
             )
-    if known == Bandwidth():
-        found.append("bandwidth_gb_s states nothing: neither plans by latency nor predictions are possible")
     if target.power_w.idle and target.power_w.load and target.power_w.idle.value > target.power_w.load.value:
         found.append(f"power_w.idle {target.power_w.idle.value} is above load {target.power_w.load.value}")
     found += [
@@ -149,6 +148,13 @@ def implausible(target: Target) -> list[str]:
     if target.threads > target.core_count and not target.accelerator:
         found.append(f"threads {target.threads} are more than the {target.core_count} cores")
     return found
+
+
+def unstated(target: Target) -> list[str]:
+    """What is not known of a board, and what is not possible for it: a line each."""
+    if target.bandwidth_gb_s == Bandwidth():
+        return ["bandwidth_gb_s: neither plans by latency nor predictions are possible (saap-edge target probe, there)"]
+    return []
 
 
 def differences(stated: Target, measured: Target) -> list[dict[str, Any]]:

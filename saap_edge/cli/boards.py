@@ -94,12 +94,15 @@ def target_check(name: TargetArgument, as_json: JsonOption = False) -> None:
 
     Exit codes: 0 valid, 1 a figure is implausible or more than 20 percent from what is measured here, 2 malformed.
     """
-    from saap_edge.bench.probe import differences, implausible
+    from saap_edge.bench.probe import differences, implausible, unstated
     from saap_edge.targets import load_target, matches_this_machine
 
     target = load_target(name)
     warnings, here = implausible(target), matches_this_machine(target)
     _warn(warnings)
+    gaps = unstated(target)
+    for gap in gaps:
+        console.print(f"not stated: {escape(gap)}", soft_wrap=True)
     rows = differences(target, _probed()) if here else []
     table = Table(title=f"{target.name}: stated, and measured here now")
     for column in ("figure", "stated", "measured", "measured / stated"):
@@ -114,7 +117,11 @@ def target_check(name: TargetArgument, as_json: JsonOption = False) -> None:
     for figure in off:
         console.print(f"[yellow]differs:[/] {figure} is more than 20 % from what is stated")
     if as_json:
-        print(json.dumps({"target": target.name, "implausible": warnings, "here": here, "compared": rows}))
+        print(
+            json.dumps(
+                {"target": target.name, "implausible": warnings, "unstated": gaps, "here": here, "compared": rows}
+            )
+        )
     sys.exit(1 if warnings or off else 0)
 
 

@@ -3,7 +3,14 @@
 import pytest
 
 from saap_edge.bench import probe
-from saap_edge.bench.probe import differences, implausible, measure_bandwidth, measure_kernel, read_bandwidth
+from saap_edge.bench.probe import (
+    differences,
+    implausible,
+    measure_bandwidth,
+    measure_kernel,
+    read_bandwidth,
+    unstated,
+)
 from saap_edge.bench.probe_model import write_probe_model
 from saap_edge.bench.probe_onnx import measure_onnx_kernel, write_probe_graph
 from saap_edge.targets import Bandwidth, Figure, Kernel, load_target
@@ -65,7 +72,12 @@ def test_contradictions_are_named():
     lines = " ".join(implausible(wrong))
     assert "read_all_threads 20.0 is above" in lines and "gemv_gb_s 99.0" in lines and "cores.0.clock_ghz" in lines
     assert implausible(target) == []
-    assert "states nothing" in implausible(target.model_copy(update={"bandwidth_gb_s": Bandwidth()}))[0]
+
+
+def test_what_is_not_stated_is_no_contradiction():
+    silent = load_target("rpi5").model_copy(update={"bandwidth_gb_s": Bandwidth()})
+    assert implausible(silent) == [] and "bandwidth_gb_s" in unstated(silent)[0]
+    assert unstated(load_target("rpi5")) == []
 
 
 def test_only_what_is_measured_alike_is_compared():
