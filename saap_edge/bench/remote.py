@@ -248,8 +248,11 @@ try:
 except Exception:  # a Python too old for it, too
     version = None
 missing = [name for name in sys.argv[1:] if not u.find_spec(name)]
-print("{prefix}" + json.dumps(dict(version=version, missing=missing, python=platform.python_version())))
+print({prefix} + json.dumps(dict(version=version, missing=missing, python=platform.python_version())))
 """
+
+
+_HELLO = PREFIX.replace("\x1e", r"\036") + '{"shell": true}'  # for the shell's printf
 
 
 def _python(ssh: Ssh, board: Board, engines: Sequence[str]) -> str:
@@ -261,14 +264,21 @@ def _python(ssh: Ssh, board: Board, engines: Sequence[str]) -> str:
     candidates = [board.python] if board.python else [f"{FOLDER}/venv/bin/python", "python3"]
     found: list[tuple[str, dict[str, Any]]] = []
     for python in map(_at_home, candidates):
-        script = shlex.join([python, "-c", _PROBE.replace("{prefix}", PREFIX), *modules])
+        script = shlex.join([python, "-c", _PROBE.replace("{prefix}", ascii(PREFIX)), *modules])
         # Read by sh, whatever the login shell is.
         with ssh.open("sh -s") as session:
             session.send(
-                f"command -v {shlex.quote(python)} >/dev/null 2>&1 || exit 0\nLC_ALL=C {script} </dev/null\n".encode()
+                f"printf '{_HELLO}\\n'\ncommand -v {shlex.quote(python)} >/dev/null 2>&1 || exit 0\n"
+                f"LC_ALL=C {script} </dev/null\n".encode()
             )
             session.end_input()
-            found += [(python, message) for message in session.messages()]
+            messages = list(session.messages())
+            if not messages:
+                raise SaapError(
+                    f"'{ssh.board}' let us in and did not run our command; it says {session.noise[:200]!r}: what does "
+                    f"`ssh {ssh.host} 'echo hello'` print?"
+                )
+            found += [(python, message) for message in messages if "version" in message]
     for python, facts in found:
         if facts["version"] == __version__ and not facts["missing"]:
             return python

@@ -21,7 +21,10 @@ from saap_edge.errors import SaapError
 
 __all__ = ["PREFIX", "Session", "Ssh", "Unreachable"]
 
-PREFIX = "saap-edge "  # begins every line of ours: a login script may print what it likes
+# Begins every message of ours, wherever in a line: a login script may print what it likes, and without a newline at its
+# end. The first character is the record separator of JSON text sequences (RFC 7464): no text has it, no JSON leaves it
+# as it is, and a shell that echoes our commands shows its escape.
+PREFIX = "\x1esaap-edge "
 _OPTIONS = {
     "BatchMode": "yes", "StrictHostKeyChecking": "yes", "UpdateHostKeys": "no", "ClearAllForwardings": "yes",
     "ForwardAgent": "no", "ConnectTimeout": "15", "ServerAliveInterval": "10", "ServerAliveCountMax": "3",
@@ -84,6 +87,7 @@ class Session:
 
     def __init__(self, ssh: Ssh, arguments: list[str]) -> None:
         self._ssh, self._stderr = ssh, tempfile.TemporaryFile()  # noqa: SIM115 (closed with the session)
+        self.noise = ""  # the last line that was no message
         try:
             # A session of its own: Ctrl-C reaches us, who then have to stop what runs there.
             self._process = subprocess.Popen(
@@ -116,18 +120,24 @@ class Session:
         Raises Unreachable when the connection was cut, SaapError for what ssh or the board says is wrong.
         """
         assert self._process.stdout
+        heard = False
         for line in self._process.stdout:
             text = line.decode(errors="replace")
-            if not text.startswith(PREFIX) or not text.endswith("\n"):
+            before, mark, body = text.partition(PREFIX)
+            self.noise = _printable(before) or self.noise
+            if not mark or not text.endswith("\n"):
                 continue
             try:
-                message: dict[str, Any] = json.loads(text.removeprefix(PREFIX))
+                message: dict[str, Any] = json.JSONDecoder().raw_decode(body)[0]
             except ValueError:
-                raise SaapError(f"'{self._ssh.board}' sent what is no message: {text[:80]!r}") from None
+                raise SaapError(f"'{self._ssh.board}' sent what is no message: {_printable(text)[:80]!r}") from None
             if "error" in message:
                 raise SaapError(f"on '{self._ssh.board}': {message['error']}")
+            heard = True
             yield message
         code = self._process.wait()
+        if code == 255 and heard:  # what a login script says on stderr is no reason
+            raise Unreachable(f"no connection to '{self._ssh.board}': it was cut")
         if code == 255:  # ssh's own; our commands never end so
             raise self._ssh.unreachable(self._complaints())
         if code:
@@ -151,3 +161,9 @@ class Session:
         if self._process.stdout:
             self._process.stdout.close()
         self._stderr.close()
+
+
+def _printable(text: str) -> str:
+    """What a terminal would show of a line, without escape sequences."""
+    plain = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", "", text)
+    return "".join(letter for letter in plain if letter.isprintable()).strip()

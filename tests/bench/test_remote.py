@@ -22,30 +22,14 @@ from saap_edge.bench.board import BOOT, EVENTS, LOG, reason_of
 from saap_edge.bench.remote import Board, Client, Parcel, bench_on_board
 from saap_edge.bench.ssh import Ssh, Unreachable
 from saap_edge.bundle.archive import pack
-from saap_edge.bundle.write import write_bundle
 from saap_edge.errors import SaapError
-from saap_edge.model.folder import build_pruned
 from saap_edge.pipeline import file_hash
 from tests.bench.sshd import SSHD, Sshd, Wire, make_key
-from tests.bundle.conftest import amend, write_run
-from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.bundle.conftest import amend
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: apt-get install openssh-server)")
 OPTIONS = {"threads": 1, "prompt_tokens": 8, "decode_tokens": 4, "rounds": 3}
 PADDING = 6 * 2**20  # what there is to send, for a connection to be cut in the middle of it
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("remote-bundle")
-    dense = tiny_model("llama", max_position_embeddings=2**21)  # as many tokens as it takes to fill a board's memory
-    base = write_folder(dense, root / "base")
-    pruned = write_folder(randomise_projections(build_pruned(dense, WIDTHS)), root / "pruned")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 1)
-        run = write_run(root / "out", base, pruned, ("gguf-q4_0",))
-        write_bundle(run, root / "bundle", "gguf-q4_0")
-    return root / "bundle"
 
 
 @pytest.fixture(scope="module")
