@@ -205,8 +205,6 @@ def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> It
 def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: str) -> Iterator[_Tensor]:
     spec, source, target = weights.spec, f"model.layers.{index}.", f"blk.{index}."
     shapes = linear_shapes(spec, index)
-    biased = {"attn_q": spec.qkv_bias, "attn_k": spec.qkv_bias, "attn_v": spec.qkv_bias}
-    biased |= {"attn_output": spec.o_bias, "ffn_down": spec.down_bias}
     for ours, theirs in _norms(spec).items():
         size = spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
         yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", size)
@@ -214,9 +212,10 @@ def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: 
         first = matrix.sources[0]
         rows, columns = sum(shapes[name][0] for name in matrix.sources), shapes[first][1]
         yield _matrix(weights, matrix.sources, matrix.name, (rows, columns), quantisation, matrix.heads)
-        stem = matrix.name.removesuffix(".weight")
-        if biased.get(stem.removeprefix(target)):
-            yield _vector(weights, f"{first.removesuffix('.weight')}.bias", f"{stem}.bias", rows, matrix.heads)
+        module = first.removesuffix(".weight")
+        if module.removeprefix(source) in spec.biased:
+            name = f"{matrix.name.removesuffix('.weight')}.bias"
+            yield _vector(weights, f"{module}.bias", name, rows, matrix.heads)
 
 
 def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Projection]:

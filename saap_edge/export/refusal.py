@@ -21,8 +21,7 @@ WIDENED_AT_LOAD = 1 << 30  # bytes that constant folding gives out at most (ONNX
 def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal:
     """llama.cpp's architecture for a model, or why there is none. `per_layer`: as if its layers differed in widths."""
     exports = spec.family.exports
-    # A bias on down is repair's: only the architectures for differing layers have it.
-    if spec.uniform and not spec.down_bias and not per_layer:
+    if spec.uniform and not per_layer:
         return exports.gguf_uniform
     untied = exports.gguf_layers_untied
     return untied if untied is not None and not spec.tied else exports.gguf_layers
@@ -94,7 +93,8 @@ def _onnx_limit(spec: ModelSpec, artifact_format: str) -> str | None:
 def _optimum_reason(spec: ModelSpec, per_layer: bool) -> str | None:
     if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
         return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
-    if per_layer or not spec.uniform or spec.down_bias:
+    repaired = (spec.o_bias and not spec.qkv_bias) or (spec.down_bias and not spec.gate_up_bias)
+    if per_layer or not spec.uniform or repaired:
         return "optimum's exporter knows the families' plain classes only, whose layers are all alike"
     return None
 
@@ -103,8 +103,8 @@ def _limit(spec: ModelSpec, architecture: str) -> str | None:
     """What this model has and its architecture in llama.cpp would ignore, or None."""
     if architecture in ("llama", "deci"):
         return None
-    if spec.qkv_bias or spec.o_bias or spec.down_bias:
-        return f"llama.cpp's '{architecture}' has no biases"
+    if spec.biased:
+        return f"llama.cpp's '{architecture}' does not read all of the biases"  # those of q, k and v at most
     scaling = spec.rope_scaling or {"rope_type": "linear"}
     if scaling["rope_type"] not in ("linear", "yarn"):
         return f"llama.cpp's '{architecture}' has no {scaling['rope_type']} rope scaling"

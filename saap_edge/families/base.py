@@ -101,6 +101,7 @@ class Family:
         covers: models it is known for.
         exports: what each runtime takes.
         qkv_bias, o_bias: config -> does that projection carry a bias.
+        mlp_bias: config -> do gate, up and down carry one.
         refuse: config -> the reason why this model cannot be handled, or None.
         defaults: what transformers assumes where config.json says nothing, as far as it is read here.
         canonical: config -> the config the model is handled as; tensors and widths are then those of that config.
@@ -116,6 +117,7 @@ class Family:
     exports: Exports
     qkv_bias: Callable[[Config], bool] = lambda config: False
     o_bias: Callable[[Config], bool] = lambda config: False
+    mlp_bias: Callable[[Config], bool] = lambda config: False
     refuse: Callable[[Config], str | None] = lambda config: refuse_common(config)
     defaults: Config = field(default_factory=dict)
     canonical: Callable[[Config], Config] = lambda config: config
@@ -133,6 +135,8 @@ class Family:
                 for name in (*coupling.rows, *coupling.columns):
                     yield coupling, name
 
+
+_SAME = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}  # other names
 
 # What Llama's exports carry, for all families that are Llama once packaging and scalar factors are seen to.
 LLAMA_EXPORTS = Exports(gguf_uniform="llama", gguf_layers="deci", onnx="llama")
@@ -169,8 +173,6 @@ def refuse_common(config: Config, activation: str = "silu", partial: bool = Fals
     if reason:
         return reason
     used = config.get("hidden_act") or config.get("hidden_activation") or activation
-    if used != activation:
+    if _SAME.get(used, used) != activation:
         return f"hidden_act '{used}' is not supported (supported: {activation})"
-    if config.get("mlp_bias"):
-        return "mlp_bias is not supported: llama.cpp has no bias on gate and up"
     return None

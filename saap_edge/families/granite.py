@@ -34,6 +34,7 @@ FAMILY = Family(
     exports=LLAMA_EXPORTS,
     qkv_bias=lambda config: bool(config.get("attention_bias")),
     o_bias=lambda config: bool(config.get("attention_bias")),
+    mlp_bias=lambda config: bool(config.get("mlp_bias")),
     defaults={
         "embedding_multiplier": 1.0,
         "logits_scaling": 1.0,
@@ -41,6 +42,8 @@ FAMILY = Family(
         "attention_multiplier": 1.0,
         "tie_word_embeddings": False,
     },
-    canonical=lambda config: as_llama(config) | {"attention_bias": bool(config.get("attention_bias"))},
+    canonical=lambda config: (
+        as_llama(config) | {name: bool(config.get(name)) for name in ("attention_bias", "mlp_bias")}
+    ),
     source=source,
 )

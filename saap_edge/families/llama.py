@@ -9,4 +9,5 @@ FAMILY = Family(
     exports=LLAMA_EXPORTS,
     qkv_bias=lambda config: bool(config.get("attention_bias")),
     o_bias=lambda config: bool(config.get("attention_bias")),
+    mlp_bias=lambda config: bool(config.get("mlp_bias")),
 )

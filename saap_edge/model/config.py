@@ -66,6 +66,7 @@ class _Fields(BaseModel):
     layer_widths: list[tuple[_Width, _Width, _Width]] | None = None
     qkv_bias: _Flag = False
     o_bias: _Flag = False
+    gate_up_bias: _Flag = False
     down_bias: _Flag = False
     qk_norm: _Flag = False
     quantization_config: dict[str, Any] | None = None

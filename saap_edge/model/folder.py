@@ -214,6 +214,7 @@ def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: 
         layer_widths=[[shape.heads, shape.kv_heads, shape.ffn] for shape in shapes],
         qkv_bias=spec.qkv_bias,
         o_bias=o_bias,
+        gate_up_bias=spec.gate_up_bias,
         down_bias=down_bias,
         qk_norm=spec.family.qk_norm,
     )

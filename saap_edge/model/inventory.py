@@ -41,15 +41,14 @@ def needed(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     prefix, layer = f"model.layers.{index}.", spec.layers[index]
-    biased = {"q_proj": spec.qkv_bias, "k_proj": spec.qkv_bias, "v_proj": spec.qkv_bias}
-    biased |= {"o_proj": spec.o_bias, "down_proj": spec.down_bias}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in linear_shapes(spec, index).items():
         if not (layer.heads if ".self_attn." in name else layer.ffn):
             continue
         shapes[name] = shape
-        if biased.get(name.split(".")[-2]):
-            shapes[name.replace(".weight", ".bias")] = shape[:1]
+        module = name.removesuffix(".weight")
+        if module.removeprefix(prefix) in spec.biased:
+            shapes[f"{module}.bias"] = shape[:1]
     norms = [*(["input_layernorm"] if layer.heads else []), *(["post_attention_layernorm"] if layer.ffn else [])]
     if spec.gemma:
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]

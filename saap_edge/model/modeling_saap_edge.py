@@ -25,7 +25,8 @@ class SaapEdgeConfig(LlamaConfig):
 
     `layer_widths` is a list of [heads, kv_heads, ffn], 0 where a layer has no attention or no FFN;
     `num_attention_heads`, `num_key_value_heads` and `intermediate_size` keep the dense model's values.
-    `base_model_type` names the family the model came from; `qk_norm`: queries and keys are normed, as in Qwen3.
+    `base_model_type` names the family the model came from; `qk_norm`: queries and keys are normed, as in Qwen3. The
+    projections that carry a bias are named apart: pruning may give o and down one where the others have none.
     """
 
     model_type = "saap_edge"
@@ -34,6 +35,7 @@ class SaapEdgeConfig(LlamaConfig):
     layer_widths: list | None = None
     qkv_bias: bool = False
     o_bias: bool = False
+    gate_up_bias: bool = False
     down_bias: bool = False
     qk_norm: bool = False
 
@@ -49,7 +51,7 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         heads, kv_heads, ffn = widths
         local = copy.copy(config)
         local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
-        local.attention_bias, local.mlp_bias = config.qkv_bias, False
+        local.attention_bias, local.mlp_bias = config.qkv_bias, config.gate_up_bias
         local.layer_types = ["full_attention"] * (cache_index + 1)  # Qwen3's attention asks for it in transformers 4
         self.input_layernorm = self.self_attn = self.post_attention_layernorm = self.mlp = None
         attention: Any = Qwen3Attention if config.qk_norm else LlamaAttention
@@ -66,8 +68,8 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         if ffn:
             self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.mlp = LlamaMLP(local)
-            if config.down_bias:
-                self.mlp.down_proj = nn.Linear(ffn, config.hidden_size, bias=True)
+            if config.down_bias != config.gate_up_bias:
+                self.mlp.down_proj = nn.Linear(ffn, config.hidden_size, bias=config.down_bias)
 
     def forward(self, hidden_states: torch.Tensor, **keywords: Any) -> torch.Tensor:
         if self.self_attn is not None and self.input_layernorm is not None:

@@ -47,6 +47,7 @@ class ModelSpec:
     context: int
     qkv_bias: bool
     o_bias: bool
+    gate_up_bias: bool
     down_bias: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -60,6 +61,17 @@ class ModelSpec:
         if self.o_bias or self.down_bias:
             return "o_proj or down_proj has a bias, which would have to stay"
         return None
+
+    @property
+    def biased(self) -> frozenset[str]:
+        """The projections that carry a bias, named within a layer."""
+        carried = (
+            (self.qkv_bias, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            (self.o_bias, ("self_attn.o_proj",)),
+            (self.gate_up_bias, ("mlp.gate_proj", "mlp.up_proj")),
+            (self.down_bias, ("mlp.down_proj",)),
+        )
+        return frozenset(name for there, names in carried if there for name in names)
 
     @property
     def uniform(self) -> bool:
@@ -164,7 +176,8 @@ def spec_from_config(config: Config) -> ModelSpec:
         context=context,
         qkv_bias=bool(config["qkv_bias"]) if pruned else family.qkv_bias(config),
         o_bias=bool(config["o_bias"]) if pruned else family.o_bias(config),
-        down_bias=bool(config["down_bias"]) if pruned else False,
+        gate_up_bias=bool(config.get("gate_up_bias")) if pruned else family.mlp_bias(config),
+        down_bias=bool(config["down_bias"]) if pruned else family.mlp_bias(config),
         bos_token_id=config.get("bos_token_id"),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
         gemma=family.gemma(config) if family.gemma else None,

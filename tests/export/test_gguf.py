@@ -84,7 +84,8 @@ SCALED = {
 
 
 @pytest.mark.parametrize("overrides", [
-    {"tied": False}, {"rope_parameters": SCALED}, {"attention_bias": True},
+    {"tied": False}, {"rope_parameters": SCALED}, {"attention_bias": True}, {"mlp_bias": True},
+    {"tied": False, "attention_bias": True, "mlp_bias": True},
     {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
 ])  # fmt: skip
 def test_variants(overrides, tmp_path):
@@ -93,14 +94,14 @@ def test_variants(overrides, tmp_path):
     assert_parity(folder, tmp_path / "m.gguf", "f16")
 
 
+@pytest.mark.parametrize("mlp_bias", [False, True])
 @pytest.mark.parametrize("quantisation", ["f16", "q4_0"])
-def test_off_grid_ffn_is_padded_and_answers_the_same(tmp_path, quantisation):
-    folder = write_folder(tiny_model("llama", intermediate_size=44), tmp_path / "model")
+def test_off_grid_ffn_is_padded_and_answers_the_same(tmp_path, quantisation, mlp_bias):
+    folder = write_folder(tiny_model("llama", intermediate_size=44, mlp_bias=mlp_bias), tmp_path / "model")
     write_gguf(folder, tmp_path / "m.gguf", quantisation)
     assert_parity(folder, tmp_path / "m.gguf", quantisation)
-    kinds = {
-        tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors if "ffn_down" in tensor.name
-    }
+    tensors = by_name(tmp_path / "m.gguf")
+    kinds = {tensor.tensor_type.name for name, tensor in tensors.items() if "ffn_down.weight" in name}
     assert kinds == {quantisation.upper()}
 
 
@@ -115,6 +116,25 @@ def test_uniform_plan_is_a_plain_llama(tmp_path):
     assert_parity(folder, tmp_path / "m.gguf", "f16")
     write_gguf(build(tmp_path / "other"), tmp_path / "o.gguf", "f16")
     assert architecture(tmp_path / "o.gguf") == "deci"
+
+
+@pytest.mark.parametrize("family", ["llama", "granite"])
+@pytest.mark.parametrize("mlp_bias", [False, True])
+def test_biases_of_a_uniform_plan_need_no_other_architecture(tmp_path, family, mlp_bias):
+    """Repair gives o and down a bias; the folder is then no plain class, the file is."""
+    dense = tiny_model(family, mlp_bias=mlp_bias)
+    for layer in dense.model.layers:
+        for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            module.bias = torch.nn.Parameter(torch.zeros(64))
+    model = randomise_projections(build_pruned(dense, [LayerShape(4, 2, 64)] * 3))
+    assert model.config.model_type == "saap_edge"
+    folder = write_folder(model, tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", "f32")
+    assert architecture(tmp_path / "m.gguf") == "llama"
+    expected = logits(load_model(folder), IDS)
+    np.testing.assert_allclose(exact_logits(tmp_path / "m.gguf", IDS), expected, atol=1e-4)
+    names = {name.split(".", 2)[2] for name in by_name(tmp_path / "m.gguf") if name.endswith("bias")}
+    assert names == {"attn_output.bias", "ffn_down.bias"} | ({"ffn_gate.bias", "ffn_up.bias"} if mlp_bias else set())
 
 
 # Attention gone in the first layer, FFN gone in the last, query heads gone in the middle: widths that deci alone takes.

@@ -125,11 +125,13 @@ def test_fp32_logits_equal_transformers(folder: Path, tmp_path: Path) -> None:
     [
         ("llama", False, {}),
         ("llama", True, {"attention_bias": True}),
+        ("llama", False, {"attention_bias": True, "mlp_bias": True}),
+        ("granite", True, {"mlp_bias": True, "intermediate_size": 44}),
         ("llama", True, {"head_dim": 8}),  # rotary outside of the attention kernel
         ("llama", True, {"rope_parameters": LLAMA3}),
         ("qwen2", False, {"intermediate_size": 44}),
     ],
-    ids=["untied", "all-biases", "head-dim-8", "llama3-rope", "ffn-44"],
+    ids=["untied", "attention-bias", "all-biases", "mlp-bias-ffn-44", "head-dim-8", "llama3-rope", "ffn-44"],
 )
 def test_fp32_variants(family: str, tied: bool, overrides: dict, tmp_path: Path) -> None:
     folder = write_folder(tiny_model(family, tied=tied, **overrides), tmp_path / "model")
@@ -177,19 +179,21 @@ def lengths(nodes: list) -> set[str]:
     return {name for node in nodes if node.op_type in ("Sub", "Gather", "ReduceSum") for name in node.output}
 
 
-def test_bias_on_down_from_repair(tmp_path: Path) -> None:
-    folder = write_folder(model_with_down_bias(), tmp_path / "model")
+@pytest.mark.parametrize("gate_up_bias", [False, True])
+def test_bias_on_down_from_repair(gate_up_bias: bool, tmp_path: Path) -> None:
+    folder = write_folder(model_with_down_bias(gate_up_bias), tmp_path / "model")
     write_onnx(folder, tmp_path / "out", "fp32")
     check_fp32(folder, tmp_path / "out")
     write_onnx(folder, tmp_path / "int4", "int4")
     check_blocks(folder, tmp_path / "int4")
 
 
-def model_with_down_bias() -> torch.nn.Module:
+def model_with_down_bias(gate_up_bias: bool = False) -> torch.nn.Module:
     """A pruned model whose o and down carry the bias that mean repair adds."""
     pruned = randomise_projections(build_pruned(tiny_model("llama"), WIDTHS))
     config = pruned.config
     config.o_bias = config.down_bias = True
+    config.gate_up_bias = gate_up_bias
     model = randomise_projections(type(pruned)(config))
     return model.eval()
 

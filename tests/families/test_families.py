@@ -39,11 +39,46 @@ def test_loaded_models_answer_as_transformers_do(family, tied, tmp_path):
     assert (loaded.config.model_type == "llama") == (family in ("llama", *AS_LLAMA))
 
 
-def test_granite_with_biases(tmp_path):
-    raw = raw_model("granite", attention_bias=True)
-    loaded = load_model(saved(raw, tmp_path))
-    assert read_spec(tmp_path).o_bias and loaded.model.layers[0].self_attn.o_proj.bias is not None
+BIASES = [{"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True, "mlp_bias": True}]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("biases", BIASES, ids=" ".join)
+@pytest.mark.parametrize("name", ["llama", "granite"])
+def test_biases_are_part_of_the_model(name, biases, tied, tmp_path):
+    raw = raw_model(name, tied, **biases)
+    loaded, spec = load_model(saved(raw, tmp_path)), read_spec(tmp_path)
+    assert spec.o_bias == spec.qkv_bias == ("attention_bias" in biases)
+    assert spec.gate_up_bias == spec.down_bias == ("mlp_bias" in biases)
+    layer = loaded.model.layers[0]
+    assert {part for _, part in spec.family.projections(layer) if layer.get_submodule(part).bias is not None} == (
+        spec.biased
+    )
     torch.testing.assert_close(loaded(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
+    again = load_model(saved(loaded, tmp_path / "again"))
+    torch.testing.assert_close(again(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mistral", "phi3", "qwen2", "qwen3", "gemma2"])
+def test_mlp_bias_means_nothing_where_the_class_has_none(name, tmp_path):
+    """As in transformers; but biases that are stored have no place, and are not passed over."""
+    raw = raw_model(name)
+    folder = saved(raw, tmp_path, mlp_bias=True)
+    assert not read_spec(folder).gate_up_bias
+    torch.testing.assert_close(load_model(folder)(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
+    tensors = load_file(folder / "model.safetensors") | {"model.layers.0.mlp.down_proj.bias": torch.ones(64)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SaapError, match=r"'model\.layers\.0\.mlp\.down_proj\.bias' has no place"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "spelling"), [("llama", "swish"), ("gemma2", "gelu_new"), ("gemma3_text", "gelu_fast")]
+)
+def test_activations_have_several_names(name, spelling, tmp_path):
+    raw = raw_model(name)
+    folder = saved(raw, tmp_path, **{"hidden_act" if name == "llama" else "hidden_activation": spelling})
+    torch.testing.assert_close(load_model(folder)(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_granite_in_half_precision_is_folded_in_float32(tmp_path):
@@ -106,7 +141,6 @@ REFUSED = [
     ("granite", {"rope_parameters": {"rope_type": "linear"}}, "rope scaling 'linear' lacks factor"),
     ("qwen2", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}, "partial rotary"),
     ("llama", {"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial rotary"),
-    ("granite", {"mlp_bias": True}, "mlp_bias"),
     ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported.*silu"),
     ("gemma2", {"hidden_activation": "silu"}, "hidden_act 'silu'.*gelu_pytorch_tanh"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "bidirectional"),

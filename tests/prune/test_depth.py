@@ -1,5 +1,7 @@
 """Sublayers and blocks that go whole, and every kind of structure in every family: what is cut equals zeroed."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -112,10 +114,14 @@ def test_repair_with_biases_in_some_layers_only():
     assert pruned.config.down_bias and perplexity(pruned, IDS).value > 1
 
 
-def test_a_bias_that_would_have_to_stay_is_refused():
-    dense = tiny_model("llama", attention_bias=True)
-    with pytest.raises(SaapError, match=r"layer 1: self_attn\.o_proj has a bias"):
-        cut(dense, [DENSE, DENSE | KINDS["attention"], DENSE])
+@pytest.mark.parametrize(
+    ("bias", "kind", "name"),
+    [("attention_bias", "attention", "self_attn.o_proj"), ("mlp_bias", "ffn", "mlp.down_proj")],
+)
+def test_a_bias_that_would_have_to_stay_is_refused(bias, kind, name):
+    dense = tiny_model("llama", **{bias: True})
+    with pytest.raises(SaapError, match=f"layer 1: {re.escape(name)} has a bias"):
+        cut(dense, [DENSE, DENSE | KINDS[kind], DENSE])
     assert "bias" in spec_of(dense).no_depth and spec_of(tiny_model("llama")).no_depth is None
 
 

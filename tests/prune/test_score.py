@@ -56,6 +56,17 @@ def test_equals_the_formulas(scored, kind, index):
         assert scores.values[1][kind][:2, number, index] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "index"), [("ffn", 5), ("attention", 2)])
+def test_biases_of_rows_belong_to_their_structure(kind, index):
+    model = tiny_model("llama", attention_bias=True, mlp_bias=True)
+    torch.manual_seed(0)
+    batches = list(torch.randint(0, 320, (4, 24)).split(2))
+    scores = score_model(model, batches, {})
+    for number, batch in enumerate(batches):
+        expected = by_hand(model, batch, 1, kind, index)
+        assert scores.values[1][kind][:2, number, index] == pytest.approx(expected, rel=1e-4)
+
+
 def test_query_slots_are_scored_over_all_kv_groups(scored):
     """Slot 1: the second query head of each of the 4 kv groups."""
     model, batches, scores = scored

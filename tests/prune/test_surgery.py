@@ -1,14 +1,17 @@
 """Surgery against zeroing, repair against least squares."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.families import FAMILIES
+from saap_edge.model.folder import load_model, spec_of
 from saap_edge.prune.repair import least_squares, repair, restored
 from saap_edge.prune.surgery import cut, zero_removed
-from tests.conftest import tiny_model
+from tests.conftest import tiny_model, write_folder
 
 IDS = torch.arange(1, 40).view(1, -1)
 
@@ -39,12 +42,50 @@ def test_cut_equals_dense_with_the_rest_zeroed(family, seed, uniform):
     torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=1e-5, rtol=1e-4)
 
 
-def test_cut_with_biases_on_o():
-    dense = tiny_model("llama", attention_bias=True)
-    kept = random_kept(5)
+BIASES = [{"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True, "mlp_bias": True}]
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("biases", BIASES, ids=" ".join)
+def test_cut_with_biases(biases, uniform, tmp_path):
+    """A channel's biases in gate and up go with it; those of o and down stay whole."""
+    dense = tiny_model("llama", uniform, **biases)
+    kept = random_kept(5, uniform)
     pruned = cut(dense, kept)
     zero_removed(dense, kept)
     torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=1e-5, rtol=1e-4)
+    assert pruned.config.model_type == ("llama" if uniform else "saap_edge")
+    again = load_model(write_folder(pruned, tmp_path))
+    torch.testing.assert_close(again(IDS).logits, pruned(IDS).logits)
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("biases", [{}, *BIASES], ids=lambda biases: " ".join(biases) or "none")
+def test_repair_with_biases(biases, uniform, tmp_path):
+    """Those it adds to o and down stand beside those the model has; the folder it is saved as holds them all."""
+    dense, kept = tiny_model("llama", **biases), random_kept(5, uniform)
+    torch.manual_seed(0)
+    windows, fresh = torch.randint(0, 320, (96, 32)), torch.randint(0, 320, (8, 32))
+    target = dense(fresh).logits
+    before = float((cut(dense, kept)(fresh).logits - target).square().mean())
+    repair(dense, kept, windows, bias=True)
+    pruned = cut(dense, kept)
+    assert float((pruned(fresh).logits - target).square().mean()) < before
+    torch.testing.assert_close(dense(fresh).logits, pruned(fresh).logits, atol=1e-4, rtol=1e-3)
+    spec = spec_of(pruned)
+    assert spec.o_bias and spec.down_bias and spec.gate_up_bias == ("mlp_bias" in biases)
+    assert pruned.config.model_type == ("llama" if uniform and len(biases) == 2 else "saap_edge")
+    again = load_model(write_folder(pruned, tmp_path))
+    torch.testing.assert_close(again(IDS).logits, pruned(IDS).logits)
+
+
+def test_folders_from_before_gate_and_up_could_have_biases(tmp_path):
+    pruned = cut(tiny_model("llama"), random_kept(5))
+    folder = write_folder(pruned, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["gate_up_bias"]
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.testing.assert_close(load_model(folder)(IDS).logits, pruned(IDS).logits)
 
 
 def test_cutting_nothing_changes_nothing(family):
