@@ -34,8 +34,9 @@ from saap_edge.evaluate.parity import logits, relative_error, shipped_model
 from saap_edge.export.artifacts import engine_of, write_artifact
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS
-from saap_edge.model.folder import load_model, load_tokenizer, save_model
+from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.tensors import Codes
+from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.recipe import bundled_model, bundled_text
 
 # Artifact, block format the folder is "tuned" in (None: not at all), group.

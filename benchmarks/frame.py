@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from saap_edge.evaluate.perplexity import text_windows
-from saap_edge.model.folder import load_model, load_tokenizer, spec_of
+from saap_edge.model.folder import load_model, spec_of
+from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.prune.bank import Bank, build_bank
 from saap_edge.prune.choose import Planner
 from saap_edge.prune.score import Scores, score_model

@@ -45,7 +45,8 @@ from transformers.utils import logging
 from saap_edge.engines.worker import Worker
 from saap_edge.evaluate.perplexity import perplexity, text_windows
 from saap_edge.export.artifacts import engine_of, export_artifacts
-from saap_edge.model.folder import load_model, load_tokenizer, save_model
+from saap_edge.model.folder import load_model, save_model
+from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.prune.repair import repair, restored
 from saap_edge.prune.search import kept_structures
 from saap_edge.prune.surgery import cut

@@ -49,7 +49,7 @@ from saap_edge.engines.worker import Worker
 from saap_edge.evaluate.perplexity import text_hash, text_windows
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.onnx import write_onnx
-from saap_edge.model.folder import load_tokenizer
+from saap_edge.model.tokenizer import load_tokenizer
 
 BASE = "genai builder, genai"
 OURS = {"ours 32": ("int4", 32), "ours 128": ("int4", 128), "ours full 128": ("int4-full", 128)}

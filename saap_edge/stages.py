@@ -99,15 +99,24 @@ class Job:
         self._hashes: dict[str, str] = {}
 
     def _check_tokenizer(self) -> None:
-        """Refuse GGUF where llama.cpp has no equal of the tokenizer. Raises SaapError."""
-        from saap_edge.export.gguf_tokenizer import check_tokenizer
+        """Refuse what is said of ends and chats and cannot be, and GGUF where llama.cpp has no equal of the tokenizer.
 
+        Raises SaapError.
+        """
+        from saap_edge.export.gguf_tokenizer import check_tokenizer
+        from saap_edge.model.chat import read_chat
+
+        self.warnings += read_chat(self.model).warnings
         asked = [name for name in self.recipe.export.formats if name.startswith("gguf")]
         if asked:
             try:
-                check_tokenizer(self.model, self.spec)
+                named = check_tokenizer(self.model, self.spec)
             except SaapError as error:
                 raise SaapError(f"{error}; leave {', '.join(asked)} out (export.formats)") from None
+            if named:
+                self.warnings += (
+                    f"llama.cpp, unlike transformers, also ends a text at {', '.join(named)}: by the name",
+                )
 
     def _check_values(self) -> None:
         """Refuse weights that are no finite numbers, and formats that do not hold them. Raises SaapError."""

@@ -85,7 +85,7 @@ class Corpus:
         return ids
 
     def _loaded(self) -> Any:
-        from saap_edge.model.folder import load_tokenizer
+        from saap_edge.model.tokenizer import load_tokenizer
 
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._model)

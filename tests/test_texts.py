@@ -5,7 +5,7 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import text_windows
-from saap_edge.model.folder import load_tokenizer
+from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.texts import VERIFIED, Corpus
 from tests.conftest import tiny_model, tiny_tokenizer, write_folder
 

@@ -26,7 +26,8 @@ tokens=${{2:-{tokens}}}
 NATIVE = """\
 # llama.cpp's own program where it is installed. For a chat: llama-cli -m {model} -t {threads} -c {context} -fa on
 if command -v llama-completion > /dev/null; then
-  exec llama-completion -m {model} -t {threads} -c {context} -fa on -no-cnv --temp 0 -n "$tokens" -p "$text"
+  exec llama-completion -m {model} -t {threads} -c {context} -fa on -no-cnv --temp 0 --repeat-penalty 1 -n "$tokens" \\
+    -p "$text"
 fi
 """
 
@@ -71,7 +72,8 @@ tokenizer.update_options(add_special_tokens="true")
 text, tokens = sys.argv[1], int(sys.argv[2])
 ids = tokenizer.encode(text)
 search = genai.GeneratorParams(model)
-search.set_search_options(do_sample=False, max_length=min(len(ids) + tokens, {context}))
+length = min(len(ids) + tokens, {context})
+search.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=length)
 generator, stream = genai.Generator(model, search), tokenizer.create_stream()
 generator.append_tokens(ids)
 print(text, end="", flush=True)

@@ -109,7 +109,7 @@ def _copy_tokenizer(source: Path, folder: Path, model: str) -> str:
     """The path of tokenizer.json: an ONNX folder holds its own, beside a GGUF file it gets a folder."""
     if (folder / model).is_dir():
         return f"{model}/tokenizer.json"
-    from saap_edge.model.folder import copy_tokenizer
+    from saap_edge.model.tokenizer_files import copy_tokenizer
 
     (folder / "tokenizer").mkdir()
     copy_tokenizer(source, folder / "tokenizer")

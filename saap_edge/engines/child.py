@@ -151,6 +151,11 @@ class Server:
         ids: list[int] = getattr(self.engine, "tokenize")(text, add_special, parse_special)  # noqa: B009
         return ids
 
+    def ends(self) -> list[int]:
+        """Ids at which the runtime ends a text; llama.cpp only."""
+        ids: list[int] = getattr(self.engine, "ends")()  # noqa: B009
+        return ids
+
     def memory(self) -> dict[str, int | None]:
         """Bytes of memory of the whole process: resident at its highest and now; proportional (PSS) now.
 

@@ -117,6 +117,10 @@ class LlamaCppEngine:
         rows = count if all_logits else 1
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(rows, self.vocab_size))
 
+    def ends(self) -> list[int]:
+        """Ids at which llama.cpp ends a text."""
+        return [index for index in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, index)]
+
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one token takes: F16 keys and values of every layer's own kv heads."""
         return 2 * self._shape.kv_elements

@@ -100,6 +100,11 @@ class Worker:
         ids: list[int] = self._ask("tokenize", text=text, add_special=add_special, parse_special=parse_special)
         return ids
 
+    def ends(self) -> list[int]:
+        """Ids at which llama.cpp ends a text."""
+        ids: list[int] = self._ask("ends")
+        return ids
+
     def pin(self, cpus: set[int]) -> None:
         """Let the child run on these CPUs only, all its threads. Where the system refuses, they stay where they are."""
         with contextlib.suppress(OSError):  # a child that is dead: the next request says so

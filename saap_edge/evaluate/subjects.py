@@ -17,7 +17,8 @@ from saap_edge.evaluate.perplexity import text_hash, text_windows
 from saap_edge.evaluate.tasks import lm_eval_version, load_tasks
 from saap_edge.export.artifacts import context_of, engine_of, read_manifest, vocab_size_of
 from saap_edge.model.checkpoint import open_checkpoint
-from saap_edge.model.folder import load_model, load_tokenizer
+from saap_edge.model.folder import load_model
+from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.progress import Bar
 
 __all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]

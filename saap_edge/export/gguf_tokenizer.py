@@ -13,6 +13,8 @@ from typing import Any
 import gguf
 
 from saap_edge.errors import SaapError
+from saap_edge.export.gguf_special import add_special
+from saap_edge.model.chat import read_chat
 from saap_edge.model.spec import ModelSpec
 
 __all__ = ["add_tokenizer", "check_tokenizer", "model_name", "pre_tokenizer_name"]
@@ -42,13 +44,13 @@ _RULES = {
 }
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, spec: ModelSpec) -> None:
-    """Add the folder's tokenizer and chat template to `writer`.
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, spec: ModelSpec) -> list[str]:
+    """Add the folder's tokenizer, with all that gguf_special.py carries, to `writer`.
 
-    Raises SaapError when there is no tokenizer.json, or llama.cpp has no equal of it: a tokenizer that is nearly right
-    would answer quietly wrong.
+    Returns what `add_special` does. Raises SaapError as that, when there is no tokenizer.json, or llama.cpp has no
+    equal of it: a tokenizer that is nearly right would answer quietly wrong.
     """
-    document, config = _read(folder / "tokenizer.json"), _read(folder / "tokenizer_config.json", optional=True)
+    document = _read(folder / "tokenizer.json")
     model = document.get("model", {})
     _check_model(document)
     tokens, kinds = _vocabulary(document, spec)
@@ -61,15 +63,12 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, spec: ModelSpec) -> Non
         writer.add_token_list(tokens)
         writer.add_token_types(kinds)
         writer.add_token_merges(merges)
-    _add_special(writer, document, config, spec)
-    template = _chat_template(folder, config)
-    if template:
-        writer.add_chat_template(template)
+    return add_special(writer, read_chat(folder), tokens, _template_ends(document))
 
 
-def check_tokenizer(folder: Path, spec: ModelSpec) -> None:
-    """Raise SaapError as `add_tokenizer` would, without writing anything."""
-    add_tokenizer(gguf.GGUFWriter(None, "llama"), folder, spec)
+def check_tokenizer(folder: Path, spec: ModelSpec) -> list[str]:
+    """Return, or raise SaapError, as `add_tokenizer` would, without writing anything."""
+    return add_tokenizer(gguf.GGUFWriter(None, "llama"), folder, spec)
 
 
 def _check_model(document: dict[str, Any]) -> None:
@@ -98,9 +97,7 @@ def model_name(folder: Path, spec: ModelSpec) -> str:
     return f"{'Phi-3' if phi3 else spec.family.title.replace('-', ' ')}, saap-edge"
 
 
-def _read(path: Path, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.is_file():
-        return {}
+def _read(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -209,33 +206,6 @@ def _prefixes_space(document: dict[str, Any]) -> bool:
     return prepends or metaspace.get("prepend_scheme", "never") in ("always", "first")
 
 
-def _add_special(writer: gguf.GGUFWriter, document: dict[str, Any], config: dict[str, Any], spec: ModelSpec) -> None:
-    ids = {added["content"]: added["id"] for added in document.get("added_tokens", [])}
-    ids = document["model"]["vocab"] | ids
-
-    def named(role: str) -> int | None:
-        token = config.get(f"{role}_token")
-        return ids.get(token["content"] if isinstance(token, dict) else token) if token else None
-
-    bos, eos = named("bos"), named("eos")
-    bos = spec.bos_token_id if bos is None else bos
-    eos = spec.eos_token_ids[0] if eos is None and spec.eos_token_ids else eos
-    adders = {"bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id}
-    adders |= {"unk": writer.add_unk_token_id, "pad": writer.add_pad_token_id}
-    for role, add in adders.items():
-        index = {"bos": bos, "eos": eos}.get(role, named(role))
-        if index is not None:
-            add(index)
-    before, after = _template_ends(document)
-    for found, expected in ((before, bos), (after, eos)):
-        if found and [ids.get(token) for token in found] != [expected]:
-            raise SaapError(
-                f"the tokenizer puts {' '.join(found)} around a text: llama.cpp has BOS before it and EOS after it only"
-            )
-    writer.add_add_bos_token(bool(before))
-    writer.add_add_eos_token(bool(after))
-
-
 def _template_ends(document: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The special tokens that the post-processor puts before and after a text."""
     processor = document.get("post_processor") or {}
@@ -245,11 +215,3 @@ def _template_ends(document: dict[str, Any]) -> tuple[list[str], list[str]]:
             text = names.index(None)
             return names[:text], names[text + 1 :]
     return [], []
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    return template if isinstance(template, str) else None

@@ -17,8 +17,9 @@ from typing import Any
 from saap_edge.errors import SaapError
 from saap_edge.export.refusal import export_refusal
 from saap_edge.model.checkpoint import open_checkpoint, read_spec
-from saap_edge.model.folder import copy_tokenizer, load_model
+from saap_edge.model.folder import load_model
 from saap_edge.model.spec import PRUNED_TYPE, ModelSpec, for_transformers_4
+from saap_edge.model.tokenizer_files import copy_tokenizer
 
 __all__ = ["write_config", "write_optimum"]
 

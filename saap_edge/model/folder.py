@@ -14,16 +14,15 @@ from accelerate.utils import get_balanced_memory
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 
 from saap_edge.errors import SaapError
 from saap_edge.model import modeling_saap_edge
+from saap_edge.model.chat import read_generation
 from saap_edge.model.checkpoint import Checkpoint, open_checkpoint
-from saap_edge.model.classes import TRANSFORMERS_4, parsed_config
+from saap_edge.model.classes import parsed_config
 from saap_edge.model.inventory import HEAD
 from saap_edge.model.modeling_saap_edge import SaapEdgeConfig, SaapEdgeForCausalLM
 from saap_edge.model.spec import (
@@ -34,19 +33,11 @@ from saap_edge.model.spec import (
     spec_from_config,
 )
 from saap_edge.model.tensors import TensorStore
+from saap_edge.model.tokenizer_files import copy_tokenizer
 from saap_edge.model.values import require_finite
 
-__all__ = [
-    "TOKENIZER_FILES", "build_pruned", "copy_tokenizer", "load_model", "load_tokenizer", "placement", "save_model",
-    "spec_of",
-]  # fmt: skip
+__all__ = ["build_pruned", "load_model", "placement", "save_model", "spec_of"]
 
-# What travels with the weights: everything a tokenizer or a chat needs.
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
-BACKEND_5 = "TokenizersBackend"  # what transformers 5 writes for a PreTrainedTokenizerFast
 MODELING_FILE = Path(modeling_saap_edge.__file__)
 
 
@@ -115,17 +106,6 @@ def _empty(make: Callable[[Any], Any], config: Any, dtype: torch.dtype, device: 
     if config.tie_word_embeddings:
         model.tie_weights()
     return model
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The folder's tokenizer. Raises SaapError when there is none."""
-    try:
-        config = Path(folder) / "tokenizer_config.json"
-        if TRANSFORMERS_4 and config.is_file() and json.loads(config.read_text()).get("tokenizer_class") == BACKEND_5:
-            return PreTrainedTokenizerFast.from_pretrained(str(folder))
-        return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise SaapError(f"cannot load a tokenizer from '{folder}': {str(error).splitlines()[0]}") from error
 
 
 def spec_of(model: PreTrainedModel) -> ModelSpec:
@@ -247,20 +227,18 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 def save_model(model: PreTrainedModel, tokenizer_from: str | Path, out: str | Path) -> None:
     """Write a Hugging Face folder: safetensors, config, tokenizer and, for per-layer widths, the modelling file.
 
-    transformers 4 and 5 read it alike.
+    transformers 4 and 5 read it alike. Raises SaapError as `read_chat` does of `tokenizer_from`, a model folder.
     """
     out = Path(out)
-    model.save_pretrained(str(out))
+    generation = read_generation(tokenizer_from)  # before transformers writes its own, perhaps to the same folder
+    defaults = model.generation_config
+    try:
+        model.generation_config = GenerationConfig()  # transformers refuses to save some that it loads
+        model.save_pretrained(str(out))
+    finally:
+        model.generation_config = defaults
     config = for_transformers_4(json.loads((out / "config.json").read_text(encoding="utf-8")))
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if _is_pruned(model):
         shutil.copyfile(MODELING_FILE, out / MODELING_FILE.name)
-    copy_tokenizer(tokenizer_from, out)
-
-
-def copy_tokenizer(source: str | Path, out: str | Path) -> None:
-    """Copy the tokenizer's files byte for byte: re-saving through a library may change them."""
-    for name in TOKENIZER_FILES:
-        path = Path(source) / name
-        if path.is_file() and not (Path(out) / name).exists():
-            shutil.copyfile(path, Path(out) / name)
+    copy_tokenizer(tokenizer_from, out, generation)

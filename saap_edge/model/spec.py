@@ -49,8 +49,6 @@ class ModelSpec:
     o_bias: bool
     gate_up_bias: bool
     down_bias: bool
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
     gemma: Gemma | None = None
 
     @property
@@ -162,7 +160,6 @@ def spec_from_config(config: Config) -> ModelSpec:
     scaled = rope["rope_type"] not in ("default", "dynamic")
     if rope["rope_type"] == "longrope":
         context = min(context, rope["original_max_position_embeddings"])
-    eos = config.get("eos_token_id")
     return ModelSpec(
         family=family,
         vocab_size=int(config["vocab_size"]),
@@ -178,7 +175,5 @@ def spec_from_config(config: Config) -> ModelSpec:
         o_bias=bool(config["o_bias"]) if pruned else family.o_bias(config),
         gate_up_bias=bool(config.get("gate_up_bias")) if pruned else family.mlp_bias(config),
         down_bias=bool(config["down_bias"]) if pruned else family.mlp_bias(config),
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
         gemma=family.gemma(config) if family.gemma else None,
     )

@@ -24,7 +24,8 @@ from saap_edge.evaluate.subjects import Settings, evaluate_path, find_subjects
 from saap_edge.evaluate.tasks import load_tasks, read_rows
 from saap_edge.evaluate.zeroshot import ScorerLM, run_tasks
 from saap_edge.export.artifacts import export_artifacts
-from saap_edge.model.folder import build_pruned, load_model, load_tokenizer
+from saap_edge.model.folder import build_pruned, load_model
+from saap_edge.model.tokenizer import load_tokenizer
 from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
 from tests.test_cli import call
 

@@ -25,8 +25,9 @@ from saap_edge.export.onnx import write_onnx
 from saap_edge.export.refusal import export_refusal
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import dequantise
-from saap_edge.model.folder import build_pruned, load_model, load_tokenizer, spec_of
+from saap_edge.model.folder import build_pruned, load_model, spec_of
 from saap_edge.model.spec import LayerShape
+from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.recipe import FORMATS
 from tests.conftest import TEXT, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 from tests.export.codes_support import tune

@@ -17,8 +17,9 @@ from saap_edge.evaluate.parity import TOLERANCE, logits, relative_error, shipped
 from saap_edge.export.gguf import permute, write_gguf
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, dequantise
-from saap_edge.model.folder import build_pruned, load_model, load_tokenizer
+from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
+from saap_edge.model.tokenizer import load_tokenizer
 from tests.conftest import (
     AS_LLAMA,
     QWEN2_SPLIT,

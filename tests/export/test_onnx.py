@@ -29,8 +29,9 @@ from saap_edge.export.rope import rope_frequencies
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
 from saap_edge.model.checkpoint import read_spec
-from saap_edge.model.folder import build_pruned, load_model, load_tokenizer
+from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape, spec_from_config
+from saap_edge.model.tokenizer import load_tokenizer
 from tests.arithmetic_support import assert_as_predicted
 from tests.conftest import (
     AS_LLAMA,
@@ -424,10 +425,10 @@ def test_genai_tokenizer_gives_the_same_ids(bos: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("generation", "overrides", "expected"),
     [
-        ({"eos_token_id": [5, 7]}, {}, [5, 7]),
-        ({"eos_token_id": 9}, {}, 9),
-        ({}, {"eos_token_id": [3, 4]}, [3, 4]),
-        ({}, {"eos_token_id": None, "bos_token_id": None}, []),
+        ({"eos_token_id": [5, 7]}, {}, [0, 5, 7]),
+        ({"eos_token_id": 9}, {"eos_token_id": 4}, [0, 9]),
+        ({}, {"eos_token_id": [3, 4]}, [0, 3, 4]),
+        ({}, {"eos_token_id": None, "bos_token_id": None}, 0),
     ],
 )
 def test_genai_knows_the_end_tokens(generation: dict, overrides: dict, expected: object, tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from saap_edge.export.optimum import write_optimum
 from saap_edge.export.refusal import export_refusal
 from saap_edge.families import FAMILIES
 from saap_edge.model.checkpoint import read_spec
-from saap_edge.model.folder import build_pruned, load_model, load_tokenizer
+from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
+from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.recipe import bundled_model
 from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 from tests.export.onnx_support import random_tokens, reference

@@ -21,7 +21,7 @@ from saap_edge.errors import SaapError
 from saap_edge.evaluate.answers import HARD_TEXT
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.gguf_tokenizer import _DEEPSEEK, _LLAMA3, pre_tokenizer_name
-from saap_edge.model.folder import load_tokenizer
+from saap_edge.model.tokenizer import load_tokenizer
 from tests.conftest import QWEN2_SPLIT, tiny_model, write_folder
 
 TEXTS = [

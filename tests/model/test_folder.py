@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from saap_edge.errors import SaapError
 from saap_edge.families import FAMILIES
 from saap_edge.model.checkpoint import read_spec
-from saap_edge.model.folder import build_pruned, load_model, save_model
+from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
 from tests.conftest import WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 
@@ -101,7 +101,7 @@ def test_untied_head_is_kept(family, tmp_path):
     dense = tiny_model(family, tied=False)
     widths = [LayerShape(4, 2, 64)] * 3 if FAMILIES[family].uniform_only else WIDTHS
     model = randomise_projections(build_pruned(dense, widths))
-    save_model(model, tmp_path, tmp_path)
+    write_folder(model, tmp_path)
     torch.testing.assert_close(load_model(tmp_path).lm_head.weight, dense.lm_head.weight)
 
 

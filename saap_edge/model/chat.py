@@ -1,0 +1,198 @@
+"""What a model folder says of texts and chats beside its weights: special tokens, which ids end a text, chat templates
+and defaults of generation. Every format is written from this one reading, so that all end where transformers does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saap_edge.errors import SaapError
+from saap_edge.model.checkpoint import open_checkpoint
+from saap_edge.model.tokenizer import BACKEND_5, PLAIN, load_tokenizer
+
+__all__ = ["DEFAULT", "Chat", "Sampling", "read_chat", "read_generation", "sampling_of"]
+
+DEFAULT = "default"  # the name of the template that is used where none is asked for
+GENERATION_FILE = "generation_config.json"
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Special tokens, ends, templates and defaults of one model; all ids are inside its vocabulary.
+
+    tokens: ids by role (ROLES), as transformers' tokenizer has them.
+    bos, pad: the tokenizer's, else those of generation_config.json or config.json; None where nobody says.
+    ends: every id that ends a text or a turn, the tokenizer's own first (`_ends`).
+    variables: what a template may name, "bos_token" and so on, and its text.
+    templates: chat templates by name.
+    generation: generation_config.json as it stands.
+    tokenizer_class: what transformers loads, by the name under which transformers 4 and 5 both do.
+    warnings: what could not be taken as it was written, one line each.
+    """
+
+    tokens: dict[str, int]
+    bos: int | None
+    pad: int | None
+    ends: tuple[int, ...]
+    variables: dict[str, str]
+    templates: dict[str, str]
+    generation: dict[str, Any]
+    tokenizer_class: str
+    warnings: tuple[str, ...]
+
+    def with_variables(self, template: str, given: Collection[str]) -> str:
+        """A template that begins with the special tokens it names, but for those that a runtime gives it: `given`.
+
+        transformers gives a template all of them, and nothing where the tokenizer has none.
+        """
+        names = sorted(set(re.findall(r"\b[a-z]+_token\b", template)) - set(given))
+        wanted = [name for name in names if name in self.variables or name in ("bos_token", "eos_token")]
+        return (
+            "".join(f"{{%- set {name} = {json.dumps(self.variables.get(name, ''))} -%}}" for name in wanted) + template
+        )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model wants its next token chosen, with transformers' own defaults where generation_config.json is silent.
+
+    do_sample None: the file does not say, and transformers takes the likeliest token. top_k 0 is no limit.
+    """
+
+    do_sample: bool | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+
+
+def read_chat(folder: str | Path, generation: dict[str, Any] | None = None) -> Chat:
+    """Read all of it from a Hugging Face folder; `generation` instead of its generation_config.json.
+
+    Raises SaapError as `open_checkpoint`, for a folder without a tokenizer, and for values that are no token ids,
+    templates or numbers.
+    """
+    folder = Path(folder)
+    config = open_checkpoint(folder).config
+    generation = read_generation(folder) if generation is None else generation
+    sampling_of(generation, folder / GENERATION_FILE)  # refused here, not in the middle of an export
+    reader = _Ids(int(config["vocab_size"]))
+    sources = ((generation, folder / GENERATION_FILE), (config, folder / "config.json"))
+    said = {
+        role: [(index, path) for source, path in sources for index in reader.read(source.get(f"{role}_token_id"), path)]
+        for role in ("bos", "eos", "pad")
+    }
+    tokenizer = load_tokenizer(folder)
+    tokens = {role: index for role in ROLES for index in reader.read(_token_id(tokenizer, role), f"the {role} token")}
+    first = {role: tokens.get(role, next((index for index, _ in said[role]), None)) for role in ("bos", "pad")}
+    special = {*tokens.values(), *(int(index) for index in tokenizer.added_tokens_decoder)}
+    ends = _ends(tokens.get("eos"), said["eos"], special, reader)
+    variables = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    name = type(tokenizer).__name__
+    return Chat(
+        tokens=tokens, bos=first["bos"], pad=first["pad"], ends=ends, variables=variables,
+        templates=_templates(folder, tokenizer), generation=generation,
+        tokenizer_class=PLAIN if name == BACKEND_5 else name, warnings=tuple(dict.fromkeys(reader.warnings)),
+    )  # fmt: skip
+
+
+def read_generation(folder: str | Path) -> dict[str, Any]:
+    """generation_config.json, empty where there is none. Raises SaapError when it is no JSON object."""
+    path = Path(folder) / GENERATION_FILE
+    return _read(path) if path.is_file() else {}
+
+
+def sampling_of(generation: dict[str, Any], where: str | Path = GENERATION_FILE) -> Sampling:
+    """The defaults of generation. Raises SaapError for values of another type than transformers takes."""
+
+    def number(name: str, default: float) -> float:
+        value = generation.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SaapError(f"{where}: {name} is {json.dumps(value)}: a number is needed, or leave it out")
+        return float(value)
+
+    sample = generation.get("do_sample")
+    if sample is not None and not isinstance(sample, bool):
+        raise SaapError(f"{where}: do_sample is {json.dumps(sample)}: true or false is needed, or leave it out")
+    return Sampling(
+        sample, number("temperature", 1.0), int(number("top_k", 50)), number("top_p", 1.0), number("min_p", 0.0),
+        number("repetition_penalty", 1.0),
+    )  # fmt: skip
+
+
+class _Ids:
+    """Reads token ids as people write them, and remembers what it left out."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size, self.warnings = vocab_size, list[str]()
+
+    def read(self, value: Any, where: str | Path) -> Iterator[int]:
+        """The ids of a number, a number as text, or a list of such. Raises SaapError for anything else."""
+        for item in value if isinstance(value, list) else [] if value is None else [value]:
+            if isinstance(item, str) and re.fullmatch(r"-?\d+", item.strip()):
+                item = int(item)
+            if isinstance(item, bool) or not isinstance(item, int):
+                raise SaapError(f"{where}: {json.dumps(item)} is no token id: give a whole number, or a list of them")
+            if 0 <= item < self.vocab_size:
+                yield item
+            else:
+                self.warnings.append(f"{where}: token id {item} left out: the model has ids 0 to {self.vocab_size - 1}")
+
+
+def _ends(eos: int | None, said: list[tuple[int, Path]], special: set[int], reader: _Ids) -> tuple[int, ...]:
+    """All ids that end a text: the tokenizer's, generation_config.json's and config.json's.
+
+    transformers' generate asks the second, or the third where the second says nothing; chat programs ask the first. An
+    answer that has come to one of them has ended for somebody, so all of them end. Where transformers does not ask
+    config.json, an id there that is an ordinary piece of text was left by another tokenizer.
+    """
+    sure = [index for index, path in said if path.name == GENERATION_FILE]
+    ends = list(dict.fromkeys([*([] if eos is None else [eos]), *sure]))
+    for index, path in said:
+        if index in ends:
+            continue
+        if sure and index not in special:
+            reader.warnings.append(f"{path}: eos_token_id {index} left out: it is an ordinary piece of text")
+        else:
+            ends.append(index)
+    return tuple(ends)
+
+
+def _token_id(tokenizer: Any, role: str) -> int | None:
+    """The tokenizer's id of a role; None where it has no such token."""
+    return getattr(tokenizer, f"{role}_token_id") if getattr(tokenizer, f"{role}_token", None) else None
+
+
+def _templates(folder: Path, tokenizer: Any) -> dict[str, str]:
+    """Chat templates by name: transformers' own reading, else chat_template.json, which only processors read."""
+    found = tokenizer.chat_template
+    if found is None and (folder / "chat_template.json").is_file():
+        found = _read(folder / "chat_template.json").get("chat_template")
+    if isinstance(found, list):
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+    templates = found if isinstance(found, dict) else {} if found is None else {DEFAULT: found}
+    for name, template in templates.items():
+        if not isinstance(name, str) or not isinstance(template, str) or not _NAME.fullmatch(name):
+            raise SaapError(f"'{folder}': chat template {name!r} is no text with a plain name (letters, digits, _ . -)")
+    return dict(templates)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises SaapError when the file holds anything else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SaapError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(document, dict):
+        raise SaapError(f"{path}: not a JSON object")
+    return document
