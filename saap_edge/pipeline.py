@@ -44,6 +44,7 @@ __all__ = [
     "link",
     "read_stage",
     "run_stage",
+    "stage_folder",
     "work_folder",
 ]
 
@@ -95,8 +96,8 @@ def run_stage(
     Raises SaapError when the disk is full or not writable; nothing is left behind then.
     """
     inputs = {name: folders[name] for name in stage.inputs}
-    key = _key(stage, inputs, outside)
-    final = root / f"{stage.name}-{key}"
+    final = stage_folder(stage, folders, outside, root)
+    key = final.name.rpartition("-")[2]
     if final.is_dir() and not again:
         return StageResult(stage.name, final, True, 0.0)
     start = time.monotonic()
@@ -123,6 +124,12 @@ def run_stage(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return StageResult(stage.name, final, False, time.monotonic() - start)
+
+
+def stage_folder(stage: Stage, folders: Mapping[str, Path], outside: Mapping[str, str], root: Path) -> Path:
+    """The folder a stage's result is in, or will be: of the folders before it only the names count."""
+    inputs = {name: folders[name] for name in stage.inputs}
+    return root / f"{stage.name}-{_key(stage, inputs, outside)}"
 
 
 def is_helper() -> bool:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import EXIT_OK, SaapError
-from saap_edge.pipeline import StageResult, clean_leftovers, link, run_stage
+from saap_edge.pipeline import Stage, StageResult, clean_leftovers, link, run_stage, stage_folder
 from saap_edge.stages import ORDER, Job, read_json
 
-__all__ = ["Outcome", "run_stages"]
+__all__ = ["Outcome", "Step", "run_stages"]
 
 MEASURED = "bench"  # another run gives other figures: what was made from older ones is made again
 ON_THE_WAY = ("bank",)  # a stage people need not know of: made when missing, from what it needs
@@ -46,9 +46,18 @@ class Outcome:
         }
 
 
+@dataclass(frozen=True)
+class Step:
+    """A stage that a run comes to: `cached` where there is nothing to do, `again` where its folder is out of date."""
+
+    stage: Stage
+    cached: bool
+    again: bool
+
+
 def run_stages(
     job: Job, names: tuple[str, ...], folders: dict[str, Path], out: Path, after: str | None,
-    done: Callable[[StageResult], None],
+    done: Callable[[StageResult], None], before: Callable[[Job, list[Step]], None] = lambda job, steps: None,
 ) -> Outcome:  # fmt: skip
     """Run `names` in order, and before them whatever they need that `folders` lacks and that needs nothing else (the
     bank needs scores, and is made on the way too).
@@ -58,22 +67,23 @@ def run_stages(
         out: the run's folder; stage folders live in out/stages.
         after: the stage that `folders` ends with, to say what is missing; None at the start of a chain.
         done: called after every stage.
+        before: called with what is about to be done; may raise SaapError.
 
     Raises SaapError when a needed stage is missing, and whatever the stages refuse.
     """
     root = out / "stages"
     made = _make(out)
-    outcome, folders, remade = Outcome(), dict(folders), set[str]()
+    outcome, folders = Outcome(), dict(folders)
     try:
         clean_leftovers(root)
-        for name in _with_needs(job, names, folders, after):
-            stage = job.stage(name)
-            again = bool(remade & set(stage.inputs))
-            record = job.recipe.model_dump(mode="json")
-            with job.bar(name, None):  # for what the stage has no bar of its own for: hashing, loading, saving
-                result = run_stage(stage, folders, job.outside(stage.reads), root, record, again)
-            if again or (name == MEASURED and not result.cached):
-                remade.add(name)
+        with job.bar("hashing the model and the texts", None):
+            steps = _steps(job, _with_needs(job, names, folders, after), folders, root)
+        before(job, steps)
+        record = job.recipe.model_dump(mode="json")
+        for step in steps:
+            name = step.stage.name
+            with job.bar(name, None):  # for what the stage has no bar of its own for: loading, saving
+                result = run_stage(step.stage, folders, job.outside(step.stage.reads), root, record, step.again)
             folders[name] = result.folder
             outcome.results.append(result)
             done(result)
@@ -84,6 +94,20 @@ def run_stages(
     finally:
         _unmake(made)
     return outcome
+
+
+def _steps(job: Job, names: list[str], folders: dict[str, Path], root: Path) -> list[Step]:
+    """What the run comes to, known beforehand: the folder of a stage is named by its inputs, not by its result."""
+    folders, remade, steps = dict(folders), set[str](), []
+    for name in names:
+        stage = job.stage(name)
+        folders[name] = stage_folder(stage, folders, job.outside(stage.reads), root)
+        again = bool(remade & set(stage.inputs))
+        cached = folders[name].is_dir() and not again
+        if again or (name == MEASURED and not cached):
+            remade.add(name)
+        steps.append(Step(stage, cached, again))
+    return steps
 
 
 def _publish(folders: dict[str, Path], out: Path) -> dict[str, Path]:

@@ -405,6 +405,26 @@ def test_every_stage_of_a_log_has_lines(tiny, saap, tmp_path, monkeypatch):
     assert set(ORDER) - {"gate"} <= told, told
     for part in ("score: calibration batches: 3 of 4 (75 %)", "bank: layers: 1 of 3", "prune: passes over windows: "):
         assert part in stderr
+    before = stderr[stderr.index("to do:\n") : stderr.index("score: calibration")].splitlines()
+    assert [line.split()[0] for line in before[1 : len(ORDER) + 1]] == list(ORDER)
+    assert "already there" not in stderr and before[len(ORDER) + 1].startswith("  in all   about ")
+
+
+def test_a_second_run_says_what_is_already_there(compiled, saap):
+    out, recipe, _ = compiled
+    code, _, stderr = saap("compile", recipe, "--out", out)
+    assert code == 0 and "nothing to do" in stderr and "in all" not in stderr
+    code, _, stderr = saap("compile", recipe, "--tokens", 512, "--out", out)
+    assert code == 0
+    told = dict(line.split(maxsplit=1) for line in stderr[stderr.index("to do:\n") :].splitlines()[1 : len(ORDER) + 1])
+    cached = {"score", "bank", "plan", "prune", "dense"}
+    assert {name for name, words in told.items() if words == "already there"} == cached
+    assert told["report"] == "seconds"
+
+
+def test_a_model_that_the_memory_cannot_hold(saap, tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("saap_edge.cli.ahead.memory", lambda: (1 << 28, 1 << 28))
+    assert "of memory, and there are 0.2 GiB here" in refused(saap, tmp_path, write_recipe(tmp_path, tiny))
 
 
 def test_damaged_weights(saap, tmp_path, tiny):

@@ -154,7 +154,10 @@ def test_what_was_made_of_an_older_measurement_is_made_again(tmp_path):
             return {}
 
     def measured():
-        outcome = run_stages(job, ("export", "bench", "gate"), {}, tmp_path, None, lambda result: None)
+        ahead = []
+        names = ("export", "bench", "gate")
+        outcome = run_stages(job, names, {}, tmp_path, None, lambda result: None, lambda _, steps: ahead.extend(steps))
+        assert [(step.stage.name, step.cached) for step in ahead] == [(r.name, r.cached) for r in outcome.results]
         seen = [json.loads((result.folder / "gate.json").read_text())["taken"] for result in outcome.results]
         return seen[1:], [result.cached for result in outcome.results]
 

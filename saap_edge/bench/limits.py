@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from saap_edge.bench.sensors import read_text
 
-__all__ = ["allowed"]
+__all__ = ["allowed", "memory"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _UNLIMITED = 2**60  # version 1 writes "no limit" as a number near 2**63
@@ -50,3 +52,20 @@ def _memory(folder: Path) -> int | None:
     """Bytes that memory.max (version 2) or memory.limit_in_bytes (version 1) allow."""
     text = read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes") or ""
     return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of memory that this process can ever have (with swap, where no control group has a limit), and those that
+    are free now."""
+    ram, swap = psutil.virtual_memory(), psutil.swap_memory()
+    limits = [(folder, limit) for folder in _folders("memory") if (limit := _memory(folder)) is not None]
+    total = min((limit for _, limit in limits), default=ram.total + swap.total)
+    return total, max(0, min([ram.available, *(limit - _used(folder) for folder, limit in limits)]))
+
+
+def _used(folder: Path) -> int:
+    """Bytes that a control group's processes hold, without pages of files that can go (both versions)."""
+    text = read_text(folder / "memory.current") or read_text(folder / "memory.usage_in_bytes") or ""
+    lines = (line.split() for line in (read_text(folder / "memory.stat") or "").splitlines())
+    held = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+    return int(text) - held.get("total_inactive_file", held.get("inactive_file", 0)) if text.isdigit() else 0

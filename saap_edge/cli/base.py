@@ -157,6 +157,7 @@ def run_chain(
     if recipe.recover.batch % processes:  # every process sees this, so that none waits for another
         raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {processes} processes")
     with bar("loading libraries", None):
+        from saap_edge.cli.ahead import announce
         from saap_edge.report.terminal import render_stage
         from saap_edge.run import run_stages
         from saap_edge.stages import Job
@@ -172,7 +173,7 @@ def run_chain(
 
     for warning in job.warnings:
         console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
-    outcome = run_stages(job, names, folders, out, after, done)
+    outcome = run_stages(job, names, folders, out, after, done, announce)
     if all(result.cached for result in outcome.results):
         console.print("nothing to do: every stage was already there")
     for what, path in outcome.links.items():

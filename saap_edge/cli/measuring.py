@@ -155,7 +155,8 @@ def _bench_bundles(
 
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise SaapError(f"--out '{out}': give a file in a folder that exists")
-    document = measure(paths, options)
+    with bar("bench", None):
+        document = measure(paths, options)
     for part in render_bench(document):
         console.print(part)
     if out:

@@ -70,10 +70,11 @@ def frontier(
     rivals = tuple(name for name in (rival or RIVALS) if name != "none")
     if rivals:
         _with_formats(settings, list(rivals), "--rival")
+    from saap_edge.cli.ahead import announce
     from saap_edge.report.frontier import render_frontier, write_frontier
     from saap_edge.worth.frontier import frontier as measure
 
-    document = measure(settings, ratios, rivals, out, bar, stage_line)
+    document = measure(settings, ratios, rivals, out, bar, stage_line, announce)
     files = write_frontier(document, out)
     for part in render_frontier(document):
         console.print(part)
@@ -105,10 +106,11 @@ def fit(
     settings = _settings(
         recipe, format, model=model, target=target, method=method, tokens=tokens, data=data, budget=budget
     )
+    from saap_edge.cli.ahead import announce
     from saap_edge.report.frontier import render_fit
     from saap_edge.worth.fit import fit as search
 
-    result = search(settings, out, bar, stage_line)
+    result = search(settings, out, bar, stage_line, announce)
     for part in render_fit(result):
         console.print(part)
     if as_json:

@@ -17,7 +17,7 @@ from saap_edge.pipeline import Stage, StageResult, run_stage
 from saap_edge.progress import Bar
 from saap_edge.prune.space import BITS, Cost
 from saap_edge.recipe import Recipe
-from saap_edge.run import run_stages
+from saap_edge.run import Step, run_stages
 from saap_edge.stages import ORDER, Job, read_json, write_json
 from saap_edge.worth.frontier import dense_folder, with_ratio
 from saap_edge.worth.judgeable import check_baseline, check_board
@@ -31,7 +31,13 @@ ROUNDS = 64  # at most, where noise leaves a limit open
 QUALITY = ("perplexity", "perplexity_increase_pct")  # more pruning makes these worse, and all others better
 
 
-def fit(recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None]) -> dict[str, Any]:
+Before = Callable[[Job, list[Step]], None]  # called with what a compilation is about to do
+
+
+def fit(
+    recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None],
+    before: Before = lambda job, steps: None,
+) -> dict[str, Any]:  # fmt: skip
     """Search the least ratio at which one of the recipe's formats meets every limit on it.
 
     Returns the fit document (schema 1), also written to `out` as fit.json, and the recipe found as fit.yaml.
@@ -48,7 +54,7 @@ def fit(recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None]
     tries: dict[str, dict[int, Outcome]] = {name: {} for name in formats}
     rows: list[dict[str, Any]] = []
     while (ratio := _next(tries, first, most)) is not None:
-        verdicts, folder = _judged(recipe, ratio, out, bar, done)
+        verdicts, folder = _judged(recipe, ratio, out, bar, done, before)
         for name in formats:
             row = _row(job, ratio, name, verdicts, folder)
             tries[name][ratio] = row["outcome"]
@@ -160,11 +166,12 @@ def _within(limit: Limit, value: float) -> bool:
 
 
 def _judged(
-    recipe: Recipe, ratio: int, out: Path, bar: Bar, done: Callable[[StageResult], None]
+    recipe: Recipe, ratio: int, out: Path, bar: Bar, done: Callable[[StageResult], None], before: Before
 ) -> tuple[list[dict[str, Any]], Path]:
     """Verdicts of the gate at a ratio, and the folder of the artifacts. 0 is the dense model."""
     if ratio:
-        results = run_stages(Job(with_ratio(recipe, ratio / 100), None, bar), CHAIN, {}, out, None, done).results
+        job = Job(with_ratio(recipe, ratio / 100), None, bar)
+        results = run_stages(job, CHAIN, {}, out, None, done, before).results
         folders = {result.name: result.folder for result in results}
         return list(read_json(folders["gate"] / "gate.json")["verdicts"]), folders["export"]
     job = Job(recipe, None, bar, tune=True)

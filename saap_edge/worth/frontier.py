@@ -18,7 +18,7 @@ from saap_edge.bench.predict import predict_benched
 from saap_edge.pipeline import Stage, StageResult, run_stage
 from saap_edge.progress import Bar
 from saap_edge.recipe import Recipe
-from saap_edge.run import run_stages
+from saap_edge.run import Step, run_stages
 from saap_edge.stages import ORDER, Job, read_json, write_json
 
 __all__ = ["SCHEMA", "dense_folder", "frontier", "mark_front", "with_formats", "with_ratio"]
@@ -54,7 +54,7 @@ def with_formats(recipe: Recipe, formats: tuple[str, ...]) -> Recipe:
 
 def frontier(
     recipe: Recipe, ratios: tuple[float, ...], rivals: tuple[str, ...], out: Path, bar: Bar,
-    done: Callable[[StageResult], None],
+    done: Callable[[StageResult], None], before: Callable[[Job, list[Step]], None] = lambda job, steps: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Compile at every ratio, measure every artifact; returns the frontier document (schema 1).
 
@@ -62,7 +62,7 @@ def frontier(
         ratios: shares of the dense cost to remove, each in (0, 1).
         rivals: formats of the dense model beside the recipe's own: fewer bits instead of fewer weights.
         out: the run's folder, shared with `saap-edge compile`: what it has done is not done again.
-        done: called after every stage.
+        done: called after every stage; `before`: with what each compilation is about to do.
 
     Raises SaapError for whatever the stages refuse, before anything runs where that can be known.
     """
@@ -74,7 +74,7 @@ def frontier(
     anchor_format = own if own in recipe.export.formats else recipe.export.formats[0]
     points: list[_Point] = []
     for job in jobs:
-        folders = {result.name: result.folder for result in run_stages(job, CHAIN, {}, out, None, done).results}
+        folders = {result.name: result.folder for result in run_stages(job, CHAIN, {}, out, None, done, before).results}
         if not points:
             anchor = folders["dense"], anchor_format
             points += [_Point(0, 0, name, folders["dense"], job) for name in recipe.export.formats]

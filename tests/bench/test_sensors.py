@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saap_edge.bench.energy import Meter, Source, find_meter, joules_between
-from saap_edge.bench.limits import _memory, _quota
+from saap_edge.bench.limits import _memory, _quota, _used, memory
 from saap_edge.bench.sensors import sensors
 
 
@@ -154,3 +154,18 @@ def test_limits_of_control_groups(tmp_path, files, cpus, memory):
     """Of version 2 and of version 1, set and not set."""
     folder = tree(tmp_path, **files)
     assert (_quota(folder), _memory(folder)) == (cpus, memory)
+
+
+@pytest.mark.parametrize(("files", "used"), [
+    ({"memory.current": 5000, "memory.stat": "anon 3000\ninactive_file 1500"}, 3500),
+    ({"memory.usage_in_bytes": 5000, "memory.stat": "inactive_file 1\ntotal_inactive_file 1500"}, 3500),
+    ({"memory.current": 5000}, 5000),
+    ({}, 0),
+])  # fmt: skip
+def test_memory_in_use_leaves_out_pages_that_can_go(tmp_path, files, used):
+    assert _used(tree(tmp_path, **files)) == used
+
+
+def test_memory_that_can_be_had():
+    total, free = memory()
+    assert 0 < free <= total

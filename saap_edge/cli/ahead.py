@@ -1,0 +1,87 @@
+"""What a run is about to do: its stages, what is already there, time and memory; and whether the memory can suffice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from saap_edge.bench.limits import memory
+from saap_edge.cli.base import console
+from saap_edge.errors import SaapError
+from saap_edge.estimate import ESTIMATED, HIGH, LOW, Estimate, estimate_stages, measure_rates
+from saap_edge.progress import duration
+
+__all__ = ["announce", "check_memory", "plan_lines"]
+
+GIB = 2**30
+SHORT = 5.0  # seconds: of one stage that takes no longer nothing is said
+LESS = {
+    "score": "score: {dtype: bfloat16, checkpointing: true} or more score.batches take less",
+    "recover": "recover.top, recover.checkpointing and a smaller recover.batch take less",
+    "bench": "fewer bits (export.formats) take less",
+    "verify": "fewer bits (export.formats) take less",
+}
+
+
+def announce(job: Any, steps: list[Any]) -> None:
+    """Say what `run_stages` comes to. Raises SaapError when a stage needs more memory than the machine has."""
+    todo = [step.stage.name for step in steps if not step.cached]
+    if not ESTIMATED & set(todo) or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launch shares the work out
+        return
+    rates = measure_rates()
+    if rates is None:
+        console.print(f"to do, on a GPU: {', '.join(todo)}")
+        return
+    found = estimate_stages(tuple(todo), job.spec, job.recipe, rates)
+    total, free = memory()
+    note = check_memory(found, total, free)
+    if len(todo) > 1 or sum(estimate.seconds for estimate in found.values()) * HIGH > SHORT:
+        names = {step.stage.name: step.cached for step in steps}
+        measured = f"{rates.flops / 1e9:.0f} GFLOP/s measured here"
+        for line in plan_lines(names, found, measured, total, free):
+            console.print(line, highlight=False, soft_wrap=True)
+    if note:
+        console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+
+
+def plan_lines(
+    names: Mapping[str, bool], found: Mapping[str, Estimate], measured: str, total: int, free: int
+) -> list[str]:
+    """The announcement. `names`: stages in their order, and whether they are already there."""
+    lines = []
+    for name, cached in names.items():
+        told = f"{_span(found[name].seconds)}, {found[name].bytes / GIB:.1f} GiB" if name in found else "seconds"
+        lines.append(f"  {name:8} {'already there' if cached else told}")
+    seconds, most = sum(each.seconds for each in found.values()), max(each.bytes for each in found.values())
+    summary = (
+        f"about {_span(seconds)} and {most / GIB:.1f} GiB of memory ({free / GIB:.1f} of {total / GIB:.1f} GiB are "
+        f"free); an estimate, from {measured}"
+    )
+    if len(names) == 1:
+        return [f"{next(iter(names))}: {summary}"]
+    return ["to do:", *lines, f"  in all   {summary}"]
+
+
+def check_memory(found: Mapping[str, Estimate], total: int, free: int) -> str | None:
+    """A warning where less memory is free than a stage needs. Raises SaapError where there never is as much."""
+    name = max(found, key=lambda name: found[name].bytes)
+    needed = found[name].bytes
+    less = LESS.get(name, "a smaller model or fewer score.samples take less")
+    if needed > total:
+        raise SaapError(
+            f"{name} needs about {needed / GIB:.1f} GiB of memory, and there are {total / GIB:.1f} GiB here, swap "
+            f"included: {less}"
+        )
+    if needed > free:
+        return (
+            f"{name} needs about {needed / GIB:.1f} GiB of memory, of which {free / GIB:.1f} GiB are free: end other "
+            f"programs, or it may be killed ({less})"
+        )
+    return None
+
+
+def _span(seconds: float) -> str:
+    low, high = duration(seconds * LOW), duration(seconds * HIGH)
+    unit = high.partition(" ")[2]
+    return f"{low.removesuffix(f' {unit}')} to {high}" if low != high else high

@@ -1,0 +1,273 @@
+"""About how long a stage takes here and how much memory it needs, before it is begun. Pure: shapes and a recipe in.
+
+Time is counted from what a stage does: multiplications of its passes over the model (parameters x tokens x passes),
+work in float64, bytes that are moved and processes that are started, over rates that `measure_rates` takes in a third
+of a second. FACTORS then bring each stage to what was measured (`benchmarks/estimate.py`, docs/progress.md). It is an
+estimate: between LOW and HIGH times the figure, on a machine that others use too.
+
+Memory is the most that this process and its children hold at once, in pages of mapped files too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from saap_edge.model.spec import ModelSpec
+from saap_edge.recipe import Recipe
+
+__all__ = ["ESTIMATED", "HIGH", "LOW", "Estimate", "Rates", "estimate_stages", "measure_rates"]
+
+ESTIMATED = {"score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench"}
+LOW, HIGH = 0.6, 1.7  # of what was measured lies within them (docs/progress.md)
+# Measured over counted, on models from 4.6 M to 135 M parameters.
+FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 1.1}
+HELDOUT, SEARCHED = 40, 8  # windows: of held-out text, and those the search compares plans on
+LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the dense model that a search keeps
+JUDGED = {"auto": 12, "search": 8}  # plans repaired and judged; any other method: itself and the uniform plan
+PROBES, SUBLAYERS = 3, 2  # widths at which a search measures every sublayer
+EVALUATED = 8  # times in each of recovery's two phases
+BASE = 700 << 20  # Python with torch and transformers
+CHILD = 250 << 20  # a runtime's process
+START = 2.0  # seconds until a runtime's process has loaded a small model
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does in a second: float32 operations of a matrix product, and bytes copied."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and bytes of memory."""
+
+    seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class _Work:
+    """float32 operations, float64 operations, bytes moved, and seconds that do not depend on the model."""
+
+    flops: float = 0.0
+    doubles: float = 0.0
+    bytes: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: _Work) -> _Work:
+        return _Work(
+            self.flops + other.flops, self.doubles + other.doubles, self.bytes + other.bytes,
+            self.seconds + other.seconds,
+        )  # fmt: skip
+
+    def __mul__(self, times: float) -> _Work:
+        return _Work(self.flops * times, self.doubles * times, self.bytes * times, self.seconds * times)
+
+    def time(self, rates: Rates) -> float:
+        return self.flops / rates.flops + 2 * self.doubles / rates.flops + self.bytes / rates.bytes + self.seconds
+
+
+@cache
+def measure_rates(clock: Callable[[], float] = time.perf_counter) -> Rates | None:
+    """Of this process, with the threads it uses; None where a GPU does the work, of which nothing is known.
+
+    With `clock` time.process_time and one thread: what the machine does in a second of its own for this process.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    # No random numbers: a run's own would be others then.
+    left, right, source = torch.full((1024, 1024), 0.5), torch.full((1024, 1024), 0.5), torch.full((1 << 24,), 0.5)
+    target = torch.empty_like(source)
+    products = _per_second(lambda: torch.mm(left, right), 0.2, clock)
+    copies = _per_second(lambda: target.copy_(source), 0.1, clock)
+    return Rates(products * 2 * 1024**3, copies * source.numel() * 4)
+
+
+def _per_second(call: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> float:
+    call()
+    start, calls = clock(), 0
+    while clock() - start < seconds:
+        call()
+        calls += 1
+    return calls / (clock() - start)
+
+
+def estimate_stages(names: Iterable[str], spec: ModelSpec, recipe: Recipe, rates: Rates) -> dict[str, Estimate]:
+    """Of these stages of the chain, those that ESTIMATED has: the others take no time to speak of."""
+    count = _Count(spec, recipe)
+    work, held = count.work(), count.memory()
+    return {
+        name: Estimate(work[name].time(rates) * FACTORS.get(name, 1.0), held[name])
+        for name in names
+        if name in ESTIMATED
+    }
+
+
+class _Count:
+    """What the stages do with a model of this shape, and what they hold."""
+
+    def __init__(self, spec: ModelSpec, recipe: Recipe) -> None:
+        self.recipe, self.layers, self.hidden = recipe, len(spec.layers), spec.hidden
+        self.projections, self.head = spec.layer_parameters(), spec.vocab_size * spec.hidden
+        self.parameters = self.projections + self.head * (1 if spec.tied else 2)
+        self.vocabulary, first = spec.vocab_size, spec.layers[0]
+        self.q, self.ffn = first.heads * spec.head_dim, first.ffn
+        self.window, self.samples = recipe.score.window, recipe.score.samples
+        self.kept = 1 - recipe.prune.ratio
+        self.formats = len(recipe.export.formats)
+
+    def work(self) -> dict[str, _Work]:
+        export, bench = self._export(), self._bench()
+        return {
+            "score": self._score(), "bank": self._bank(), "plan": self._plan(),
+            "prune": self._repair() + self._forward(3 * HELDOUT) + self._load() * 2, "recover": self._recover(),
+            "dense": export, "export": export * self.kept, "verify": self._verify(), "bench": bench,
+        }  # fmt: skip
+
+    def memory(self) -> Mapping[str, float]:
+        weights, states = 4.0 * self.parameters, 4.0 * self.samples * self.window * self.hidden
+        pruned = 4.0 * (self.parameters - (1 - self.kept) * self.projections)
+        logits = 3 * 4.0 * min(LOGITS, 8 * self.window * self.vocabulary)
+        largest = 4.0 * max(self.head, self.ffn * self.hidden)
+        score, recover = self.recipe.score, self.recipe.recover
+        scored = weights / 2 if score.dtype == "bfloat16" else weights
+        activations = self._activations(-(-self.samples // score.batches), score.checkpointing)
+        outputs = 4.0 * self.layers * self.hidden * (self.q + self.ffn)  # of o_proj and down_proj
+        moments = 6 * 8.0 * self.ffn**2
+        reference = 2 * 4.0 * min(REFERENCE, SEARCHED * self.window * self.vocabulary)
+        search = self.recipe.prune.method in JUDGED
+        teacher = weights if recover.tokens and recover.distillation and recover.top is None else 0.0
+        trained = pruned * 1.3 + self._activations(recover.batch, recover.checkpointing) if recover.tokens else 0.0
+        importance = weights + states if self._important else 0.0
+        both = max(sum(self._file(name, part) for part in (weights, pruned)) for name in self.recipe.export.formats)
+        one = max(self._file(name, weights) for name in self.recipe.export.formats)
+        held = {
+            "score": scored * 1.05 + activations + 4.0 * self.projections * score.running_fisher,
+            "bank": weights + 2 * states + moments,
+            "plan": weights + outputs + max(3 * states + 2 * 4.0 * self.ffn**2, logits, reference if search else 0.0),
+            "prune": weights + pruned + max(3 * states, pruned + logits),
+            "recover": teacher + max(trained, pruned * 1.6 + 3 * states + 4 * 4.0 * self.ffn**2, pruned + logits),
+            "dense": max(1.1 * largest, importance), "export": max(1.1 * largest, importance),
+            "verify": 2 * weights + CHILD + one, "bench": 2 * CHILD + both,
+        }  # fmt: skip
+        return {name: BASE + held_bytes for name, held_bytes in held.items()}
+
+    @property
+    def _important(self) -> bool:
+        return any(name.startswith("gguf-") and ("_k" in name or "iq" in name) for name in self.recipe.export.formats)
+
+    def _file(self, artifact_format: str, weights: float) -> float:
+        """Bytes a runtime holds of a model whose float32 weights have that many."""
+        share = {"f32": 1.0, "f16": 0.5, "bf16": 0.5, "q8_0": 0.3, "fp32": 1.2, "fp16": 1.2, "optimum": 1.2}
+        return weights * share.get(artifact_format.partition("-")[2], 0.3)
+
+    def _activations(self, windows: float, checkpointing: bool) -> float:
+        """Bytes that autograd keeps: about 4 numbers a channel and 7 a hidden unit, of every token and layer."""
+        tokens = windows * self.window
+        layer = 4.0 * (4 * self.ffn + 5 * self.hidden + 2 * self.q)
+        kept = 4.0 * self.hidden * self.layers + layer if checkpointing else layer * self.layers
+        return tokens * kept + 3 * 4.0 * min(1 << 24, tokens * self.vocabulary)
+
+    def _forward(self, windows: float, head: bool = True) -> _Work:
+        tokens = windows * self.window
+        attention = 4 * self.window * self.q * self.layers
+        logits = 5 * 4.0 * self.vocabulary if head else 0.0  # written, and read for their logarithms
+        return _Work(
+            tokens * (2 * (self.projections + self.head * head) + attention),
+            bytes=tokens * (logits + self.layers * 4.0 * (12 * self.hidden + 6 * self.ffn)),
+        )
+
+    def _load(self) -> _Work:
+        return _Work(bytes=4 * 4.0 * self.parameters, seconds=0.3)
+
+    def _score(self) -> _Work:
+        score = self.recipe.score
+        passes = self._forward(self.samples, head=False) * (4 if score.checkpointing else 3)
+        reductions = _Work(bytes=score.batches * 6 * 4.0 * self.projections)
+        return self._load() + passes + self._forward(self.samples) + reductions
+
+    def _grams(self, share: float = 1.0) -> _Work:
+        """Second moments of what o_proj and down_proj see, and of it with what they give."""
+        widths = (self.q * share, self.ffn * share)
+        return _Work(2 * self.samples * self.window * self.layers * sum(w * (w + self.hidden) for w in widths))
+
+    def _bank(self) -> _Work:
+        solved = 0.0
+        for width in (self.q, self.ffn):
+            # Two inverses, the greedy order's updates, and 16 repaired widths.
+            solved += 6 * width**3 + 16 * width * self.hidden * width * 2 + 16 * width**3 / 12
+        greedy = _Work(bytes=self.layers * 256 * 6 * 8.0 * min(self.ffn, 4096) ** 2)
+        passes = self._forward(self.samples, head=False) + self._grams()
+        return self._load() + passes + _Work(doubles=solved * self.layers) + greedy
+
+    def _repair(self) -> _Work:
+        if not self.recipe.prune.repair:
+            return _Work()
+        solved = self.layers * sum((self.kept * width) ** 3 for width in (self.q, self.ffn))
+        return self._forward(3 * self.samples, head=False) + self._grams(self.kept) + _Work(doubles=solved)
+
+    def _plan(self) -> _Work:
+        prune = self.recipe.prune
+        judged = self._repair() + self._forward(HELDOUT) + _Work(bytes=2 * 4.0 * self.projections)
+        work = self._load() + judged * JUDGED.get(prune.method, 2)
+        if prune.method in JUDGED:
+            windows = min(SEARCHED, max(1, REFERENCE // (self.window * self.vocabulary)))
+            tried = prune.evaluations + PROBES * SUBLAYERS * self.layers
+            compared = _Work(bytes=6 * 4.0 * windows * self.window * self.vocabulary + 4.0 * self.projections)
+            work += (self._forward(windows) + compared) * tried
+        if prune.method == "policy-gradient":
+            work += self._forward(4) * prune.evaluations
+        if prune.rounds > 1:
+            work += (self._score() + self._bank() + self._repair()) * prune.rounds
+        return work
+
+    def _recover(self) -> _Work:
+        recover = self.recipe.recover
+        windows = recover.tokens / self.window
+        teacher = 1 if recover.distillation else 0
+        # The student forward and backward (to inputs and adapters), and the teacher.
+        trained = self._forward(windows) * (3 + teacher)
+        blocks = _Work(bytes=windows / recover.batch * 20 * 4.0 * self.projections * (1 - recover.weights))
+        measured = self._forward(HELDOUT) * (7 + (2 * EVALUATED if recover.tokens else 0))
+        rounded = _Work(bytes=4 * 40 * 4.0 * self.projections)
+        return trained + blocks + measured + rounded + self._codes() + self._load() * 6
+
+    def _codes(self) -> _Work:
+        """The first codes: GPTQ takes one column after the other, its scales from a search."""
+        start, inputs = self.recipe.recover.start, 5 * self.hidden + self.q + self.ffn
+        if start == "nearest":
+            return _Work(bytes=40 * 4.0 * self.projections)
+        widths = (*[self.hidden] * 5, self.q, self.ffn)
+        grams = 2 * self.samples * self.window * sum(width**2 for width in widths) * self.layers
+        searched = _Work(grams, bytes=200 * 4.0 * self.projections) + self._forward(2 * self.samples, head=False)
+        if start == "weighted":
+            return searched
+        solved = 2 * sum(width**3 for width in widths) * self.layers
+        return searched + _Work(solved, bytes=64 * 4.0 * self.projections, seconds=2e-4 * inputs * self.layers)
+
+    def _export(self) -> _Work:
+        work = _Work(bytes=60 * 4.0 * self.parameters, seconds=0.3) * self.formats
+        return work + (self._load() + self._forward(self.samples, head=False) if self._important else _Work())
+
+    def _verify(self) -> _Work:
+        passes = self._forward(6 * 48 / self.window)
+        one = self._load() + _Work(bytes=60 * 4.0 * self.parameters, seconds=START) + passes
+        return one * (self.formats * (1 + self.kept))
+
+    def _bench(self) -> _Work:
+        bench, both = self.recipe.bench, self.formats * (1 + self.kept)
+        rounds = 3 + 6 + (bench.max_rounds or bench.rounds)
+        decoded = rounds * bench.decode_tokens + len(bench.contexts) * bench.decode_tokens
+        prompts = rounds * bench.prompt_tokens + 2 * sum(bench.contexts)
+        started = _Work(seconds=4 * START * 2 * self.formats)
+        read = _Work(bytes=2 * 4.0 * self.parameters * decoded)
+        passes = self._forward(prompts / self.window + bench.perplexity_windows)
+        return (read + passes) * both + started
