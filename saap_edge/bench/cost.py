@@ -10,7 +10,8 @@ from pathlib import Path
 
 from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_shape import read_shape
-from saap_edge.engines.onnx_header import onnx_context, read_graph
+from saap_edge.engines.onnx_folder import onnx_context
+from saap_edge.engines.onnx_header import read_graph
 from saap_edge.errors import SaapError
 
 __all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token"]

@@ -6,16 +6,16 @@ protobuf message; the few fields needed are read here. Numbers of fields: onnx/o
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from saap_edge.engines.onnx_folder import head_size
 from saap_edge.engines.protobuf import fields, inside, message, text, varints
 from saap_edge.errors import SaapError
 
-__all__ = ["Graph", "onnx_context", "read_graph"]
+__all__ = ["Graph", "read_graph"]
 
 LIMIT = 2**31  # bytes: protobuf's own
 _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # TensorProto.DataType
@@ -45,12 +45,14 @@ class _Node:
 
 @dataclass
 class _Parsed:
-    """A graph's parts; `past` and `present` are the sizes of a token in these, by layer and kind ("0.key")."""
+    """A graph's parts; `past` and `present` are the bytes of a token in these, by layer and kind ("0.key"); `open`:
+    those of `past` whose heads have a width that the graph leaves open, counted as 1."""
 
     weights: dict[str, _Weight] = field(default_factory=dict)
     nodes: list[_Node] = field(default_factory=list)
     past: dict[str, int] = field(default_factory=dict)
     present: dict[str, int] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)
     files: dict[str, set[tuple[int, int]]] = field(default_factory=dict)  # of each, (begin, end) of what it holds
     told: dict[str, str] = field(default_factory=dict)
     vocab_size: int | None = None
@@ -85,6 +87,9 @@ def read_graph(path: Path) -> Graph:
         raise SaapError(f"cannot read '{path}': {error.strerror}") from None
     try:
         parsed = _parse(data)
+        if parsed.open:
+            width = head_size(path.parent)
+            parsed.past |= {name: width * parsed.past[name] for name in parsed.open}
         graph = _count(parsed)
     except (IndexError, ValueError, KeyError, OverflowError, ZeroDivisionError):
         raise SaapError(f"'{path}' is not an ONNX graph, or is damaged") from None
@@ -92,35 +97,6 @@ def read_graph(path: Path) -> Graph:
         raise SaapError(f"'{path}' is not a decoder: it takes no past_key_values or holds no weights")
     _check_files(path, parsed.files)
     return graph
-
-
-def onnx_context(folder: Path, graph: Graph) -> int | None:
-    """Tokens of the longest sequence, by the graph and the configuration beside it; None where neither says.
-
-    Raises SaapError where the configuration is damaged or is another graph's.
-    """
-    told = [] if graph.context is None else [graph.context]
-    for name, section, key in (
-        ("genai_config.json", ("model",), "context_length"), ("config.json", (), "max_position_embeddings"),
-    ):  # fmt: skip
-        path = folder / name
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            layers = document["model"]["decoder"].get("num_hidden_layers") if section else None
-            value = (document[section[0]] if section else document)[key]
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise SaapError(f"'{path}' does not say its {key}: export the model again") from None
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise SaapError(f"'{path}' is damaged: {key} is {value!r}")
-        if layers not in (None, graph.layers):
-            raise SaapError(f"'{path}' is another model's: it has {layers} layers, the graph beside it {graph.layers}")
-        if graph.context is not None and value > graph.context:
-            raise SaapError(f"'{path}' does not add up: {key} is {value}, the graph beside it holds {graph.context}")
-        told.append(value)
-        break
-    return min(told, default=None)
 
 
 def _check_files(path: Path, files: dict[str, set[tuple[int, int]]]) -> None:
@@ -222,8 +198,13 @@ def _parse_part(parsed: _Parsed, part: int, body: int | memoryview) -> None:
     elif part in (11, 12):
         name, kind, sizes = _value(message(body))
         for prefix, found in (("past_key_values.", parsed.past), ("present.", parsed.present)):
-            if name.startswith(prefix) and len(sizes) > 1:
+            if not name.startswith(prefix) or not sizes:
+                continue
+            if len(sizes) > 1:  # heads and their width
                 found[name.removeprefix(prefix)] = math.prod(sizes) * _SIZES[kind]
+            elif found is parsed.past:
+                parsed.open.add(name.removeprefix(prefix))
+                found[name.removeprefix(prefix)] = sizes[0] * _SIZES[kind]
         if name == "logits" and part == 12 and sizes:
             parsed.vocab_size = sizes[-1]
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_shape import read_shape
-from saap_edge.engines.onnx_header import onnx_context, read_graph
+from saap_edge.engines.onnx_folder import onnx_context
+from saap_edge.engines.onnx_header import read_graph
 from saap_edge.errors import SaapError
 from saap_edge.pipeline import file_hash
 

@@ -10,6 +10,7 @@ import pytest
 
 from saap_edge.bench.bundles import bench_bundles
 from saap_edge.bundle.archive import pack
+from saap_edge.bundle.check import check_bundle
 from saap_edge.errors import SaapError
 from tests.bundle.conftest import amend
 from tests.test_cli import call
@@ -48,6 +49,19 @@ def test_against_another_format_of_the_same_model_from_an_archive(made, tmp_path
     assert (pair["base"], pair["candidate"]) == ("baseline gguf-q4_0", "candidate onnx-int4")
     assert pair["ratios"]["decode_tok_s"]["rounds"] == 3
     assert list(tmp_path.iterdir()) == [tmp_path / "main.tar.zst"], "what was unpacked is gone"
+
+
+@pytest.mark.parametrize("name", ["gguf-q4_0", "onnx-int4"])
+def test_a_model_that_was_cut_before_it_was_packed(made, tmp_path, name):
+    """Every checksum is right: the file's own header says that something is missing, before anything runs."""
+    folder = shutil.copytree(made[name], tmp_path / "bundle")
+    model = next(path for path in folder.rglob("model*") if path.suffix in (".gguf", ".data"))
+    model.write_bytes(model.read_bytes()[:-200])
+    amend(folder)
+    with pytest.raises(SaapError, match="is cut short"):
+        bench_bundles([folder], bar, **SMALL)
+    check = check_bundle(folder)
+    assert check.exit_code == 2 and len(check.problems) == 1 and "\n" not in check.problems[0]
 
 
 def other_model(folder):

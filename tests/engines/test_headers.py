@@ -340,7 +340,7 @@ def test_a_changed_graph_is_refused_or_the_same(export, tmp_path, data):
     (lambda folder: config(folder, 256), "context_length is 256, the graph beside it holds 128"),
     (lambda folder: config(folder, 0), "context_length is 0"), (lambda folder: config(folder, "x"), "is 'x'"),
     (lambda folder: config(folder, 64, num_hidden_layers=2), "it has 2 layers, the graph beside it 3"),
-    (lambda folder: (folder / "genai_config.json").write_text("{"), "does not say its context_length"),
+    (lambda folder: (folder / "genai_config.json").write_text("{"), "genai_config.json' does not say its"),
     (lambda folder: elsewhere(folder / "model.onnx"), "outside its folder"),
 ])  # fmt: skip
 def test_predict_refuses_a_damaged_folder(folder, monkeypatch, capsys, damage, message):
@@ -367,6 +367,20 @@ def elsewhere(path):
     tensor = next(tensor for tensor in graph.graph.initializer if tensor.external_data)
     tensor.external_data[0].value = "../model.onnx.data"
     path.write_bytes(graph.SerializeToString())
+
+
+def test_a_width_that_the_graph_leaves_open_is_the_configurations(folder):
+    """As onnxruntime-genai's builder writes it; the figure was that of heads of width 1."""
+    graph = onnx.load(folder / "model.onnx", load_external_data=False)
+    for value in [*graph.graph.input, *graph.graph.output]:
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.shape.dim[3].dim_param = "kv_cache_dim"
+    expected = artifact_cost(folder).kv_bytes_per_token
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+    assert artifact_cost(folder).kv_bytes_per_token == expected
+    (folder / "genai_config.json").unlink()
+    with pytest.raises(SaapError, match="does not say its head_size"):
+        artifact_cost(folder)
 
 
 def test_the_shorter_of_two_contexts_holds(folder):
