@@ -13,7 +13,7 @@ from saap_edge.errors import SaapError
 
 __all__ = ["Shape", "read_shape"]
 
-# Every block of these has the same tensors: one that lacks some is a file that something was lost from.
+# Every block of these has the same tensors, but for biases, which are optional in each: one that lacks some is a file that something was lost from.
 _UNIFORM = ("llama", "qwen2", "qwen3", "phi3", "granite", "gemma", "gemma2", "gemma3", "deci", "openelm")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
@@ -110,7 +110,10 @@ class _Reader:
             )
         if self._name not in _UNIFORM:
             return
-        names = {index: frozenset(self._blocks[index]) for index in range(blocks) if kv_heads[index]}
+        names = {
+            index: frozenset(name for name in self._blocks[index] if not name.endswith(".bias"))
+            for index in range(blocks) if kv_heads[index]
+        }  # fmt: skip
         all_names = frozenset().union(*(own for index, own in names.items() if index not in no_ffn))
         for index, own in names.items():
             if own != all_names and index not in no_ffn:

@@ -176,7 +176,12 @@ def test_a_layer_that_lost_a_tensor_is_refused(tmp_path):
         two(tensors)
         del tensors["blk.1.ffn_up.weight"]
 
+    def biased(tensors):
+        two(tensors)
+        tensors["blk.1.ffn_down.bias"] = (64,)
+
     assert figures(write_gguf(tmp_path / "x.gguf", two, block_count=2))
+    assert figures(write_gguf(tmp_path / "z.gguf", biased, block_count=2)), "a bias may be in one layer alone"
     with pytest.raises(SaapError, match=r"blk\.1 has no ffn_up\.weight"):
         artifact_cost(write_gguf(tmp_path / "y.gguf", less, block_count=2))
 
