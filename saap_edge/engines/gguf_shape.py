@@ -13,7 +13,8 @@ from saap_edge.errors import SaapError
 
 __all__ = ["Shape", "read_shape"]
 
-# Every block of these has the same tensors, but for biases, which are optional in each: one that lacks some is a file that something was lost from.
+# Every block of these has the same tensors, but for biases, which are optional in each: where one lacks some, the file
+# has lost something.
 _UNIFORM = ("llama", "qwen2", "qwen3", "phi3", "granite", "gemma", "gemma2", "gemma3", "deci", "openelm")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
