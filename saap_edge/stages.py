@@ -35,11 +35,17 @@ Inputs = Mapping[str, Path]
 
 
 def resolve_model(name: str) -> Path:
-    """A local folder for a folder path or a hub name. Raises SaapError when there is neither."""
+    """A local folder for a folder path, a GGUF file (unpacked) or a hub name. Raises SaapError when there is none."""
     if Path(name).is_dir():
         return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise SaapError(f"no model folder '{name}': give a Hugging Face folder or a hub name (owner/name)")
+    if Path(name).is_file():
+        from saap_edge.gguf_input.folder import unpack
+
+        return unpack(Path(name))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
+        raise SaapError(
+            f"no model folder '{name}': give a Hugging Face folder, a .gguf file or a hub name (owner/name)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -60,6 +66,7 @@ class Job:
     """
 
     def __init__(self, recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = False) -> None:
+        from saap_edge.gguf_input.folder import source_of
         from saap_edge.model.checkpoint import open_checkpoint
         from saap_edge.prune.plan import load_plan
 
@@ -68,7 +75,8 @@ class Job:
         self.model = resolve_model(recipe.model)
         checkpoint = open_checkpoint(self.model)
         self.spec: ModelSpec = checkpoint.spec
-        self.warnings = checkpoint.warnings
+        self.source = source_of(self.model)
+        self.warnings = (*checkpoint.warnings, *filter(None, [(self.source or {}).get("note")]))
         self.plan_override = load_plan(plan_file) if plan_file else None
         self.teacher = resolve_model(recipe.recover.teacher) if recipe.recover.teacher else self.model
         self._check_teacher()
@@ -234,8 +242,11 @@ class Job:
 
     @property
     def model_name(self) -> str:
-        """The folder's name, or the hub's: paths of this machine have no place in a report."""
-        return self.model.resolve().name if Path(self.recipe.model).is_dir() else self.recipe.model
+        """The folder's or file's name, or the hub's: paths of this machine have no place in a report."""
+        given = Path(self.recipe.model)
+        if given.is_file():
+            return given.name
+        return self.model.resolve().name if given.is_dir() else self.recipe.model
 
     @property
     def on_target(self) -> bool:
@@ -511,6 +522,8 @@ class Job:
             "heads": first.heads, "kv_heads": first.kv_heads, "head_dim": self.spec.head_dim, "ffn": first.ffn,
             "vocab_size": self.spec.vocab_size,
         }  # fmt: skip
+        if self.source:
+            model["source"] = {name: self.source[name] for name in ("file", "architecture", "types", "rounding")}
         write_report(inputs, model, self.target, self.on_target, out)
 
 

@@ -79,8 +79,8 @@ def test_bad_input_is_one_line(saap, root, tmp_path):
         (command(root, "dense", "--teacher", root / "none", "--out", out), "no model folder"),
         (["recover", tmp_path / "empty"], "is not a stage folder"),
         (["recover", tmp_path / "none"], "is not a stage folder"),
-        (["recover", tmp_path / "empty", "--out", out], "go with a Hugging Face folder"),
-        (["recover", stage, "--data", root], "go with a Hugging Face folder"),
+        (["recover", tmp_path / "empty", "--out", out], "go with a model"),
+        (["recover", stage, "--data", root], "go with a model"),
         (command(root, "dense", "--tokens", "-1", "--out", out), "--tokens"),
     ):
         code, stdout, stderr = saap(*arguments)

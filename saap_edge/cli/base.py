@@ -48,7 +48,7 @@ bars = Bars(console)
 bar = bars.bar
 
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Hugging Face folder or hub name (default: the bundled model)")
+    str | None, typer.Option("--model", help="Hugging Face folder, .gguf file or hub name (default: the bundled model)")
 ]
 TargetOption = Annotated[
     str | None, typer.Option("--target", help="Board: a name (see `saap-edge targets`) or a YAML file")
@@ -127,7 +127,7 @@ def _anchored(recipe: Any) -> Any:
     """Paths made absolute, so that a later stage can be run from anywhere."""
     texts = {role: Path(path).absolute() for role, path in recipe.data}
     local = Path(recipe.model)
-    model = str(local.absolute()) if local.is_dir() else recipe.model
+    model = str(local.absolute()) if local.exists() else recipe.model
     return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=texts)})
 
 

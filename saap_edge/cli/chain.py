@@ -77,19 +77,19 @@ def prune(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
 
 @app.command()
 def recover(
-    folder: Annotated[Path, typer.Argument(help="Folder of the prune stage, or any Hugging Face folder")], *,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Recipe YAML, for a Hugging Face folder")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of the prune stage, Hugging Face folder or .gguf file")], *,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Recipe YAML, for a model")] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="Dense model to learn from (default: the model itself)")
     ] = None,
     tokens: TokensOption = None, data: DataOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write, for a Hugging Face folder")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write, for a model")] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Group fine-tuning in the export's blocks; never returns worse than it got.
 
-    On the folder of the prune stage it is the next stage of that run. On a Hugging Face folder, pruned or dense, it
-    stands alone, and export, verify, bench and gate go on from what it writes:
+    On the folder of the prune stage it is the next stage of that run. On a model, pruned or dense, a Hugging Face
+    folder or a .gguf file, it stands alone, and export, verify, bench and gate go on from what it writes:
 
     \b
         saap-edge recover out/stages/prune-HASH --tokens 1000000
@@ -100,13 +100,13 @@ def recover(
 
     A killed run goes on from its last checkpoint when the same command is given again.
     """
-    if (folder / "stage.json").is_file() or not (folder / "config.json").is_file():
+    if (folder / "stage.json").is_file() or not (folder.is_file() or (folder / "config.json").is_file()):
         if recipe or data or out:
-            raise SaapError("--recipe, --data and --out go with a Hugging Face folder: a stage folder has its own")
+            raise SaapError("--recipe, --data and --out go with a model: a stage folder has its own")
         run_after(folder, "recover", as_json, tokens=tokens, teacher=teacher)
         return
     if out is None:
-        raise SaapError(f"'{folder}' is a Hugging Face folder: say with --out where to write")
+        raise SaapError(f"'{folder}' is a model: say with --out where to write")
     settings = read_recipe(recipe, model=str(folder), teacher=teacher, tokens=tokens, data=data)
     run_chain(settings, ("recover",), {}, out, None, as_json, tune=True)
 

@@ -28,7 +28,7 @@ def evaluate(
         list[str] | None, typer.Option("--format", help="Only this artifact of an export folder; may be repeated")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Hugging Face folder with the tokenizer, where PATH has none")
+        Path | None, typer.Option("--tokenizer", help="Folder or .gguf file with the tokenizer, where PATH has none")
     ] = None,
     threads: Annotated[
         int, typer.Option("--threads", min=1, help="Threads of llama.cpp and ONNX Runtime")
@@ -43,7 +43,7 @@ def evaluate(
     \b
         saap-edge evaluate ./TinyLlama --task piqa.jsonl --task arc_easy.jsonl --limit 200
         saap-edge evaluate out/stages/export-HASH --task piqa.jsonl --text test.txt
-        saap-edge evaluate model-q4_0.gguf --tokenizer ./TinyLlama --task lambada.jsonl
+        saap-edge evaluate model-q4_0.gguf --task lambada.jsonl
 
     lm-eval does the scoring. --task takes its tasks by name (their data comes from the network), or a local file with
     one JSON object a line, of one of three forms:

@@ -13,7 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,13 +41,15 @@ _TYPES = {
 @dataclass(frozen=True)
 class Tensor:
     """A tensor as the header lists it; `kind` is ggml's type in small letters, `shape` begins with the length of a
-    row, `bytes` is what its blocks take."""
+    row, `bytes` is what its blocks take, `offset` where they begin in `file`."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     elements: int
     bytes: int
+    file: Path
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,10 @@ def _read_file(path: Path) -> Header:
     with _opened(path) as source:
         tensors_listed, metadata, _, lengths = _read_pairs(source)
         listed = [_tensor(source) for _ in range(tensors_listed)]
-        _check_once(path, "tensor", [tensor.name for tensor, _ in listed])
-        _check_data(source, metadata, listed)
-        return Header((path,), metadata, lengths, tuple(tensor for tensor, _ in listed), source.size)
+        _check_once(path, "tensor", [tensor.name for tensor in listed])
+        start = _check_data(source, metadata, listed)
+        tensors = tuple(replace(tensor, offset=start + tensor.offset) for tensor in listed)
+        return Header((path,), metadata, lengths, tensors, source.size)
 
 
 def _read_pairs(
@@ -200,8 +203,8 @@ def _read_pairs(
     return tensors, found, strings, lengths
 
 
-def _tensor(source: _Source) -> tuple[Tensor, int]:
-    """A tensor and where its data begin, behind the header."""
+def _tensor(source: _Source) -> Tensor:
+    """A tensor; its offset as the header has it, counted from where all data begin."""
     name = source.string()
     rank = source.numbers("I")[0]
     if not 1 <= rank <= _DIMENSIONS:
@@ -214,18 +217,19 @@ def _tensor(source: _Source) -> tuple[Tensor, int]:
     if min(shape) < 1 or shape[0] % block:
         raise SaapError(f"'{source.path}' is damaged: tensor '{name}' of type {kind} has the shape {list(shape)}")
     elements = math.prod(shape)
-    return Tensor(name, kind, shape, elements, elements // block * size), offset
+    return Tensor(name, kind, shape, elements, elements // block * size, source.path, offset)
 
 
-def _check_data(source: _Source, metadata: dict[str, Any], listed: list[tuple[Tensor, int]]) -> None:
-    """Tensors follow each other without a gap, as llama.cpp asks for, and the file ends with the last of them."""
+def _check_data(source: _Source, metadata: dict[str, Any], listed: list[Tensor]) -> int:
+    """Tensors follow each other without a gap, as llama.cpp asks for, and the file ends with the last of them. Returns
+    where the first begins."""
     path, alignment = source.path, metadata.get("general.alignment", _ALIGNMENT)
     if not _is_count(alignment) or not alignment or alignment & (alignment - 1):
         raise SaapError(f"'{path}' is damaged: general.alignment is {alignment!r}, not a power of two")
     start, at = source.at + -source.at % alignment, 0
-    for tensor, offset in listed:
-        if offset != at:
-            raise SaapError(f"'{path}' is damaged: tensor '{tensor.name}' begins at {offset}, not at {at}")
+    for tensor in listed:
+        if tensor.offset != at:
+            raise SaapError(f"'{path}' is damaged: tensor '{tensor.name}' begins at {tensor.offset}, not at {at}")
         end = start + at + tensor.bytes
         at += tensor.bytes + -tensor.bytes % alignment
         if end > source.size:
@@ -235,6 +239,7 @@ def _check_data(source: _Source, metadata: dict[str, Any], listed: list[tuple[Te
             )
     if listed and source.size > start + at:
         raise SaapError(f"'{path}' has {source.size - start - at} bytes more than its header lists: copy it again")
+    return start
 
 
 def _check_once(path: Path, what: str, names: list[str]) -> None:

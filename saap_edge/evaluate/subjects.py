@@ -16,6 +16,7 @@ from saap_edge.evaluate.likelihood import ArtifactScorer, Scorer, TorchScorer, w
 from saap_edge.evaluate.perplexity import text_hash, text_windows
 from saap_edge.evaluate.tasks import lm_eval_version, load_tasks
 from saap_edge.export.artifacts import context_of, engine_of, read_manifest, vocab_size_of
+from saap_edge.gguf_input.folder import unpack
 from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.folder import load_model
 from saap_edge.model.tokenizer import load_tokenizer
@@ -56,6 +57,7 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
     """
     subjects = find_subjects(path, settings.formats, settings.threads)
     origin = settings.tokenizer or _tokenizer_folder(path, subjects)
+    origin = unpack(origin) if origin.is_file() else origin
     tokenizer = load_tokenizer(origin)
     windows = _windows(tokenizer, settings)
     # A model in torch is loaded here, an artifact's header read: what does not fit is said before anything is run.
@@ -175,7 +177,9 @@ def _torch_scorer(folder: Path) -> TorchScorer:
 
 
 def _tokenizer_folder(path: Path, subjects: list[Subject]) -> Path:
-    """Hugging Face and ONNX folders carry their tokenizer; a GGUF file's own is not one that transformers reads."""
+    """Hugging Face and ONNX folders carry their tokenizer, a GGUF file's is unpacked from it."""
+    if path.is_file():
+        return path
     manifest = path / "manifest.json"
     siblings = find_subjects(path, (), 1) if manifest.is_file() else subjects
     for subject in siblings:

@@ -17,7 +17,7 @@ from saap_edge.export.gguf_special import add_special
 from saap_edge.model.chat import read_chat
 from saap_edge.model.spec import ModelSpec
 
-__all__ = ["add_tokenizer", "check_tokenizer", "model_name", "pre_tokenizer_name"]
+__all__ = ["SPLITTING_RULES", "add_tokenizer", "check_tokenizer", "model_name", "pre_tokenizer_name"]
 
 _KIND = gguf.TokenType
 
@@ -34,7 +34,7 @@ _DEEPSEEK = (
 # How a known splitting rule looks in tokenizer.json (`_steps`), and whether a word that is a token is taken whole ->
 # its name in llama.cpp, which fixes both (llama-vocab.cpp, llama_vocab_pre_type and ignore_merges). Only rules that
 # split as transformers does on tests/export/test_tokenizers.py's texts: tekken's and gpt-4o's do not.
-_RULES = {
+SPLITTING_RULES = {
     ((_LLAMA3,), True): "llama-bpe",
     ((_LLAMA3,), False): "smaug-bpe",
     ((_LLAMA3.replace("{1,3}", ""),), False): "qwen2",
@@ -143,12 +143,12 @@ def pre_tokenizer_name(document: dict[str, Any]) -> str:
     pre_tokenizer, whole = document.get("pre_tokenizer") or {}, bool(document["model"].get("ignore_merges"))
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer] if pre_tokenizer else [])
     key = tuple(name for name in map(_step, steps) if name)
-    if (key, whole) not in _RULES:
-        known = ", ".join(sorted(_RULES.values()))
+    if (key, whole) not in SPLITTING_RULES:
+        known = ", ".join(sorted(SPLITTING_RULES.values()))
         rule = f"'{'; '.join(key)}'{', taking known words whole,' if whole else ''}"
         rule += " (that of Mistral Nemo and GPT-4o: llama.cpp splits accents otherwise)" if _CASES in rule else ""
         raise SaapError(f"llama.cpp has no known equal of this tokenizer's splitting rule {rule} (known: {known})")
-    return _RULES[key, whole]
+    return SPLITTING_RULES[key, whole]
 
 
 def _step(step: dict[str, Any]) -> str:

@@ -1,0 +1,103 @@
+"""llama.cpp's architectures that are read: the family each stands for, and where a tensor of it goes in that family."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from saap_edge.errors import SaapError
+
+__all__ = ["ARCHITECTURES", "Architecture", "Place", "architecture_of", "place_of"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What sets an architecture apart.
+
+    Attributes:
+        model_type: of transformers.
+        neighbours: rope turns neighbouring rows of q and k, and the converter has put them in that order (llama.cpp,
+            llama_model_rope_type: NORM); transformers turns halves.
+        by_layer: heads and widths may differ from layer to layer.
+        fused: q, k and v are one matrix in transformers, gate and up another.
+        gemma: norms around sublayers, stored as 1 + weight.
+    """
+
+    model_type: str
+    neighbours: bool = False
+    by_layer: bool = False
+    fused: bool = False
+    gemma: bool = False
+
+
+ARCHITECTURES = {
+    "llama": Architecture("llama", neighbours=True),
+    "deci": Architecture("llama", neighbours=True, by_layer=True),
+    "granite": Architecture("granite", neighbours=True),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "openelm": Architecture("qwen3", by_layer=True),
+    "phi3": Architecture("phi3", fused=True),
+    "gemma2": Architecture("gemma2", gemma=True),
+    "gemma3": Architecture("gemma3_text", gemma=True),
+}
+
+
+def architecture_of(name: str, where: str) -> Architecture:
+    """Raises SaapError, naming those there are, for any other."""
+    if name not in ARCHITECTURES:
+        raise SaapError(f"'{where}': architecture '{name}' is not supported (supported: {', '.join(ARCHITECTURES)})")
+    return ARCHITECTURES[name]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor goes: the module in transformers and "weight" or "bias". `part` is q, k or v of it, or gate or up,
+    where the module has several of them; `layer` None outside the layers."""
+
+    module: str
+    leaf: str
+    layer: int | None = None
+    part: str | None = None
+
+    @property
+    def name(self) -> str:
+        prefix = "" if self.layer is None else f"model.layers.{self.layer}."
+        return f"{prefix}{self.module}.{self.leaf}"
+
+
+_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # go into config.json
+_LAYER = {
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+_GEMMA = {
+    "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}  # fmt: skip
+_FUSED = {
+    "attn_q": ("self_attn.qkv_proj", "q"), "attn_k": ("self_attn.qkv_proj", "k"), "attn_v": ("self_attn.qkv_proj", "v"),
+    "ffn_gate": ("mlp.gate_up_proj", "gate"), "ffn_up": ("mlp.gate_up_proj", "up"),
+}  # fmt: skip
+_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_OUTSIDE = re.compile(r"(\w+)\.(weight|bias)")
+
+
+def place_of(name: str, architecture: Architecture) -> Place | None:
+    """The place of a tensor by its name in the file; None for tables of rope. Raises KeyError for an unknown one."""
+    if name in _ROPE:
+        return None
+    inside = _IN_LAYER.fullmatch(name)
+    if not inside:
+        outside = _OUTSIDE.fullmatch(name)
+        if not outside:
+            raise KeyError(name)
+        return Place(_WHOLE[outside[1]], outside[2])
+    layer, stem, leaf = int(inside[1]), inside[2], inside[3]
+    if architecture.fused and stem in _FUSED:
+        module, part = _FUSED[stem]
+        return Place(module, leaf, layer, part)
+    return Place((_LAYER | (_GEMMA if architecture.gemma else {}))[stem], leaf, layer)

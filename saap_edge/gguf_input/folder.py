@@ -1,0 +1,215 @@
+"""Unpacking a GGUF model into a Hugging Face folder: all but the weights, which stay in the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from saap_edge.engines.worker import child_environment
+from saap_edge.errors import SaapError
+from saap_edge.evaluate.answers import HARD_TEXT
+from saap_edge.gguf_input.config import config_of
+from saap_edge.gguf_input.model import GgufModel
+from saap_edge.gguf_input.rounding import rounding_note, rounding_of
+from saap_edge.gguf_input.tensors import GgufTensors
+from saap_edge.gguf_input.tokenizer import ROLES, Vocabulary, tokenizer_of
+from saap_edge.model.stored import GGUF_FILE
+
+__all__ = ["SOURCE_FILE", "source_of", "unpack"]
+
+VERSION = 1  # of what is written: another one makes all folders anew
+SOURCE_FILE = "source.json"
+_TEMPLATE = re.compile(r"[A-Za-z0-9_.-]+")
+_SAMPLING = {"top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
+# What the tokenizer is compared with llama.cpp's on, beside the hard text; composed letters only: some tokenizers of
+# transformers compose them first (NFC), and no GGUF says so.
+_TEXTS = (
+    "", " ", "  two spaces", "\n\n \n\t x", "a\n\n\nb   c", "HTTPServer camelCase __init__ x1 1x 12345678 3.14 ½",
+    "''' it's IT'S we'LL d'accord !!! ?? => /// `code`",
+    "한국어 ひらがな漢字 中文，标点。 हिन्दी ไทย", "👨‍👩‍👧‍👦 ©®™ a\u200bb\ufeffc",
+)  # fmt: skip
+
+
+def unpack(path: Path) -> Path:
+    """The folder of a GGUF model: config.json, tokenizer, chat templates, generation_config.json, README.md with the
+    licence, source.json, and links to the file. It is kept in the user's cache and made once.
+
+    Raises SaapError, in one line, when the file is damaged or a part of it missing, and for what is not supported:
+    architecture, rope, tokenizer, types of tensors.
+    """
+    if not path.is_file():
+        raise SaapError(f"no file '{path}'")
+    model = GgufModel(path)
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saap-edge" / "gguf"
+    stem = re.sub(r"[^A-Za-z0-9_.-]", "_", model.header.files[0].stem)
+    final = root / f"{stem}-{_digest(model)}"
+    if final.is_dir():
+        return final
+    with _written(root, final) as folder:
+        _write_folder(model, folder)
+    return final
+
+
+def source_of(folder: Path) -> dict[str, Any] | None:
+    """What a folder was unpacked from: file, architecture, types of matrices and what their rounding cost. None for any
+    other folder."""
+    path = folder / SOURCE_FILE
+    if not (folder / GGUF_FILE).is_symlink() or not path.is_file():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def _digest(model: GgufModel) -> str:
+    """Of what decides the folder: where the files are, their headers, and who writes it."""
+    runtime = find_spec("llama_cpp") is not None
+    digest = hashlib.sha256(json.dumps([VERSION, runtime, *map(str, model.header.files)]).encode())
+    for file in model.header.files:
+        starts = [tensor.offset for tensor in model.header.tensors if tensor.file == file]
+        with file.open("rb") as handle:
+            digest.update(handle.read(min(starts, default=-1)))
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _written(root: Path, final: Path) -> Iterator[Path]:
+    """A folder that takes its name when it is whole, and is gone otherwise."""
+    temporary = root / f".tmp-{final.name}-{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not final.is_dir():  # another run was faster: its folder is as good
+                raise
+    except OSError as error:
+        raise SaapError(f"cannot unpack into '{root}': {error.strerror or error} (XDG_CACHE_HOME)") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_folder(model: GgufModel, folder: Path) -> None:
+    config = config_of(model)
+    vocabulary = Vocabulary.of(model, config["vocab_size"])
+    tokenizer = tokenizer_of(vocabulary)
+    (folder / GGUF_FILE).symlink_to(model.header.files[0])
+    for file in model.header.files if len(model.header.files) > 1 else ():
+        (folder / file.name).symlink_to(file)  # so that what decides the result is all of the folder
+    GgufTensors(folder)  # refuses a tensor that has no place
+    special = {f"{role}_token_id": vocabulary.ids.get(role) for role in ("bos", "eos", "pad")}
+    _json(folder / "config.json", config | special)
+    _json(folder / "tokenizer.json", tokenizer)
+    _json(folder / "tokenizer_config.json", _tokenizer_config(vocabulary, config["max_position_embeddings"]))
+    _templates(model, folder)
+    (folder / "README.md").write_text(_readme(model), encoding="utf-8")
+    asked = _ask_llama_cpp(model, folder)
+    ends = dict.fromkeys([*vocabulary.ends, *asked["ends"]]) if asked else vocabulary.ends
+    _json(folder / "generation_config.json", _generation(model, vocabulary, list(ends)))
+    if asked:
+        _compare(model, folder, asked["ids"])
+    found = rounding_of(model)
+    name = model.header.files[0].name
+    source = {"file": name, "architecture": model.architecture} | found | {"note": rounding_note(name, found)}
+    _json(folder / SOURCE_FILE, source)
+
+
+def _json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _tokenizer_config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
+    named = {f"{role}_token": vocabulary.tokens[vocabulary.ids[role]] for role in ROLES if role in vocabulary.ids}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+    } | named  # fmt: skip
+
+
+def _templates(model: GgufModel, folder: Path) -> None:
+    prefix = "tokenizer.chat_template"
+    for key in model.header.metadata:
+        if key != prefix and not key.startswith(f"{prefix}."):
+            continue
+        name = key.removeprefix(prefix).removeprefix(".")
+        if name and not _TEMPLATE.fullmatch(name):
+            raise SaapError(f"'{model.path}': a chat template is called {name!r}")
+        path = folder / "additional_chat_templates" / f"{name}.jinja" if name else folder / "chat_template.jinja"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(model.text(key), encoding="utf-8")
+
+
+def _readme(model: GgufModel) -> str:
+    general = {name: model.text(f"general.{name}", None) for name in ("license", "license.name", "license.link")}
+    front = {name.replace(".", "_"): value for name, value in general.items() if value}
+    title = model.text("general.name", model.header.files[0].stem)
+    head = yaml.safe_dump(front) if front else ""
+    return f"---\n{head}---\n\n# {title}\n\nUnpacked from {model.header.files[0].name}.\n"
+
+
+def _generation(model: GgufModel, vocabulary: Vocabulary, ends: list[int]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        f"{role}_token_id": vocabulary.ids[role] for role in ("bos", "pad") if role in vocabulary.ids
+    }
+    if ends:
+        found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    temperature = model.number("general.sampling.temp", None)
+    if temperature is not None:
+        found["do_sample"] = temperature > 0
+        found |= {"temperature": temperature} if temperature > 0 else {}
+    for key, word in _SAMPLING.items():
+        value = model.number(f"general.sampling.{key}", None)
+        if value is not None and (word == "repetition_penalty" or found.get("do_sample")):
+            found[word] = value
+    return found
+
+
+def _probes(folder: Path) -> list[str]:
+    """Texts, and every special token between words."""
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    added = [token["content"] for token in document["added_tokens"]][:200]
+    return [HARD_TEXT, *_TEXTS, "".join(f"{token}word {token} \n" for token in added)]
+
+
+def _ask_llama_cpp(model: GgufModel, folder: Path) -> dict[str, Any] | None:
+    """llama.cpp's ids of the probes, and the ids at which it ends a text; None where it is not installed."""
+    if find_spec("llama_cpp") is None:
+        return None
+    command = [sys.executable, "-m", "saap_edge.engines.gguf_vocabulary", str(model.header.files[0])]
+    done = subprocess.run(
+        command, input=json.dumps(_probes(folder)), capture_output=True, text=True, env=child_environment(), check=False
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise SaapError(f"'{model.path}': llama.cpp does not read its vocabulary: {reason}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def _compare(model: GgufModel, folder: Path, expected: list[list[int]]) -> None:
+    """Raise SaapError where the folder's tokenizer, as transformers loads it, gives other ids than llama.cpp."""
+    from saap_edge.model.folder import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    for text, ids in zip(_probes(folder), expected, strict=True):
+        found = tokenizer(text)["input_ids"]
+        if found != ids:
+            at = next(i for i, pair in enumerate(zip_longest(found, ids)) if pair[0] != pair[1])
+            raise SaapError(
+                f"'{model.path}': its tokenizer, as transformers has it, gives other ids than llama.cpp: of "
+                f"{text[:40]!r}, token {at} is {found[at : at + 1]}, not {ids[at : at + 1]}. Please report it with the "
+                "name of the model"
+            )
