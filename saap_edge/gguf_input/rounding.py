@@ -18,6 +18,7 @@ from saap_edge.gguf_input.model import GgufModel, ggml_type
 __all__ = ["rounding_note", "rounding_of"]
 
 _FLOATS = ("F32", "F16", "BF16")
+_KEPT = ("Q4_0", "Q4_1", "Q8_0")  # rounding to nearest finds the scale again that made the values
 _SAMPLE = 1 << 16  # numbers of each matrix that are looked at
 
 
@@ -78,9 +79,11 @@ def rounding_note(name: str, found: dict[str, Any]) -> str | None:
         return None
     total = sum(types.values())
     listed = ", ".join(f"{types[kind]} {kind}" + (f" ({_percent(lost[kind])})" if lost[kind] else "") for kind in lost)
+    usual = next(iter(types))
+    same = f"gguf-{usual.lower()} keeps them as they are, others round" if usual in _KEPT else "quantised formats round"
     return (
         f"{name} is quantised already: of {total} matrices {listed}; in brackets, the share of a weight's RMS that "
-        "was lost, by the steps of its blocks. A quantised format rounds once more: give the unquantised model if you "
+        f"was lost, by the steps of its blocks. Of the dense model {same} once more: give the unquantised model if you "
         "have it"
     )
 

@@ -102,6 +102,18 @@ def test_a_file_of_ours_is_the_model_that_shipped(family, quantisation, tmp_path
     np.testing.assert_allclose(logits(read, IDS), expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("quantisation", ["q4_0", "q4_1", "q8_0"])
+def test_the_same_blocks_again_lose_nothing(quantisation, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_folder(raw_model("llama", attention_bias=True), tmp_path / "hf")
+    write_gguf(folder, tmp_path / "m.gguf", quantisation)
+    write_gguf(unpack(tmp_path / "m.gguf"), tmp_path / "again.gguf", quantisation)
+    first, second = (gguf.GGUFReader(tmp_path / name).tensors for name in ("m.gguf", "again.gguf"))
+    for one, two in zip(first, second, strict=True):
+        assert one.name == two.name and one.tensor_type == two.tensor_type
+        np.testing.assert_array_equal(one.data, two.data)
+
+
 # Attention gone in the first layer, FFN gone in the last, query heads gone in the middle.
 DEPTH = [LayerShape(0, 0, 64), LayerShape(2, 2, 96), LayerShape(8, 4, 0)]
 PRUNED = {
