@@ -33,7 +33,8 @@ from saap_edge.evaluate.parity import logits
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.weights import ExportWeights
 from saap_edge.gguf_input.folder import source_of, unpack
-from saap_edge.model.folder import load_model, load_tokenizer
+from saap_edge.model.folder import load_model
+from saap_edge.model.tokenizer import load_tokenizer
 
 TEXTS = Path(__file__).parents[1] / "saap_edge" / "reference" / "text"
 CHATS = [

@@ -138,11 +138,12 @@ def _class(model: GgufModel, widths: list[list[int]], config: Config) -> Config:
     by_layer = architecture_of(model.architecture, str(model.path)).by_layer
     if not uniform and not by_layer:
         _one_width(model, widths)
-    if gate or base not in _OURS:
+    if base not in _OURS:
         raise SaapError(f"'{model.path}': no class of transformers has the biases and heads of this model")
     return named | {
         "model_type": PRUNED_TYPE, "base_model_type": base, "layer_widths": widths, "qkv_bias": qkv, "o_bias": o,
-        "down_bias": down, "qk_norm": "blk.0.attn_q_norm.weight" in model.tensors, "hidden_act": "silu",
+        "gate_up_bias": gate, "down_bias": down, "qk_norm": "blk.0.attn_q_norm.weight" in model.tensors,
+        "hidden_act": "silu",
     }  # fmt: skip
 
 

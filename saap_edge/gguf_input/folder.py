@@ -21,6 +21,7 @@ import yaml
 from saap_edge.engines.worker import child_environment
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.answers import HARD_TEXT
+from saap_edge.export.gguf_special import llama_cpp_ends
 from saap_edge.gguf_input.config import config_of
 from saap_edge.gguf_input.model import GgufModel
 from saap_edge.gguf_input.rounding import rounding_note, rounding_of
@@ -117,8 +118,9 @@ def _write_folder(model: GgufModel, folder: Path) -> None:
     _templates(model, folder)
     (folder / "README.md").write_text(_readme(model), encoding="utf-8")
     asked = _ask_llama_cpp(model, folder)
-    ends = dict.fromkeys([*vocabulary.ends, *asked["ends"]]) if asked else vocabulary.ends
-    _json(folder / "generation_config.json", _generation(model, vocabulary, list(ends)))
+    named = asked["ends"] if asked else sorted(llama_cpp_ends(vocabulary.tokens, vocabulary.ids))
+    ends = list(dict.fromkeys([*vocabulary.ends, *named]))
+    _json(folder / "generation_config.json", _generation(model, vocabulary, ends))
     if asked:
         _compare(model, folder, asked["ids"])
     found = rounding_of(model)
@@ -201,7 +203,7 @@ def _ask_llama_cpp(model: GgufModel, folder: Path) -> dict[str, Any] | None:
 
 def _compare(model: GgufModel, folder: Path, expected: list[list[int]]) -> None:
     """Raise SaapError where the folder's tokenizer, as transformers loads it, gives other ids than llama.cpp."""
-    from saap_edge.model.folder import load_tokenizer
+    from saap_edge.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     for text, ids in zip(_probes(folder), expected, strict=True):

@@ -23,7 +23,8 @@ from saap_edge.gguf_input import folder as folder_module
 from saap_edge.gguf_input.folder import source_of, unpack
 from saap_edge.gguf_input.model import GgufModel
 from saap_edge.gguf_input.rounding import rounding_of
-from saap_edge.model.folder import load_model, load_tokenizer
+from saap_edge.model.folder import load_model
+from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.progress import no_bar
 from saap_edge.recipe import Recipe
 from saap_edge.stages import Job, resolve_model

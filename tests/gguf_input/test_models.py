@@ -42,6 +42,7 @@ LONG = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 512, "m
 CASES: dict[str, tuple[str, dict]] = {
     "llama": ("llama", {}),
     "llama-untied-biases": ("llama", {"tied": False, "attention_bias": True}),
+    "llama-all-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama3-rope": ("llama", {"rope_parameters": LLAMA3}),
     "llama-linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}),
     "llama-yarn": ("llama", {"rope_parameters": YARN}),
@@ -119,6 +120,7 @@ DEPTH = [LayerShape(0, 0, 64), LayerShape(2, 2, 96), LayerShape(8, 4, 0)]
 PRUNED = {
     "llama": ("llama", WIDTHS, {}), "llama-depth": ("llama", DEPTH, {}), "qwen2": ("qwen2", WIDTHS, {}),
     "llama-biases": ("llama", WIDTHS, {"attention_bias": True}), "qwen3": ("qwen3", WIDTHS, {}),
+    "llama-all-biases": ("llama", WIDTHS, {"attention_bias": True, "mlp_bias": True}),
     "qwen3-depth": ("qwen3", DEPTH, {}), "llama3-rope": ("llama", WIDTHS, {"rope_parameters": LLAMA3}),
     "llama-yarn": ("llama", WIDTHS, {"rope_parameters": YARN}),
     "phi3-longrope": ("phi3", [LayerShape(4, 2, 96), LayerShape(2, 1, 64), LayerShape(2, 1, 32)], SHAPE | LONG),
