@@ -67,7 +67,19 @@ class Corpus:
                 self._windows[role] = text_windows(self._loaded(), self.text(role), self._window)
             except ValueError as error:
                 raise SaapError(f"data.{role}: '{self._paths[role]}': {error}") from None
+            self._require_known(role, int(self._windows[role].max()))
         return self._windows[role][:limit]
+
+    def _require_known(self, role: str, largest: int) -> None:
+        """Refuse ids that the model has no embedding for. Raises SaapError."""
+        from saap_edge.model.checkpoint import read_spec
+
+        known = read_spec(self._model).vocab_size
+        if largest >= known:
+            raise SaapError(
+                f"data.{role}: '{self._paths[role]}' has token {largest}, and the vocabulary of '{self._model}' ends "
+                f"at {known - 1}: the tokenizer is another model's"
+            )
 
     def _require(self, role: str, tokens: int) -> None:
         """Refuse a text of fewer tokens. No more of a long one is tokenised than shows that it is long enough."""
@@ -79,6 +91,7 @@ class Corpus:
                     f"({tokens // self._window} x score.window {self._window}): give more text, or a smaller window"
                 )
             taken *= 4
+        self._require_known(role, max(found))
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._loaded()(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,5 +1,8 @@
 """Texts that a stage would find too short are refused before any work, and tokens are those of the model."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -86,3 +89,17 @@ def test_windows_are_the_models_own_and_tokenised_once(corpus, model, monkeypatc
     assert torch.equal(texts.windows("calibration"), expected)
     monkeypatch.setattr("saap_edge.evaluate.perplexity.text_windows", None)
     assert torch.equal(texts.windows("calibration", 3), expected[:3])
+
+
+def test_tokens_that_the_model_has_no_embedding_for_are_refused(corpus, model, tmp_path):
+    """A tokenizer of another model."""
+    shutil.copytree(model, tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["model"]["vocab"] = {token: index + 320 for token, index in document["model"]["vocab"].items()}
+    path.write_text(json.dumps(document))
+    corpus()
+    other = Corpus({role: tmp_path / f"{role}.txt" for role in ROLES}, tmp_path / "other", WINDOW)
+    for call in (lambda: other.check(1), lambda: other.windows("test")):
+        with pytest.raises(SaapError, match=r"has token \d+, and the vocabulary of .* ends at 319"):
+            call()

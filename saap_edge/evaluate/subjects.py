@@ -151,6 +151,7 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
         name = f"{kind} {path.name}"
         found = {name: _artifact(name, path, threads, "onnx-optimum" if others else kind)}
     elif (path / "config.json").is_file():
+        open_checkpoint(path)  # before any library reads it
         found = {TORCH: Subject(TORCH, path, lambda: _torch_scorer(path))}
     else:
         raise SaapError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -151,7 +152,20 @@ def export_artifacts(
 
 
 def write_artifact(folder: Path, path: Path, artifact_format: str, group: int = 32) -> dict[str, Any]:
-    """Write one artifact of a format that is not llama.cpp's own, and return its exporter's summary."""
+    """Write one artifact of a format that is not llama.cpp's own, and return its exporter's summary.
+
+    Raises SaapError as the exporters; no part of the artifact is left then.
+    """
+    there = path.exists()
+    try:
+        return _write(folder, path, artifact_format, group)
+    except BaseException:
+        if path.is_dir() and not there:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _write(folder: Path, path: Path, artifact_format: str, group: int) -> dict[str, Any]:
     from saap_edge.export.gguf import write_gguf
     from saap_edge.export.onnx import write_onnx
     from saap_edge.export.optimum import write_optimum

@@ -16,6 +16,7 @@ from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.inventory import needed
 from saap_edge.model.spec import LayerShape, ModelSpec
 from saap_edge.model.tensors import Codes, TensorStore
+from saap_edge.model.values import require_finite
 
 __all__ = ["FLOATS", "ExportWeights"]
 
@@ -131,6 +132,7 @@ class ExportWeights:
         stored = self._store.shape(name)
         columns = sum(shape[1:]) - sum(stored[1:])
         for piece in self._store.pieces(name):
+            require_finite(self.folder, name, piece)
             yield torch.nn.functional.pad(piece, (0, columns)) if columns else piece
         if shape[0] > stored[0]:
             yield torch.zeros(shape[0] - stored[0], *shape[1:])

@@ -167,12 +167,23 @@ def within_window(config: Config, window: int | None) -> Config:
     return rest | {"max_position_embeddings": min(int(config.get("max_position_embeddings", window)), window)}
 
 
-def refuse_common(config: Config, activation: str = "silu", partial: bool = False) -> str | None:
-    """Features no family here carries to the runtimes yet. `partial`: rotary embeddings may leave dimensions out."""
+def refuse_common(
+    config: Config, activation: str = "silu", partial: bool = False, by_layer: bool = False
+) -> str | None:
+    """Features no family here carries to the runtimes yet. `partial`: rotary embeddings may leave dimensions out;
+    `by_layer`: each type of layer may have its own."""
+    stored = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not by_layer and any(isinstance(value, dict) for value in stored.values()):
+        return "rope parameters for each type of layer are not supported"
     reason = refuse_rope(rope_of(config), head_dim_of(config), partial)
     if reason:
         return reason
     used = config.get("hidden_act") or config.get("hidden_activation") or activation
     if _SAME.get(used, used) != activation:
         return f"hidden_act '{used}' is not supported (supported: {activation})"
+    types = set(config.get("layer_types") or ())
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    odd = types - {"full_attention"} - ({"sliding_attention"} if window else set())
+    if odd:
+        return f"layer_types has '{min(odd)}'" + ("" if window else ", and there is no sliding_window")
     return None

@@ -25,7 +25,7 @@ def refuse(config: Config) -> str | None:
         if reason:
             return reason
     # An old field that only some checkpoints still have, beside the one that counts.
-    return refuse_common({**config, "hidden_act": config["hidden_activation"]}, GELU)
+    return refuse_common({**config, "hidden_act": config["hidden_activation"]}, GELU, by_layer=True)
 
 
 def gemma(config: Config, period: int = 2, window_theta: float | None = None) -> Gemma:

@@ -14,15 +14,24 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config, Family, Source
-from saap_edge.model.classes import parsed_config
+from saap_edge.model.classes import check_class, parsed_config
 from saap_edge.model.config import read_config, read_object, without_odd_ids
 from saap_edge.model.inventory import EMBEDDING, HEAD, canonical_names, check_inventory
 from saap_edge.model.spec import ModelSpec, canonical_config, config_family, spec_from_config
-from saap_edge.model.stored import Stored, stored_in
+from saap_edge.model.stored import SINGLE_FILE, Stored, stored_in
 
 __all__ = ["Checkpoint", "open_checkpoint", "read_spec", "row_ranges"]
 
 PIECE = 1 << 24  # numbers of a tensor that are read at a time
+# JSON objects that are read later, by us and by libraries that do not say what is wrong with one.
+_BESIDE = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+# How a call is made and what it returns: no part of the model, and other values than ours would change our own calls.
+_OF_A_CALL = (
+    "return_dict", "use_return_dict", "output_attentions", "output_hidden_states", "torchscript", "attn_implementation",
+    "_attn_implementation", "_attn_implementation_internal",
+)  # fmt: skip
 # transformers has a value for each that fits one model of a family: the tensors show whether it is this one.
 _ASSUMED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
@@ -86,17 +95,18 @@ def read_spec(folder: str | Path) -> ModelSpec:
     return open_checkpoint(folder).spec
 
 
-def _identity(folder: Path) -> tuple[tuple[str, int, int], ...]:
+def _identity(folder: Path) -> tuple[tuple[str | int, ...], ...]:
     """What tells that no file was changed since."""
     read = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.gguf")])
     states = [(path.name, path.stat()) for path in read if path.is_file()]
-    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for name, state in states)
 
 
 @lru_cache(maxsize=8)
-def _opened(folder: Path, identity: tuple[tuple[str, int, int], ...]) -> Checkpoint:
+def _opened(folder: Path, identity: tuple[tuple[str | int, ...], ...]) -> Checkpoint:
     config, absent, warnings = _said(folder)
-    read_object(folder / "generation_config.json", optional=True)
+    for beside in _BESIDE:
+        read_object(folder / beside, optional=True)
     family, _ = config_family(config)
     stored = stored_in(folder)
     names = canonical_names(stored.entries)
@@ -107,10 +117,32 @@ def _opened(folder: Path, identity: tuple[tuple[str, int, int], ...]) -> Checkpo
     entries = {name: stored.entries[kept] for name, kept in names.items()}
     method = _quantised_by(config)
     check_inventory(str(folder), spec, partial(source_of, config), entries, method, absent)
+    _check_class(folder, {name: value for name, value in config.items() if name != "quantization_config"})
+    told += _ignored(folder, config)
     if method is not None:  # the weights are plain: the entry was left behind
         config = {name: value for name, value in config.items() if name != "quantization_config"}
         told.append(f"config.json has a quantization_config ({method}), and the weights are plain: it is ignored")
     return Checkpoint(folder, config, spec, (*warnings, *told), stored, names)
+
+
+def _check_class(folder: Path, config: Config) -> None:
+    """Raise SaapError where transformers' class cannot be made of a config, as it is and as the model is handled."""
+    try:
+        check_class(config)
+        if (canonical := canonical_config(config)) != config:
+            check_class(canonical)
+    except Exception as error:  # of any kind: it computes with what config.json says
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise SaapError(f"{folder / 'config.json'}: transformers cannot make the model ({reason})") from None
+
+
+def _ignored(folder: Path, config: Config) -> list[str]:
+    """What lies there and is not read, in words. Raises SaapError where transformers would read other weights."""
+    other = config.get("transformers_weights")
+    if other is not None:
+        raise SaapError(f"{folder / 'config.json'}: transformers_weights names {other!r}: only {SINGLE_FILE} is read")
+    adapters = sorted(folder.glob("adapter_*"))[:1]
+    return [f"'{path}' is an adapter beside a whole model: it is ignored, merged or not" for path in adapters]
 
 
 def source_of(config: Config, name: str) -> Source:
@@ -126,7 +158,7 @@ def _quantised_by(config: Config) -> str | None:
 
 def _said(folder: Path) -> tuple[Config, list[str], list[str]]:
     """config.json with the fields that it lacks and without ids that cannot be; these fields; what was put right."""
-    config = read_config(folder)
+    config = {name: value for name, value in read_config(folder).items() if name not in _OF_A_CALL}
     absent = [name for name in _ASSUMED if name not in config]
     try:
         config_family(config)  # a family that is not known says so before anything else

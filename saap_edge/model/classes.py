@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import transformers
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
+
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # transformers 4
+    from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined,no-redef]
 
 from saap_edge.families import Config
 from saap_edge.model.modeling_saap_edge import SaapEdgeConfig, SaapEdgeForCausalLM
 from saap_edge.model.spec import PRUNED_TYPE, for_transformers_4
 
-__all__ = ["TRANSFORMERS_4", "parsed_config"]
+__all__ = ["TRANSFORMERS_4", "check_class", "empty_model", "parsed_config"]
 
 AutoConfig.register(PRUNED_TYPE, SaapEdgeConfig)
 AutoModelForCausalLM.register(SaapEdgeConfig, SaapEdgeForCausalLM)
@@ -26,3 +33,21 @@ def parsed_config(config: Config) -> Any:
     if getattr(parsed, "attn_logit_softcapping", None):
         parsed._attn_implementation = "eager"  # the default of transformers 4 drops the cap without a word
     return parsed
+
+
+def empty_model(parsed: Any) -> Any:
+    """transformers' class without weights: only buffers (tables of frequencies, say) have values."""
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(parsed)
+
+
+def check_class(config: Config) -> None:
+    """Build transformers' class with one layer and no weights: what its config does not check, the class does.
+
+    Raises whatever it raises, and ValueError where rotary frequencies are no finite numbers.
+    """
+    parsed = parsed_config(config)
+    parsed.num_hidden_layers = 1
+    for name, table in empty_model(parsed).named_buffers():
+        if not bool(torch.isfinite(table).all()):
+            raise ValueError(f"{name} would hold values that are no finite numbers")

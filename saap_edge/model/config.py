@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config
@@ -14,11 +14,21 @@ from saap_edge.families import Config
 __all__ = ["read_config", "read_object", "without_odd_ids"]
 
 _Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Beyond these, float32 has no room for what is made of them.
+_Number = Annotated[float, Field(strict=True, ge=-1e30, le=1e30)]
+_Positive = Annotated[float, Field(strict=True, ge=1e-30, le=1e30)]
 _Flag = Annotated[bool, Field(strict=True)]
 _Id = Annotated[int, Field(strict=True)]
 _Width = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+
+def _not_zero(value: float) -> float:
+    if not value:
+        raise ValueError("it divides, and cannot be 0")
+    return value
+
+
+_Factor = Annotated[_Number, AfterValidator(_not_zero)]
 
 
 class _Fields(BaseModel):
@@ -43,14 +53,14 @@ class _Fields(BaseModel):
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     rope_local_base_freq: _Positive | None = None
-    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] | None = None
+    partial_rotary_factor: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
     tie_word_embeddings: _Flag = False
     attention_bias: _Flag = False
     mlp_bias: _Flag = False
     bos_token_id: _Id | None = None
     eos_token_id: _Id | list[_Id] | None = None
     pad_token_id: _Id | None = None
-    sliding_window: Annotated[int, Field(strict=True, ge=0)] | None = None
+    sliding_window: _Width | None = None
     use_sliding_window: _Flag = False
     max_window_layers: _Width = 0
     sliding_window_pattern: _Count = 1
@@ -58,8 +68,8 @@ class _Fields(BaseModel):
     query_pre_attn_scalar: _Positive = 1.0
     attn_logit_softcapping: _Positive | None = None
     final_logit_softcapping: _Positive | None = None
-    embedding_multiplier: _Number = 1.0
-    logits_scaling: _Number = 1.0
+    embedding_multiplier: _Factor = 1.0
+    logits_scaling: _Factor = 1.0
     residual_multiplier: _Number = 1.0
     attention_multiplier: _Number = 1.0
     base_model_type: str | None = None
@@ -92,8 +102,10 @@ def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise SaapError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise SaapError(f"{path}: not valid JSON (it has to be UTF-8)") from None
+    except UnicodeDecodeError:
+        raise SaapError(f"{path}: not UTF-8, which JSON has to be") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists of thousands of levels
+        raise SaapError(f"{path}: not JSON that can be read ({str(error).partition(';')[0]})") from None
     except OSError as error:
         raise SaapError(f"cannot read '{path}': {error.strerror}") from None
     if not isinstance(content, dict):

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
+from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedModel
 
 from saap_edge.errors import SaapError
 from saap_edge.model import modeling_saap_edge
 from saap_edge.model.chat import read_generation
 from saap_edge.model.checkpoint import Checkpoint, open_checkpoint
-from saap_edge.model.classes import parsed_config
+from saap_edge.model.classes import empty_model, parsed_config
 from saap_edge.model.inventory import HEAD
 from saap_edge.model.modeling_saap_edge import SaapEdgeConfig, SaapEdgeForCausalLM
 from saap_edge.model.spec import (
@@ -71,8 +67,7 @@ def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     config = parsed_config(checkpoint.canonical)
     config.dtype = dtype  # before the class is built: Gemma's factor of embeddings is a buffer of this type
     store = TensorStore(checkpoint.folder)
-    with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config)
+    model = empty_model(config)
     tied = {HEAD} if checkpoint.spec.tied else set()
     for name in [name for name, _ in model.named_parameters() if name not in tied]:
         tensor = store.tensor(name)

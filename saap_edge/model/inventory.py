@@ -25,6 +25,7 @@ _QUANTISED = re.compile(
     r"|g_idx|weight_packed|weight_shape|weight_scale|weight_scale_inv|weight_zero_point|input_scale|scale|zero_point"
     r"|W_q|meta|\w+_blocks|\w+_scales)$"
 )
+_DOUBLED = re.compile(r"^model\.(?=(model|lm_head)\.)")
 _ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save|base_layer)\.")
 
 
@@ -61,11 +62,12 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
 def canonical_names(stored: Iterable[str]) -> dict[str, str]:
     """Stored name by the name a class with a head has for it, as transformers renames what it loads.
 
-    A decoder that was saved without its head lacks the first "model."; some tools put it there twice.
+    A decoder that was saved without its head lacks the first "model."; some tools put it there twice. Names that come
+    out alike are kept as one: there are fewer of them then.
     """
     names = list(stored)
     if any(name.startswith(("model.model.layers.", "model.model.embed_tokens.")) for name in names):
-        return {name.removeprefix("model."): name for name in names}
+        return {_DOUBLED.sub("", name): name for name in names}
     if any(name.startswith("model.") for name in names) or not any(name.startswith("layers.") for name in names):
         return {name: name for name in names}
     return {name if name.startswith("lm_head.") else f"model.{name}": name for name in names}

@@ -109,7 +109,9 @@ def config_family(config: Config) -> tuple[Family, Config]:
     Raises SaapError when the family is unknown, or the model uses an unsupported feature.
     """
     pruned = config.get("model_type") == PRUNED_TYPE
-    family = family_of(str(config.get("base_model_type") if pruned else config.get("model_type")))
+    family = family_of(str(config.get("base_model_type", "llama") if pruned else config.get("model_type")))
+    if pruned and (family.source or family.uniform_only):
+        raise SaapError(f"base_model_type '{family.model_type}': no model of widths per layer is of this family")
     full = family.defaults | config
     reason = family.refuse(full)
     if reason:
@@ -127,7 +129,12 @@ _BESIDE_LONGROPE = ("partial_rotary_factor", "original_max_position_embeddings")
 
 
 def for_transformers_4(config: Config) -> Config:
-    """The config with its rope in the words of transformers 4 too, which overlooks `rope_parameters` without a word."""
+    """The config with its rope in the words of transformers 4 too, which overlooks `rope_parameters` without a word.
+
+    A `rope_scaling` that is there stays: it goes before `rope_parameters` in transformers 5, and in `rope_of`.
+    """
+    if config.get("rope_scaling"):
+        return config
     rope: Config = config.get("rope_parameters") or {}
     full, windowed = rope.get("full_attention", rope), rope.get("sliding_attention", {})
     words: Config = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from saap_edge.errors import SaapError
+from saap_edge.model.config import read_object
 
 __all__ = ["GGUF_FILE", "INDEX_FILE", "SINGLE_FILE", "Entry", "SafetensorsFiles", "Stored", "stored_in"]
 
@@ -70,9 +70,17 @@ class SafetensorsFiles:
         self.entries: Mapping[str, Entry] = found
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a tensor, a copy in its stored type."""
-        with safe_open(str(self.entries[name].file), framework="pt") as handle:
-            rows: torch.Tensor = handle.get_slice(name)[start:stop]
+        """Rows [start, stop) of a tensor, a copy in its stored type. Raises SaapError when the file is another now."""
+        entry = self.entries[name]
+        try:
+            with safe_open(str(entry.file), framework="pt") as handle:
+                part = handle.get_slice(name)
+                same = tuple(part.get_shape()) == entry.shape and _DTYPES.get(part.get_dtype()) == entry.dtype
+                rows: torch.Tensor | None = part[start:stop] if same else None
+        except (SafetensorError, OSError):
+            rows = None
+        if rows is None:
+            raise SaapError(f"{entry.file} was changed while it was read (tensor '{name}'): start again")
         return rows
 
 
@@ -105,12 +113,8 @@ def _read_index(folder: Path) -> dict[str, str]:
         if not single.is_file():
             raise SaapError(_nothing_to_read(folder))
         return {}
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        valid = bool(places) and all(isinstance(file, str) and Path(file).name == file for file in places.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        valid = False
-    if not valid:
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(map(_of_this_folder, places.values())):
         raise SaapError(f"{index}: no index of safetensors (a weight_map of tensors and files of this folder)")
     if single.is_file() and set(places.values()) != {SINGLE_FILE}:
         raise SaapError(
@@ -118,6 +122,10 @@ def _read_index(folder: Path) -> dict[str, str]:
             "Remove what is out of date"
         )
     return dict(places)
+
+
+def _of_this_folder(file: object) -> bool:
+    return isinstance(file, str) and file not in ("", "..") and Path(file).name == file
 
 
 def _nothing_to_read(folder: Path) -> str:

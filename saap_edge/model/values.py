@@ -13,13 +13,15 @@ from saap_edge.model.tensors import TensorStore
 __all__ = ["beyond_fp16", "require_finite"]
 
 FP16_MAX = 65504.0
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def require_finite(folder: Path, name: str, tensor: torch.Tensor) -> float:
-    """The largest magnitude in a tensor. Raises SaapError, naming it, where a value is no finite number."""
+    """The largest magnitude in a tensor. Raises SaapError, naming it, where a value is no finite number in float32,
+    which all work is done in."""
     low, high = torch.aminmax(tensor)  # NaN goes through both
     largest = float(torch.maximum(-low, high))
-    if not largest < float("inf"):
+    if not largest <= FLOAT32_MAX:
         raise SaapError(f"{folder}: {name} holds values that are no finite numbers: the checkpoint is damaged")
     return largest
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from saap_edge.errors import SaapError
+from saap_edge.export.artifacts import write_artifact
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.folder import load_model
@@ -156,7 +157,10 @@ WRONG = {
     "an adapter": (lambda t: t | {Q.replace("weight", "lora_A.weight"): torch.ones(4, 64)}, "merge it first"),
     "a wrapper": (lambda t: {f"_orig_mod.{n}": v for n, v in t.items()}, "a wrapper put '_orig_mod.' before"),
     "peft": (lambda t: {f"base_model.model.{n}": v for n, v in t.items()}, "a wrapper put 'base_model.model.' before"),
-    "twice": (lambda t: t | {f"model.{Q}": t[Q]}, "stored twice|has no place|is missing"),
+    "twice": (lambda t: t | {f"model.{Q}": t[Q]}, "stored twice"),
+    "beyond float32": (
+        lambda t: t | {Q: t[Q].double().index_fill(0, torch.tensor([5]), 1e300)}, f"{Q} holds values that",
+    ),
     "int8": (quantised, rf"already quantised \('{Q}', int8\)"),
     "fp8": (lambda t: t | {Q: t[Q].to(torch.float8_e4m3fn)}, r"already quantised .*float8_e4m3fn\)"),
     "not a number": (lambda t: t | {Q: t[Q].index_fill(0, torch.tensor([5]), torch.nan)}, rf"{Q} holds values that"),
@@ -197,6 +201,9 @@ FILES = {
     "not in the index": (index(**{Q: None}), f"'{Q}' is in .* does not know it"),
     "in another file": (index(**{Q: "model-00001-of-00002.safetensors"}), f"{Q}.*says model-00001"),
     "outside": (index(**{Q: "../model.safetensors"}), "no index of safetensors"),
+    "above": (index(**{Q: ".."}), "no index of safetensors"),
+    "too deep": (lambda f: (f / "model.safetensors.index.json").write_text("[" * 100_000), "index.json: not JSON that"),
+    "a list": (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "index.json: not a JSON object"),
     "an empty index": (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {}}'), "no index of"),
     "cut short": (
         lambda f: (f / "model-00002-of-00002.safetensors").write_bytes(
@@ -241,7 +248,7 @@ FIELDS = [
     ("num_hidden_layers", 10**9, "less than or equal to 10000"),
     ("vocab_size", ..., r"config.json says \(32000, 64\) \(it lacks vocab_size"),
     ("rms_norm_eps", float("nan"), "rms_norm_eps: "),
-    ("rms_norm_eps", 0, "greater than 0"),
+    ("rms_norm_eps", 0, "greater than or equal to"),
     ("tie_word_embeddings", None, "valid boolean"),
     ("eos_token_id", "0", "eos_token_id: Input"),
     ("bos_token_id", [0], "bos_token_id: Input"),
@@ -252,6 +259,16 @@ FIELDS = [
     ("model_type", 7, "model_type: "),
     ("quantization_config", "4bit", "quantization_config: "),
     ("hidden_act", 3, "hidden_act: "),
+    ("hidden_act", None, "hidden_act"),
+    ("rms_norm_eps", "1e-5", "rms_norm_eps: .*valid number"),
+    ("rope_theta", 1e300, "rope_theta: "),
+    ("rope_scaling", {"rope_type": "default", "rope_theta": None}, "transformers cannot make the model .TypeError"),
+    ("rope_scaling", {"full_attention": {"rope_type": "default", "rope_theta": 5e3}}, "for each type of layer"),
+    ("layer_types", ["full_attention", "chunked_attention", "full_attention"], "layer_types has 'chunked_attention'"),
+    ("layer_types", ["sliding_attention"] * 3, "layer_types has 'sliding_attention', and there is no sliding_window"),
+    ("sliding_window", 10**30, "sliding_window: "),
+    ("transformers_weights", "other.safetensors", "transformers_weights names 'other.safetensors'"),
+    ("text_config", {"hidden_size": 3}, "transformers cannot make the model .AttributeError"),
 ]
 
 
@@ -261,9 +278,10 @@ def test_fields_that_cannot_be(field, value, reason, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "reason"), [
+    (b"[" * 100_000, "not JSON that can be read"), (b'{"a": ' + b"9" * 5000 + b"}", "not JSON that can be read"),
     (b"{", "not valid JSON"), (b"[]", "not a JSON object"), ("{}".encode("utf-16"), "UTF-8"), (b"", "not valid JSON"),
 ])  # fmt: skip
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_files_that_are_no_json(name, content, reason, tmp_path):
     (dense(tmp_path) / name).write_bytes(content)
     refuses(tmp_path, rf"{name}.*{reason}")
@@ -286,3 +304,55 @@ def test_values_beyond_half_precision(tmp_path):
     with pytest.raises(SaapError, match=rf"{Q} holds values beyond what fp16 does .*gguf-bf16"):
         weights.tensor(Q, torch.float16)
     assert weights.tensor(Q, torch.bfloat16).isfinite().all()
+
+
+@pytest.mark.parametrize(("field", "value"), [("embedding_multiplier", 0.0), ("logits_scaling", 0)])
+def test_factors_of_granite_that_divide(field, value, tmp_path):
+    refuses(said(dense(tmp_path, "granite"), **{field: value}), f"{field}: .*cannot be 0")
+
+
+def test_what_is_of_a_call_and_not_of_the_model_is_left_out(tmp_path):
+    raw = raw_model("llama")
+    raw.save_pretrained(tmp_path)
+    model = load_model(said(tmp_path, return_dict=False, output_hidden_states=True, attn_implementation="flash_mla"))
+    answer = model(IDS)
+    torch.testing.assert_close(answer.logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
+    assert answer.hidden_states is None
+
+
+def test_the_old_word_for_rope_goes_before_the_new_one_as_in_transformers(tmp_path):
+    linear, yarn = {"type": "linear", "factor": 2.0}, {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+    agrees(said(dense(tmp_path), rope_scaling=linear, rope_parameters=yarn, rope_theta=...))
+    assert open_checkpoint(tmp_path).spec.rope_scaling["rope_type"] == "linear"
+
+
+def test_a_family_that_has_no_widths_per_layer(pruned_folder, tmp_path):
+    for path in pruned_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for name in ("granite", "phi3", "gemma2"):
+        refuses(said(tmp_path, base_model_type=name), f"base_model_type '{name}'")
+
+
+def test_an_adapter_beside_a_whole_model_is_told(tmp_path):
+    (dense(tmp_path) / "adapter_config.json").write_text("{}")
+    assert "is an adapter beside a whole model" in open_checkpoint(tmp_path).warnings[0]
+
+
+@pytest.mark.parametrize("change", [
+    lambda path: path.write_bytes(path.read_bytes()[:-100]), lambda path: path.unlink(),
+    lambda path: save_file({Q: torch.ones(3, 3)}, path), lambda path: save_file({"x": torch.ones(1)}, path),
+])  # fmt: skip
+def test_a_file_that_is_changed_while_it_is_read(change, tmp_path):
+    checkpoint = open_checkpoint(dense(tmp_path))
+    change(tmp_path / "model.safetensors")
+    with pytest.raises(SaapError, match=f"was changed while it was read .tensor '{Q}'"):
+        checkpoint.read(checkpoint.source(Q), 0, 4)
+
+
+def test_a_refused_artifact_leaves_nothing(tmp_path):
+    folder = write_folder(raw_model("llama"), tmp_path / "m")
+    stored(folder, lambda tensors: tensors | {"model.norm.weight": torch.full((64,), torch.inf)})
+    for name in ("gguf-f32", "gguf-q4_0", "onnx-fp32", "onnx-int4"):
+        with pytest.raises(SaapError, match=r"model\.norm\.weight holds values that are no finite numbers"):
+            write_artifact(folder, tmp_path / name, name)
+        assert not (tmp_path / name).exists()
