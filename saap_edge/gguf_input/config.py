@@ -38,6 +38,8 @@ def config_of(model: GgufModel) -> Config:
     widths = _widths(model)
     head_dim = _head_dim(model, hidden, widths)
     context = model.count(model.key("context_length"))
+    if context < 1:
+        raise SaapError(f"'{model.path}': {model.key('context_length')} is {context}")
     config: Config = {
         "model_type": architecture.model_type, "vocab_size": vocab_size, "hidden_size": hidden,
         "num_hidden_layers": len(widths), "head_dim": head_dim, "max_position_embeddings": context,

@@ -25,8 +25,8 @@ from saap_edge.export.gguf_special import llama_cpp_ends
 from saap_edge.gguf_input.config import config_of
 from saap_edge.gguf_input.model import GgufModel
 from saap_edge.gguf_input.rounding import rounding_note, rounding_of
-from saap_edge.gguf_input.tensors import GgufTensors
 from saap_edge.gguf_input.tokenizer import ROLES, Vocabulary, tokenizer_of
+from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.stored import GGUF_FILE
 
 __all__ = ["SOURCE_FILE", "source_of", "unpack"]
@@ -110,9 +110,9 @@ def _write_folder(model: GgufModel, folder: Path) -> None:
     (folder / GGUF_FILE).symlink_to(model.header.files[0])
     for file in model.header.files if len(model.header.files) > 1 else ():
         (folder / file.name).symlink_to(file)  # so that what decides the result is all of the folder
-    GgufTensors(folder)  # refuses a tensor that has no place
     special = {f"{role}_token_id": vocabulary.ids.get(role) for role in ("bos", "eos", "pad")}
     _json(folder / "config.json", config | special)
+    _check_tensors(folder, model.path)
     _json(folder / "tokenizer.json", tokenizer)
     _json(folder / "tokenizer_config.json", _tokenizer_config(vocabulary, config["max_position_embeddings"]))
     _templates(model, folder)
@@ -127,6 +127,14 @@ def _write_folder(model: GgufModel, folder: Path) -> None:
     name = model.header.files[0].name
     source = {"file": name, "architecture": model.architecture} | found | {"note": rounding_note(name, found)}
     _json(folder / SOURCE_FILE, source)
+
+
+def _check_tensors(folder: Path, path: Path) -> None:
+    """Refuse what the strict step of every folder would refuse later. Raises SaapError."""
+    try:
+        open_checkpoint(folder)
+    except SaapError as error:
+        raise SaapError(str(error).replace(str(folder), str(path))) from None
 
 
 def _json(path: Path, document: Any) -> None:

@@ -42,6 +42,8 @@ def _scaling(model: GgufModel, theta: float, turning: int, context: int) -> dict
     attention = model.number(key("rope.scaling.attn_factor"), 1.0)
     original = model.count(key("rope.scaling.original_context_length"), context) or context
     tables = {name: _table(model, name, turning) for name in ("rope_freqs", "rope_factors_short", "rope_factors_long")}
+    if original < 2:
+        raise SaapError(f"'{model.path}': {key('rope.scaling.original_context_length')} is {original}")
     table = tables["rope_freqs"]
     if table is not None:
         if kind not in ("none", "longrope") and factor != 1.0:

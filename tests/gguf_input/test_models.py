@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from transformers import PreTrainedModel
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.parity import logits, shipped_model
 from saap_edge.export.gguf import write_gguf
+from saap_edge.gguf_input import folder as folder_module
 from saap_edge.gguf_input.config import config_of
 from saap_edge.gguf_input.folder import unpack
 from saap_edge.gguf_input.model import GgufModel
@@ -61,6 +64,7 @@ CASES: dict[str, tuple[str, dict]] = {
 }  # fmt: skip
 
 
+@functools.cache
 def original(case: str) -> PreTrainedModel:
     family, overrides = CASES[case]
     model = raw_model(family, **SHAPE | overrides)
@@ -181,7 +185,9 @@ def broken(case: str, tmp_path: Path, metadata=None, tensors=None) -> Path:
         key = key.replace("{arch}", writer.arch)
         kept = writer.kv_data[0].pop(key, None)
         if value is not None:
-            kind = gguf.GGUFValueType.get_type(value) if kept is None or isinstance(value, list) else kept.type
+            kind = gguf.GGUFValueType.get_type(value)
+            if kind == gguf.GGUFValueType.INT32 and value >= 0:
+                kind = gguf.GGUFValueType.UINT32
             writer.add_key_value(key, value, kind)
     found = tensors_of(model) | (tensors or {})
     finish(writer, {name: data for name, data in found.items() if data is not None})
@@ -213,8 +219,31 @@ ZEROS = np.zeros((64, 64), np.float32)
     ("granite", {"granite.rope.scaling.finetuned": False}, {}, "no rotary positions"),
     ("phi3-longrope", {}, {"rope_factors_long.weight": None}, "one is missing"),
 ])  # fmt: skip
-def test_what_does_not_add_up_is_refused(case, metadata, tensors, reason, tmp_path):
+def test_what_does_not_add_up_is_refused(case, metadata, tensors, reason, tmp_path, monkeypatch):
     path = broken(case, tmp_path, metadata, tensors)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(SaapError) as error:
-        open_checkpoint(as_folder(path, tmp_path / "folder"))
-    assert reason in str(error.value) and "\n" not in str(error.value)
+        unpack(path)
+    assert reason in str(error.value) and "\n" not in str(error.value) and str(path) in str(error.value)
+    assert not any((tmp_path / "cache" / "saap-edge" / "gguf").iterdir())
+
+
+ODD_VALUES = [0, 3, 2**32 - 1, -1, -1.5, float("nan"), True, "x", [3, -1, 3]]
+
+
+@pytest.mark.parametrize("case", ["phi3-longrope", "gemma3", "granite"])
+def test_a_value_that_cannot_be_is_refused_or_read_as_it_is(case, tmp_path, monkeypatch):
+    """Every key of the architecture and of the tokenizer's ids with every odd value: a model, or one line."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(folder_module, "find_spec", lambda name: None)  # llama.cpp takes a second to start
+    writer = writer_of(original(case), tmp_path / "none.gguf")
+    keys = [key for key in writer.kv_data[0] if key.startswith(writer.arch) or key.endswith("_id")]
+    refused = 0
+    for key, value in itertools.product(keys, ODD_VALUES):
+        path = broken(case, tmp_path, {key: value})
+        try:
+            open_checkpoint(unpack(path))
+        except SaapError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > len(keys) * len(ODD_VALUES) / 2
