@@ -183,7 +183,7 @@ def broken(case: str, tmp_path: Path, metadata=None, tensors=None) -> Path:
     writer = writer_of(model, tmp_path / "m.gguf")
     for key, value in (metadata or {}).items():
         key = key.replace("{arch}", writer.arch)
-        kept = writer.kv_data[0].pop(key, None)
+        writer.kv_data[0].pop(key, None)
         if value is not None:
             kind = gguf.GGUFValueType.get_type(value)
             if kind == gguf.GGUFValueType.INT32 and value >= 0:
