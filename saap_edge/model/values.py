@@ -10,7 +10,7 @@ from saap_edge.errors import SaapError
 from saap_edge.model.inventory import needed
 from saap_edge.model.tensors import TensorStore
 
-__all__ = ["beyond_fp16", "require_finite"]
+__all__ = ["FP16_MAX", "beyond_fp16", "require_finite"]
 
 FP16_MAX = 65504.0
 FLOAT32_MAX = torch.finfo(torch.float32).max

@@ -26,8 +26,15 @@ from saap_edge.errors import SaapError
 from saap_edge.prune.repair import RIDGE, least_squares
 from saap_edge.prune.score import KINDS, SUBLAYERS, Scores
 from saap_edge.prune.space import Space, shape_widths
-from saap_edge.prune.stream import attention_branch, ffn_branch, follow, layer_arguments, layer_inputs
-from saap_edge.prune.surgery import output_columns, output_projections
+from saap_edge.prune.stream import (
+    attention_branch,
+    ffn_branch,
+    follow,
+    layer_arguments,
+    layer_inputs,
+    require_finite_sums,
+)
+from saap_edge.prune.surgery import PROJECTIONS, output_columns, output_projections
 
 __all__ = ["Bank", "build_bank", "removal_costs"]
 
@@ -95,6 +102,8 @@ def build_bank(
         space: widths to offer.
         windows: calibration token ids [n, window].
         progress: called after every layer.
+
+    Raises SaapError where numbers on the way are not finite.
     """
     arguments, states = layer_arguments(model, windows), layer_inputs(model, windows)
     arrays: dict[str, torch.Tensor] = {}
@@ -104,6 +113,7 @@ def build_bank(
         modules = output_projections(layer).values()
         for sublayer, branch, module in zip(SUBLAYERS, branches, modules, strict=True):
             gram = _advance(module, branch, states)
+            require_finite_sums(gram, index, PROJECTIONS[sublayer])
             curvature = torch.from_numpy(scores.fisher[index][sublayer]).to(module.weight.device)
             for kind, costs, plain in _costs(scores, index, sublayer, module.weight, gram, curvature):
                 arrays[f"costs.{index}.{kind}"], arrays[f"obs.{index}.{kind}"] = costs, plain
@@ -171,7 +181,7 @@ def removal_costs(
         greedy: remove one after the other, updating what stays; otherwise every structure's own cost, alone.
 
     Greedy costs never fall along the order of removal (a cheap structure behind a dear one takes its cost), so that
-    sorting by them gives the order back.
+    sorting by them gives the order back. Raises SaapError where they are not finite.
     """
     columns = columns.to(weight.device)
     structures, width = columns.shape
@@ -186,6 +196,8 @@ def removal_costs(
     reached = 0.0
     while bool(alive.any()):
         now = _single_costs(left, inverse, columns)
+        if not bool(torch.isfinite(now).all()):
+            raise SaapError("costs of removal that are no finite numbers: scores or activations are too large")
         if not greedy:
             return now
         now[~alive] = torch.inf

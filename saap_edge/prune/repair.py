@@ -27,9 +27,10 @@ from saap_edge.prune.stream import (
     follow,
     layer_arguments,
     layer_inputs,
+    require_finite_sums,
     sandwiched,
 )
-from saap_edge.prune.surgery import Kept, output_columns, output_projections
+from saap_edge.prune.surgery import PROJECTIONS, Kept, output_columns, output_projections
 
 __all__ = ["MIX", "least_squares", "repair", "restored"]
 
@@ -76,6 +77,8 @@ def repair(
 
     `surgery.cut` of the result is the repaired pruned model.
 
+    Raises SaapError where numbers on the way are not finite.
+
     Args:
         model: dense transformers causal LM, evaluation mode.
         kept: structures that stay, `[layer][kind]` ascending indices.
@@ -88,7 +91,7 @@ def repair(
     arguments = layer_arguments(model, windows)
     dense = layer_inputs(model, windows)
     pruned = dense  # one stream until the first cut
-    for layer, keywords, kinds in zip(model.model.layers, arguments, kept, strict=True):
+    for index, (layer, keywords, kinds) in enumerate(zip(model.model.layers, arguments, kept, strict=True)):
         share = 0.0 if sandwiched(layer) else mix
         follow(layer, dense)
         follow(layer, pruned)
@@ -99,11 +102,15 @@ def repair(
                 dense[:] = [state + branch(state) for state in dense]
                 continue
             pruned = list(dense) if pruned is dense else pruned
-            _mend(module, branch, columns, dense, pruned, share, bias)
+            moments = _follow_both(module, branch, columns, dense, pruned, share, bias)
+            for sums in (moments.gram, moments.cross):
+                require_finite_sums(sums, index, PROJECTIONS[sublayer])
+            moments.solve()
+            pruned[:] = [state + branch(state) for state in pruned]
         progress()
 
 
-def _mend(
+def _follow_both(
     module: Any,
     branch: Branch,
     columns: torch.Tensor,
@@ -111,8 +118,8 @@ def _mend(
     pruned: list[torch.Tensor],
     mix: float,
     bias: bool,
-) -> None:
-    """Mend one output projection and carry both streams past its sublayer."""
+) -> _Moments:
+    """Carry the dense stream past a sublayer; returns what mends its output projection for the pruned one."""
     columns = columns.to(module.weight.device)
     moments = _Moments(module, columns, bias)
     for index, state in enumerate(dense):
@@ -122,12 +129,7 @@ def _mend(
         wanted = (1 - mix) * seen.output + mix * (dense[index] - pruned[index]) if mix else seen.output
         moments.add(seen.inputs, wanted)
         del local
-    if len(columns):
-        moments.solve()
-    else:
-        module.weight.zero_()
-    for index, state in enumerate(pruned):
-        pruned[index] = state + branch(state)
+    return moments
 
 
 class _Moments:
@@ -161,7 +163,11 @@ class _Moments:
         self.cross.addmm_(wanted.reshape(len(rows), -1).float().T, rows)
 
     def solve(self) -> None:
+        """Mend the projection, in place."""
         module = self.module
+        if not len(self.columns):
+            module.weight.zero_()
+            return
         start = module.weight.index_select(1, self.columns)
         if self.fits_bias:
             old = module.bias if module.bias is not None else torch.zeros_like(start[:, 0])

@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 
-__all__ = ["BATCH", "Branch", "attention_branch", "ffn_branch", "follow", "layer_arguments", "layer_inputs"]
+from saap_edge.errors import SaapError
+
+__all__ = [
+    "BATCH", "Branch", "attention_branch", "ffn_branch", "follow", "layer_arguments", "layer_inputs",
+    "require_finite_sums", "sandwiched",
+]  # fmt: skip
 
 BATCH = 8  # windows run together
 Branch = Callable[[torch.Tensor], torch.Tensor]
@@ -64,6 +69,15 @@ def layer_arguments(model: Any, windows: torch.Tensor) -> list[dict[str, Any]]:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def require_finite_sums(sums: torch.Tensor, index: int, name: str) -> None:
+    """Raise SaapError where products of what projection `name` of layer `index` takes have no finite sum: no matrix
+    made of them can be solved for."""
+    if not bool(torch.isfinite(sums.sum(dtype=torch.float64))):
+        raise SaapError(
+            f"layer {index}: what {name} takes on the calibration text is too large to be squared, or no number"
+        )
 
 
 def follow(layer: Any, states: list[torch.Tensor]) -> None:

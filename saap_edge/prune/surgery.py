@@ -12,7 +12,7 @@ from saap_edge.families import Coupling
 from saap_edge.model.folder import build_pruned, spec_of
 from saap_edge.model.spec import LayerShape
 
-__all__ = ["Kept", "cut", "kept_shapes", "output_columns", "output_projections", "zero_removed"]
+__all__ = ["PROJECTIONS", "Kept", "cut", "kept_shapes", "output_columns", "output_projections", "zero_removed"]
 
 # [layer][kind] ascending indices of what stays: kv groups, query slots (r-th query head of every kv group), channels.
 Kept = list[dict[str, np.ndarray]]
@@ -72,9 +72,13 @@ def _slices(layer: Any, size: int, coupling: Coupling, kinds: dict[str, np.ndarr
     return torch.from_numpy((heads[:, None] * width + np.arange(width)).flatten())
 
 
+# The projection that ends each sublayer, whose input columns are what is cut and repaired.
+PROJECTIONS = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
+
+
 def output_projections(layer: Any) -> dict[str, Any]:
-    """The projection that ends each sublayer of a dense layer, whose input columns are what is cut and repaired."""
-    return {"attention": layer.self_attn.o_proj, "ffn": layer.mlp.down_proj}
+    """PROJECTIONS of a dense layer."""
+    return {sublayer: layer.get_submodule(name) for sublayer, name in PROJECTIONS.items()}
 
 
 def output_columns(layer: Any, sublayer: str, kinds: dict[str, np.ndarray]) -> torch.Tensor:

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from saap_edge.evaluate.perplexity import perplexity
+from saap_edge.errors import SaapError
+from saap_edge.evaluate.perplexity import Perplexity, perplexity
 from saap_edge.families import Family
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks, dequantise, quantise
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.tensors import Codes
+from saap_edge.model.values import FP16_MAX, beyond_fp16
 from saap_edge.recipe import RecoverSettings
 from saap_edge.recover.quantiser import GroupLinear, LoraLinear, put
 from saap_edge.recover.start import in_blocks
@@ -76,20 +78,31 @@ def recover(
     torch.manual_seed(seed)
     model = load_model(pruned)
     weights = _train_weights(model, family, teacher, texts, settings, seed, work, progress)
-    untuned, fp = math.exp(weights.start), perplexity(model, texts.heldout).value
+    if not math.isfinite(weights.start):
+        raise SaapError(f"'{pruned}': the loss on held-out text is {weights.start}: the model or text is broken")
+    untuned = Perplexity(weights.start, texts.heldout.numel(), texts.heldout.shape[1]).value
+    fp = perplexity(model, texts.heldout).value
     tell("measuring")
-    if not fp < untuned:
+    folder, layers = out / "model", iter(range(len(model.model.layers)))
+
+    def layer_done() -> None:
+        if next(layers, None) is not None:  # a second attempt looks at them again
+            tell("codes")
+
+    def put_into_blocks(model: Any) -> None:
+        """Save the model, and put it into blocks. Raises SaapError where no codes can be found."""
+        if PartialState().is_main_process:
+            save_model(model, pruned, folder)  # float32: codes of formats that were not tuned are computed from it
+        in_blocks(
+            model, family, format, group=group, rank=settings.rank, through=settings.through, method=settings.start,
+            windows=texts.calibration, progress=layer_done,
+        )  # fmt: skip
+
+    fault = (_beyond_fp16(model, family, pruned) or _refusal(put_into_blocks, model)) if fp < untuned else None
+    if fault or not fp < untuned:
         del model  # never two in memory
         model, fp = load_model(pruned), untuned
-    folder = out / "model"
-    if PartialState().is_main_process:
-        folder.mkdir(parents=True)
-        save_model(model, pruned, folder)  # float32: codes of formats that were not tuned are computed from it
-
-    in_blocks(
-        model, family, format, group=group, rank=settings.rank, through=settings.through, method=settings.start,
-        windows=texts.calibration, progress=lambda: tell("codes"),
-    )  # fmt: skip
+        put_into_blocks(model)
     for parameter in model.parameters():  # in memory of its own: else the mapped file of all weights stays there
         parameter.data = parameter.data.clone()
     blocks = train(
@@ -125,10 +138,57 @@ def recover(
         "after": {"perplexity_fp": fp, "perplexity_blocks": value if kept else rounded},
         "kept": f"{'tuned' if fp < untuned else 'untuned'} weights, {'tuned' if kept else 'untuned'} blocks",
         "phases": {"weights": asdict(weights), "blocks": asdict(blocks)},
+        "notes": _notes(settings, weights, blocks, fault),
         "window": texts.heldout.shape[1], "heldout_tokens": texts.heldout.numel(),
     }  # fmt: skip
     (out / "recover.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     return document
+
+
+def _beyond_fp16(model: Any, family: Family, pruned: Path) -> str | None:
+    """Which trained weights half precision does not hold, where it held those of the folder `pruned`; else None."""
+    for name, weight in _projections(model, family):
+        largest = float(weight.abs().max())
+        if largest > FP16_MAX and not beyond_fp16(pruned):
+            return f"{name} grew to {largest:.3g}, and half precision holds nothing beyond {FP16_MAX:.0f}"
+    return None
+
+
+def _refusal(act: Callable[[Any], None], model: Any) -> str | None:
+    """Why `act` refuses the model, None where it does not. Nothing of the attempt stays in memory."""
+    try:
+        act(model)
+    except SaapError as error:
+        return str(error)
+    return None
+
+
+def _notes(settings: RecoverSettings, weights: Recovery, blocks: Recovery, fault: str | None) -> list[str]:
+    """A line about each phase whose training came to nothing, or to an early end."""
+    notes = []
+    phases = (
+        ("weights", weights, f"recover.weights_learning_rate than {settings.weights_learning_rate:g}"),
+        ("blocks", blocks, f"recover.learning_rate than {settings.learning_rate:g}"),
+    )
+    for phase, recovery, lower in phases:
+        given_up = fault if phase == "weights" else None
+        kept = (
+            f"those of step {recovery.best_step} are kept"
+            if recovery.best_step and not given_up
+            else ("those that came in are kept")
+        )
+        if recovery.diverged_at is not None:
+            what = f"training diverged at step {recovery.diverged_at} of {recovery.steps}"
+        elif given_up:
+            what = f"what was trained cannot be used ({given_up})"
+        elif recovery.best_step or len(recovery.history) < 2:
+            continue
+        else:
+            what = (
+                f"training found nothing better ({recovery.start:.4g} nats before, {recovery.history[-1][1]:.4g} after)"
+            )
+        notes.append(f"{phase}: {what}: {kept}; a lower {lower} may help")
+    return notes
 
 
 @torch.no_grad()

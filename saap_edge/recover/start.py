@@ -16,15 +16,23 @@ from typing import Any, Literal
 
 import torch
 
+from saap_edge.errors import SaapError
 from saap_edge.families import Family
 from saap_edge.model.blocks import BLOCK, BlockFormat, codes_at, grouped, nearest, rounded
-from saap_edge.prune.stream import attention_branch, ffn_branch, follow, layer_arguments, layer_inputs
+from saap_edge.prune.stream import (
+    attention_branch,
+    ffn_branch,
+    follow,
+    layer_arguments,
+    layer_inputs,
+    require_finite_sums,
+)
 from saap_edge.recover.quantiser import GroupLinear, Start, put
 
 __all__ = ["Method", "gptq", "in_blocks", "weighted"]
 
 Method = Literal["nearest", "weighted", "gptq"]
-DAMPING = 0.01  # of the mean diagonal: GPTQ's own
+DAMPINGS = (0.01, 0.1, 1.0)  # of the mean diagonal: GPTQ's own, and more where rounding leaves that not definite
 SHRINK = torch.linspace(0.7, 1.15, 19)  # scales tried, of the nearest one
 
 
@@ -84,20 +92,11 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, format: BlockFormat, group: i
     """Round `weight` float32 [out, in] with its errors made up for, given the Gram matrix [in, in] of its inputs.
 
     The start's weight is each column as it was when its turn to be rounded came, so that rounding it gives the codes
-    found here, and what is lost is still in it for training to move.
+    found here, and what is lost is still in it for training to move. Raises SaapError where `gram` is no such matrix.
     """
-    gram = gram.clone()  # 256 MiB at 8192 inputs: as few as can be at a time
-    diagonal = gram.diagonal()
-    dead = diagonal == 0
+    dead = gram.diagonal() == 0
     weight = torch.where(dead, 0, weight).clone()
-    diagonal += dead.to(gram.dtype)
-    diagonal += DAMPING * diagonal.mean()
-    importance = diagonal.clone()
-    del diagonal  # a view: it would keep the matrix
-    gram = torch.linalg.cholesky(gram)
-    gram = torch.cholesky_inverse(gram)
-    inverse = torch.linalg.cholesky(gram, upper=True)
-    del gram
+    inverse, importance = _inverse_factor(gram, dead)
     kept, parts = torch.empty_like(weight), []
     for first in range(0, weight.shape[1], group):
         columns = slice(first, min(first + group, weight.shape[1]))
@@ -113,6 +112,26 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, format: BlockFormat, group: i
         weight[:, columns.stop :] -= errors @ inverse[columns, columns.stop :]
     scales, offsets = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
     return Start(kept, scales, offsets)
+
+
+def _inverse_factor(gram: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Upper Cholesky factor of the damped matrix's inverse, and the damped diagonal. 256 MiB at 8192 inputs: as few of
+    them as can be at a time."""
+    for damping in DAMPINGS:
+        damped = gram.clone()
+        diagonal = damped.diagonal()
+        diagonal += dead.to(gram.dtype)
+        diagonal += damping * diagonal.mean()
+        importance = diagonal.clone()
+        del diagonal  # a view: it would keep the matrix
+        damped, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            damped = torch.cholesky_inverse(damped)
+            damped, failed = torch.linalg.cholesky_ex(damped, upper=True)
+        # Of figures that are not finite no failure is told.
+        if not failed and bool(torch.isfinite(damped.diagonal()).all()):
+            return damped, importance
+    raise SaapError("GPTQ: what should be a Gram matrix has no Cholesky factor")
 
 
 def _rounded(column: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat) -> torch.Tensor:
@@ -137,19 +156,23 @@ def in_blocks(
     """Put a model's projections into blocks, in place, layer by layer, and freeze all but their adapters.
 
     `windows`, token ids [n, window], are what `weighted` and `gptq` look at; `progress` is called after every
-    layer. Returns the model.
+    layer. Returns the model. Raises SaapError, naming a projection, where they see numbers that are not finite.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     looked_at = windows if method != "nearest" else None
     states = [] if looked_at is None else layer_inputs(model, looked_at)
     arguments = [{}] * len(model.model.layers) if looked_at is None else layer_arguments(model, looked_at)
-    for layer, keywords in zip(model.model.layers, arguments, strict=True):
+    for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
         follow(layer, states)
         grams = _grams(layer, family, states, keywords) if states else {}
         for _, name in family.projections(layer):
             linear = layer.get_submodule(name)
-            start = _start(linear.weight, grams.pop(name, None), format, group, method)
+            gram = grams.pop(name, None)
+            if gram is not None:
+                require_finite_sums(gram, index, name)
+            start = _start(linear.weight, gram, format, group, method)
+            del gram
             put(layer, name, GroupLinear(linear, start, format, group, rank, through))
         _advance(layer, states, keywords)
         progress()

@@ -66,7 +66,8 @@ class Recovery:
     """What training gave: held-out losses, in nats per token.
 
     `start` and `best` are those before training and at the best evaluation (never above `start`); `best_step` is 0 when
-    nothing better was found; `history` holds (step, held-out loss).
+    nothing better was found; `history` holds (step, held-out loss) as far as it is finite; `diverged_at` is the step at
+    which a loss was not, where training ended, None where that never happened.
     """
 
     start: float
@@ -75,6 +76,7 @@ class Recovery:
     steps: int
     tokens: int
     history: list[tuple[int, float]]
+    diverged_at: int | None = None
 
 
 class _Student(nn.Module):
@@ -110,16 +112,22 @@ class _Student(nn.Module):
 
 
 class _Watch(TrainerCallback):
-    """Tells how it goes, and stops when the loss is not finite."""
+    """Tells how it goes, and stops when a loss is not finite: no step leads back from there."""
 
     def __init__(self, progress: Progress, start: float) -> None:
         self.progress, self.loss, self.heldout = progress, math.nan, start
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        self.loss, self.heldout = (logs or {}).get("loss", self.loss), (logs or {}).get("eval_loss", self.heldout)
+        logs = logs or {}
+        self.loss, self.heldout = logs.get("loss", self.loss), logs.get("eval_loss", self.heldout)
         self.progress(state.global_step, self.loss, self.heldout)
-        if not math.isfinite(self.heldout):
+        if not _finite(logs):
             control.should_training_stop = True
+
+
+def _finite(logs: Mapping[str, float]) -> bool:
+    """The losses of an entry of the Trainer's log are numbers."""
+    return all(math.isfinite(logs[name]) for name in ("loss", "eval_loss") if name in logs)
 
 
 class _Windows(torch.utils.data.Dataset):
@@ -157,12 +165,13 @@ def train(
         work: folder of checkpoints. A run that finds some of the same run there goes on from the last.
         progress: called after every step.
 
-    The held-out loss at the end is never above that at the start. Raises SaapError when `batch` cannot be shared out
+    The held-out loss at the end is never above that at the start; where that at the start is not finite, nothing is
+    trained. Raises SaapError when `batch` cannot be shared out
     over the processes of a launch.
     """
     start = perplexity(model, heldout).nll
     steps = steps_of(training, windows.shape[1])
-    if steps == 0:
+    if steps == 0 or not math.isfinite(start):
         return Recovery(start, start, 0, 0, 0, [(0, start)])
     before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     finished = work / FINISHED
@@ -198,7 +207,9 @@ def _judge(
     model: Any, state: Any, start: float, before: Mapping[str, torch.Tensor], tokens_a_step: int, steps: int
 ) -> Recovery:
     """Put back the best parameters, or those of the start where nothing was better."""
-    history = [(int(log["step"]), float(log["eval_loss"])) for log in state.log_history if "eval_loss" in log]
+    logs = state.log_history
+    history = [(int(log["step"]), float(log["eval_loss"])) for log in logs if "eval_loss" in log and _finite(log)]
+    diverged_at = next((int(log["step"]) for log in logs if not _finite(log)), None)
     best, step = state.best_metric, int(state.best_global_step or 0)
     if best is None or not best < start:
         best, step = start, 0
@@ -207,7 +218,8 @@ def _judge(
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(kept[f"model.{name}" if step else name])
-    return Recovery(start, best, step, steps, state.global_step * tokens_a_step, [(0, start), *history])
+    tokens = state.global_step * tokens_a_step
+    return Recovery(start, best, step, steps, tokens, [(0, start), *history], diverged_at)
 
 
 def _arguments(training: Training, steps: int, work: Path) -> TrainingArguments:

@@ -80,7 +80,7 @@ def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
     )
     for row in ("dense", "before", "after"):
         table.add_row(row, f"{recover[row]['perplexity_fp']:.2f}", f"{recover[row]['perplexity_blocks']:.2f}")
-    return [table]
+    return [table, *(f"[yellow]note:[/] {escape(note)}" for note in recover.get("notes", ()))]
 
 
 def render_verify(parities: list[dict[str, Any]]) -> list[RenderableType]:

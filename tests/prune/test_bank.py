@@ -51,6 +51,27 @@ def test_plain_cost_is_the_error_after_the_best_repair():
         assert float(found[structure]) == pytest.approx(float(0.5 * (curvature * error).sum()), rel=0.06)  # the ridge
 
 
+@pytest.mark.parametrize("curvature", [torch.inf, torch.nan])
+def test_costs_that_are_no_numbers_are_refused(curvature):
+    with pytest.raises(SaapError, match="no finite numbers"):
+        removal_costs(torch.ones(3, 4), torch.eye(4).double(), torch.full((3,), curvature), torch.arange(4)[:, None])
+
+
+def test_activations_too_large_to_be_squared_are_named(tmp_path):
+    model = tiny_model("llama")
+    windows = torch.randint(0, 320, (8, 24))
+    scores = score_model(model, list(windows.split(4)), {})
+    spec = spec_of(model)
+    model.model.layers[1].mlp.up_proj.weight.data.mul_(1e20)
+    kept = [{"attention": np.arange(4), "slots": np.arange(2), "ffn": np.arange(64)}] * 3
+    for act in (
+        lambda: build_bank(model, scores, Space(spec.layers, spec.hidden, spec.head_dim), windows, tmp_path),
+        lambda: repair(model, kept, windows),
+    ):
+        with pytest.raises(SaapError, match=r"^layer 1: what mlp\.down_proj takes on .* is too large to be squared"):
+            act()
+
+
 def test_greedy_takes_redundancy_into_account():
     """Two equal inputs: either is free to remove, but not both."""
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from saap_edge.errors import SaapError
 from saap_edge.evaluate.parity import shipped_model
 from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.model.blocks import BLOCK_FORMATS, quantise
@@ -76,6 +77,72 @@ def test_a_hostile_learning_rate_gives_back_what_came_in(setting, tmp_path, thro
     assert not (folder / "codes.safetensors").exists()
     given, kept = load_model(dense), load_model(folder)
     assert all(torch.equal(a, b) for a, b in zip(given.parameters(), kept.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def noise(setting):
+    """Text of which no model knows anything: weights that blew up and answer alike to all are better on it."""
+    torch.manual_seed(0)
+    ids = torch.randint(0, 320, (32, 32))
+    return *setting[:2], Texts(ids[:8], ids[:24], ids[24:])
+
+
+DIVERGING = [
+    {"weights_learning_rate": 100, "weights": 1.0},
+    {"weights_learning_rate": 1e4, "weights": 1.0, "start": "weighted", "precision": "bfloat16"},
+    {"weights_learning_rate": 1e8, "learning_rate": 1e8},
+    {"weights_learning_rate": 1e30, "learning_rate": 1e30, "start": "nearest"},
+    {"learning_rate": 1e8, "weights": 0.0, "through": True},
+    {"learning_rate": 1e8, "weights": 0.0, "start": "weighted", "precision": "bfloat16"},
+]
+
+
+@pytest.mark.parametrize("settings", DIVERGING, ids=lambda s: " ".join(map(str, s.values())))
+def test_training_that_diverges_costs_nothing_but_time(noise, tmp_path, settings):
+    """What came in is put back, codes are found on it, and a line says so."""
+    result, folder = run(noise, tmp_path, tokens=2048, **settings)
+    before, after = result["before"], result["after"]
+    assert result["kept"].startswith("untuned weights") and after["perplexity_fp"] == before["perplexity_fp"]
+    assert after["perplexity_blocks"] <= before["perplexity_blocks"]
+    given, kept = load_model(noise[1]), load_model(folder)
+    assert all(torch.equal(a, b) for a, b in zip(given.parameters(), kept.parameters(), strict=True))
+    shipped = perplexity(shipped_model(folder, "gguf-q4_0"), noise[2].heldout).value
+    assert shipped == pytest.approx(after["perplexity_blocks"], rel=0.005)
+    rate = "weights_learning_rate" if "weights_learning_rate" in settings else "learning_rate"
+    assert f"a lower recover.{rate} than {settings[rate]:g} may help" in result["notes"][0]
+    json.dumps(result, allow_nan=False)  # what a strict reader reads too
+
+
+def test_codes_that_cannot_be_found_for_trained_weights_are_found_for_those_that_came_in(noise, tmp_path, monkeypatch):
+    monkeypatch.setattr("saap_edge.recover.run.FP16_MAX", 1e30)
+    result, folder = run(noise, tmp_path, tokens=2048, weights=1.0, weights_learning_rate=1e10)
+    assert "takes on the calibration text is too large to be squared" in result["notes"][0]
+    untrained, expected = run(noise, tmp_path / "untrained", tokens=0)
+    assert result["after"] == untrained["after"] and result["kept"] == untrained["kept"]
+    found, wanted = (load_file(path / "codes.safetensors") for path in (folder, expected))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_killed_run_that_diverged_goes_on_to_the_same(noise, tmp_path):
+    settings = {"tokens": 2048, "weights_learning_rate": 1e4, "learning_rate": 1e-2}
+
+    def kill(phase, step, loss, heldout):
+        if (phase, step) == ("blocks", 5):
+            raise KeyboardInterrupt
+
+    whole, _ = run(noise, tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(noise, tmp_path, progress=kill, **settings)
+    (tmp_path / "out" / "model").rename(tmp_path / "gone")
+    assert run(noise, tmp_path, **settings)[0] == whole and len(whole["notes"]) >= 1
+
+
+def test_a_model_that_answers_no_numbers_is_refused(noise, tmp_path):
+    broken = tiny_model("llama")
+    broken.model.layers[1].mlp.up_proj.weight.data.mul_(1e38)
+    folder = write_folder(broken, tmp_path / "broken")
+    with pytest.raises(SaapError, match="the loss on held-out text is nan: the model or text is broken"):
+        run((noise[0], folder, noise[2]), tmp_path)
 
 
 def test_tuned_weights_never_drag_worse_blocks_along(setting, tmp_path, monkeypatch):

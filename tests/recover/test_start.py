@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from saap_edge.errors import SaapError
 from saap_edge.evaluate.parity import relative_error
 from saap_edge.families import family_of
 from saap_edge.model.blocks import BLOCK_FORMATS, Blocks, codes_at, dequantise, nearest
@@ -74,6 +75,34 @@ def test_inputs_that_never_fire_are_no_trouble():
     x[:, 5] = x[:, 90:] = 0
     start = gptq(torch.randn(8, 96), x.T @ x, BLOCK_FORMATS["q4_0"], 32)
     assert torch.isfinite(start.weight).all() and torch.isfinite(start.scales).all()
+
+
+def test_a_gram_matrix_that_rounding_left_indefinite_is_damped_more():
+    """Sums in float32 take what is below 0 with them: GPTQ's own damping is then too little."""
+    format, x, weight = BLOCK_FORMATS["q4_0"], correlated(), torch.randn(24, 96)
+    gram = x.T @ x / len(x)
+    start = gptq(weight, gram - 0.04 * gram.diagonal().mean() * torch.eye(96), format, 32)
+    simple = values(weight, *nearest(weight, format, 32), format, 32)
+    best = values(start.weight, start.scales, start.offsets, format, 32)
+    assert (x @ (best - weight).T).square().sum() < (x @ (simple - weight).T).square().sum()
+
+
+@pytest.mark.parametrize("value", [-1.0, torch.inf, torch.nan])
+def test_what_is_no_gram_matrix_is_refused(value):
+    gram = torch.eye(32)
+    gram[3, 3] = value
+    with pytest.raises(SaapError, match="no Cholesky factor"):
+        gptq(torch.randn(8, 32), gram * (8 if value < 0 else 1), BLOCK_FORMATS["q4_0"], 32)
+
+
+@pytest.mark.parametrize("method", ["weighted", "gptq"])
+def test_inputs_too_large_to_be_squared_are_named(method):
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data.mul_(1e20)
+    with pytest.raises(SaapError, match=r"^layer 1: what mlp\.down_proj takes on the calibration text is too large"):
+        in_blocks(
+            model, spec_of(model).family, BLOCK_FORMATS["q4_0"], method=method, windows=torch.randint(0, 320, (4, 16))
+        )
 
 
 @pytest.mark.parametrize("method", ["nearest", "weighted", "gptq"])

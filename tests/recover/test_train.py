@@ -1,6 +1,7 @@
 """Training: the loss is the textbook one, a killed run resumes to the same result, and worse is never kept."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -112,6 +113,10 @@ def test_a_hostile_learning_rate_gives_back_what_came_in(dense, texts, tmp_path,
     recovery = train(model, DenseTeacher(dense), *texts, hostile, tmp_path)
     assert recovery.best == recovery.start and recovery.best_step == 0
     assert all(torch.equal(value, before[name]) for name, value in adapters(model).items())
+    assert (recovery.diverged_at is None) == (rate == 1e2)
+    if recovery.diverged_at:  # nothing leads back: the rest of the tokens is saved
+        assert recovery.tokens == recovery.diverged_at * 4 * 32 < TRAINING.tokens
+        assert all(math.isfinite(loss) for _, loss in recovery.history)
 
 
 def test_patience_stops_early(dense, texts, tmp_path):
