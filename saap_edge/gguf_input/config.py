@@ -45,6 +45,7 @@ def config_of(model: GgufModel) -> Config:
         "num_hidden_layers": len(widths), "head_dim": head_dim, "max_position_embeddings": context,
         "rms_norm_eps": model.number(model.key("attention.layer_norm_rms_epsilon")),
         "tie_word_embeddings": "output.weight" not in model.tensors,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),  # classes have some of other vocabularies
     }  # fmt: skip
     rope = rope_parameters(model, head_dim, context)
     if architecture.gemma:
