@@ -29,14 +29,14 @@ QWEN2_SPLIT = (
 )
 
 
-def tiny_tokenizer(family: str = "llama") -> PreTrainedTokenizerFast:
+def tiny_tokenizer(family: str = "llama", size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=family != "qwen2")
     split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level]) if family == "qwen2" else byte_level
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=size, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator([TEXT], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>")
@@ -98,7 +98,8 @@ def randomise_projections(model: PreTrainedModel, seed: int = 1) -> PreTrainedMo
 def write_folder(model: PreTrainedModel, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config.to_dict()
-    tiny_tokenizer(config.get("base_model_type") or config["model_type"]).save_pretrained(folder)
+    size = min(VOCABULARY, config["vocab_size"])
+    tiny_tokenizer(config.get("base_model_type") or config["model_type"], size).save_pretrained(folder)
     save_model(model, folder, folder)
     return folder
 

@@ -83,7 +83,8 @@ def special_ids(chat: Chat, tokens: Sequence[str]) -> dict[str, int]:
     """
     eos = chat.tokens.get("eos", chat.ends[0] if chat.ends else None)
     if eos is None:
-        eos = next((index for index in (chat.bos, chat.pad) if index is not None), None)
+        # One at which it ends in any case, by the name; else one that no answer holds.
+        eos = min(llama_cpp_ends(tokens, {}), default=chat.pad if chat.pad is not None else chat.bos)
     if eos is None:
         raise SaapError(
             "nothing says which token ends a text, and llama.cpp must have one: set eos_token_id in "

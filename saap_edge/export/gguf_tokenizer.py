@@ -107,17 +107,12 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-# Gemma 3's text models share a tokenizer with those that see, but have no row for this token: whoever feeds it to them
-# gets an error in transformers too (huggingface/transformers#37011).
-_WITHOUT_ROW = "<image_soft_token>"
-
-
 def _vocabulary(document: dict[str, Any], spec: ModelSpec) -> tuple[list[str], list[int]]:
-    """Tokens by id and their types, filled up to the rows of the embedding."""
+    """Tokens by id and their types, filled up to the rows of the embedding; without added tokens that have no row."""
     by_id = {index: token for token, index in document["model"]["vocab"].items()}
     kinds = dict.fromkeys(by_id, int(_KIND.NORMAL))
     for added in document.get("added_tokens", []):
-        if added["content"] == _WITHOUT_ROW and added["id"] >= spec.vocab_size:
+        if added["id"] >= spec.vocab_size and added["content"] not in document["model"]["vocab"]:
             continue
         by_id[added["id"]] = added["content"]
         kinds[added["id"]] = int(_KIND.CONTROL if added["special"] else _KIND.USER_DEFINED)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from saap_edge.errors import SaapError
 from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.tokenizer import BACKEND_5, PLAIN, load_tokenizer
@@ -90,12 +92,17 @@ def read_chat(folder: str | Path, generation: dict[str, Any] | None = None) -> C
         role: [(index, path) for source, path in sources for index in reader.read(source.get(f"{role}_token_id"), path)]
         for role in ("bos", "eos", "pad")
     }
-    tokenizer = load_tokenizer(folder)
-    tokens = {role: index for role in ROLES for index in reader.read(_token_id(tokenizer, role), f"the {role} token")}
+    tokenizer, vocabulary = _as_people_load_it(folder), load_tokenizer(folder)
+    _check_rows(folder, vocabulary, reader)
+    words = vocabulary.get_vocab()
+    variables = {
+        name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str) and text in words
+    }
+    ids = {role: words.get(variables.get(f"{role}_token", "")) for role in ROLES}
+    tokens = {role: index for role, index in ids.items() if index is not None and index < reader.vocab_size}
     first = {role: tokens.get(role, next((index for index, _ in said[role]), None)) for role in ("bos", "pad")}
-    special = {*tokens.values(), *(int(index) for index in tokenizer.added_tokens_decoder)}
+    special = {*tokens.values(), *(int(index) for index in vocabulary.added_tokens_decoder)}
     ends = _ends(tokens.get("eos"), said["eos"], special, reader)
-    variables = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
     name = type(tokenizer).__name__
     return Chat(
         tokens=tokens, bos=first["bos"], pad=first["pad"], ends=ends, variables=variables,
@@ -168,9 +175,28 @@ def _ends(eos: int | None, said: list[tuple[int, Path]], special: set[int], read
     return tuple(ends)
 
 
-def _token_id(tokenizer: Any, role: str) -> int | None:
-    """The tokenizer's id of a role; None where it has no such token."""
-    return getattr(tokenizer, f"{role}_token_id") if getattr(tokenizer, f"{role}_token", None) else None
+def _check_rows(folder: Path, tokenizer: Any, reader: _Ids) -> None:
+    """Raise SaapError where pieces of text have no row in the embedding; added tokens without one are noted: Gemma 3's
+    text models have such a token, and so have models that got a padding token later. transformers fails at them too."""
+    rows = reader.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise SaapError(
+            f"'{folder}': the tokenizer has {tokenizer.vocab_size} tokens and the model {rows}: they do not belong "
+            "together"
+        )
+    for index, token in tokenizer.added_tokens_decoder.items():
+        if index >= rows:
+            reader.warnings.append(
+                f"the tokenizer's '{token.content}' (id {index}) left out: the model has {rows} rows"
+            )
+
+
+def _as_people_load_it(folder: Path) -> Any:
+    """AutoTokenizer's own choice: some classes have special tokens where tokenizer_config.json names none."""
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except Exception:  # a class that does not fit tokenizer.json
+        return load_tokenizer(folder)
 
 
 def _templates(folder: Path, tokenizer: Any) -> dict[str, str]:

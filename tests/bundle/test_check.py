@@ -121,7 +121,7 @@ def retrain(path: Path) -> None:
 
 def grow(path: Path) -> None:
     document = json.loads(path.read_text())
-    document["added_tokens"].append({**document["added_tokens"][0], "content": "<more>", "id": 5000})
+    document["model"]["vocab"]["more"] = 5000
     path.write_text(json.dumps(document))
 
 

@@ -332,6 +332,49 @@ def test_no_end_at_all(tmp_path: Path) -> None:
     assert ends_of(tmp_path / "m.gguf") == {ID["<pad>"]}
 
 
+def test_an_end_that_only_llama_cpp_knows(tmp_path: Path) -> None:
+    speaking(tmp_path, chat_tokenizer(("<s>", "a", "<|im_end|>")), [1, 2], {"bos_token": "<s>"}, None)
+    write_gguf(tmp_path, tmp_path / "m.gguf", "f16")
+    assert ends_of(tmp_path / "m.gguf") == {2}
+
+
+# Vocabularies: the model has rows for more tokens in all tests above.
+
+
+def test_an_added_token_without_a_row(tmp_path: Path) -> None:
+    """Gemma 3's text models have one, and models that got a padding token later."""
+    tokenizer = chat_tokenizer()
+    tokenizer.add_special_tokens(["<|late|>"])
+    chain = [ID["<|assistant|>"], *WORDS, EOS]
+    config = {"eos_token": "</turn>", "pad_token": "<|late|>", "chat_template": TEMPLATE}
+    folder = speaking(tmp_path / "model", tokenizer, chain, config, None, vocab_size=TOKENS)
+    chat = read_chat(folder)
+    assert chat.pad is None
+    assert chat.warnings == (f"the tokenizer's '<|late|>' (id {TOKENS}) left out: the model has {TOKENS} rows",)
+    assert turns(folder, tmp_path / "out") == [Turn(prompt_of(folder), SPOKEN, True)] * 3
+
+
+@pytest.mark.parametrize("write", [lambda *paths: write_gguf(*paths, "f16"), lambda *paths: write_onnx(*paths, "fp32")])
+def test_pieces_of_text_without_a_row_are_refused(write: Callable[..., Any], tmp_path: Path) -> None:
+    folder = speaking(
+        tmp_path / "model", chat_tokenizer(), [1, 2], {"eos_token": "</turn>"}, None, vocab_size=TOKENS - 1
+    )
+    with pytest.raises(SaapError, match=f"has {TOKENS} tokens and the model {TOKENS - 1}: they do not belong together"):
+        write(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_special_tokens_of_a_class(name: str, tmp_path: Path) -> None:
+    """transformers has a BOS, or padding, for these where tokenizer_config.json names none."""
+    special = ("<s>", "</turn>", "<|user|>", "<|assistant|>", "<|endoftext|>")
+    template = "{{ bos_token }}{{ pad_token }}" + TEMPLATE
+    config = {"tokenizer_class": name, "eos_token": "</turn>", "chat_template": template}
+    folder = speaking(tmp_path / "model", chat_tokenizer(special), [ID["<|assistant|>"], *WORDS, EOS], config, None)
+    prompt = prompt_of(folder)
+    assert prompt[0] == 4
+    assert [turn.prompt for turn in turns(folder, tmp_path / "out")] == [prompt] * 3
+
+
 # Defaults of generation.
 
 SAMPLED = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.25}

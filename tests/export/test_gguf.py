@@ -405,12 +405,6 @@ def test_no_tokenizer_is_refused(tmp_path):
     assert not (tmp_path / "m.gguf").exists()
 
 
-def test_tokenizer_of_another_model_is_refused(tmp_path):
-    folder = write_folder(tiny_model("llama", vocab_size=300), tmp_path / "model")
-    with pytest.raises(SaapError, match="do not belong together"):
-        write_gguf(folder, tmp_path / "m.gguf", "f16")
-
-
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"])
 @pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
 def test_weights_that_are_not_what_the_config_says(name, quantisation, tmp_path):
