@@ -38,6 +38,7 @@ from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.tensors import Codes
 from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.recipe import bundled_model, bundled_text
+from saap_edge.texts import plain_ids
 
 # Artifact, block format the folder is "tuned" in (None: not at all), group.
 CASES = (
@@ -144,7 +145,7 @@ def main() -> None:
     args = parser.parse_args()
 
     text = args.text.read_text(encoding="utf-8")[:2000]
-    tokens = load_tokenizer(args.model)(text, add_special_tokens=False)["input_ids"][: args.tokens]
+    tokens = plain_ids(load_tokenizer(args.model), text)[: args.tokens]
     with console.status("exporting and comparing"):
         rows = measure(args.model, tokens)
     show(rows)

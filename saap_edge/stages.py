@@ -100,31 +100,22 @@ class Job:
             raise SaapError(f"verify runs {VERIFIED} tokens: the model's context is {self.spec.context}")
         if not (self.model / "tokenizer.json").is_file():
             raise SaapError(f"no tokenizer.json in '{self.model}': the runtimes need the model's fast tokenizer")
-        self._check_tokenizer()
         self.corpus = Corpus(dict(recipe.data), self.model, recipe.score.window)
+        self._check_tokenizer()
         self.corpus.check(calibration_windows=1 if tune else 2)
         self._check_values()
         self._hashes: dict[str, str] = {}
 
     def _check_tokenizer(self) -> None:
-        """Refuse what is said of ends and chats and cannot be, and GGUF where llama.cpp has no equal of the tokenizer.
-
-        Raises SaapError.
+        """Refuse what is said of ends and chats and cannot be, and formats whose runtimes have no equal of the
+        tokenizer; note what differs. Raises SaapError.
         """
-        from saap_edge.export.gguf_tokenizer import check_tokenizer
+        from saap_edge.evaluate.token_ids import check_token_ids
         from saap_edge.model.chat import read_chat
 
+        text, formats = self.corpus.text("test"), self.recipe.export.formats
         self.warnings += read_chat(self.model).warnings
-        asked = [name for name in self.recipe.export.formats if name.startswith("gguf")]
-        if asked:
-            try:
-                named = check_tokenizer(self.model, self.spec)
-            except SaapError as error:
-                raise SaapError(f"{error}; leave {', '.join(asked)} out (export.formats)") from None
-            if named:
-                self.warnings += (
-                    f"llama.cpp, unlike transformers, also ends a text at {', '.join(named)}: by the name",
-                )
+        self.warnings += tuple(check_token_ids(self.model, self.spec, self.corpus.tokenizer, text, formats))
 
     def _check_values(self) -> None:
         """Refuse weights that are no finite numbers, and formats that do not hold them. Raises SaapError."""
@@ -482,7 +473,7 @@ class Job:
             parities = [
                 parity
                 for artifacts, model in folders.values()
-                for parity in verify_folder(artifacts, model, text, self.threads, lambda: advance(1))
+                for parity in verify_folder(artifacts, model, text, self.threads, lambda: advance(1), self.warnings)
             ]
         require(parities)
         write_json(out / "verify.json", [parity.as_dict() for parity in parities])

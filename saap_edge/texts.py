@@ -12,11 +12,19 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 
-__all__ = ["VERIFIED", "VERIFIED_CHARACTERS", "Corpus"]
+__all__ = ["VERIFIED", "VERIFIED_CHARACTERS", "Corpus", "plain_ids"]
 
 VERIFIED = 48  # tokens that verify runs through every artifact
 VERIFIED_CHARACTERS = 2000  # of the test text, that these tokens are taken from
 CHARACTERS = 16  # a token, taken at first where only enough tokens have to be found
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of plain text: the name of a special token in it ("<unk>" in WikiText) is text like any other, as in
+    llama.cpp. Nothing is added around it.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids
 
 
 class Corpus:
@@ -64,7 +72,7 @@ class Corpus:
 
         if role not in self._windows:
             try:
-                self._windows[role] = text_windows(self._loaded(), self.text(role), self._window)
+                self._windows[role] = text_windows(self.tokenizer, self.text(role), self._window)
             except ValueError as error:
                 raise SaapError(f"data.{role}: '{self._paths[role]}': {error}") from None
             self._require_known(role, int(self._windows[role].max()))
@@ -94,10 +102,11 @@ class Corpus:
         self._require_known(role, max(found))
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._loaded()(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        return plain_ids(self.tokenizer, text)
 
-    def _loaded(self) -> Any:
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model."""
         from saap_edge.model.tokenizer import load_tokenizer
 
         if self._tokenizer is None:

@@ -26,7 +26,7 @@ from saap_edge.recipe import ExportSettings, Recipe
 from saap_edge.stages import ORDER, Job
 from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
 from tests.export.test_families import GEMMA, gemma_folder
-from tests.export.test_tokenizers import TEKKEN
+from tests.export.tokenizer_texts import TEKKEN
 
 SMALL = {
     "score": {"samples": 8, "batches": 4, "window": 32},

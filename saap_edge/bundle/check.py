@@ -161,6 +161,7 @@ def _split_problems(folder: Path, bundle: Bundle, notes: list[str]) -> list[str]
     tokenizer = bundle.tokenizer
     try:
         loaded = tokenizers.Tokenizer.from_file(str(folder / tokenizer.file))
+        loaded.encode_special_tokens = True  # as it was recorded
         ids = loaded.encode(tokenizer.text, add_special_tokens=False).ids
     except Exception as error:  # the binding raises nothing more specific
         return [f"'{tokenizer.file}' cannot be loaded: {error}"]

@@ -142,7 +142,9 @@ def _load_tokenizer(path: Path) -> Any:
     except ImportError:
         raise SaapError("making a bundle needs the package tokenizers: pip install 'saap-edge[compile]'") from None
     try:
-        return Splitter.from_file(str(path))
+        splitter = Splitter.from_file(str(path))
+        splitter.encode_special_tokens = True  # texts are plain text
+        return splitter
     except Exception as error:  # the binding raises nothing more specific
         raise SaapError(f"'{path}' cannot be loaded: {error}") from None
 

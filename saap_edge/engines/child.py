@@ -12,20 +12,29 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from saap_edge.engines.base import Engine
 from saap_edge.errors import SaapError
 
-__all__ = ["Server", "log_probabilities", "main"]
+__all__ = ["VOCABULARY", "Server", "log_probabilities", "main"]
 
+VOCABULARY = " vocabulary"
 PIECE = 512  # tokens of a prompt at a time: llama.cpp's own default
 
 
 def load_engine(name: str, path: str, threads: int, context: int) -> Engine:
-    """Import only the runtime that is asked for."""
+    """Import only the runtime that is asked for. A name that ends in VOCABULARY gives its tokenizer only."""
+    if name == f"llama.cpp{VOCABULARY}":
+        from saap_edge.engines.llama_cpp import LlamaCppVocabulary
+
+        return cast(Engine, LlamaCppVocabulary(Path(path)))
+    if name == f"onnxruntime-genai{VOCABULARY}":
+        from saap_edge.engines.vocabularies import GenaiVocabulary
+
+        return cast(Engine, GenaiVocabulary(Path(path)))
     if name == "llama.cpp":
         from saap_edge.engines.llama_cpp import LlamaCppEngine
 
@@ -54,7 +63,7 @@ class Server:
 
     def load(self, engine: str, path: str, threads: int, context: int) -> dict[str, Any]:
         """Load an artifact; `seconds` does not count importing the runtime."""
-        __import__("llama_cpp" if engine == "llama.cpp" else "onnxruntime")
+        __import__("llama_cpp" if engine.startswith("llama.cpp") else "onnxruntime")
         start = time.perf_counter()
         self._engine = load_engine(engine, path, threads, context)
         seconds = time.perf_counter() - start
@@ -147,7 +156,7 @@ class Server:
         return answers
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids by the runtime's own tokenizer; llama.cpp only."""
+        """Token ids by the runtime's own tokenizer; not ONNX Runtime's, which has none."""
         ids: list[int] = getattr(self.engine, "tokenize")(text, add_special, parse_special)  # noqa: B009
         return ids
 

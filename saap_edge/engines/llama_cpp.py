@@ -19,7 +19,7 @@ from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.errors import SaapError
 
-__all__ = ["LlamaCppEngine"]
+__all__ = ["LlamaCppEngine", "LlamaCppVocabulary"]
 
 _LOG_ERROR = 4  # ggml_log_level: 1 debug, 2 info, 3 warn, 4 error
 
@@ -34,29 +34,67 @@ def _log_errors(level: int, text: bytes, _user_data: Any) -> None:
         os.write(2, text)
 
 
-class LlamaCppEngine:
-    """A GGUF file in llama.cpp on the CPU: one sequence, F16 KV cache, flash attention.
-
-    Flash attention is not for speed alone: without it llama.cpp pads every layer's V cache to the widest layer.
-    """
+class LlamaCppVocabulary:
+    """The tokenizer of a GGUF file in llama.cpp: no weights are read and nothing is computed."""
 
     name = "llama.cpp"
+    vocabulary_only = True
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
-        """Load `path`. Raises SaapError when it is missing, damaged, or refused by llama.cpp."""
-        header = read_header(Path(path))
-        self.path, self.threads, self.context = header.files[0], threads, context
-        self._architecture, self._shape = str(header.metadata.get("general.architecture")), read_shape(header)
+    def __init__(self, path: Path) -> None:
+        """Load `path`. Raises SaapError when llama.cpp refuses it."""
+        self.path = path
         llama_cpp.llama_log_set(_log_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
-        parameters.n_gpu_layers = 0
+        parameters.n_gpu_layers, parameters.vocab_only = 0, self.vocabulary_only
         self._model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), parameters)
         if not self._model:
             reason = "; ".join(dict.fromkeys(_errors)) or "no reason given"
             raise SaapError(f"'{self.path}': llama.cpp cannot load it: {reason}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes: none without layers."""
+        return 0
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`. `add_special` adds BOS/EOS as the file asks, `parse_special` reads them in the text."""
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        ids = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
+        if count < 0:
+            raise SaapError(f"'{self.path}': llama.cpp cannot tokenise the text")
+        return list(ids[:count])
+
+    def ends(self) -> list[int]:
+        """Ids at which llama.cpp ends a text."""
+        return [index for index in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, index)]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of token ids; special tokens are left out."""
+        ids = (llama_cpp.llama_token * len(tokens))(*tokens)
+        room = 64 * (len(tokens) + 1)
+        buffer = ctypes.create_string_buffer(room)
+        count = llama_cpp.llama_detokenize(self._vocab, ids, len(tokens), buffer, room, True, False)
+        return buffer.raw[: max(count, 0)].decode("utf-8", errors="replace")
+
+
+class LlamaCppEngine(LlamaCppVocabulary):
+    """A GGUF file in llama.cpp on the CPU: one sequence, F16 KV cache, flash attention.
+
+    Flash attention is not for speed alone: without it llama.cpp pads every layer's V cache to the widest layer.
+    """
+
+    vocabulary_only = False
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        """Load `path`. Raises SaapError when it is missing, damaged, or refused by llama.cpp."""
+        header = read_header(Path(path))
+        self.threads, self.context = threads, context
+        self._architecture, self._shape = str(header.metadata.get("general.architecture")), read_shape(header)
+        super().__init__(header.files[0])
         self._context = self._open_context(self._parameters())
         self._batch = llama_cpp.llama_batch_init(context, 0, 1)
         self.reset()
@@ -117,31 +155,9 @@ class LlamaCppEngine:
         rows = count if all_logits else 1
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(rows, self.vocab_size))
 
-    def ends(self) -> list[int]:
-        """Ids at which llama.cpp ends a text."""
-        return [index for index in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, index)]
-
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one token takes: F16 keys and values of every layer's own kv heads."""
         return 2 * self._shape.kv_elements
-
-    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`. `add_special` adds BOS/EOS as the file asks, `parse_special` reads them in the text."""
-        data = text.encode("utf-8")
-        room = len(data) + 8
-        ids = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
-        if count < 0:
-            raise SaapError(f"'{self.path}': llama.cpp cannot tokenise the text")
-        return list(ids[:count])
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """Text of token ids; special tokens are left out."""
-        ids = (llama_cpp.llama_token * len(tokens))(*tokens)
-        room = 64 * (len(tokens) + 1)
-        buffer = ctypes.create_string_buffer(room)
-        count = llama_cpp.llama_detokenize(self._vocab, ids, len(tokens), buffer, room, True, False)
-        return buffer.raw[: max(count, 0)].decode("utf-8", errors="replace")
 
     def describe(self) -> dict[str, Any]:
         """What ran: the conditions that belong beside every figure."""

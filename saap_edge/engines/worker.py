@@ -96,7 +96,7 @@ class Worker:
         return total, sum(len(window) - 1 for window in windows)
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids by llama.cpp's tokenizer."""
+        """Token ids by the tokenizer of llama.cpp or onnxruntime-genai."""
         ids: list[int] = self._ask("tokenize", text=text, add_special=add_special, parse_special=parse_special)
         return ids
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from saap_edge.texts import plain_ids
+
 __all__ = ["Perplexity", "perplexity", "text_hash", "text_windows"]
 
 LOGITS = 1 << 25  # held at a time: 128 MiB in float32, and as much again for their logarithms
@@ -43,7 +45,7 @@ def text_windows(tokenizer: Any, text: str, window: int, limit: int | None = Non
     The last, incomplete window is dropped. `limit` keeps the first n windows.
     Raises ValueError when the text does not fill one window.
     """
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = plain_ids(tokenizer, text)
     count = len(ids) // window
     if limit is not None:
         count = min(count, limit)

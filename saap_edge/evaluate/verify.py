@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError
-from saap_edge.evaluate.answers import HARD_TEXT
 from saap_edge.evaluate.parity import Parity, check_parity, shipped_model
+from saap_edge.evaluate.token_ids import Probe, differences, probes, tell
 from saap_edge.export.artifacts import engine_of, read_manifest
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.chat import read_chat
 from saap_edge.model.tokenizer import load_tokenizer
-from saap_edge.texts import VERIFIED, VERIFIED_CHARACTERS
+from saap_edge.texts import VERIFIED, VERIFIED_CHARACTERS, plain_ids
 
 __all__ = ["verify_folder"]
 
 
 def verify_folder(
-    artifacts: Path, model_folder: Path, text: str, threads: int, progress: Callable[[], None]
+    artifacts: Path, model_folder: Path, text: str, threads: int, progress: Callable[[], None], told: Sequence[str] = ()
 ) -> list[Parity]:
     """Check all artifacts of an export folder against `model_folder`, the Hugging Face folder they were made from.
 
-    `text` gives the token ids that are run. Raises SaapError when an artifact was changed, does not load or kills its
-    process, ParityError when its tokenizer gives other ids than transformers, or a text would not end where it should.
+    `text` gives the token ids that are run; `told` is what `check_token_ids` said of the tokenizer. Raises SaapError
+    when an artifact was changed, does not load or kills its process, ParityError when its tokenizer gives other ids
+    than tokenizer.json, or a text would not end where it should.
     """
     manifest = read_manifest(artifacts)
     tokenizer, ends = load_tokenizer(model_folder), read_chat(model_folder).ends
     # Token ids of plain text: enough for any vocabulary, and cheap even where tokens are bytes.
-    tokens = tokenizer(text[:VERIFIED_CHARACTERS], add_special_tokens=False)["input_ids"][:VERIFIED]
+    tokens = plain_ids(tokenizer, text[:VERIFIED_CHARACTERS])[:VERIFIED]
+    texts = probes(tokenizer, text)
     weights, results, references = ExportWeights(model_folder), [], {}
     for artifact in manifest.artifacts:
         path = artifacts / artifact.path
@@ -41,7 +42,7 @@ def verify_folder(
             references = {same: shipped_model(model_folder, artifact.format, manifest.group, path)}
         with Worker(engine_of(artifact.format), path, threads, VERIFIED) as worker:
             if artifact.format.startswith("gguf"):
-                _check_tokens(worker, tokenizer, text, f"{manifest.role} {artifact.format}")
+                _check_tokens(worker, tokenizer, texts, told, f"{manifest.role} {artifact.format}")
                 _check_ends(worker, ends, f"{manifest.role} {artifact.format}")
             shipped = (weights, artifact.format, manifest.group)
             results.append(check_parity(references[same], worker, shipped, manifest.role, tokens, tokenizer.decode))
@@ -49,14 +50,11 @@ def verify_folder(
     return results
 
 
-def _check_tokens(worker: Worker, tokenizer: Any, text: str, what: str) -> None:
-    for sample in (HARD_TEXT, text[:VERIFIED_CHARACTERS]):
-        expected = tokenizer(sample, add_special_tokens=False)["input_ids"]
-        actual = worker.tokenize(sample, False, False)
-        if actual != expected:
-            at = next((i for i, (a, b) in enumerate(zip(actual, expected, strict=False)) if a != b), len(expected) - 1)
-            near = re.sub(r"\s+", " ", tokenizer.decode(expected[max(0, at - 2) : at + 3]))
-            raise ParityError(f"{what}: llama.cpp splits text into other tokens than transformers, near '{near}'")
+def _check_tokens(worker: Worker, tokenizer: Any, texts: list[Probe], told: Sequence[str], what: str) -> None:
+    """Refuse token ids that differ and were not told before any work."""
+    for line in tell("llama.cpp", differences(texts, tokenizer, worker.tokenize)):
+        if line not in told:
+            raise ParityError(f"{what}: {line}")
 
 
 def _check_ends(worker: Worker, ends: tuple[int, ...], what: str) -> None:

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from saap_edge.engines.worker import child_environment
+from saap_edge.engines.child import VOCABULARY
+from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.answers import HARD_TEXT
 from saap_edge.export.gguf_special import llama_cpp_ends
@@ -198,19 +197,15 @@ def _ask_llama_cpp(model: GgufModel, folder: Path) -> dict[str, Any] | None:
     """llama.cpp's ids of the probes, and the ids at which it ends a text; None where it is not installed."""
     if find_spec("llama_cpp") is None:
         return None
-    command = [sys.executable, "-m", "saap_edge.engines.gguf_vocabulary", str(model.header.files[0])]
-    done = subprocess.run(
-        command, input=json.dumps(_probes(folder)), capture_output=True, text=True, env=child_environment(), check=False
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise SaapError(f"'{model.path}': llama.cpp does not read its vocabulary: {reason}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    try:
+        with Worker(f"llama.cpp{VOCABULARY}", model.header.files[0], 1, 1) as worker:
+            return {"ids": [worker.tokenize(text, True, True) for text in _probes(folder)], "ends": worker.ends()}
+    except SaapError as error:
+        raise SaapError(f"'{model.path}': llama.cpp does not read its vocabulary: {error}") from None
 
 
 def _compare(model: GgufModel, folder: Path, expected: list[list[int]]) -> None:
-    """Raise SaapError where the folder's tokenizer, as transformers loads it, gives other ids than llama.cpp."""
+    """Raise SaapError where the folder's tokenizer gives other ids than llama.cpp."""
     from saap_edge.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
@@ -219,7 +214,7 @@ def _compare(model: GgufModel, folder: Path, expected: list[list[int]]) -> None:
         if found != ids:
             at = next(i for i, pair in enumerate(zip_longest(found, ids)) if pair[0] != pair[1])
             raise SaapError(
-                f"'{model.path}': its tokenizer, as transformers has it, gives other ids than llama.cpp: of "
+                f"'{model.path}': its tokenizer, as it was read, gives other ids than llama.cpp: of "
                 f"{text[:40]!r}, token {at} is {found[at : at + 1]}, not {ids[at : at + 1]}. Please report it with the "
                 "name of the model"
             )

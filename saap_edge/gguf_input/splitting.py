@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saap_edge.errors import SaapError
-from saap_edge.export.gguf_tokenizer import SPLITTING_RULES
+from saap_edge.export.tokenizer_rules import DIGIT, GPT2, SPLITTING_RULES
 
 __all__ = ["ADDS_BOS", "pre_tokenizer"]
 
@@ -16,6 +16,7 @@ _SAME = {
     "qwen2": ("deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "grok-2", "solar-open", "kormo"),
     "deepseek-v3": ("hunyuan-dense",),
     "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+    "qwen35": (), "seed-coder": (), "minicpm5": (),
     "gpt-2": ("phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat", "mellum"),
 }  # fmt: skip
 _NAMES = {other: name for name, others in _SAME.items() for other in (name, *others)}
@@ -34,7 +35,7 @@ def pre_tokenizer(name: str, where: str) -> tuple[dict[str, Any], bool]:
         )
     steps, whole = next(key for key, rule in SPLITTING_RULES.items() if rule == _NAMES[name])
     made = [_step(step) for step in steps]
-    if steps[-1] != "ByteLevel":  # it always turns bytes into letters, and splits only where the rule says so
+    if steps[-1] != GPT2:  # it always turns bytes into letters, and splits only where the rule says so
         made.append(_byte_level(False))
     return made[0] if len(made) == 1 else {"type": "Sequence", "pretokenizers": made}, whole
 
@@ -44,9 +45,9 @@ def _byte_level(splits: bool) -> dict[str, Any]:
 
 
 def _step(step: str) -> dict[str, Any]:
-    """The inverse of what gguf_tokenizer.py reads of a step."""
-    if step == "ByteLevel":
+    """The inverse of what tokenizer_rules.py reads of a step."""
+    if step == GPT2:
         return _byte_level(True)
-    if step == "Digits":
+    if step == DIGIT:
         return {"type": "Digits", "individual_digits": True}
     return {"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False}

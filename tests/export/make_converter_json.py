@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from saap_edge.export.gguf_tokenizer import pre_tokenizer_name
+from saap_edge.export.tokenizer_rules import splitting_rule
 from tests.export.converter_models import CASES, TYPES, metadata, tensors, write_case
 
 OUT = Path(__file__).with_name("converter.json")
@@ -35,7 +35,7 @@ runpy.run_path(root + "/convert_hf_to_gguf.py", run_name="__main__")
 
 def convert(root: Path, folder: Path, kind: str, out: Path) -> None:
     """Run the converter on a folder."""
-    rule = pre_tokenizer_name(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
+    rule = splitting_rule(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
     arguments = [str(root), rule, str(folder), "--outtype", kind, "--outfile", str(out)]
     subprocess.run([sys.executable, "-c", RUN, *arguments], check=True)
 

@@ -21,7 +21,7 @@ from saap_edge.evaluate.verify import verify_folder
 from saap_edge.export.artifacts import export_artifacts
 from saap_edge.export.gguf import write_gguf
 from saap_edge.export.gguf_special import _ENDS, _FILL, llama_cpp_ends, special_ids
-from saap_edge.export.gguf_tokenizer import check_tokenizer
+from saap_edge.export.gguf_tokenizer import write_vocabulary
 from saap_edge.export.onnx import write_onnx
 from saap_edge.model.chat import Chat, read_chat
 from saap_edge.model.checkpoint import read_spec
@@ -285,7 +285,7 @@ def test_several_that_fill_one_role_end_one(tmp_path: Path) -> None:
 
 def test_names_that_end_elsewhere_are_told(tmp_path: Path) -> None:
     vocabulary(["<|endoftext|>", "<|file_sep|>"], tmp_path)
-    assert check_tokenizer(tmp_path, read_spec(tmp_path)) == ["<|endoftext|>", "<|file_sep|>"]
+    assert write_vocabulary(tmp_path, read_spec(tmp_path), tmp_path / "v.gguf") == ["<|endoftext|>", "<|file_sep|>"]
 
 
 def test_verify_asks_llama_cpp(tmp_path: Path) -> None:

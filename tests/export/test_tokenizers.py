@@ -1,8 +1,4 @@
-"""Token ids of llama.cpp against transformers', with vocabularies in which every wrong split shows.
-
-The tokens are learnt from the hard texts themselves without any splitting rule, so that merges cross every boundary
-between words: a boundary that one side has and the other not gives other ids.
-"""
+"""Token ids of llama.cpp against transformers', with vocabularies in which every wrong split shows."""
 
 from __future__ import annotations
 
@@ -13,70 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.answers import HARD_TEXT
 from saap_edge.export.gguf import write_gguf
-from saap_edge.export.gguf_tokenizer import _DEEPSEEK, _LLAMA3, pre_tokenizer_name
+from saap_edge.export.tokenizer_rules import splitting_rule
 from saap_edge.model.tokenizer import load_tokenizer
 from tests.conftest import QWEN2_SPLIT, tiny_model, write_folder
-
-TEXTS = [
-    HARD_TEXT, "", " ", "  ", "\n", "\n\n \n", "\t\t x", "a\u00a0b\u2003c \u3000d", "x  \n  y", "\r\r\n\n\r \r",
-    "  leading and trailing   ", "HTTPServer camelCase PascalCase", "e\u0301clair n\u0303 हिन्दी ไทย தமிழ் বাংলা ខ្មែរ",
-    "3.14 1,000,000 2²³ ½ ٣٤٥ Ⅷ 12345678 1a2b3c x1 1x", "''' it's IT'S I'm we'LL 's'S d'accord’s they'Re",
-    "!!! ?? :-) => <= /// \\\\ $$ ++ `code` ~/x_y-z __init__ a.b.c",
-    "한국어 띄어쓰기 ひらがなカタカナ漢字 中文字符，标点。", "#include <stdio.h>\r\n\r\nint main(){\treturn 0;}",
-    "👨‍👩‍👧‍👦🏳️‍🌈🇩🇪 ☃️ ©®™", "a\u200bb\u200d\ufeffc \x1f", "ﬁ ﬂ ß ẞ İı ſ Kelvin K Å",
-]  # fmt: skip
-ACCENTS = ["CaseÉcole ÉCOLEnaïveTé aÉb ïAb ǅ ǆ", "e\u0301clair"]
-# Special and added tokens inside, with spaces beside them.
-TOKENS_INSIDE = [
-    "The<s> quick </s>\n\n<tool>x",
-    "<tool><tool> <s><s>a",
-    "a <toolbox> b<tool",
-    " <s> ",
-    "<s>",
-    "é<tool>é",
-]
-SPECIAL = ("<unk>", "<s>", "</s>")
-Step = pre_tokenizers.PreTokenizer
-
-
-def split(pattern: str) -> Step:
-    return pre_tokenizers.Split(Regex(pattern), "isolated")
-
-
-def then_bytes(*steps: Step, use_regex: bool = False) -> Step:
-    return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(False, use_regex=use_regex)])
-
-
-RULES: dict[str, Step] = {
-    "gpt-2": pre_tokenizers.ByteLevel(False),
-    "smollm": then_bytes(pre_tokenizers.Digits(individual_digits=True), use_regex=True),
-    "llama-bpe": then_bytes(split(_LLAMA3)),
-    "smaug-bpe": then_bytes(split(_LLAMA3)),
-    "qwen2": then_bytes(split(QWEN2_SPLIT)),
-    "deepseek-v3": then_bytes(*map(split, _DEEPSEEK)),
-}
-
-
-def hostile(rule: Step, **model: Any) -> Tokenizer:
-    """Byte-level BPE whose merges cross every boundary."""
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(False, use_regex=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=4000, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
-    learner.train_from_iterator([*TEXTS, *ACCENTS, *TOKENS_INSIDE] * 3, trainer)
-    learnt = json.loads(learner.to_str())["model"]
-    tokenizer = Tokenizer(models.BPE(learnt["vocab"], [tuple(pair) for pair in learnt["merges"]], **model))
-    tokenizer.pre_tokenizer, tokenizer.decoder = rule, decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
-    return tokenizer
+from tests.export.tokenizer_texts import (
+    ACCENTS,
+    GPT4O,
+    RULES,
+    TEKKEN,
+    TEXTS,
+    TOKENS_INSIDE,
+    WHOLE,
+    hostile,
+    pieces,
+    split,
+    then_bytes,
+)  # fmt: skip
 
 
 def exported(tokenizer: Tokenizer, tmp_path: Path, **names: str) -> tuple[LlamaCppEngine, Any]:
@@ -102,8 +56,8 @@ def differing(engine: LlamaCppEngine, theirs: Any, texts: list[str]) -> list[str
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_splitting_rule(rule: str, tmp_path: Path) -> None:
-    tokenizer = hostile(RULES[rule], ignore_merges=rule == "llama-bpe")
-    assert pre_tokenizer_name(json.loads(tokenizer.to_str())) == rule
+    tokenizer = hostile(RULES[rule], ignore_merges=rule in WHOLE)
+    assert splitting_rule(json.loads(tokenizer.to_str())) == rule
     engine, theirs = exported(tokenizer, tmp_path)
     assert differing(engine, theirs, [*TEXTS, *ACCENTS, *TOKENS_INSIDE]) == []
     # Plain text: a token's name stays text where special tokens are not read.
@@ -130,16 +84,6 @@ def test_words_that_are_tokens(whole: bool, tmp_path: Path) -> None:
     assert (len(theirs.encode(" lighthouse")) == 1) == whole
 
 
-TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?"
-    r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT4O = TEKKEN.replace("]+|[^", "]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^", 1).replace(
-    "]*|\\p{N}|", "]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}|"
-)
-
-
 @pytest.mark.parametrize(("name", "pattern", "whole"), [("tekken", TEKKEN, True), ("gpt-4o", GPT4O, False)])
 def test_rules_that_llama_cpp_only_approximates(
     name: str, pattern: str, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,7 +92,7 @@ def test_rules_that_llama_cpp_only_approximates(
     tokenizer = hostile(then_bytes(split(pattern)), ignore_merges=whole)
     with pytest.raises(SaapError, match="no known equal"):
         exported(tokenizer, tmp_path / "refused")
-    monkeypatch.setattr("saap_edge.export.gguf_tokenizer.pre_tokenizer_name", lambda document: name)
+    monkeypatch.setattr("saap_edge.export.gguf_tokenizer.splitting_rule", lambda document: name)
     engine, theirs = exported(tokenizer, tmp_path)
     marks = [text for text in TEXTS if "\u0301" in text]
     assert differing(engine, theirs, [*TEXTS, *ACCENTS]) == [*marks, *ACCENTS]
@@ -217,29 +161,6 @@ def test_what_stands_around_a_text(template: str, reason: str | None, tmp_path: 
 
 
 # SentencePiece-like
-
-
-def pieces(normalizer: normalizers.Normalizer | None, pre_tokenizer: Step | None) -> Tokenizer:
-    """As Llama 1 and 2, Mistral, Gemma: pieces learnt over marked spaces, bytes for what is unknown."""
-    learner = Tokenizer(models.BPE(unk_token="<unk>"))
-    learner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=list(SPECIAL), limit_alphabet=150)
-    learner.train_from_iterator([*TEXTS, *TOKENS_INSIDE] * 3, trainer)
-    learnt = json.loads(learner.to_str())["model"]
-    tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens += [token for token in sorted(learnt["vocab"], key=learnt["vocab"].get) if token not in SPECIAL]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    merges = [tuple(pair) for pair in learnt["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    if normalizer:
-        tokenizer.normalizer = normalizer
-    if pre_tokenizer:
-        tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
-    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return tokenizer
 
 
 MARKED = normalizers.Replace(" ", "▁")

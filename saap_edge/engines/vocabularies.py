@@ -1,0 +1,71 @@
+"""onnxruntime-genai's tokenizer alone: no weights are read and nothing is computed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from saap_edge.errors import SaapError
+
+__all__ = ["GenaiVocabulary"]
+
+_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja")
+
+
+class GenaiVocabulary:
+    """genai's own tokenizer of a folder that holds one. It always reads the names of special tokens as tokens."""
+
+    name = "onnxruntime-genai"
+
+    def __init__(self, path: Path) -> None:
+        """Load it from `path`. Raises SaapError when genai cannot.
+
+        genai has a tokenizer only of a model: it gets one that computes nothing.
+        """
+        import onnxruntime_genai as genai
+
+        with tempfile.TemporaryDirectory() as scratch:
+            for file in (file for pattern in _FILES for file in path.glob(pattern)):
+                shutil.copyfile(file, Path(scratch) / file.name)
+            _write_graph(Path(scratch))
+            try:
+                self._tokenizer: Any = genai.Tokenizer(genai.Model(scratch))
+            except Exception as error:  # the binding raises nothing more specific
+                raise SaapError(f"it cannot be loaded: {error}") from None
+        self.vocab_size = 0  # it does not tell
+
+    def kv_bytes_per_token(self) -> int:
+        return 0
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`; `add_special` adds BOS and EOS as the tokenizer asks."""
+        self._tokenizer.update_options(add_special_tokens="true" if add_special else "false")
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+
+def _write_graph(folder: Path) -> None:
+    """A graph that gives the ids back as logits, and the configuration that genai demands."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", "sequence_length", 1])
+    last = helper.make_tensor("last", TensorProto.INT64, [1], [2])
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["floats", "last"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "nothing", [ids], [logits], [last])
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), folder / "g.onnx")
+    decoder = {
+        "session_options": {"provider_options": []}, "filename": "g.onnx", "head_size": 1, "hidden_size": 1,
+        "num_attention_heads": 1, "num_hidden_layers": 1, "num_key_value_heads": 1,
+        "inputs": {"input_ids": "input_ids"}, "outputs": {"logits": "logits"},
+    }  # fmt: skip
+    model = {"type": "llama", "context_length": 1, "vocab_size": 1, "decoder": decoder}
+    model |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    config = {"model": model, "search": {"max_length": 1}}
+    (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")

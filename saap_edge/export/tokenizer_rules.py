@@ -1,0 +1,154 @@
+"""Which of llama.cpp's rules does what a tokenizer.json says: how text is changed, split and merged.
+
+llama.cpp has a fixed set of splitting rules, by name (llama-vocab.cpp, llm_tokenizer_bpe). Only those stand here that
+split as transformers does on every text of tests/export/tokenizer_texts.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from saap_edge.errors import SaapError
+
+__all__ = [
+    "DIGIT", "GPT2", "SPLITTING_RULES", "check_pieces", "flatten", "holds_pieces", "normalizer_steps",
+    "prefixes_space", "splitting_rule", "unmerged_pairs",
+]  # fmt: skip
+
+Step = dict[str, Any]
+
+DIGIT = r"\p{N}"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace("{1,3}", "")
+_QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SEED = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CASES = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*"  # words end where lower case becomes upper
+_DEEPSEEK = (
+    r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+""" "|[^\r\n" r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+" "[\r\n]*" r"|\s*" "[\r\n]+" r"|\s+(?!\S)|\s+",
+)  # fmt: skip
+# The regular expressions whose matches stand alone, one after the other, and whether a word that is a token is taken
+# whole -> llama.cpp's name, which fixes both.
+SPLITTING_RULES = {
+    ((_LLAMA3,), True): "llama-bpe",
+    ((_LLAMA3,), False): "smaug-bpe",
+    ((_QWEN2,), False): "qwen2",
+    ((_QWEN35,), False): "qwen35",
+    ((_SEED,), False): "seed-coder",
+    ((r"\p{N}{1,3}", _LLAMA3.replace("{1,3}", "+")), True): "minicpm5",
+    (_DEEPSEEK, False): "deepseek-v3",
+    ((DIGIT, GPT2), False): "smollm",
+    ((GPT2,), False): "gpt-2",
+}
+# Every character is in a match of these: "what is no match is removed" removes nothing.
+_COVERING = (_LLAMA3, _QWEN2, GPT2)
+
+_SPACE = "▁"
+
+
+def flatten(step: Step | None) -> list[Step]:
+    """The steps of a part of tokenizer.json in order, sequences within sequences opened; none for none."""
+    if not step:
+        return []
+    inside = next((step[name] for name in ("normalizers", "pretokenizers") if name in step), None)
+    return [step] if inside is None else [part for each in inside for part in flatten(each)]
+
+
+def normalizer_steps(document: Step) -> list[Step]:
+    return flatten(document.get("normalizer"))
+
+
+def holds_pieces(document: Step) -> bool:
+    """SentencePiece-like: characters with bytes for what is unknown, instead of bytes throughout."""
+    steps = flatten(document.get("pre_tokenizer"))
+    return bool(document["model"].get("byte_fallback")) and not any(step.get("type") == "ByteLevel" for step in steps)
+
+
+def splitting_rule(document: Step) -> str:
+    """llama.cpp's name of the rule of a byte-level tokenizer. Raises SaapError for one that has none known here."""
+    for step in normalizer_steps(document):
+        if step.get("type") != "NFC":
+            raise SaapError(f"tokenizer normalizer {step.get('type')} has no equal in llama.cpp's BPE")
+    steps, whole = flatten(document.get("pre_tokenizer")), bool(document["model"].get("ignore_merges"))
+    key = tuple(name for name in (_matches(step, len(steps)) for step in steps) if name)
+    bytewise = any(step.get("type") == "ByteLevel" for step in steps)
+    if not bytewise or (key, whole) not in SPLITTING_RULES:
+        known = ", ".join(sorted(SPLITTING_RULES.values()))
+        rule = f"'{'; '.join(key)}'{', taking known words whole,' if whole else ''}"
+        rule += " (that of Mistral Nemo and GPT-4o: llama.cpp splits accents otherwise)" if _CASES in rule else ""
+        rule += "" if bytewise else " (without the step ByteLevel)"
+        raise SaapError(f"llama.cpp has no known equal of this tokenizer's splitting rule {rule} (known: {known})")
+    return SPLITTING_RULES[key, whole]
+
+
+def _matches(step: Step, steps: int) -> str:
+    """What a pre-tokenizer does: a regular expression whose matches stand alone, or its JSON; empty for nothing."""
+    kind = step.get("type")
+    if kind == "Split" and "Regex" in step["pattern"]:
+        pattern = str(step["pattern"]["Regex"])
+        behaviour = step.get("behavior"), bool(step.get("invert"))
+        # A step that splits into bytes may follow; another one would get what this one leaves.
+        keeps_all = behaviour == ("Removed", True) and pattern in _COVERING and steps <= 2
+        if keeps_all or behaviour == ("Isolated", False):
+            return pattern
+    if kind == "ByteLevel" and not step.get("add_prefix_space", True):
+        return GPT2 if step.get("use_regex", True) else ""
+    if kind == "Digits":
+        return DIGIT if step.get("individual_digits") else f"{DIGIT}+"
+    return json.dumps(step, ensure_ascii=False)
+
+
+def _marks_spaces(step: Step) -> bool:
+    return step.get("type") == "Replace" and step["content"] == _SPACE and list(step["pattern"].values()) == [" "]
+
+
+def check_pieces(document: Step) -> None:
+    """Raise SaapError where a SentencePiece-like tokenizer changes or splits text otherwise than by marking spaces."""
+    steps = normalizer_steps(document)
+    for step in steps:
+        if not _marks_spaces(step) and step != {"type": "Prepend", "prepend": _SPACE}:
+            raise SaapError(f"tokenizer normalizer {step.get('type')} has no equal in llama.cpp's SentencePiece")
+    marked = any(map(_marks_spaces, steps))
+    for step in flatten(document.get("pre_tokenizer")):
+        metaspace = step.get("type") == "Metaspace" and step.get("replacement") == _SPACE
+        at_spaces = marked and step.get("pattern") == {"String": " "}  # Gemma's: nothing is left to split
+        if not (metaspace or at_spaces):
+            raise SaapError(f"tokenizer step {step.get('type')} has no equal in llama.cpp's SentencePiece")
+        if metaspace and step.get("split", True) and any(_SPACE in token[1:] for token in document["model"]["vocab"]):
+            raise SaapError("the tokenizer splits at spaces, and llama.cpp would take its tokens that have one inside")
+        marked = marked or metaspace
+    if not marked:
+        raise SaapError("the tokenizer does not mark spaces with '▁', as llama.cpp's SentencePiece does")
+
+
+def prefixes_space(document: Step) -> bool:
+    """A space is marked before every text."""
+    prepends = any(step.get("type") == "Prepend" for step in normalizer_steps(document))
+    splitters = flatten(document.get("pre_tokenizer"))
+    return prepends or any(step.get("prepend_scheme", "never") in ("always", "first") for step in splitters)
+
+
+def unmerged_pairs(document: Step) -> int:
+    """Pairs of SentencePiece-like tokens that make a third one and are no merge: llama.cpp, as SentencePiece, merges
+    them all the same. A vocabulary that comes from SentencePiece has none."""
+    if not holds_pieces(document):
+        return 0
+    merges = {tuple(pair.split(" ", 1) if isinstance(pair, str) else pair) for pair in document["model"]["merges"]}
+    pieces = set(document["model"]["vocab"]) - {token["content"] for token in document.get("added_tokens", [])}
+    return sum(
+        (token[:cut], token[cut:]) not in merges
+        for token in pieces
+        for cut in range(1, len(token))
+        if token[:cut] in pieces and token[cut:] in pieces
+    )
