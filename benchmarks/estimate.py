@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Peak:
     """The highest resident memory of this process and its children since `take` was last called."""
 
     def __init__(self) -> None:
-        self._ended, self._highest = threading.Event(), 0
+        self._ended, self._highest, self._command = threading.Event(), 0, psutil.Process().cmdline()
         threading.Thread(target=self._look, daemon=True).start()
 
     def take(self) -> int:
@@ -54,10 +55,9 @@ class Peak:
         while not self._ended.wait(0.1):
             total = 0
             for process in (own, *own.children(recursive=True)):
-                try:
-                    total += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    if process == own or process.cmdline() != self._command:  # else a fork that is about to be a child
+                        total += process.memory_info().rss
             self._highest = max(self._highest, total)
 
 

@@ -24,15 +24,15 @@ __all__ = ["ESTIMATED", "HIGH", "LOW", "Estimate", "Rates", "estimate_stages", "
 ESTIMATED = {"score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench"}
 LOW, HIGH = 0.6, 1.7  # of what was measured lies within them (docs/progress.md)
 # Measured over counted, on models from 4.6 M to 135 M parameters.
-FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 1.1}
+FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2}
 HELDOUT, SEARCHED = 40, 8  # windows: of held-out text, and those the search compares plans on
 LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the dense model that a search keeps
 JUDGED = {"auto": 12, "search": 8}  # plans repaired and judged; any other method: itself and the uniform plan
 PROBES, SUBLAYERS = 3, 2  # widths at which a search measures every sublayer
 EVALUATED = 8  # times in each of recovery's two phases
-BASE = 700 << 20  # Python with torch and transformers
-CHILD = 250 << 20  # a runtime's process
-START = 2.0  # seconds until a runtime's process has loaded a small model
+BASE = 760 << 20  # Python with torch and transformers
+CHILD = 150 << 20  # a runtime's process
+START = 0.3  # seconds until a runtime's process has loaded a small model
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class _Count:
         return searched + _Work(solved, bytes=64 * 4.0 * self.projections, seconds=2e-4 * inputs * self.layers)
 
     def _export(self) -> _Work:
-        work = _Work(bytes=60 * 4.0 * self.parameters, seconds=0.3) * self.formats
+        work = _Work(bytes=60 * 4.0 * self.parameters, seconds=0.1) * self.formats
         return work + (self._load() + self._forward(self.samples, head=False) if self._important else _Work())
 
     def _verify(self) -> _Work:
@@ -268,6 +268,7 @@ class _Count:
         decoded = rounds * bench.decode_tokens + len(bench.contexts) * bench.decode_tokens
         prompts = rounds * bench.prompt_tokens + 2 * sum(bench.contexts)
         started = _Work(seconds=4 * START * 2 * self.formats)
-        read = _Work(bytes=2 * 4.0 * self.parameters * decoded)
+        files = [self._file(name, 4.0 * self.parameters) for name in self.recipe.export.formats]
+        read = _Work(bytes=decoded * sum(files) / self.formats)
         passes = self._forward(prompts / self.window + bench.perplexity_windows)
         return (read + passes) * both + started
