@@ -21,7 +21,9 @@ from saap_edge.export.artifacts import context_of, export_artifacts, vocab_size_
 from saap_edge.model.folder import build_pruned
 from tests.conftest import VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
 
-QUIET = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(scope="module")
