@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,8 +23,9 @@ import llama_cpp
 import numpy as np
 from result import publish
 
+from saap_edge.engines.child import VOCABULARY
 from saap_edge.engines.llama_cpp import LlamaCppEngine
-from saap_edge.engines.worker import child_environment
+from saap_edge.engines.worker import Worker
 from saap_edge.evaluate.answers import HARD_TEXT, relative_error
 from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.evaluate.parity import logits
@@ -77,13 +76,6 @@ def chat_prompts(path: Path) -> list[list[int]] | None:
     return prompts
 
 
-def file_ends(path: Path) -> list[int]:
-    command = [sys.executable, "-m", "saap_edge.engines.gguf_vocabulary", str(path)]
-    done = subprocess.run(command, input="[]", capture_output=True, text=True, env=child_environment(), check=True)
-    ends: list[int] = json.loads(done.stdout)["ends"]
-    return ends
-
-
 def answers(path: Path, ids: list[int]) -> np.ndarray:
     engine = LlamaCppEngine(path, 1, len(ids))
     return engine.forward(ids, all_logits=True).copy()
@@ -91,6 +83,8 @@ def answers(path: Path, ids: list[int]) -> np.ndarray:
 
 def compare(model: Path, scratch: Path, tokens: int) -> dict[str, Any]:
     os.environ["XDG_CACHE_HOME"] = str(scratch)
+    with Worker(f"llama.cpp{VOCABULARY}", model, 1, 1) as worker:
+        file_ends = worker.ends()
     start = time.perf_counter()
     folder = unpack(model)
     seconds = time.perf_counter() - start
@@ -109,7 +103,7 @@ def compare(model: Path, scratch: Path, tokens: int) -> dict[str, Any]:
         "file": model.name, "source": {name: source[name] for name in ("architecture", "types", "rounding")},
         "unpack_seconds": round(seconds, 1), "texts": len(every), "texts_with_equal_ids": equal, "tokens": tokens,
         "logits_relative_error": errors, "chats": len(prompts or ()), "chats_with_equal_ids": chats,
-        "ends": {"llama.cpp": file_ends(model), "generation_config": ends if isinstance(ends, list) else [ends]},
+        "ends": {"llama.cpp": file_ends, "generation_config": ends if isinstance(ends, list) else [ends]},
         "llama_cpp": llama_cpp.__version__,
     }  # fmt: skip
 

@@ -34,12 +34,11 @@ VERSION = 1  # of what is written: another one makes all folders anew
 SOURCE_FILE = "source.json"
 _TEMPLATE = re.compile(r"[A-Za-z0-9_.-]+")
 _SAMPLING = {"top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
-# What the tokenizer is compared with llama.cpp's on, beside the hard text; composed letters only: some tokenizers of
-# transformers compose them first (NFC), and no GGUF says so.
+# What the tokenizer is compared with llama.cpp's on, beside the hard text.
 _TEXTS = (
     "", " ", "  two spaces", "\n\n \n\t x", "a\n\n\nb   c", "HTTPServer camelCase __init__ x1 1x 12345678 3.14 ½",
     "''' it's IT'S we'LL d'accord !!! ?? => /// `code`",
-    "한국어 ひらがな漢字 中文，标点。 हिन्दी ไทย", "👨‍👩‍👧‍👦 ©®™ a\u200bb\ufeffc",
+    "한국어 ひらがな漢字 中文，标点。 हिन्दी ไทย", "👨‍👩‍👧‍👦 ©®™ a\u200bb\ufeffc e\u0301clair n\u0303",
 )  # fmt: skip
 
 
