@@ -53,6 +53,8 @@ _LIBRARIES = (
 )  # fmt: skip
 _TEMPORARY = ".tmp-"
 _RECORD = "stage.json"
+_MANIFEST = "manifest.json"  # of an export: it has the hashes of what it lists, and whoever runs that checks them
+_HASHED = 1 << 24  # bytes: of larger files the size alone is kept, their readers check them
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,16 @@ def run_stage(
         recipe: written into the stage's record, so that later stages can be run alone from it.
         again: run it even where it has been run; the older folder goes.
 
-    Raises SaapError when the disk is full or not writable; nothing is left behind then.
+    Raises SaapError when a file of an earlier stage is not as that stage left it, and when the disk is full or not
+    writable; nothing is left behind then.
     """
     inputs = {name: folders[name] for name in stage.inputs}
     final = stage_folder(stage, folders, outside, root)
     key = final.name.rpartition("-")[2]
     if final.is_dir() and not again:
         return StageResult(stage.name, final, True, 0.0)
+    for folder in inputs.values():
+        _require_unchanged(folder)
     start = time.monotonic()
     temporary = root / f"{_TEMPORARY}{stage.name}-{key}-{os.getpid()}"
     work = work_folder(temporary)
@@ -111,7 +116,7 @@ def run_stage(
         record = {
             "stage": stage.name, "hash": key, "inputs": {name: path.name for name, path in inputs.items()},
             "settings": stage.settings, "recipe": recipe, "versions": library_versions(),
-            "seconds": round(time.monotonic() - start, 2),
+            "seconds": round(time.monotonic() - start, 2), "files": _contents(temporary),
         }  # fmt: skip
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         if again:
@@ -130,6 +135,31 @@ def stage_folder(stage: Stage, folders: Mapping[str, Path], outside: Mapping[str
     """The folder a stage's result is in, or will be: of the folders before it only the names count."""
     inputs = {name: folders[name] for name in stage.inputs}
     return root / f"{stage.name}-{_key(stage, inputs, outside)}"
+
+
+def _contents(folder: Path) -> dict[str, list[int | str]]:
+    """Size of every file of a stage, and the hash of those that are not large, by path in the folder."""
+    if (folder / _MANIFEST).exists():
+        return {}
+    return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _content(path: Path) -> list[int | str]:
+    size = path.stat().st_size
+    return [size, file_hash(path)] if size <= _HASHED else [size]
+
+
+def _require_unchanged(folder: Path) -> None:
+    """Raise SaapError where a file of a finished stage was changed, or is gone."""
+    record = read_stage(folder)
+    for name, said in record.get("files", {}).items():
+        path = folder / name
+        if not path.is_file() or _content(path) != said:
+            remedy = "give an edited plan as --plan, and " if name == "plan.json" else ""
+            raise SaapError(
+                f"'{path}' is missing or was changed since {record['stage']} wrote it: {remedy}remove the folder "
+                f"'{folder.name}', then run `saap-edge compile` again"
+            )
 
 
 def is_helper() -> bool:
@@ -234,8 +264,12 @@ def read_stage(folder: Path) -> dict[str, Any]:
     """The record of a stage folder. Raises SaapError when it is not one."""
     try:
         record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        record["stage"], record["inputs"], record["recipe"]
-    except (OSError, ValueError, KeyError, TypeError):
+        kinds = {"stage": str, "inputs": dict, "recipe": dict}
+        if not all(isinstance(record[name], kind) for name, kind in kinds.items()):
+            raise TypeError
+        if not all(isinstance(name, str) for name in record["inputs"].values()):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise SaapError(
             f"'{folder}' is not a stage folder: give one that saap-edge printed, as OUT/stages/NAME-HASH"
         ) from None

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from saap_edge import pipeline
 from saap_edge.errors import SaapError
 from saap_edge.pipeline import Stage, ancestors, clean_leftovers, file_hash, folder_hash, link, read_stage, run_stage
 from saap_edge.progress import no_bar
@@ -40,6 +42,25 @@ def test_any_input_changes_the_folder(tmp_path):
     again = run(tmp_path, stage("next", ("one",)), {"one": others[0].folder})
     assert after.folder != again.folder
     assert ancestors(after.folder) == {"one": base.folder, "next": after.folder}
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("longer")])
+def test_a_stage_whose_files_were_changed_is_not_worked_on(tmp_path, monkeypatch, hashed, change):
+    if not hashed:
+        monkeypatch.setattr(pipeline, "_HASHED", 0)
+    base = run(tmp_path, stage())
+    change(base.folder / "file")
+    with pytest.raises(SaapError, match=r"file' is missing or was changed since one wrote it: remove the folder 'one-"):
+        run(tmp_path, stage("next", ("one",)), {"one": base.folder})
+    assert sorted(path.name for path in (tmp_path / "stages").iterdir()) == [base.folder.name]
+
+
+def test_a_changed_byte_of_a_stage(tmp_path):
+    base = run(tmp_path, stage())
+    (base.folder / "file").write_text("y")
+    with pytest.raises(SaapError, match="was changed since one wrote it"):
+        run(tmp_path, stage("next", ("one",)), {"one": base.folder})
 
 
 def test_a_failing_stage_leaves_nothing(tmp_path):
@@ -125,7 +146,10 @@ def test_links_move_and_never_replace_a_real_file(tmp_path):
         link(tmp_path / "first", tmp_path / "real")
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", json.dumps({"stage": "x"})])
+@pytest.mark.parametrize("content", [
+    None, "{", "[]", json.dumps({"stage": "x"}), json.dumps({"stage": "x", "inputs": ["one"], "recipe": {}}),
+    json.dumps({"stage": "x", "inputs": {"one": 3}, "recipe": {}}),
+])  # fmt: skip
 def test_other_folders_are_not_stages(tmp_path, content):
     if content is not None:
         (tmp_path / "stage.json").write_text(content)

@@ -14,7 +14,7 @@ from saap_edge.errors import ParityError
 from saap_edge.evaluate.answers import relative_error
 from saap_edge.evaluate.arithmetic import runtime_arithmetic
 from saap_edge.export.kquants import KQUANTS, held_projections
-from saap_edge.export.weights import FLOATS, ExportWeights
+from saap_edge.export.weights import FLOATS, OTHER_WEIGHT, ExportWeights
 from saap_edge.model.blocks import BLOCK, dequantise
 from saap_edge.model.folder import load_model
 
@@ -34,9 +34,6 @@ TOLERANCE = {
     "gguf-f32": 0.005, "gguf-f16": 0.005, "onnx-fp32": 0.00005, "onnx-fp16": 0.00005, "onnx-optimum": 0.00005,
 }  # fmt: skip
 K_QUANTS = 0.06  # their activations are rounded in blocks of 256, which is not predicted; seen: up to 0.03
-# A weight further than this from the folder's is another weight: two bits leave 0.3 to 0.5 of a weight's own RMS,
-# rows in another order 1.4.
-OTHER_WEIGHT = 0.8
 # Whole prompt at once; one token at a time; a prompt, then steps.
 MODES = ("prefill", "steps", "mixed")
 

@@ -11,14 +11,14 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.export.refusal import shape_reason
-from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, quantise_rows
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, dequantise, quantise_rows
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.inventory import needed
-from saap_edge.model.spec import LayerShape, ModelSpec
+from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes
 from saap_edge.model.tensors import Codes, TensorStore
 from saap_edge.model.values import require_finite
 
-__all__ = ["FLOATS", "ExportWeights"]
+__all__ = ["FLOATS", "OTHER_WEIGHT", "ExportWeights"]
 
 # What the matrices of artifacts without blocks are stored in.
 FLOATS = {
@@ -27,6 +27,9 @@ FLOATS = {
 }  # fmt: skip
 IN_WIDER_FLOATS = "use gguf-bf16, gguf-f32 or onnx-fp32 instead (export.formats)"
 VOCABULARY_GROUP = 128
+# Blocks further than this from a weight, relative to it, stand for another weight: two bits leave 0.3 to 0.5 of its own
+# RMS, rows in another order 1.4.
+OTHER_WEIGHT = 0.8
 # What ONNX's MatMulNBits may hold, by bits; the first where the folder was tuned in none of them.
 _ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int4-full": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}
 
@@ -64,6 +67,9 @@ class ExportWeights:
         self._shapes = needed(self.spec)
         self._store = TensorStore(folder)
         self._codes = Codes(folder) if (self.folder / Codes.FILE).is_file() else None
+        if self._codes:
+            shapes = (linear_shapes(source, index) for index in range(len(source.layers)))
+            self._codes.check({name: shape for layer in shapes for name, shape in layer.items() if all(shape)})
         reason = shape_reason(self.spec)
         if reason:
             raise SaapError(f"'{folder}': {reason}")
@@ -119,6 +125,16 @@ class ExportWeights:
         if not bool(torch.isfinite(values).all()):
             raise SaapError(f"{self.folder}: {name} holds values beyond what fp16 does (65504): {IN_WIDER_FLOATS}")
 
+    def _require_near(self, name: str, blocks: Blocks) -> None:
+        """Raise SaapError where tuned blocks do not stand for the weight that is stored beside them."""
+        own = self._store.tensor(name).float()
+        values = dequantise(blocks)[:, : own.shape[1]]
+        if float((values - own).norm()) > OTHER_WEIGHT * float(own.norm()):
+            raise SaapError(
+                f"'{self.folder / Codes.FILE}' holds other values for {name} than the weights beside it: it is of "
+                "another model. Remove it, or recover the model again"
+            )
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape in the file."""
         return self._shapes[name]
@@ -147,6 +163,7 @@ class ExportWeights:
             self._require_held(name, made.scales if made.offsets is None else made.scales + made.offsets)
             return made
         blocks = self._codes.get(name)
+        self._require_near(name, blocks)
         # Channels that pad an FFN have no weight at all in gate_proj and up_proj: their columns in down_proj count for
         # nothing, whatever their codes.
         shape = self.shape(name)

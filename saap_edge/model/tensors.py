@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from saap_edge.errors import SaapError
-from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks
 from saap_edge.model.checkpoint import open_checkpoint, row_ranges
 from saap_edge.model.inventory import parameters
 from saap_edge.model.spec import ModelSpec
@@ -91,6 +91,8 @@ class Codes:
             with safe_open(str(path), framework="pt") as handle:
                 stored, self._names = handle.metadata() or {}, set(handle.keys())
             self.format, self.group = BLOCK_FORMATS[stored["format"]], int(stored["group"])
+            if self.group < BLOCK or self.group % BLOCK:
+                raise ValueError(f"a group of {self.group}")
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise SaapError(f"'{path}' holds no readable codes ({error}): run `saap-edge recover` again") from None
         self._path = path
@@ -98,14 +100,36 @@ class Codes:
     def __contains__(self, name: str) -> bool:
         return f"{name}.codes" in self._names
 
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise SaapError where these are not the blocks of weights of these names and shapes, by their headers."""
+        with safe_open(str(self._path), framework="pt") as handle:
+            parts = {name: handle.get_slice(name) for name in self._names}
+            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+        expected: dict[str, tuple[tuple[int, ...], str]] = {}
+        for name, (rows, columns) in shapes.items():
+            padded = -(-columns // BLOCK) * BLOCK  # as recovery pads what is off the grid
+            held = padded if found.get(f"{name}.codes", ((), ""))[0] == (rows, padded) else columns
+            groups = -(-held // self.group)
+            expected[f"{name}.codes"] = (rows, held), "U8"
+            expected[f"{name}.scales"] = (rows, groups), "F16"
+            if self.format.offset != "none":
+                expected[f"{name}.offsets"] = (rows, groups), "F16" if self.format.offset == "minimum" else "U8"
+        odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        if odd:
+            raise SaapError(f"'{self._path}' is of another model ('{odd[0]}'): remove it, or recover the model again")
+
     def get(self, name: str) -> Blocks:
-        """The blocks of a weight, as they were trained."""
+        """The blocks of a weight, as they were trained. Raises SaapError where they hold what no block can."""
         codes, scales, offsets = (f"{name}.{part}" for part in ("codes", "scales", "offsets"))
         with safe_open(str(self._path), framework="pt") as handle:  # not kept open, as in TensorStore
             read = handle.get_tensor
-            return Blocks(
+            blocks = Blocks(
                 self.format, self.group, read(codes), read(scales), read(offsets) if offsets in self._names else None
             )
+        finite = all(bool(torch.isfinite(part).all()) for part in (blocks.scales, blocks.offsets) if part is not None)
+        if not finite or int(blocks.codes.max()) > self.format.highest:
+            raise SaapError(f"'{self._path}': '{name}' holds no blocks of {self.format.name}: recover the model again")
+        return blocks
 
     @classmethod
     def save(cls, blocks: Mapping[str, Blocks], folder: Path) -> None:

@@ -1,14 +1,17 @@
 """Parity catches what it is there for."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
 from saap_edge.evaluate.parity import TOLERANCE, check_parity, relative_error, require, tolerated
 from saap_edge.evaluate.verify import verify_folder
-from saap_edge.export.artifacts import export_artifacts, read_manifest
+from saap_edge.export.artifacts import export_artifacts, read_manifest, write_artifact
 from saap_edge.export.weights import ExportWeights
 from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.tensors import Codes
@@ -131,3 +134,41 @@ def test_relative_error():
     assert relative_error(logits * np.nan, logits) == np.inf
     assert relative_error(logits[:4], logits) == np.inf
     assert relative_error(1.1 * logits, logits) == pytest.approx(0.1)
+
+
+@pytest.fixture
+def tuned_folder(tmp_path):
+    folder = write_folder(randomise_projections(build_pruned(tiny_model("llama"), WIDTHS)), tmp_path / "model")
+    tune(folder, "q4_0", 32)
+    return folder
+
+
+@pytest.mark.parametrize("damage", [
+    lambda codes: {name: part for name, part in codes.items() if "layers.1.mlp.up_proj" not in name},
+    lambda codes: codes | {"model.layers.7.mlp.up_proj.weight.codes": torch.zeros(32, 32, dtype=torch.uint8)},
+    lambda codes: {name: part[:-1].clone() for name, part in codes.items()},
+    lambda codes: {name: part.float() for name, part in codes.items()},
+])  # fmt: skip
+def test_codes_that_are_not_of_the_model_beside_them(damage, tuned_folder):
+    path = tuned_folder / "codes.safetensors"
+    save_file(damage(load_file(path)), path, {"format": "q4_0", "group": "32"})
+    with pytest.raises(SaapError, match=r"codes\.safetensors' is of another model"):
+        ExportWeights(tuned_folder)
+
+
+def test_codes_of_another_model_of_the_same_shape(tuned_folder, tmp_path):
+    other = write_folder(randomise_projections(build_pruned(tiny_model("llama"), WIDTHS), seed=9), tmp_path / "other")
+    shutil.copyfile(tuned_folder / "codes.safetensors", other / "codes.safetensors")
+    with pytest.raises(SaapError, match=r"holds other values for model.*than the weights beside it"):
+        write_artifact(other, tmp_path / "out.gguf", "gguf-q4_0")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(("part", "value"), [("scales", float("nan")), ("codes", 16)])
+def test_codes_that_no_block_has(part, value, tuned_folder):
+    path, name = tuned_folder / "codes.safetensors", "model.layers.0.mlp.up_proj.weight"
+    codes = load_file(path)
+    codes[f"{name}.{part}"][0, 0] = value
+    save_file(codes, path, {"format": "q4_0", "group": "32"})
+    with pytest.raises(SaapError, match=rf"'{name}' holds no blocks of q4_0"):
+        Codes(tuned_folder).get(name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
+from saap_edge.model.blocks import BLOCK_FORMATS, Blocks, dequantise
 from saap_edge.model.folder import load_model
 from saap_edge.model.tensors import Codes
 
@@ -28,7 +29,7 @@ def random_blocks(shape: tuple[int, int], format_name: str, group: int, dice: to
 
 
 def tune(folder: Path, format_name: str, group: int) -> dict[str, Blocks]:
-    """Give every projection of the folder random blocks and return them."""
+    """Give every projection of the folder random blocks and weights near them, and return the blocks."""
     dice = torch.Generator().manual_seed(0)
     blocks = {
         name: random_blocks(tuple(parameter.shape), format_name, group, dice)
@@ -36,4 +37,9 @@ def tune(folder: Path, format_name: str, group: int) -> dict[str, Blocks]:
         if name.endswith("_proj.weight")
     }
     Codes.save(blocks, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, part in blocks.items():
+        values = dequantise(part)
+        tensors[name] = values * (1 + 0.1 * torch.randn(values.shape, generator=dice))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return blocks
