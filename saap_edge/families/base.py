@@ -10,7 +10,7 @@ from saap_edge.families.rope import head_dim_of, refuse_rope, rope_of
 
 __all__ = [
     "FFN_CHANNEL", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Gemma", "Refusal", "Source",
-    "as_llama", "refuse_common", "within_window",
+    "as_llama", "refuse_by_layer", "refuse_common", "within_window",
 ]  # fmt: skip
 
 Config = dict[str, Any]
@@ -167,14 +167,20 @@ def within_window(config: Config, window: int | None) -> Config:
     return rest | {"max_position_embeddings": min(int(config.get("max_position_embeddings", window)), window)}
 
 
+def refuse_by_layer(config: Config) -> str | None:
+    """Why rotary parameters of types of layers are refused, or None; asked of config.json as it stands."""
+    stored = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    nested = any(isinstance(value, dict) for value in stored.values())
+    return "rope parameters for each type of layer are not supported" if nested else None
+
+
 def refuse_common(
     config: Config, activation: str = "silu", partial: bool = False, by_layer: bool = False
 ) -> str | None:
     """Features no family here carries to the runtimes yet. `partial`: rotary embeddings may leave dimensions out;
     `by_layer`: each type of layer may have its own."""
-    stored = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not by_layer and any(isinstance(value, dict) for value in stored.values()):
-        return "rope parameters for each type of layer are not supported"
+    if not by_layer and (reason := refuse_by_layer(config)):
+        return reason
     reason = refuse_rope(rope_of(config), head_dim_of(config), partial)
     if reason:
         return reason

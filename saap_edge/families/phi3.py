@@ -7,7 +7,16 @@ every head only: as Llama it turns all of it, the rest by a frequency of next to
 
 from dataclasses import replace
 
-from saap_edge.families.base import LLAMA_EXPORTS, Config, Family, Source, as_llama, refuse_common, within_window
+from saap_edge.families.base import (
+    LLAMA_EXPORTS,
+    Config,
+    Family,
+    Source,
+    as_llama,
+    refuse_by_layer,
+    refuse_common,
+    within_window,
+)
 from saap_edge.families.rope import attention_factor, head_dim_of, refuse_rope, rope_of
 
 STILL = 1e30  # a factor on a wavelength after which no position turns
@@ -21,6 +30,8 @@ def spelled(config: Config) -> Config:
 
 
 def refuse(config: Config) -> str | None:
+    if reason := refuse_by_layer(config):
+        return reason
     config = spelled(config)
     reason = refuse_rope(rope_of(config), head_dim_of(config), True, ("default", "longrope"))
     return reason or refuse_common(config, partial=True)

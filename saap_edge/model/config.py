@@ -14,9 +14,9 @@ from saap_edge.families import Config
 __all__ = ["read_config", "read_object", "without_odd_ids"]
 
 _Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
-# Beyond these, float32 has no room for what is made of them.
-_Number = Annotated[float, Field(strict=True, ge=-1e30, le=1e30)]
-_Positive = Annotated[float, Field(strict=True, ge=1e-30, le=1e30)]
+# Beyond these, float32 has no room for what is made of them, and torch none for an integer.
+_Number = Annotated[float, Field(strict=True, ge=-1e18, le=1e18)]
+_Positive = Annotated[float, Field(strict=True, ge=1e-18, le=1e18)]
 _Flag = Annotated[bool, Field(strict=True)]
 _Id = Annotated[int, Field(strict=True)]
 _Width = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]

@@ -86,6 +86,8 @@ def truth(folder: Path) -> torch.Tensor | str:
         if hasattr(config, "quantization_config"):  # of plain weights: no library of any quantiser is to be loaded
             del config.quantization_config
         config.output_hidden_states, config.return_dict = False, True  # of a call, not of the model
+        if isinstance(config.pad_token_id, int) and config.pad_token_id >= config.vocab_size:
+            config.pad_token_id = None  # left out with a note; transformers cannot make the embedding
         model, told = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )

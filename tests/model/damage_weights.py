@@ -70,7 +70,8 @@ def _changed(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Fault
         name, _ = _pick(dice, folder, part)
         with _file_with(folder, name) as tensors:
             tensors[name] = change(tensors[name])
-        return (name.removeprefix("model."),)
+        # A head that alone is stored is the embedding.
+        return (name.removeprefix("model."), *(("embed_tokens",) if name.endswith(HEAD) else ()))
 
     return fault
 

@@ -331,6 +331,18 @@ def test_a_family_that_has_no_widths_per_layer(pruned_folder, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     for name in ("granite", "phi3", "gemma2"):
         refuses(said(tmp_path, base_model_type=name), f"base_model_type '{name}'")
+    refuses(said(tmp_path, base_model_type="llama", qk_norm=True), "qk_norm is True, and not so in base_model_type")
+
+
+@pytest.mark.parametrize("name", ["phi3", "granite", "mistral"])
+def test_rope_by_type_of_layer_where_the_family_has_one_rope(name, tmp_path):
+    nested = {"full_attention": {"rope_type": "default", "rope_theta": 5e3}}
+    refuses(said(dense(tmp_path, name), rope_parameters=nested, rope_scaling=None), "for each type of layer")
+
+
+@pytest.mark.parametrize("name", ["embedding_multiplier", "attention_multiplier", "logits_scaling"])
+def test_integers_that_no_tensor_is_multiplied_by(name, tmp_path):
+    refuses(said(dense(tmp_path, "granite"), **{name: 10**30}), f"{name}: Input")
 
 
 def test_an_adapter_beside_a_whole_model_is_told(tmp_path):
