@@ -9,7 +9,7 @@ import torch
 from saap_edge.errors import SaapError
 from saap_edge.evaluate.perplexity import text_windows
 from saap_edge.model.tokenizer import load_tokenizer
-from saap_edge.texts import VERIFIED, Corpus
+from saap_edge.texts import VERIFIED, Corpus, plain_ids
 from tests.conftest import tiny_model, tiny_tokenizer, write_folder
 
 WINDOW = 64
@@ -103,3 +103,17 @@ def test_tokens_that_the_model_has_no_embedding_for_are_refused(corpus, model, t
     for call in (lambda: other.check(1), lambda: other.windows("test")):
         with pytest.raises(SaapError, match=r"has token \d+, and the vocabulary of .* ends at 319"):
             call()
+
+
+def test_names_of_special_tokens_are_plain_text(corpus, model):
+    """WikiText has "<unk>": where a model calls a token so, the text has no such token, in windows and in verify."""
+    name = "<|end|>"
+    tokenizer = load_tokenizer(model)
+    assert tokenizer(name, add_special_tokens=False)["input_ids"] == [0]
+    text = f"the {name} fox" * 99
+    windows = corpus(calibration=text.encode()).windows("calibration")
+    assert 0 not in windows and tokenizer.decode(windows[0][:12]).startswith(f"the {name}")
+    tokens = plain_ids(tokenizer, text)
+    assert windows.flatten().tolist() == tokens[: windows.numel()]
+    tokenizer.add_tokens(["<tool>"])  # one that is not special is one in plain text too, as in llama.cpp
+    assert len(tokenizer) - 1 in plain_ids(tokenizer, "a <tool> b")

@@ -32,6 +32,7 @@ __all__ = ["PLAIN", "Probe", "check_token_ids", "differences", "probes", "tell"]
 # What a difference is about. Plain text must not differ.
 PLAIN, LEADING, ACCENTS = "plain text", "text that begins with a space", "accents that are not composed"
 ADDED, CHAT, AROUND = "text beside added tokens", "chat prompts", "what stands around a text"
+NAMES = "names of special tokens in plain text"
 
 _DIGITS = "a  1\n\n 2   34 5,678  "  # where digits are split first, spaces before them are what differs
 _BESIDE = ("The quick{}brown fox", "a {} b", "{}\n\n{}x")
@@ -63,6 +64,7 @@ def probes(tokenizer: Any, text: str) -> list[Probe]:
         Probe(ACCENTS, "e\u0301clair man\u0303ana"), Probe(AROUND, "The quick brown fox", True, True),
     ]  # fmt: skip
     texts += [Probe(ADDED, form.format(name, name), True) for name in _chosen(added) for form in _BESIDE]
+    texts += [Probe(NAMES, f"The {name} fox {name}") for name in _chosen([token for token in added if token.special])]
     prompt = _chat(tokenizer)
     return [*texts, Probe(CHAT, prompt, True)] if prompt else texts
 

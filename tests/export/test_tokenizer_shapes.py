@@ -12,12 +12,13 @@ import pytest
 from saap_edge.engines.llama_cpp import LlamaCppVocabulary
 from saap_edge.engines.vocabularies import GenaiVocabulary
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.token_ids import CHAT, PLAIN, Probe, check_token_ids, differences, probes
+from saap_edge.evaluate.token_ids import CHAT, NAMES, PLAIN, Probe, check_token_ids, differences, probes
 from saap_edge.export import gguf_tokenizer
 from saap_edge.export.gguf_tokenizer import write_vocabulary
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.classes import TRANSFORMERS_4
 from saap_edge.model.tokenizer import load_tokenizer
+from saap_edge.texts import plain_ids
 from tests.conftest import TEXT, raw_model
 from tests.export.tokenizer_shapes import SHAPES, Shape
 from tests.export.tokenizer_texts import ACCENTS, TEXTS, _learnt_bytes, _learnt_pieces
@@ -186,6 +187,22 @@ def test_pairs_that_only_llama_cpp_merges(tmp_path: Path) -> None:
     spec = replace(read_spec(folder), vocab_size=len(vocabulary))
     notes = check_token_ids(folder, spec, load_tokenizer(folder), TEXT, ["gguf-f16"])
     assert notes == ["llama.cpp merges 1 pairs of tokens that tokenizer.json does not: some texts get other ids"]
+
+
+def test_a_special_token_that_llama_cpp_makes_of_plain_text(tmp_path: Path) -> None:
+    """SentencePiece never makes one; llama.cpp does where pieces of its name are in the vocabulary."""
+    shape = SHAPES["Zephyr 7B"]
+    folder, content = folder_of(shape, tmp_path), document(shape)
+    vocabulary = content["model"]["vocab"]
+    for token in ("<", "s", ">", "<s"):
+        vocabulary.setdefault(token, len(vocabulary))
+    content["model"]["merges"].insert(0, ["<", "s"])
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = load_tokenizer(folder)
+    assert "<s" in tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a <s> b"))
+    spec = replace(read_spec(folder), vocab_size=len(vocabulary))
+    notes = check_token_ids(folder, spec, tokenizer, TEXT, ["gguf-f16"])
+    assert any(note.startswith("llama.cpp gives") and NAMES in note for note in notes), notes
 
 
 def test_a_template_that_refuses_a_conversation(tmp_path: Path) -> None:
