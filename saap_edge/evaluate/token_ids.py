@@ -27,7 +27,7 @@ from saap_edge.model.config import read_object
 from saap_edge.model.spec import ModelSpec
 from saap_edge.texts import VERIFIED_CHARACTERS, plain_ids
 
-__all__ = ["PLAIN", "Probe", "check_token_ids", "differences", "probes", "tell"]
+__all__ = ["PLAIN", "Probe", "check_token_ids", "differences", "probes", "special_read", "tell"]
 
 # What a difference is about. Plain text must not differ.
 PLAIN, LEADING, ACCENTS = "plain text", "text that begins with a space", "accents that are not composed"
@@ -67,6 +67,11 @@ def probes(tokenizer: Any, text: str) -> list[Probe]:
     texts += [Probe(NAMES, f"The {name} fox {name}") for name in _chosen([token for token in added if token.special])]
     prompt = _chat(tokenizer)
     return [*texts, Probe(CHAT, prompt, True)] if prompt else texts
+
+
+def special_read(texts: Iterable[Probe]) -> list[Probe]:
+    """The texts for a reader that takes the names of special tokens for these everywhere."""
+    return [replace(probe, special=True) for probe in texts if probe.about != NAMES]
 
 
 def _chosen(added: list[Any]) -> list[str]:
@@ -192,7 +197,7 @@ def _by_genai(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any)
         write_genai(spec, folder, Path(scratch), "model.onnx")
         try:
             with Worker(f"onnxruntime-genai{VOCABULARY}", Path(scratch), 1, 1) as worker:
-                found = differences([replace(probe, special=True) for probe in texts], tokenizer, worker.tokenize)
+                found = differences(special_read(texts), tokenizer, worker.tokenize)
         except SaapError as error:
             return [f"onnxruntime-genai's own tokenizer does not take this one: {error}"]
     return tell("onnxruntime-genai's own tokenizer", found)

@@ -12,7 +12,7 @@ import pytest
 from saap_edge.engines.llama_cpp import LlamaCppVocabulary
 from saap_edge.engines.vocabularies import GenaiVocabulary
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.token_ids import CHAT, NAMES, PLAIN, Probe, check_token_ids, differences, probes
+from saap_edge.evaluate.token_ids import CHAT, NAMES, PLAIN, Probe, check_token_ids, differences, probes, special_read
 from saap_edge.export import gguf_tokenizer
 from saap_edge.export.gguf_tokenizer import write_vocabulary
 from saap_edge.model.checkpoint import read_spec
@@ -143,8 +143,8 @@ def test_what_genai_reads_otherwise(name: str, tmp_path: Path) -> None:
             GenaiVocabulary(folder)
         return
     tokenizer = load_tokenizer(folder)
-    texts = [replace(probe, special=True) for probe in all_texts(tokenizer)]
-    assert set(differences(texts, tokenizer, GenaiVocabulary(folder).tokenize)) == set(shape.genai)
+    found = differences(special_read(all_texts(tokenizer)), tokenizer, GenaiVocabulary(folder).tokenize)
+    assert set(found) == set(shape.genai)
 
 
 def test_all_that_is_said_of_a_model_before_any_work(tmp_path: Path) -> None:
