@@ -53,9 +53,12 @@ class Probe:
     ends: bool = False
 
 
-def probes(tokenizer: Any, text: str) -> list[Probe]:
-    """Hard texts, the first characters of `text`, texts with the tokenizer's own added tokens, and a chat."""
-    added = list(tokenizer.added_tokens_decoder.values())
+def probes(tokenizer: Any, text: str, rows: int) -> list[Probe]:
+    """Hard texts, the first characters of `text`, texts with the tokenizer's own added tokens, and a chat.
+
+    `rows` are those of the model's embedding: no file has an added token beyond them.
+    """
+    added = [token for index, token in tokenizer.added_tokens_decoder.items() if index < rows]
     sample = unicodedata.normalize("NFC", text[:VERIFIED_CHARACTERS]).lstrip(" ")
     found = [token for token in added if not token.special and len(token.content.strip()) > 1]
     own = ADDED if any(token.content in sample for token in found) else PLAIN
@@ -137,7 +140,7 @@ def check_token_ids(folder: Path, spec: ModelSpec, tokenizer: Any, text: str, fo
     Returns what differs beside plain text, a line each. Raises SaapError when a runtime cannot have this tokenizer, or
     gives other ids for plain text.
     """
-    texts, asked = probes(tokenizer, text), list(formats)
+    texts, asked = probes(tokenizer, text, spec.vocab_size), list(formats)
     notes = _by_its_class(folder, texts, tokenizer)
     gguf = [name for name in asked if name.startswith("gguf")]
     if gguf:

@@ -32,8 +32,8 @@ def verify_folder(
     tokenizer, ends = load_tokenizer(model_folder), read_chat(model_folder).ends
     # Token ids of plain text: enough for any vocabulary, and cheap even where tokens are bytes.
     tokens = plain_ids(tokenizer, text[:VERIFIED_CHARACTERS])[:VERIFIED]
-    texts = probes(tokenizer, text)
     weights, results, references = ExportWeights(model_folder), [], {}
+    texts = probes(tokenizer, text, weights.spec.vocab_size)
     for artifact in manifest.artifacts:
         path = artifacts / artifact.path
         same = weights.layout(artifact.format, manifest.group) or artifact.format

@@ -105,7 +105,7 @@ def rows_of(shape: Shape) -> int:
 
 def all_texts(tokenizer: Any) -> list[Probe]:
     hard = [Probe(PLAIN, text) for text in (*TEXTS, *ACCENTS[:1]) if text.lstrip(" ") == text and "\u0301" not in text]
-    return [*probes(tokenizer, TEXT), *hard]
+    return [*probes(tokenizer, TEXT, len(tokenizer)), *hard]
 
 
 def said(folder: Path, *formats: str) -> list[str]:
@@ -211,7 +211,8 @@ def test_a_template_that_refuses_a_conversation(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder)
     for condition, prompts in (("messages|length > 1", 1), ("true", 0)):
         tokenizer.chat_template = "{% if " + condition + " %}{{ raise_exception('no') }}{% endif %}<|im_start|>"
-        assert [probe.text for probe in probes(tokenizer, TEXT) if probe.about == CHAT] == ["<|im_start|>"] * prompts
+        texts = probes(tokenizer, TEXT, len(tokenizer))
+        assert [probe.text for probe in texts if probe.about == CHAT] == ["<|im_start|>"] * prompts
 
 
 @pytest.mark.parametrize("name", ["SmolLM2", "TinyLlama"])
