@@ -97,10 +97,10 @@ def folder_of(shape: Shape, folder: Path) -> Path:
 
 
 def rows_of(shape: Shape) -> int:
-    """Rows of an embedding that holds all tokens, and three more."""
+    """Rows of an embedding that holds all tokens, and eight more."""
     content = document(shape)
     ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"])]
-    return max(ids) + 4
+    return max(ids) + 9
 
 
 def all_texts(tokenizer: Any) -> list[Probe]:

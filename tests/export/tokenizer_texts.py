@@ -7,6 +7,7 @@ between words: a boundary that one side has and the other not gives other ids.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -95,8 +96,14 @@ def _learnt_pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Every pair that makes a piece is a merge, in the order of pieces: so it is in what SentencePiece has learnt."""
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
     learner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=list(SPECIAL), limit_alphabet=150)
-    learner.train_from_iterator([*TEXTS, *TOKENS_INSIDE] * 3, trainer)
+    texts = [*TEXTS, *TOKENS_INSIDE]
+    # The trainer breaks ties by chance: letters that occur as often as others are chosen here.
+    letters = sorted(Counter("▁".join(texts).replace(" ", "▁")).items(), key=lambda item: (-item[1], item[0]))
+    kept = [letter for letter, _ in letters[:150]]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200, special_tokens=list(SPECIAL), initial_alphabet=kept, limit_alphabet=len(kept)
+    )
+    learner.train_from_iterator(texts * 3, trainer)
     learnt = json.loads(learner.to_str())["model"]
     own = [token for token in sorted(learnt["vocab"], key=learnt["vocab"].get) if token not in SPECIAL]
     tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *own]
