@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -439,22 +440,56 @@ def test_damaged_weights(saap, tmp_path, tiny):
 LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
 from saap_edge import cli
 sys.argv = ["saap-edge", *sys.argv[1:]]
 cli.main()
 """
 
 
-def test_full_disk(tmp_path, tiny):
+@pytest.mark.parametrize(
+    ("size", "told"), [(16384, "error: stage score: cannot write"), (1024, "error: cannot write a temporary file to")]
+)
+def test_full_disk(tmp_path, tiny, size, told):
     recipe = write_recipe(tmp_path, tiny)
     result = subprocess.run(
-        [sys.executable, "-c", LIMITED, "compile", str(recipe), "--out", str(tmp_path / "out")],
+        [sys.executable, "-c", LIMITED, str(size), "compile", str(recipe), "--out", str(tmp_path / "out")],
         capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 2, result.stderr
-    assert "error: stage score: cannot write" in result.stderr and "Traceback" not in result.stderr
+    assert told in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_is_told_and_leaves_nothing_half_written(tmp_path, tiny):
+    recipe = write_recipe(tmp_path, tiny, prune={"method": "uniform", "ratio": 0.3})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saap_edge", "compile", str(recipe), "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("score "):
+            break
+    process.send_signal(signal.SIGINT)
+    told = process.stderr.read()
+    assert process.wait() == 130 and "Traceback" not in told
+    assert told.splitlines()[-1].startswith("error: interrupted; finished stages are kept")
+    names = {path.name.partition("-")[0] for path in (tmp_path / "out" / "stages").iterdir()}
+    assert "score" in names and names <= set(ORDER)
+
+
+def test_a_reader_that_has_gone_is_no_failed_limit():
+    """Whatever the size: what is printed last of all must not be lost without a word either."""
+    for arguments in (["targets", "--json"], ["version"]):
+        read, write = os.pipe()
+        os.close(read)
+        result = subprocess.run(
+            [sys.executable, "-m", "saap_edge", *arguments], stdout=write, stderr=subprocess.PIPE, text=True
+        )
+        os.close(write)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert "whoever read stdout has gone" in result.stderr
 
 
 def test_help_teaches(saap):

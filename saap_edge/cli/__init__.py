@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import NoReturn
 
@@ -12,7 +11,7 @@ from saap_edge import __version__
 
 from saap_edge.cli import chain, measuring, bundles, worth, quality, boards  # noqa: F401 # isort: skip (--help's order)
 from saap_edge.cli.base import app, console
-from saap_edge.errors import EXIT_INPUT, EXIT_OK, SaapError
+from saap_edge.errors import EXIT_INPUT, SaapError
 
 __all__ = ["app", "main"]
 
@@ -23,10 +22,6 @@ def main() -> None:
         app()
     except SaapError as error:
         _die(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _die("interrupted; finished stages are kept, run the same command to go on", 130)
-    except BrokenPipeError:
-        os._exit(EXIT_OK)
     except MemoryError:
         _die("out of memory: use a smaller model, fewer samples or a smaller recover.batch", EXIT_INPUT)
     except ModuleNotFoundError as error:

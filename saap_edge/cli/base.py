@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from saap_edge.errors import SaapError
 from saap_edge.progress import Bars
@@ -36,8 +37,36 @@ that works on the folder of the stage before it, and prints its own. Finished st
 Exit codes: 0 ok, 1 a budget limit or verification failed, 2 bad input, 3 inconclusive.
 """
 
+
+class _Interrupted(SaapError):
+    exit_code = 130  # 128 and the number of the signal, as shells have it
+
+
+class _Commands(TyperGroup):
+    """Says what ended a command where Typer would leave without a word: Ctrl-C, and a reader of stdout that has gone
+    (with exit code 1 there, which here is a limit that failed)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                if sys.stdout:
+                    sys.stdout.flush()  # here, not as Python ends, when nothing can be told any more
+        except KeyboardInterrupt:
+            raise _Interrupted("interrupted; finished stages are kept, run the same command to go on") from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SaapError("whoever read stdout has gone before all was written") from None
+
+
 app = typer.Typer(
-    help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    cls=_Commands,
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 # People read stderr, machines read stdout: with --json, stdout holds one JSON document and nothing else.

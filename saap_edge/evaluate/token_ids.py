@@ -173,7 +173,10 @@ def _by_its_class(folder: Path, texts: list[Probe], tokenizer: Any) -> list[str]
 def _by_llama_cpp(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "vocabulary.gguf"
-        named = write_vocabulary(folder, spec, path)
+        try:
+            named = write_vocabulary(folder, spec, path)
+        except OSError as error:
+            raise SaapError(f"cannot write a temporary file to '{scratch}': {error.strerror}") from None
         notes = (
             [f"llama.cpp, unlike transformers, also ends a text at {', '.join(named)}: by the name"] if named else []
         )
