@@ -264,12 +264,10 @@ def read_stage(folder: Path) -> dict[str, Any]:
     """The record of a stage folder. Raises SaapError when it is not one."""
     try:
         record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        kinds = {"stage": str, "inputs": dict, "recipe": dict}
-        if not all(isinstance(record[name], kind) for name, kind in kinds.items()):
-            raise TypeError
-        if not all(isinstance(name, str) for name in record["inputs"].values()):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        made_of = [record["stage"], *record["inputs"].values()]
+        if not isinstance(record["recipe"], dict) or any(Path(name).name != name for name in made_of):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SaapError(
             f"'{folder}' is not a stage folder: give one that saap-edge printed, as OUT/stages/NAME-HASH"
         ) from None
@@ -281,13 +279,19 @@ def ancestors(folder: Path) -> dict[str, Path]:
 
     Raises SaapError when one of them was removed: its maker has to run again.
     """
+    return _ancestors(folder, ())
+
+
+def _ancestors(folder: Path, later: tuple[Path, ...]) -> dict[str, Path]:
     record = read_stage(folder)
     found: dict[str, Path] = {}
     for name in record["inputs"].values():
         parent = folder.resolve().parent / name
         if not parent.is_dir():
             raise SaapError(f"'{folder}' was made from '{name}', which is gone: run `saap-edge compile` again")
-        found |= ancestors(parent)
+        if parent in later:
+            raise SaapError(f"'{folder}' says that it was made from '{name}', which was made from it")
+        found |= _ancestors(parent, (*later, parent))
     return found | {record["stage"]: folder.resolve()}
 
 

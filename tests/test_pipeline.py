@@ -146,15 +146,29 @@ def test_links_move_and_never_replace_a_real_file(tmp_path):
         link(tmp_path / "first", tmp_path / "real")
 
 
-@pytest.mark.parametrize("content", [
-    None, "{", "[]", json.dumps({"stage": "x"}), json.dumps({"stage": "x", "inputs": ["one"], "recipe": {}}),
-    json.dumps({"stage": "x", "inputs": {"one": 3}, "recipe": {}}),
-])  # fmt: skip
+WHOLE = {"stage": "plan", "inputs": {}, "recipe": {}}
+OTHER = [
+    None, "{", "[]", "1", json.dumps({"stage": "x"}), *(json.dumps(WHOLE | change) for change in (
+        {"stage": {}}, {"inputs": 3}, {"inputs": ["one"]}, {"inputs": {"score": None}},
+        {"inputs": {"score": "../x"}}, {"recipe": []},
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", OTHER)
 def test_other_folders_are_not_stages(tmp_path, content):
     if content is not None:
         (tmp_path / "stage.json").write_text(content)
     with pytest.raises(SaapError, match="not a stage folder"):
         read_stage(tmp_path)
+
+
+def test_records_that_go_in_a_circle(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stage.json").write_text(json.dumps(WHOLE | {"inputs": {"score": other}}))
+    with pytest.raises(SaapError, match="which was made from it"):
+        ancestors(tmp_path / "a")
 
 
 def test_what_was_made_of_an_older_measurement_is_made_again(tmp_path):

@@ -58,8 +58,10 @@ class Bank:
                     {kind: file.get_tensor(f"{name}.{i}.{kind}") for kind in KINDS} for i in range(document["layers"])
                 ]
                 self.costs, self.obs = read("costs"), read("obs")
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise SaapError(f"'{folder}' holds no readable bank ({error}): run `saap-edge bank` first") from None
+                if len(file.keys()) != 2 * len(KINDS) * len(self.costs):
+                    raise ValueError(f"bank.json says {len(self.costs)} layers, costs.safetensors has others")
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise self._unreadable(error) from None
 
     def widths(self, layer: int, sublayer: str) -> list[tuple[int, ...]]:
         """Widths there are repaired weights for: (kv groups, slots) or (channels,)."""
@@ -77,7 +79,13 @@ class Bank:
         return weight
 
     def _open(self, layer: int, sublayer: str) -> Any:
-        return safe_open(str(self.folder / f"{sublayer}-{layer}.safetensors"), framework="pt")
+        try:
+            return safe_open(str(self.folder / f"{sublayer}-{layer}.safetensors"), framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> SaapError:
+        return SaapError(f"'{self.folder}' holds no readable bank ({error}): run `saap-edge bank` first")
 
 
 def costliest(costs: np.ndarray, width: int) -> np.ndarray:

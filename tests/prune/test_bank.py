@@ -1,5 +1,6 @@
 """The bank and the search, against brute force on tiny random models."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -176,6 +177,23 @@ def test_bank_and_order_files(planner, tmp_path):
         Bank(tmp_path / "none")
     with pytest.raises(SaapError, match="saap-edge plan"):
         load_values(tmp_path / "none")
+
+
+@pytest.mark.parametrize("content", ["null", "1", "[]", '{"layers": null}', '{"layers": 2}', '{"layers": 4}'])
+def test_a_bank_that_was_edited_is_refused(planner, tmp_path, content):
+    folder = shutil.copytree(planner.bank.folder, tmp_path / "bank")
+    (folder / "bank.json").write_text(content)
+    with pytest.raises(SaapError, match=r"holds no readable bank.*saap-edge bank"):
+        Bank(folder)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"half a file"])
+def test_weights_that_left_a_bank_are_named(planner, tmp_path, content):
+    folder = shutil.copytree(planner.bank.folder, tmp_path / "bank")
+    path = folder / "ffn-1.safetensors"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(SaapError, match=r"holds no readable bank.*saap-edge bank"):
+        Bank(folder).widths(1, "ffn")
 
 
 def test_the_progress_bar_gets_to_its_end(planner):
