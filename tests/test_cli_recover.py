@@ -94,7 +94,7 @@ def test_a_failure_in_the_middle_leaves_nothing(saap, root, tmp_path):
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"not safetensors at all")
     out = tmp_path / "deep" / "out"
     code, _, stderr = saap(*command(root, "dense", "--teacher", tmp_path / "damaged", "--out", out))
-    assert code == 2 and "cannot load the model" in stderr
+    assert code == 2 and "damaged or missing safetensors file" in stderr
     assert not (tmp_path / "deep").exists()
 
 

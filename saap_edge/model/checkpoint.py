@@ -6,7 +6,8 @@ What config.json says is read once and held against the files. What does not add
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise SaapError(f"no model folder '{folder}': give a Hugging Face folder with config.json and safetensors")
-    return _opened(folder, _identity(folder))
+    opened = _opened(folder, _identity(folder))
+    return replace(opened, config=deepcopy(opened.config))  # its readers may change theirs
 
 
 def read_spec(folder: str | Path) -> ModelSpec:

@@ -379,7 +379,7 @@ def test_one_file_or_one_format(exported, folder):
         (["{exported}"], "nothing to measure"),
         (["{files}", "--text", "x"], "nothing to evaluate at"),
         (["{exported}", "--format", "gguf-q4_0", "--text", "x"], "--format gguf-q4_0: .* has gguf-f16, onnx-fp32"),
-        (["{exported}/gguf/model-f16.gguf", "--text", "x"], "no tokenizer beside .*--tokenizer"),
+        (["{bare}", "--text", "{files}/words.jsonl"], "no tokenizer beside .*--tokenizer"),
         (["{folder}", "--text", "none.txt"], "cannot read --text 'none.txt': No such file"),
         (["{folder}", "--text", "{files}/words.jsonl", "--window", "9999"], "fewer than one window of 9999"),
         (
@@ -388,8 +388,9 @@ def test_one_file_or_one_format(exported, folder):
         ),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, exported, folder, files, monkeypatch, capsys):
-    places = {"exported": exported, "folder": folder, "files": files}
+def test_bad_input_is_one_line(arguments, message, exported, folder, files, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*"))
+    places = {"exported": exported, "folder": folder, "files": files, "bare": tmp_path / "bare"}
     code, out, err = call(monkeypatch, capsys, "evaluate", *(part.format(**places) for part in arguments))
     assert code == 2 and not out
     [line] = [line for line in err.splitlines() if "error:" in line]

@@ -311,6 +311,15 @@ def test_factors_of_granite_that_divide(field, value, tmp_path):
     refuses(said(dense(tmp_path, "granite"), **{field: value}), f"{field}: .*cannot be 0")
 
 
+def test_what_a_reader_changes_is_its_own(pruned_folder, tmp_path):
+    """An ONNX folder has another model_type than the model it is of: that one is opened again, to be compared."""
+    write_artifact(pruned_folder, tmp_path / "onnx", "onnx-fp32")
+    own = open_checkpoint(pruned_folder).config
+    assert own == json.loads((pruned_folder / "config.json").read_text())
+    own["layer_widths"][0][0] += 1
+    assert open_checkpoint(pruned_folder).config != own
+
+
 def test_what_is_of_a_call_and_not_of_the_model_is_left_out(tmp_path):
     raw = raw_model("llama")
     raw.save_pretrained(tmp_path)
