@@ -21,6 +21,7 @@ LIMIT = 2**31  # bytes: protobuf's own
 _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # TensorProto.DataType
 _HALVES = {21: 2, 22: 2}  # uint4, int4: two a byte
 _HALF = 10
+_OURS, _PAGE = "saap-edge", 4096  # producer_name; large weights begin on a page
 _TOLD = {"saap_edge.quantisation", "saap_edge.context"}
 _TYPED = (4, 5, 6, 7, 10, 11)  # TensorProto.float_data and the like
 # These take rows of a table, or tables of angles: a token does not read them whole.
@@ -96,6 +97,8 @@ def read_graph(path: Path) -> Graph:
     if not (graph.kv_bytes_per_token and graph.parameters and graph.bytes_per_token):
         raise SaapError(f"'{path}' is not a decoder: it takes no past_key_values or holds no weights")
     _check_files(path, parsed.files)
+    if parsed.producer == _OURS:
+        _check_no_holes(path, parsed.files)
     return graph
 
 
@@ -114,10 +117,19 @@ def _check_files(path: Path, files: dict[str, set[tuple[int, int]]]) -> None:
             )
 
 
+def _check_no_holes(path: Path, files: dict[str, set[tuple[int, int]]]) -> None:
+    """Raise SaapError where bytes of our data files are of no weight: an edited graph has another in its place."""
+    for name, places in files.items():
+        size = (path.parent / name).stat().st_size
+        for (_, end), (begin, _) in pairwise([(0, 0), *sorted(places), (size, size)]):
+            if begin - end >= _PAGE:
+                raise SaapError(f"'{path}' is damaged: none of its weights is at {end} to {begin} of '{name}'")
+
+
 def _count(parsed: _Parsed) -> Graph:
     """Raises ValueError where parts contradict each other."""
     weights, nodes = parsed.weights, parsed.nodes
-    cut = parsed.producer == "saap-edge" and not set(parsed.told) >= _TOLD  # the end of our file, and it is not there
+    cut = parsed.producer == _OURS and not set(parsed.told) >= _TOLD  # the end of our file, and it is not there
     if cut or not parsed.opsets or any(parsed.present.get(name, size) != size for name, size in parsed.past.items()):
         raise ValueError
     widened = {
@@ -126,6 +138,7 @@ def _count(parsed: _Parsed) -> Graph:
         if node.op == "Cast" and node.inputs and weights.get(node.inputs[0], _Weight(0, 0, 0, 0)).kind == _HALF
     }
     read: dict[object, int] = {}
+    readers: dict[object, str] = {}
     elements: dict[object, int] = {}
     bits = None
     for node in nodes:
@@ -137,6 +150,8 @@ def _count(parsed: _Parsed) -> Graph:
                 continue
             elements[weight.place] = max(elements.get(weight.place, 0), _parameters(node, position, weight))
             if node.op not in _TABLES:
+                if readers.setdefault(weight.place, name) != name and parsed.producer == _OURS:
+                    raise ValueError  # our graphs share bytes with a table alone
                 read[weight.place] = weight.bytes * (2 if name in widened else 1)  # halves are widened as they load
     quantisation = parsed.told.get("saap_edge.quantisation") or ("fp32" if bits is None else f"int{bits}")
     context = int(parsed.told["saap_edge.context"]) if "saap_edge.context" in parsed.told else None
