@@ -340,8 +340,8 @@ def test_a_changed_graph_is_refused_or_the_same(export, tmp_path, data):
 
 
 @pytest.mark.parametrize("name, other", [
-    ("model.layers.0.self_attn.k_proj.weight.codes", "model.layers.0.self_attn.v_proj.weight.codes"),
-    ("lm_head.weight.codes", "model.embed_tokens.weight.rows"),
+    ("model.layers.0.self_attn.o_proj.weight.codes", "model.layers.1.mlp.gate_up_proj.weight.codes"),
+    ("model.layers.1.input_layernorm.weight", "model.layers.2.input_layernorm.weight"),
 ])  # fmt: skip
 def test_a_weight_at_the_place_of_another_is_no_shared_one(folder, name, other):
     path = folder / "model.onnx"
