@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from saap_edge.evaluate.perplexity import perplexity
-from saap_edge.prune.choose import Planner
-from saap_edge.prune.evolve import Assembly, evolve, measured_values, on_bank
-from saap_edge.prune.orders import Values
-from saap_edge.prune.repair import repair, restored
-from saap_edge.prune.search import kept_structures, ranked_widths
-from saap_edge.prune.space import Widths
-from saap_edge.prune.surgery import cut
+from saap_edge.model.perplexity import perplexity
+from saap_edge.pruning.kept import kept_structures, ranked_widths
+from saap_edge.pruning.orders import Values
+from saap_edge.pruning.planner import Planner
+from saap_edge.pruning.repair import repair, restored
+from saap_edge.pruning.search import Assembly, evolve, measured_values, on_bank
+from saap_edge.pruning.space import Widths
+from saap_edge.pruning.surgery import cut
 from saap_edge.recipe import RankingSettings
 
 Made = tuple[Widths, Values]

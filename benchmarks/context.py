@@ -25,10 +25,10 @@ from rich.table import Table
 from shapes import SHAPES, dense_model, pruned_model, random_widths, write_model
 from speed import export
 
-from saap_edge.bench.contexts import random_tokens
-from saap_edge.bench.measure import BenchConditions, Subject, measure
-from saap_edge.bench.probe import measure_bandwidth
 from saap_edge.engines.worker import Worker
+from saap_edge.measuring.contexts import random_tokens
+from saap_edge.measuring.measure import BenchConditions, Subject, measure
+from saap_edge.probe.board import measure_bandwidth
 
 matplotlib.use("svg")
 from matplotlib.figure import Figure

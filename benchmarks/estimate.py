@@ -28,13 +28,13 @@ import psutil
 import torch
 from result import publish, save
 
-from saap_edge.bench.machine import machine_facts
+from saap_edge.chain.estimate import estimate_stages, measure_rates
+from saap_edge.chain.job import ORDER, Job
+from saap_edge.chain.run import run_stages
 from saap_edge.cli.base import console, quiet_libraries, read_recipe
-from saap_edge.estimate import estimate_stages, measure_rates
+from saap_edge.machine.facts import machine_facts
 from saap_edge.model.spec import ModelSpec
 from saap_edge.progress import Bars
-from saap_edge.run import run_stages
-from saap_edge.stages import ORDER, Job
 
 MIB = 2**20
 

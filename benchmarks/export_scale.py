@@ -34,10 +34,10 @@ from scale import child, console, gib, memory, peaks, run, write_model
 from shapes import write_tokenizer
 from transformers import LlamaConfig
 
-from saap_edge.bench.machine import machine_facts
 from saap_edge.engines.worker import Worker
-from saap_edge.evaluate.parity import relative_error
-from saap_edge.export.artifacts import engine_of, write_artifact
+from saap_edge.evaluation.parity import relative_error
+from saap_edge.exporting.artifacts import engine_of, write_artifact
+from saap_edge.machine.facts import machine_facts
 
 BOUND = 3 << 30
 CHUNK = 8 << 20
@@ -73,8 +73,8 @@ def sync(paths: list[Path]) -> None:
 
 def child_export(job: dict, base: dict[str, int]) -> dict:
     """Peak memory and time of one export, synced to disk."""
-    import saap_edge.export.gguf
-    import saap_edge.export.onnx  # noqa: F401 (libraries belong to the base)
+    import saap_edge.exporting.gguf
+    import saap_edge.exporting.onnx  # noqa: F401 (libraries belong to the base)
 
     base |= memory()
     out = Path(job["out"])

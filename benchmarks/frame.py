@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from saap_edge.evaluate.perplexity import text_windows
 from saap_edge.model.folder import load_model, spec_of
+from saap_edge.model.perplexity import text_windows
 from saap_edge.model.tokenizer import load_tokenizer
-from saap_edge.prune.bank import Bank, build_bank
-from saap_edge.prune.choose import Planner
-from saap_edge.prune.score import Scores, score_model
-from saap_edge.prune.space import GRID, Space
+from saap_edge.pruning.bank import Bank, build_bank
+from saap_edge.pruning.planner import Planner
+from saap_edge.pruning.score import Scores, score_model
+from saap_edge.pruning.space import GRID, Space
 from saap_edge.recipe import bundled_text
 
 WINDOW, SAMPLES, BATCHES, SEARCH, HELDOUT, TEST = 256, 64, 16, 8, 32, 32

@@ -41,12 +41,12 @@ from rich.progress import track
 from rich.table import Table
 from shapes import Shape, dense_model, write_model
 
-from saap_edge.bench import measure as harness
-from saap_edge.bench.machine import machine_facts, versions
-from saap_edge.bench.measure import BenchConditions, Harness, Subject
-from saap_edge.bench.statistics import look_confidence, paired_ratio, planned_looks
-from saap_edge.export.artifacts import engine_of, export_artifacts
-from saap_edge.gate import Budget, judge
+from saap_edge.exporting.artifacts import engine_of, export_artifacts
+from saap_edge.gating import Budget, judge
+from saap_edge.machine.facts import machine_facts, versions
+from saap_edge.measuring import measure as harness
+from saap_edge.measuring.measure import BenchConditions, Harness, Subject
+from saap_edge.measuring.statistics import look_confidence, paired_ratio, planned_looks
 from saap_edge.model.spec import LayerShape
 
 FORMAT = "gguf-q4_0"

@@ -21,7 +21,7 @@ from result import publish
 from rich.console import Console
 from rich.table import Table
 
-from saap_edge.bench.statistics import CONFIDENCE, look_confidence, order_rank
+from saap_edge.measuring.statistics import CONFIDENCE, look_confidence, order_rank
 
 LOOKS = ((7,), (7, 14, 28), (8, 16, 32, 64))
 TRIALS, BOOTSTRAP = 10_000, 300

@@ -23,14 +23,14 @@ import llama_cpp
 import numpy as np
 from result import publish
 
+from saap_edge.engines.answers import HARD_TEXT, relative_error
 from saap_edge.engines.child import VOCABULARY
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.worker import Worker
-from saap_edge.evaluate.answers import HARD_TEXT, relative_error
-from saap_edge.evaluate.arithmetic import runtime_arithmetic
-from saap_edge.evaluate.parity import logits
-from saap_edge.export.gguf import write_gguf
-from saap_edge.export.weights import ExportWeights
+from saap_edge.evaluation.arithmetic import runtime_arithmetic
+from saap_edge.evaluation.parity import logits
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.weights import ExportWeights
 from saap_edge.gguf_input.folder import source_of, unpack
 from saap_edge.model.folder import load_model
 from saap_edge.model.tokenizer import load_tokenizer

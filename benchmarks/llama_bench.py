@@ -32,12 +32,12 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, dense_model, write_model
 
-from saap_edge.bench.contexts import random_tokens
-from saap_edge.bench.machine import machine_facts, versions
-from saap_edge.bench.sensors import sensors
-from saap_edge.bench.statistics import paired_ratio, scatter
 from saap_edge.engines.worker import Worker, child_environment
 from saap_edge.errors import SaapError
+from saap_edge.machine.facts import machine_facts, versions
+from saap_edge.machine.sensors import sensors
+from saap_edge.measuring.contexts import random_tokens
+from saap_edge.measuring.statistics import paired_ratio, scatter
 
 CPU_REPETITIONS = 8
 console = Console(width=120, stderr=True)
@@ -248,7 +248,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="saap-edge-llama-bench-") as scratch:
         file, what = args.file, args.file and args.file.name
         if file is None:
-            from saap_edge.export.gguf import write_gguf
+            from saap_edge.exporting.gguf import write_gguf
 
             file, what = Path(scratch) / "model.gguf", f"{args.shape} {args.quantisation}, random weights"
             with console.status("writing the model"):

@@ -31,20 +31,20 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from saap_edge.evaluate.perplexity import perplexity
-from saap_edge.export.gguf import write_gguf
+from saap_edge.exporting.gguf import write_gguf
 from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.folder import save_model, spec_of
-from saap_edge.prune.choose import AUTO, METHODS, Planner
-from saap_edge.prune.orders import Values
-from saap_edge.prune.plan import make_plan
-from saap_edge.prune.repair import repair, restored
-from saap_edge.prune.search import kept_structures
-from saap_edge.prune.space import Widths
-from saap_edge.prune.surgery import cut
-from saap_edge.recover.start import in_blocks
-from saap_edge.recover.teacher import DenseTeacher
-from saap_edge.recover.train import Training, train
+from saap_edge.model.perplexity import perplexity
+from saap_edge.pruning.kept import kept_structures
+from saap_edge.pruning.orders import Values
+from saap_edge.pruning.plan import make_plan
+from saap_edge.pruning.planner import AUTO, METHODS, Planner
+from saap_edge.pruning.repair import repair, restored
+from saap_edge.pruning.space import Widths
+from saap_edge.pruning.surgery import cut
+from saap_edge.recovery.start import in_blocks
+from saap_edge.recovery.teacher import DenseTeacher
+from saap_edge.recovery.train import Training, train
 
 Q4_0 = BLOCK_FORMATS["q4_0"]
 RECOVERY = Training(tokens=0, batch=8, learning_rate=3e-3, distillation=1.0)  # a short one, through the rounding

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from result import publish
 
-from saap_edge.bench.machine import machine_facts
-from saap_edge.evaluate.parity import relative_error
-from saap_edge.export.onnx import QUANTISATIONS, write_onnx
+from saap_edge.evaluation.parity import relative_error
+from saap_edge.exporting.onnx import QUANTISATIONS, write_onnx
+from saap_edge.machine.facts import machine_facts
 from saap_edge.recipe import bundled_model
 
 OLDER = ("1.18.1", "1.19.2", "1.20.1", "1.21.1", "1.22.1", "1.23.2")

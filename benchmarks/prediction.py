@@ -1,9 +1,9 @@
 """Fit what `saap-edge predict` knows to published measurements, and show how far off it is on what it has not seen.
 
     python benchmarks/prediction.py                          # the table, from benchmarks/data/measurements.csv
-    python benchmarks/prediction.py --write saap_edge/bench/prediction.json --out benchmarks/results/prediction.json
+    python benchmarks/prediction.py --write saap_edge/prediction/prediction.json --out benchmarks/results/prediction.json
 
-The formulas are those of saap_edge/bench/predict.py. Unknowns are fitted in logarithms, with a factor for every board
+The formulas are those of saap_edge/prediction/predict.py. Unknowns are fitted in logarithms, with a factor for every board
 and one for every source, both drawn towards 1: many rows of one page do not outvote a page with one row. Rows are
 dropped by the rules of published.py alone. Three ways to leave out: a whole source (other sources of the same board
 stay: what a prediction for a measured board is worth), all of an author's sources, a whole board (what a prediction for
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import least_squares
 
-from saap_edge.bench.predict import decode_seconds, memory_rate, prefill_seconds
+from saap_edge.prediction.predict import decode_seconds, memory_rate, prefill_seconds
 from saap_edge.targets import list_targets
 
 console = Console(width=120)

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, dense_model, write_model
 
-from saap_edge.bench.machine import machine_facts, versions
-from saap_edge.bench.predict import Prediction, artifact_cost, predict
-from saap_edge.bench.probe import SIZE, measure_bandwidth, measure_kernel
-from saap_edge.bench.probe_onnx import measure_onnx_kernel
 from saap_edge.engines.worker import Worker
-from saap_edge.export.artifacts import engine_of, export_artifacts
+from saap_edge.exporting.artifacts import engine_of, export_artifacts
+from saap_edge.machine.facts import machine_facts, versions
+from saap_edge.prediction.predict import Prediction, artifact_cost, predict
+from saap_edge.probe.board import SIZE, measure_bandwidth, measure_kernel
+from saap_edge.probe.onnx_model import measure_onnx_kernel
 from saap_edge.targets import Bandwidth, Figure, Kernel, Target, this_machine
 
 FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-int8", "onnx-int4")

@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from saap_edge.bench.machine import machine_facts, versions
+from saap_edge.machine.facts import machine_facts, versions
 from tests.model.checkpoint_cases import Outcome, check_damaged, check_valid
 from tests.model.damage import FAULTS
 

@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from saap_edge.bench.machine import machine_facts, versions
+from saap_edge.machine.facts import machine_facts, versions
 from tests.export.random_plans import Outcome, check
 
 BATCH = 20

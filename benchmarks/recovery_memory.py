@@ -43,14 +43,14 @@ from result import publish, save
 from rich.table import Table
 from scale import BYTES, child, config_of, console, gib, memory, peaks, run, saved_bytes, write_model
 
-from saap_edge.bench.machine import machine_facts
+from saap_edge.machine.facts import machine_facts
 from saap_edge.model import head
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.recipe import RecoverSettings
-from saap_edge.recover import run as stage
-from saap_edge.recover.quantiser import LoraLinear
-from saap_edge.recover.start import in_blocks
+from saap_edge.recovery import run as stage
+from saap_edge.recovery.quantiser import LoraLinear
+from saap_edge.recovery.start import in_blocks
 
 HELDOUT, TOP, TINY = 2, 64, 256
 ARMS: dict[str, dict[str, Any]] = {

@@ -42,14 +42,14 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, dense_model, write_model
 
-from saap_edge.bench.machine import machine_facts, versions
-from saap_edge.bench.probe import measure_bandwidth
-from saap_edge.bench.statistics import paired_ratio
 from saap_edge.engines.worker import Worker
-from saap_edge.evaluate.perplexity import text_hash, text_windows
-from saap_edge.export.gguf import write_gguf
-from saap_edge.export.onnx import write_onnx
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.onnx import write_onnx
+from saap_edge.machine.facts import machine_facts, versions
+from saap_edge.measuring.statistics import paired_ratio
+from saap_edge.model.perplexity import text_hash, text_windows
 from saap_edge.model.tokenizer import load_tokenizer
+from saap_edge.probe.board import measure_bandwidth
 
 BASE = "genai builder, genai"
 OURS = {"ours 32": ("int4", 32), "ours 128": ("int4", 128), "ours full 128": ("int4-full", 128)}

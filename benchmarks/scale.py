@@ -43,11 +43,11 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 from transformers.utils import logging
 
-from saap_edge.bench.machine import machine_facts
+from saap_edge.machine.facts import machine_facts
 from saap_edge.model import head
 from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.folder import load_model
-from saap_edge.prune.score import score_model
+from saap_edge.pruning.score import score_model
 
 MEMORY_BOUND, TIME_BOUND = 1.35, 1.15
 BYTES = {"float32": 4, "bfloat16": 2}

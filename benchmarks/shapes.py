@@ -19,7 +19,7 @@ from transformers import (
 
 from saap_edge.model.folder import build_pruned, save_model
 from saap_edge.model.spec import LayerShape
-from saap_edge.prune.space import Cost
+from saap_edge.pruning.space import Cost
 
 __all__ = ["SHAPES", "Shape", "dense_model", "pruned_model", "random_widths", "write_model", "write_tokenizer"]
 

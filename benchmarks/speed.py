@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, Shape, dense_model, pruned_model, random_widths, write_model
 
-from saap_edge.bench.document import compared
-from saap_edge.bench.measure import BenchConditions, Subject, measure
-from saap_edge.bench.probe import measure_bandwidth
-from saap_edge.export.artifacts import Artifact, engine_of, export_artifacts
+from saap_edge.exporting.artifacts import Artifact, engine_of, export_artifacts
+from saap_edge.measuring.document import compared
+from saap_edge.measuring.measure import BenchConditions, Subject, measure
+from saap_edge.probe.board import measure_bandwidth
 
 FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
 console = Console(width=120)

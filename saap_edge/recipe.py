@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from saap_edge.gate import Budget, Format
+from saap_edge.gating import Budget, Format
 
 __all__ = [
     "FORMATS", "BenchSettings", "DataSettings", "ExportSettings", "PruneSettings", "RankingSettings", "Recipe",

@@ -11,8 +11,8 @@ import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from saap_edge.bench.machine import cpu_flags, cpu_name, device_tree
 from saap_edge.errors import SaapError
+from saap_edge.machine.facts import cpu_flags, cpu_name, device_tree
 from saap_edge.yaml_lines import load_yaml_model
 
 __all__ = [

@@ -1,10 +1,10 @@
-"""How near a runtime must be to its emulation (saap_edge/evaluate/arithmetic.py), the independent truth of answers."""
+"""How near a runtime must be to its emulation (saap_edge/evaluation/arithmetic.py), the independent truth of answers."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from saap_edge.evaluate.parity import relative_error
+from saap_edge.evaluation.parity import relative_error
 
 
 def assert_as_predicted(actual: np.ndarray, emulated: np.ndarray, exact: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from saap_edge.export.onnx import write_onnx
+from saap_edge.exporting.onnx import write_onnx
 from tests.conftest import tiny_model, write_folder
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

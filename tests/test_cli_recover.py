@@ -14,8 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from saap_edge.cache import alone
 from saap_edge.model.folder import build_pruned
-from saap_edge.pipeline import alone
 from tests.conftest import TEXT, WIDTHS, randomise_projections, tiny_model, write_folder
 from tests.test_cli import SMALL, call
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from saap_edge.chain.estimate import ESTIMATED, HIGH, LOW, Estimate, Rates, estimate_stages, measure_rates
+from saap_edge.chain.job import ORDER
 from saap_edge.cli.ahead import GIB, check_memory, plan_lines
 from saap_edge.errors import SaapError
-from saap_edge.estimate import ESTIMATED, HIGH, LOW, Estimate, Rates, estimate_stages, measure_rates
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.spec import LayerShape
 from saap_edge.recipe import FORMATS, Recipe, bundled_model
-from saap_edge.stages import ORDER
 
 RESULTS = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("estimate*.json"))
 RATES = Rates(1e11, 1e10)

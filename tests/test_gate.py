@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from saap_edge.bench.predict import ArtifactCost, predict
 from saap_edge.errors import SaapError
-from saap_edge.gate import METRICS, Budget, Kind, exit_code, judge
+from saap_edge.gating import METRICS, Budget, Kind, exit_code, judge
+from saap_edge.prediction.predict import ArtifactCost, predict
 from saap_edge.targets import Bandwidth, Target, load_target
 from saap_edge.yaml_lines import item_lines, load_yaml_model
 from tests.gate_support import artifact, bench, beside, ratio, report, side_by_side, stat

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from saap_edge.bench.statistics import CONFIDENCE, look_confidence, order_rank, paired_ratio, planned_looks
-from saap_edge.gate import Budget
-from saap_edge.gate.rerun import decides, timed_limits
+from saap_edge.gating import Budget
+from saap_edge.gating.rerun import decides, timed_limits
+from saap_edge.measuring.statistics import CONFIDENCE, look_confidence, order_rank, paired_ratio, planned_looks
 from saap_edge.targets import Target
 from tests.gate_support import artifact, bench, ratio, report, side_by_side, stat
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from saap_edge import pipeline
+from saap_edge.cache import Stage, ancestors, clean_leftovers, file_hash, folder_hash, link, read_stage, run_stage
+from saap_edge.chain.run import run_stages
 from saap_edge.errors import SaapError
-from saap_edge.pipeline import Stage, ancestors, clean_leftovers, file_hash, folder_hash, link, read_stage, run_stage
 from saap_edge.progress import no_bar
 from saap_edge.recipe import Recipe
-from saap_edge.run import run_stages
 
 
 def stage(name="one", inputs=(), settings=None, text="x"):
@@ -48,7 +47,7 @@ def test_any_input_changes_the_folder(tmp_path):
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("longer")])
 def test_a_stage_whose_files_were_changed_is_not_worked_on(tmp_path, monkeypatch, hashed, change):
     if not hashed:
-        monkeypatch.setattr(pipeline, "_HASHED", 0)
+        monkeypatch.setattr(cache, "_HASHED", 0)
     base = run(tmp_path, stage())
     change(base.folder / "file")
     with pytest.raises(SaapError, match=r"file' is missing or was changed since one wrote it: remove the folder 'one-"):
@@ -77,7 +76,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from saap_edge.errors import SaapError
-from saap_edge.pipeline import Stage, run_stage
+from saap_edge.cache import Stage, run_stage
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the limit is an error, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -102,7 +101,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from saap_edge.pipeline import Stage, run_stage
+from saap_edge.cache import Stage, run_stage
 def slow(folders, out):
     (out / "half").write_text("half")
     print("writing", flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saap_edge.bundle.launch import launch_files
-from saap_edge.export.onnx import write_onnx
+from saap_edge.exporting.onnx import write_onnx
 from tests.network import Watched, bare_environment
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ print(json.dumps(dict(line.split("=", 1) for line in told if line)))
 """
 BENCH = """
 import sys
-from saap_edge.bench.probe_onnx import measure_onnx_kernel
+from saap_edge.probe.onnx_model import measure_onnx_kernel
 measure_onnx_kernel("int4", 1, 2**20, 1)
 """
 

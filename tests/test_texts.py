@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
+from saap_edge.chain.texts import VERIFIED, Corpus, plain_ids
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.perplexity import text_windows
+from saap_edge.model.perplexity import text_windows
 from saap_edge.model.tokenizer import load_tokenizer
-from saap_edge.texts import VERIFIED, Corpus, plain_ids
 from tests.conftest import tiny_model, tiny_tokenizer, write_folder
 
 WINDOW = 64
@@ -87,7 +87,7 @@ def test_windows_are_the_models_own_and_tokenised_once(corpus, model, monkeypatc
     texts = corpus(calibration=b"The quick brown fox, 12345 times. " * 60)
     expected = text_windows(load_tokenizer(model), texts.text("calibration"), WINDOW)
     assert torch.equal(texts.windows("calibration"), expected)
-    monkeypatch.setattr("saap_edge.evaluate.perplexity.text_windows", None)
+    monkeypatch.setattr("saap_edge.model.perplexity.text_windows", None)
     assert torch.equal(texts.windows("calibration", 3), expected[:3])
 
 

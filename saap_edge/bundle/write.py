@@ -12,6 +12,7 @@ import numpy as np
 from saap_edge import __version__
 from saap_edge.bundle.archive import SUFFIX, pack, zstandard
 from saap_edge.bundle.check import check_bundle, columns
+from saap_edge.bundle.find import Source, base_licence, find_source, licence_files
 from saap_edge.bundle.launch import launch_files
 from saap_edge.bundle.schema import (
     BUNDLE_FILE,
@@ -23,12 +24,11 @@ from saap_edge.bundle.schema import (
     File,
     Tokenizer,
 )
-from saap_edge.bundle.source import Source, base_licence, find_source, licence_files
+from saap_edge.cache import file_hash, library_versions
+from saap_edge.engines.answers import HARD_TEXT
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
-from saap_edge.evaluate.answers import HARD_TEXT
-from saap_edge.export.artifacts import context_of, engine_of
-from saap_edge.pipeline import file_hash, library_versions
+from saap_edge.exporting.artifacts import context_of, engine_of
 
 __all__ = ["write_bundle"]
 

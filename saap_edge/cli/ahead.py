@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from saap_edge.bench.limits import memory
+from saap_edge.chain.estimate import ESTIMATED, HIGH, LOW, Estimate, estimate_stages, measure_rates
 from saap_edge.cli.base import console
 from saap_edge.errors import SaapError
-from saap_edge.estimate import ESTIMATED, HIGH, LOW, Estimate, estimate_stages, measure_rates
+from saap_edge.machine.limits import memory
 from saap_edge.progress import duration
 
 __all__ = ["announce", "check_memory", "plan_lines"]

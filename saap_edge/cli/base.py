@@ -121,7 +121,7 @@ def read_recipe(path: Path | None, base: dict[str, Any] | None = None, **options
     """The recipe of a file (or of a stage's record), with command line options on top."""
     from pydantic import ValidationError
 
-    from saap_edge.gate import Budget
+    from saap_edge.gating import Budget
     from saap_edge.recipe import Recipe
     from saap_edge.yaml_lines import load_yaml_model
 
@@ -162,7 +162,7 @@ def _anchored(recipe: Any) -> Any:
 
 def run_after(folder: Path, name: str, as_json: bool, plan_file: Path | None = None, **options: Any) -> None:
     """Run one stage on the folder of the stage before it, with that run's recipe."""
-    from saap_edge.pipeline import ancestors, read_stage
+    from saap_edge.cache import ancestors, read_stage
 
     record = read_stage(folder)
     settings, folders = read_recipe(None, base=record["recipe"], **options), ancestors(folder)
@@ -177,7 +177,7 @@ def run_chain(
     after: str | None = None, tune: bool = False,
 ) -> None:  # fmt: skip
     quiet_libraries()
-    from saap_edge.pipeline import is_helper
+    from saap_edge.cache import is_helper
 
     console.quiet = helper = is_helper()  # errors included
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -186,10 +186,10 @@ def run_chain(
     if recipe.recover.batch % processes:  # every process sees this, so that none waits for another
         raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {processes} processes")
     with bar("loading libraries", None):
+        from saap_edge.chain.job import Job
+        from saap_edge.chain.run import run_stages
         from saap_edge.cli.ahead import announce
         from saap_edge.report.terminal import render_stage
-        from saap_edge.run import run_stages
-        from saap_edge.stages import Job
     with bar("checking the recipe and the model", None):
         job = Job(recipe, plan_file, bar, tune)
 

@@ -71,8 +71,8 @@ def target_probe() -> None:
 
 
 def _probed() -> Any:
-    from saap_edge.bench.probe import STEPS, implausible, probe_target
-    from saap_edge.bench.sensors import sensors
+    from saap_edge.machine.sensors import sensors
+    from saap_edge.probe.board import STEPS, implausible, probe_target
 
     load = sensors()["load_average"]
     if load is not None and load > 0.5:
@@ -94,7 +94,7 @@ def target_check(name: TargetArgument, as_json: JsonOption = False) -> None:
 
     Exit codes: 0 valid, 1 a figure is implausible or more than 20 percent from what is measured here, 2 malformed.
     """
-    from saap_edge.bench.probe import differences, implausible, unstated
+    from saap_edge.probe.board import differences, implausible, unstated
     from saap_edge.targets import load_target, matches_this_machine
 
     target = load_target(name)
@@ -150,7 +150,7 @@ def predict(
     """
     from dataclasses import asdict
 
-    from saap_edge.bench.predict import artifact_cost, predict
+    from saap_edge.prediction.predict import artifact_cost, predict
     from saap_edge.report.prediction import render_prediction
     from saap_edge.targets import load_target
 

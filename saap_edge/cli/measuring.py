@@ -103,7 +103,7 @@ def bench(
 
 def _looks(budget: Path | None, max_rounds: int | None, rounds: int, target: str | None) -> dict[str, Any]:
     """Options for rounds that are added while a limit is undecided. Raises SaapError for what does not go together."""
-    from saap_edge.gate import Budget
+    from saap_edge.gating import Budget
     from saap_edge.targets import load_target
     from saap_edge.yaml_lines import load_yaml_model
 
@@ -128,7 +128,7 @@ def _contexts(text: str) -> tuple[int, ...]:
 
 
 def _on_board(host: str, there: dict[str, Any], paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
-    from saap_edge.bench.remote import Board, bench_on_board
+    from saap_edge.remote.installation import Board, bench_on_board
 
     for name in ("budget", "target"):
         if options.get(name) is not None:
@@ -139,8 +139,8 @@ def _on_board(host: str, there: dict[str, Any], paths: list[Path], options: dict
 
 
 def _here(paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
-    from saap_edge.bench.bundles import bench_bundles
-    from saap_edge.gate.rerun import asked_by
+    from saap_edge.gating.rerun import asked_by
+    from saap_edge.measuring.bundles import bench_bundles
 
     budget, target = options.pop("budget", None), options.pop("target", None)
     return bench_bundles(paths, bar, **options, **asked_by(budget, target))
@@ -150,7 +150,7 @@ def _bench_bundles(
     paths: list[Path], options: dict[str, Any], out: Path | None, as_json: bool,
     measure: Callable[[list[Path], dict[str, Any]], dict[str, Any]],
 ) -> None:  # fmt: skip
-    from saap_edge.bench.document import save_document
+    from saap_edge.measuring.document import save_document
     from saap_edge.report.bench import render_bench
 
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):
@@ -218,9 +218,9 @@ def gate(
 
 
 def _gate_file(path: Path, budget: Path | None, target: str | None, baseline: Path | None) -> dict[str, Any]:
-    from saap_edge.gate import Budget
-    from saap_edge.gate.documents import read_measured
-    from saap_edge.gate.stage import gate_document
+    from saap_edge.gating import Budget
+    from saap_edge.gating.read import read_measured
+    from saap_edge.gating.stage import gate_document
     from saap_edge.targets import load_target
     from saap_edge.yaml_lines import load_yaml_model
 
@@ -236,8 +236,8 @@ def _gate_file(path: Path, budget: Path | None, target: str | None, baseline: Pa
 
 def _gate_stage(folder: Path, budget: Path | None, target: str | None) -> dict[str, Any]:
     """As the chain does it, and without what only the chain needs (torch)."""
-    from saap_edge.gate.stage import gate_settings, write_gate
-    from saap_edge.pipeline import Stage, ancestors, read_stage, run_stage
+    from saap_edge.cache import Stage, ancestors, read_stage, run_stage
+    from saap_edge.gating.stage import gate_settings, write_gate
     from saap_edge.targets import load_target
 
     recipe = read_recipe(None, base=read_stage(folder)["recipe"], budget=budget, target=target)

@@ -58,7 +58,7 @@ def evaluate(
     quiet_libraries()
     if not task and text is None:
         raise SaapError("nothing to measure: give --task, --text or both")
-    from saap_edge.evaluate.subjects import Settings, evaluate_path
+    from saap_edge.evaluation.subjects import Settings, evaluate_path
     from saap_edge.report.terminal import render_evaluation
 
     settings = Settings(

@@ -67,7 +67,7 @@ class OnnxEngine:
 
 
 class OnnxRuntimeEngine(OnnxEngine):
-    """An ONNX folder of `saap_edge.export.onnx`, on the CPU, through a plain InferenceSession.
+    """An ONNX folder of `saap_edge.exporting.onnx`, on the CPU, through a plain InferenceSession.
 
     Past and present keys and values are the same buffers of `context` tokens: attention then writes in place instead
     of copying a growing cache at every token.

@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
+from saap_edge.engines.answers import HARD_TEXT
 from saap_edge.engines.child import VOCABULARY
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.answers import HARD_TEXT
-from saap_edge.export.gguf_special import llama_cpp_ends
+from saap_edge.exporting.gguf_special import llama_cpp_ends
 from saap_edge.gguf_input.config import config_of
 from saap_edge.gguf_input.model import GgufModel
 from saap_edge.gguf_input.rounding import rounding_note, rounding_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saap_edge.errors import SaapError
-from saap_edge.export.tokenizer_rules import DIGIT, GPT2, SPLITTING_RULES
+from saap_edge.exporting.tokenizer_rules import DIGIT, GPT2, SPLITTING_RULES
 
 __all__ = ["ADDS_BOS", "pre_tokenizer"]
 

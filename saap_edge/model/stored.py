@@ -87,7 +87,7 @@ class SafetensorsFiles:
 def stored_in(folder: Path) -> Stored:
     """The tensors of a model folder. Raises SaapError as their reader does."""
     if (folder / GGUF_FILE).exists():
-        from saap_edge.gguf_input.tensors import GgufTensors
+        from saap_edge.model.gguf_tensors import GgufTensors
 
         return GgufTensors(folder)
     return SafetensorsFiles(folder)

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from saap_edge.bench.document import DISTURBED, NOISY, compared
+from saap_edge.measuring.document import DISTURBED, NOISY, compared
 from saap_edge.report.tables import new_table, number
 
 __all__ = ["render_bench"]

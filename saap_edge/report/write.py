@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from saap_edge.bench.predict import predict_benched
 from saap_edge.errors import SaapError
+from saap_edge.prediction.predict import predict_benched
 from saap_edge.report.data import build_report
 from saap_edge.report.html import render_html
 from saap_edge.targets import Target

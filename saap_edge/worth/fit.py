@@ -8,20 +8,20 @@ from typing import Any
 
 import yaml
 
-from saap_edge.bench.document import save_document
-from saap_edge.bench.predict import ArtifactCost, artifact_cost, predict
+from saap_edge.cache import Stage, StageResult, run_stage
+from saap_edge.chain.job import ORDER, Job, read_json, write_json
+from saap_edge.chain.run import Step, run_stages
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
-from saap_edge.gate import Kind, Limit, judge
+from saap_edge.gating import Kind, Limit, judge
+from saap_edge.measuring.document import save_document
 from saap_edge.model.spec import ModelSpec
-from saap_edge.pipeline import Stage, StageResult, run_stage
+from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar
-from saap_edge.prune.space import BITS, Cost
+from saap_edge.pruning.space import BITS, Cost
 from saap_edge.recipe import Recipe
-from saap_edge.run import Step, run_stages
-from saap_edge.stages import ORDER, Job, read_json, write_json
 from saap_edge.worth.frontier import dense_folder, with_ratio
 from saap_edge.worth.judgeable import check_baseline, check_board
-from saap_edge.worth.narrow import STEP, Outcome, least_met, next_try
+from saap_edge.worth.next_ratio import STEP, Outcome, least_met, next_try
 
 __all__ = ["cost_at", "fit", "outcome_of", "predicted_figures"]
 
@@ -117,7 +117,7 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float) -> 
 def _bits(artifact_format: str, group: int) -> tuple[float, float]:
     """Bits a projection's weight takes, and one of embedding or head."""
     kind, _, quantisation = artifact_format.partition("-")
-    # ONNX scales are float32; embedding and head share one among up to 128 inputs (export/onnx_decoder.py).
+    # ONNX scales are float32; embedding and head share one among up to 128 inputs (exporting/onnx_decoder.py).
     scaled = {"int4": (4, 8), "int8": (8, 8), "int4-full": (4, 4)}
     if quantisation in scaled:
         weight, table = scaled[quantisation]

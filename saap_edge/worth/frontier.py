@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from saap_edge.bench.artifacts import measure_beside
-from saap_edge.bench.front import on_front
-from saap_edge.bench.predict import predict_benched
-from saap_edge.pipeline import Stage, StageResult, run_stage
+from saap_edge.cache import Stage, StageResult, run_stage
+from saap_edge.chain.job import ORDER, Job, read_json, write_json
+from saap_edge.chain.run import Step, run_stages
+from saap_edge.measuring.folders import measure_beside
+from saap_edge.prediction.predict import predict_benched
 from saap_edge.progress import Bar
 from saap_edge.recipe import Recipe
-from saap_edge.run import Step, run_stages
-from saap_edge.stages import ORDER, Job, read_json, write_json
+from saap_edge.worth.pareto import on_front
 
 __all__ = ["SCHEMA", "dense_folder", "frontier", "mark_front", "with_formats", "with_ratio"]
 
@@ -105,8 +105,8 @@ def dense_folder(job: Job, out: Path, done: Callable[[StageResult], None]) -> Pa
 
 
 def _verify(job: Job, inputs: Mapping[str, Path], out: Path) -> None:
-    from saap_edge.evaluate.parity import require
-    from saap_edge.evaluate.verify import verify_folder
+    from saap_edge.evaluation.parity import require
+    from saap_edge.evaluation.verify import verify_folder
 
     text = job.corpus.text("test")
     with job.bar("verify: dense", len(job.recipe.export.formats)) as advance:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from saap_edge.bench.energy import find_meter
-from saap_edge.bench.instructions import find_counter
 from saap_edge.errors import SaapError
-from saap_edge.gate import Budget, Kind, Limit
+from saap_edge.gating import Budget, Kind, Limit
+from saap_edge.measuring.energy import find_meter
+from saap_edge.measuring.instructions import find_counter
 
 __all__ = ["check_baseline", "check_board"]
 

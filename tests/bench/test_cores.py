@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from saap_edge.bench.contexts import _rounds
-from saap_edge.bench.cores import draw_cores, fastest_cores, share_cores
-from saap_edge.bench.measure import BenchConditions, Harness
-from saap_edge.bench.subject import Subject
 from saap_edge.engines.worker import Worker
-from saap_edge.export.gguf import write_gguf
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.measuring.conditions import Subject
+from saap_edge.measuring.contexts import _rounds
+from saap_edge.measuring.cores import draw_cores, fastest_cores, share_cores
+from saap_edge.measuring.measure import BenchConditions, Harness
 from tests.conftest import tiny_model, write_folder
 
 cpus_to_choose_from = pytest.mark.skipif(
@@ -108,7 +108,7 @@ def test_so_do_both_at_every_context(subjects, monkeypatch):
         share_cores(workers, *arguments)
         seen.append(the_core_of(workers))
 
-    monkeypatch.setattr("saap_edge.bench.contexts.share_cores", watched)
+    monkeypatch.setattr("saap_edge.measuring.contexts.share_cores", watched)
     _rounds(subjects, 16, BenchConditions(1, 8, 2, 15), lambda steps: None)
     assert len(seen) == 16 and len(set(seen)) >= 2
 

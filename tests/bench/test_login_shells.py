@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from saap_edge.bench import remote, ssh
-from saap_edge.bench.remote import Board, bench_on_board
-from saap_edge.bench.ssh import PREFIX, Ssh, Unreachable
 from saap_edge.errors import SaapError
+from saap_edge.measuring import remote, ssh
+from saap_edge.remote.installation import Board, bench_on_board
+from saap_edge.remote.ssh import PREFIX, Ssh, Unreachable
 from tests.bench.test_remote import OPTIONS, Watch
 
 RUN = 'sh -c "$command"'

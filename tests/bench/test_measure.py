@@ -6,11 +6,11 @@ import statistics
 
 import pytest
 
-from saap_edge.bench.document import compared
-from saap_edge.bench.measure import MOST, BenchConditions, Harness, Subject, measure, steps_of
 from saap_edge.errors import SaapError
-from saap_edge.export.gguf import write_gguf
-from saap_edge.gate import Budget, judge
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.gating import Budget, judge
+from saap_edge.measuring.document import compared
+from saap_edge.measuring.measure import MOST, BenchConditions, Harness, Subject, measure, steps_of
 from saap_edge.model.folder import build_pruned
 from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
 
@@ -21,7 +21,7 @@ CONDITIONS = BenchConditions(1, 8, 4, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], "abc", (1
 def one_load():
     """What costs a second each need not be measured three times here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("saap_edge.bench.measure.LOADS", 1)
+        patch.setattr("saap_edge.measuring.measure.LOADS", 1)
         yield
 
 

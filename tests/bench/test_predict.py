@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saap_edge.bench import predict as module
-from saap_edge.bench.predict import ArtifactCost, Estimate, lanes, load_fit, predict, weights_of
+from saap_edge.measuring import predict as module
+from saap_edge.prediction.predict import ArtifactCost, Estimate, lanes, load_fit, predict, weights_of
 from saap_edge.targets import Bandwidth, Core, Figure, Kernel, Target, list_targets, load_target
 
 ROOT = Path(__file__).parents[2]
@@ -293,7 +293,7 @@ def run(*arguments):
 
 
 def test_the_command(tmp_path):
-    from saap_edge.bench.probe_model import write_probe_model
+    from saap_edge.probe.gguf_model import write_probe_model
 
     path = tmp_path / "model.gguf"
     write_probe_model(path, "q8_0", 1)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from saap_edge.bench import probe
-from saap_edge.bench.probe import (
+from saap_edge.measuring import probe
+from saap_edge.probe.board import (
     differences,
     implausible,
     measure_bandwidth,
@@ -11,8 +11,8 @@ from saap_edge.bench.probe import (
     read_bandwidth,
     unstated,
 )
-from saap_edge.bench.probe_model import write_probe_model
-from saap_edge.bench.probe_onnx import measure_onnx_kernel, write_probe_graph
+from saap_edge.probe.gguf_model import write_probe_model
+from saap_edge.probe.onnx_model import measure_onnx_kernel, write_probe_graph
 from saap_edge.targets import Bandwidth, Figure, Kernel, load_target
 
 

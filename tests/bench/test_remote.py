@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from saap_edge import __version__, cli
-from saap_edge.bench import remote
-from saap_edge.bench.board import BOOT, EVENTS, LOG, reason_of
-from saap_edge.bench.remote import Board, Client, Parcel, bench_on_board
-from saap_edge.bench.ssh import Ssh, Unreachable
 from saap_edge.bundle.archive import pack
+from saap_edge.cache import file_hash
 from saap_edge.errors import SaapError
-from saap_edge.pipeline import file_hash
+from saap_edge.measuring import remote
+from saap_edge.remote.client import BOOT, EVENTS, LOG, reason_of
+from saap_edge.remote.installation import Board, Client, Parcel, bench_on_board
+from saap_edge.remote.ssh import Ssh, Unreachable
 from tests.bench.sshd import SSHD, Sshd, Wire, make_key
 from tests.bundle.conftest import amend
 
@@ -425,7 +425,7 @@ def test_a_board_out_of_memory(bundle, tmp_path):
 def test_a_limit_on_cpus_is_reported(tmp_path):
     with control_group("cpu", {"cpu.max": "150000 100000", "cpu.cfs_quota_us": "150000"}) as group:
         server = Sshd(tmp_path, (group,))
-        code = "import json; from saap_edge.bench.limits import allowed; print(json.dumps(allowed()))"
+        code = "import json; from saap_edge.machine.limits import allowed; print(json.dumps(allowed()))"
         ask = ["ssh", "-F", str(server.config()), "board", f"taskset -c 0 {sys.executable} -c '{code}'", ";"]
         found = subprocess.run([*ask, sys.executable, "-c", f"'{code}'"], capture_output=True, text=True).stdout
         server.close()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saap_edge.bench.energy import Meter, Source, find_meter, joules_between
-from saap_edge.bench.limits import _memory, _quota, _used, memory
-from saap_edge.bench.sensors import sensors
+from saap_edge.machine.limits import _memory, _quota, _used, memory
+from saap_edge.machine.sensors import sensors
+from saap_edge.measuring.energy import Meter, Source, find_meter, joules_between
 
 
 def tree(root: Path, **files: object) -> Path:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_edge.bench.cost import bytes_per_token
-from saap_edge.bench.statistics import has_settled, paired_ratio, scatter, summary
+from saap_edge.measuring.statistics import has_settled, paired_ratio, scatter, summary
+from saap_edge.prediction.cost import bytes_per_token
 
 samples = st.lists(st.floats(0.01, 1000), min_size=3, max_size=15)
 

@@ -12,10 +12,10 @@ import pytest
 
 from saap_edge.bundle.schema import BUNDLE_FILE
 from saap_edge.bundle.write import write_bundle
-from saap_edge.evaluate.verify import verify_folder
-from saap_edge.export.artifacts import export_artifacts
+from saap_edge.cache import file_hash
+from saap_edge.evaluation.verify import verify_folder
+from saap_edge.exporting.artifacts import export_artifacts
 from saap_edge.model.folder import build_pruned
-from saap_edge.pipeline import file_hash
 from tests.conftest import TEXT, WIDTHS, randomise_projections, tiny_model, write_folder
 
 FORMATS = ("gguf-q4_0", "onnx-int4")

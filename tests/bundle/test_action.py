@@ -18,7 +18,7 @@ import yaml
 from typer.main import get_command
 
 from saap_edge.cli import app
-from saap_edge.gate import Budget
+from saap_edge.gating import Budget
 from saap_edge.yaml_lines import load_yaml_model
 
 ROOT = Path(__file__).parents[2]

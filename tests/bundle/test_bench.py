@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from saap_edge.bench.bundles import bench_bundles
 from saap_edge.bundle.archive import pack
 from saap_edge.bundle.check import check_bundle
 from saap_edge.errors import SaapError
+from saap_edge.measuring.bundles import bench_bundles
 from tests.bundle.conftest import amend
 from tests.test_cli import call
 
@@ -28,7 +28,7 @@ def bar(what, total):
 @pytest.fixture(autouse=True, scope="module")
 def one_load():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("saap_edge.bench.measure.LOADS", 1)
+        patch.setattr("saap_edge.measuring.measure.LOADS", 1)
         yield
 
 
@@ -84,7 +84,7 @@ def test_another_model_is_no_baseline(made, tmp_path, change):
 
 
 def test_a_changed_byte_is_found_before_anything_runs(copy, monkeypatch):
-    monkeypatch.setattr("saap_edge.bench.bundles.measure", None)
+    monkeypatch.setattr("saap_edge.measuring.bundles.measure", None)
     model = next(path for path in copy.rglob("*") if path.suffix in (".gguf", ".data"))
     data = bytearray(model.read_bytes())
     data[-1] ^= 1
@@ -131,8 +131,8 @@ def test_what_is_no_bundle(run, saap, tmp_path):
 def test_no_torch_is_needed(made):
     code = (
         "import sys; from contextlib import nullcontext; from pathlib import Path\n"
-        "import saap_edge.bench.measure as measure; measure.LOADS = 1\n"
-        "from saap_edge.bench.bundles import bench_bundles\nfrom saap_edge.report.bench import render_bench\n"
+        "import saap_edge.measuring.measure as measure; measure.LOADS = 1\n"
+        "from saap_edge.measuring.bundles import bench_bundles\nfrom saap_edge.report.bench import render_bench\n"
         f"document = bench_bundles([Path({str(made['gguf-q4_0'])!r})], lambda *_: nullcontext(lambda n: None),"
         f" **{SMALL})\nrender_bench(document)\n"
         "print([name for name in ('torch', 'transformers', 'gguf', 'onnx', 'matplotlib') if name in sys.modules])"

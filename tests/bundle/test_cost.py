@@ -2,10 +2,10 @@
 
 import pytest
 
-from saap_edge.bench.cost import artifact_cost
 from saap_edge.bundle.archive import pack
 from saap_edge.bundle.schema import read_bundle
 from saap_edge.errors import SaapError
+from saap_edge.prediction.cost import artifact_cost
 
 
 def test_a_bundle_costs_what_its_artifact_does(copy, tmp_path):

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from saap_edge.bench.instructions import _CHILD, _requests, count, find_counter, instructions_per_token
-from saap_edge.bench.subject import BenchConditions, Subject
+from saap_edge.measuring.conditions import BenchConditions, Subject
+from saap_edge.measuring.instructions import _CHILD, _requests, count, find_counter, instructions_per_token
 
 COUNTERS = [name for name in ("perf", "valgrind") if shutil.which(name)]
 

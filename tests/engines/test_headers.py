@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from saap_edge import cli
-from saap_edge.bench.cost import artifact_cost
 from saap_edge.engines.gguf_header import read_header, read_strings
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
-from saap_edge.export.artifacts import context_of, export_artifacts, vocab_size_of
+from saap_edge.exporting.artifacts import context_of, export_artifacts, vocab_size_of
 from saap_edge.model.folder import build_pruned
+from saap_edge.prediction.cost import artifact_cost
 from tests.conftest import VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
 
 QUIET = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

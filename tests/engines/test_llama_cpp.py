@@ -5,7 +5,7 @@ import pytest
 from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
-from saap_edge.export.gguf import write_gguf
+from saap_edge.exporting.gguf import write_gguf
 from tests.conftest import WIDTHS
 
 

@@ -12,7 +12,7 @@ import pytest
 from saap_edge.engines.base import Engine
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.errors import SaapError
-from saap_edge.export.onnx import write_onnx
+from saap_edge.exporting.onnx import write_onnx
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model
 from tests.conftest import VOCABULARY, tiny_model, write_folder

@@ -10,10 +10,10 @@ import torch
 from saap_edge.engines.child import Server
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.perplexity import perplexity
-from saap_edge.export.gguf import write_gguf
-from saap_edge.export.onnx import write_onnx
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.onnx import write_onnx
 from saap_edge.model.folder import load_model
+from saap_edge.model.perplexity import perplexity
 
 IDS = list(range(1, 25))
 

@@ -18,13 +18,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.likelihood import ArtifactScorer, Request, TorchScorer, window_perplexity
-from saap_edge.evaluate.perplexity import perplexity, text_hash
-from saap_edge.evaluate.subjects import Settings, evaluate_path, find_subjects
-from saap_edge.evaluate.tasks import load_tasks, read_rows
-from saap_edge.evaluate.zeroshot import ScorerLM, run_tasks
-from saap_edge.export.artifacts import export_artifacts
+from saap_edge.evaluation.likelihood import ArtifactScorer, Request, TorchScorer, window_perplexity
+from saap_edge.evaluation.subjects import Settings, evaluate_path, find_subjects
+from saap_edge.evaluation.tasks import load_tasks, read_rows
+from saap_edge.evaluation.zeroshot import ScorerLM, run_tasks
+from saap_edge.exporting.artifacts import export_artifacts
 from saap_edge.model.folder import build_pruned, load_model
+from saap_edge.model.perplexity import perplexity, text_hash
 from saap_edge.model.tokenizer import load_tokenizer
 from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
 from tests.test_cli import call
@@ -126,7 +126,7 @@ def scorers(reference, exported):
 
 @pytest.mark.parametrize(("engine", "tolerance"), [("torch", 1e-4), ("onnx-fp32", 1e-4), ("gguf-f16", 3e-2)])
 def test_scores_are_those_of_plain_logits(reference, exported, engine, tolerance, monkeypatch):
-    monkeypatch.setattr("saap_edge.evaluate.likelihood.BATCH_TOKENS", 100)  # batches of one and of several
+    monkeypatch.setattr("saap_edge.evaluation.likelihood.BATCH_TOKENS", 100)  # batches of one and of several
     asked, done = requests(), []
     scores = scorers(reference, exported)[engine].score(asked, done.append)
     assert sum(done) == len(asked)

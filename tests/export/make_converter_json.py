@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from saap_edge.export.tokenizer_rules import splitting_rule
+from saap_edge.exporting.tokenizer_rules import splitting_rule
 from tests.export.converter_models import CASES, TYPES, metadata, tensors, write_case
 
 OUT = Path(__file__).with_name("converter.json")

@@ -5,7 +5,7 @@ Every case is drawn from its number alone. It is checked like this, whole prompt
 - GGUF F32 with a float32 cache and without flash attention, and ONNX fp32: every logit within 1e-4 of torch's (but
   Gemma in llama.cpp, whose GELU is a table of fp16 numbers: within 0.001 of the logits' own size);
 - another GGUF type and another ONNX format, chosen by chance, with flash attention and without: within what `verify`
-  tolerates, twice the deviation predicted for these tokens (saap_edge/evaluate/arithmetic.py);
+  tolerates, twice the deviation predicted for these tokens (saap_edge/evaluation/arithmetic.py);
 - a format that cannot hold the model: refused, in words, before a file is there.
 """
 
@@ -26,17 +26,17 @@ import torch
 
 from saap_edge.engines.worker import cause_of_death, child_environment
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.arithmetic import runtime_arithmetic
-from saap_edge.evaluate.parity import logits, relative_error, shipped_model, tolerated
-from saap_edge.export.artifacts import write_artifact
-from saap_edge.export.refusal import export_refusal
-from saap_edge.export.weights import ExportWeights
+from saap_edge.evaluation.arithmetic import runtime_arithmetic
+from saap_edge.evaluation.parity import logits, relative_error, shipped_model, tolerated
+from saap_edge.exporting.artifacts import write_artifact
+from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.weights import ExportWeights
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import load_model, save_model, spec_of
 from saap_edge.model.spec import ModelSpec
-from saap_edge.prune.plan import check_plan, make_plan
-from saap_edge.prune.space import Space, Widths
-from saap_edge.prune.surgery import Kept, cut
+from saap_edge.pruning.plan import check_plan, make_plan
+from saap_edge.pruning.space import Space, Widths
+from saap_edge.pruning.surgery import Kept, cut
 from tests.conftest import tiny_model, tiny_tokenizer
 
 EXACT = 1e-4  # absolute, on logits

@@ -21,7 +21,7 @@ import gguf
 import numpy as np
 import pytest
 
-from saap_edge.export.gguf import unpermute, write_gguf
+from saap_edge.exporting.gguf import unpermute, write_gguf
 from tests.export.converter_models import BY_VALUE, CASES, SHAPE, TYPES, digest, metadata, tensors, write_case
 
 THEIRS: dict[str, Any] = json.loads(Path(__file__).with_name("converter.json").read_text(encoding="utf-8"))

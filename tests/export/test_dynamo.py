@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from saap_edge.export.onnx import write_onnx
+from saap_edge.exporting.onnx import write_onnx
 from saap_edge.model.folder import build_pruned, load_model
 from tests.conftest import VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder
 from tests.export.onnx_support import random_tokens

@@ -9,13 +9,13 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from saap_edge.engines.answers import HARD_TEXT
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.answers import HARD_TEXT
-from saap_edge.evaluate.arithmetic import runtime_arithmetic
-from saap_edge.evaluate.parity import TOLERANCE, logits, relative_error, shipped_model
-from saap_edge.export.gguf import permute, write_gguf
-from saap_edge.export.weights import ExportWeights
+from saap_edge.evaluation.arithmetic import runtime_arithmetic
+from saap_edge.evaluation.parity import TOLERANCE, logits, relative_error, shipped_model
+from saap_edge.exporting.gguf import permute, write_gguf
+from saap_edge.exporting.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, dequantise
 from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
@@ -165,7 +165,7 @@ def test_dense_models_in_other_layouts_answer_as_transformers_do(family, tmp_pat
 
 
 def test_families_without_a_writer_are_refused_before_a_file_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("saap_edge.export.refusal.GGUF_WRITERS", ("llama", "deci"))
+    monkeypatch.setattr("saap_edge.exporting.refusal.GGUF_WRITERS", ("llama", "deci"))
     folder = build(tmp_path, "gemma2", [LayerShape(4, 2, 64)] * 3)
     with pytest.raises(SaapError, match=r"Gemma 2.*no writer.*'gemma2'.*leave gguf-f16 out"):
         write_gguf(folder, tmp_path / "m.gguf", "f16")

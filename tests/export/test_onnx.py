@@ -21,12 +21,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.arithmetic import runtime_arithmetic
-from saap_edge.evaluate.parity import shipped_model
-from saap_edge.export.onnx import write_onnx
-from saap_edge.export.refusal import export_refusal
-from saap_edge.export.rope import rope_frequencies
-from saap_edge.export.weights import ExportWeights
+from saap_edge.evaluation.arithmetic import runtime_arithmetic
+from saap_edge.evaluation.parity import shipped_model
+from saap_edge.exporting.onnx import write_onnx
+from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.rope import rope_frequencies
+from saap_edge.exporting.weights import ExportWeights
 from saap_edge.model.blocks import BLOCK_FORMATS, Blocks
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned, load_model
@@ -220,7 +220,7 @@ def test_dense_models_in_other_layouts(family: str, tmp_path: Path) -> None:
 
 
 def test_families_without_a_graph_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saap_edge.export.refusal.ONNX_WRITERS", ("llama",))
+    monkeypatch.setattr("saap_edge.exporting.refusal.ONNX_WRITERS", ("llama",))
     folder = write_folder(tiny_model("gemma3_text"), tmp_path / "model")
     with pytest.raises(SaapError, match=r"Gemma 3.*no writer.*'gemma' yet; leave onnx-int4 out"):
         write_onnx(folder, tmp_path / "out", "int4")

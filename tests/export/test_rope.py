@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from saap_edge.errors import SaapError
-from saap_edge.export.gguf import write_gguf
-from saap_edge.export.onnx import write_onnx
-from saap_edge.export.rope import rope_frequencies
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.onnx import write_onnx
+from saap_edge.exporting.rope import rope_frequencies
 from saap_edge.families.rope import attention_factor
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned, load_model, spec_of

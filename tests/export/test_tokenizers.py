@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
-from saap_edge.export.gguf import write_gguf
-from saap_edge.export.tokenizer_rules import splitting_rule
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.tokenizer_rules import splitting_rule
 from saap_edge.model.tokenizer import load_tokenizer
 from tests.conftest import QWEN2_SPLIT, tiny_model, write_folder
 from tests.export.tokenizer_texts import (
@@ -92,7 +92,7 @@ def test_rules_that_llama_cpp_only_approximates(
     tokenizer = hostile(then_bytes(split(pattern)), ignore_merges=whole)
     with pytest.raises(SaapError, match="no known equal"):
         exported(tokenizer, tmp_path / "refused")
-    monkeypatch.setattr("saap_edge.export.gguf_tokenizer.splitting_rule", lambda document: name)
+    monkeypatch.setattr("saap_edge.exporting.gguf_tokenizer.splitting_rule", lambda document: name)
     engine, theirs = exported(tokenizer, tmp_path)
     marks = [text for text in TEXTS if "\u0301" in text]
     assert differing(engine, theirs, [*TEXTS, *ACCENTS]) == [*marks, *ACCENTS]

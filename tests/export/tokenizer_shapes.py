@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from saap_edge.evaluate.token_ids import ACCENTS, ADDED, AROUND, CHAT, LEADING, PLAIN
-from saap_edge.export.tokenizer_rules import _DEEPSEEK, _LLAMA3, _QWEN2, _QWEN35, _SEED, GPT2
+from saap_edge.evaluation.token_ids import ACCENTS, ADDED, AROUND, CHAT, LEADING, PLAIN
+from saap_edge.exporting.tokenizer_rules import _DEEPSEEK, _LLAMA3, _QWEN2, _QWEN35, _SEED, GPT2
 from tests.export.tokenizer_texts import GPT4O, TEKKEN
 
 __all__ = ["SHAPES", "Shape"]

@@ -13,8 +13,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from saap_edge.evaluate.answers import HARD_TEXT
-from saap_edge.export.tokenizer_rules import _DEEPSEEK, _LLAMA3, _QWEN35, _SEED
+from saap_edge.engines.answers import HARD_TEXT
+from saap_edge.exporting.tokenizer_rules import _DEEPSEEK, _LLAMA3, _QWEN35, _SEED
 from tests.conftest import QWEN2_SPLIT
 
 TEXTS = [

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from saap_edge.errors import SaapError
-from saap_edge.export.refusal import GGUF_WRITERS, ONNX_WRITERS, export_refusal
+from saap_edge.exporting.refusal import GGUF_WRITERS, ONNX_WRITERS, export_refusal
 from saap_edge.families import FAMILIES, Refusal, family_of
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, spec_of

@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.parity import logits, shipped_model
-from saap_edge.export.gguf import write_gguf
+from saap_edge.evaluation.parity import logits, shipped_model
+from saap_edge.exporting.gguf import write_gguf
 from saap_edge.gguf_input import folder as folder_module
 from saap_edge.gguf_input.config import config_of
 from saap_edge.gguf_input.folder import unpack

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from saap_edge.chain.job import Job
 from saap_edge.engines.worker import cause_of_death, child_environment
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.subjects import Settings, evaluate_path
-from saap_edge.export.artifacts import write_artifact
-from saap_edge.export.refusal import export_refusal
+from saap_edge.evaluation.subjects import Settings, evaluate_path
+from saap_edge.exporting.artifacts import write_artifact
+from saap_edge.exporting.refusal import export_refusal
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model
 from saap_edge.progress import no_bar
 from saap_edge.recipe import Recipe
-from saap_edge.stages import Job
 from tests.conftest import TEXT
 
 __all__ = ["Answer", "Judged", "judge", "other_formats", "run_files", "texts", "truth"]

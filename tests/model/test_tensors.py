@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saap_edge.export.weights import ExportWeights
+from saap_edge.exporting.weights import ExportWeights
 from saap_edge.model import checkpoint
 from saap_edge.model.blocks import BLOCK_FORMATS, quantise, quantise_rows
 from saap_edge.model.tensors import TensorStore

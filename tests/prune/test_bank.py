@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.model.folder import spec_of
-from saap_edge.prune.bank import Bank, build_bank, removal_costs
-from saap_edge.prune.choose import METHODS, Planner, load_values, save_values
-from saap_edge.prune.evolve import Assembly, evolve, measured_values
-from saap_edge.prune.repair import repair, restored
-from saap_edge.prune.score import score_model
-from saap_edge.prune.search import kept_structures, ranked_widths
-from saap_edge.prune.space import Space
-from saap_edge.prune.surgery import cut
+from saap_edge.model.perplexity import perplexity
+from saap_edge.pruning.bank import Bank, build_bank, removal_costs
+from saap_edge.pruning.kept import kept_structures, ranked_widths
+from saap_edge.pruning.planner import METHODS, Planner, load_values, save_values
+from saap_edge.pruning.repair import repair, restored
+from saap_edge.pruning.score import score_model
+from saap_edge.pruning.search import Assembly, evolve, measured_values
+from saap_edge.pruning.space import Space
+from saap_edge.pruning.surgery import cut
 from tests.conftest import tiny_model
 
 

@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import load_model, spec_of
+from saap_edge.model.perplexity import perplexity
 from saap_edge.model.spec import LayerShape
-from saap_edge.prune.plan import check_plan, make_plan
-from saap_edge.prune.repair import repair
-from saap_edge.prune.space import Space, shape_widths
-from saap_edge.prune.surgery import cut, kept_shapes, zero_removed
+from saap_edge.pruning.plan import check_plan, make_plan
+from saap_edge.pruning.repair import repair
+from saap_edge.pruning.space import Space, shape_widths
+from saap_edge.pruning.surgery import cut, kept_shapes, zero_removed
 from tests.conftest import tiny_model, write_folder
 
 IDS = torch.arange(1, 40).view(1, -1)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from saap_edge.prune.fusion import fluctuation, fuse, standardise
+from saap_edge.pruning.fusion import fluctuation, fuse, standardise
 
 
 def views(noise=(0.1, 0.5), structures=400, batches=16, seed=0):

@@ -6,9 +6,9 @@ import torch
 from pydantic import ValidationError
 
 from saap_edge.model.folder import spec_of
-from saap_edge.prune.iterate import iterative_values
-from saap_edge.prune.search import kept_structures, ranked_widths
-from saap_edge.prune.space import Space
+from saap_edge.pruning.iterate import iterative_values
+from saap_edge.pruning.kept import kept_structures, ranked_widths
+from saap_edge.pruning.space import Space
 from saap_edge.recipe import PruneSettings
 from tests.conftest import tiny_model
 

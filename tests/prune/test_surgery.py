@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import load_model, spec_of
-from saap_edge.prune.repair import least_squares, repair, restored
-from saap_edge.prune.surgery import cut, zero_removed
+from saap_edge.model.perplexity import perplexity
+from saap_edge.pruning.repair import least_squares, repair, restored
+from saap_edge.pruning.surgery import cut, zero_removed
 from tests.conftest import tiny_model, write_folder
 
 IDS = torch.arange(1, 40).view(1, -1)

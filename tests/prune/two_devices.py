@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from saap_edge.prune.bank import _advance
-from saap_edge.prune.repair import repair
-from saap_edge.prune.score import score_model
-from saap_edge.prune.stream import attention_branch, ffn_branch, follow, layer_arguments, layer_inputs
+from saap_edge.model.stream import attention_branch, ffn_branch, follow, layer_arguments, layer_inputs
+from saap_edge.pruning.bank import _advance
+from saap_edge.pruning.repair import repair
+from saap_edge.pruning.score import score_model
 
 MAP = {"embed_tokens": 0, "rotary_emb": 0, "layers.0": 0, "layers.1": 1, "layers.2": 1, "norm": 1}
 

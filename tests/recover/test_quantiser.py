@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saap_edge.model.blocks import BLOCK_FORMATS, dequantise, nearest, quantise
-from saap_edge.recover.quantiser import GroupLinear, LoraLinear, Start
+from saap_edge.recovery.quantiser import GroupLinear, LoraLinear, Start
 
 FORMATS = pytest.mark.parametrize("name", BLOCK_FORMATS)
 WIDTHS = pytest.mark.parametrize(("inputs", "group"), [(64, 32), (44, 32), (96, 64)])

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.parity import shipped_model
-from saap_edge.evaluate.perplexity import perplexity
+from saap_edge.evaluation.parity import shipped_model
 from saap_edge.model.blocks import BLOCK_FORMATS, quantise
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, spec_of
+from saap_edge.model.perplexity import perplexity
 from saap_edge.model.tensors import Codes
-from saap_edge.prune.surgery import cut
+from saap_edge.pruning.surgery import cut
 from saap_edge.recipe import RecoverSettings
-from saap_edge.recover.run import PHASES, Texts, recover, recovery_steps
+from saap_edge.recovery.run import PHASES, Texts, recover, recovery_steps
 from tests.conftest import tiny_model, write_folder
 from tests.prune.test_surgery import random_kept
 
@@ -114,7 +114,7 @@ def test_training_that_diverges_costs_nothing_but_time(noise, tmp_path, settings
 
 
 def test_codes_that_cannot_be_found_for_trained_weights_are_found_for_those_that_came_in(noise, tmp_path, monkeypatch):
-    monkeypatch.setattr("saap_edge.recover.run.FP16_MAX", 1e30)
+    monkeypatch.setattr("saap_edge.recovery.run.FP16_MAX", 1e30)
     result, folder = run(noise, tmp_path, tokens=2048, weights=1.0, weights_learning_rate=1e10)
     assert "takes on the calibration text is too large to be squared" in result["notes"][0]
     untrained, expected = run(noise, tmp_path / "untrained", tokens=0)
@@ -147,7 +147,7 @@ def test_a_model_that_answers_no_numbers_is_refused(noise, tmp_path):
 
 def test_tuned_weights_never_drag_worse_blocks_along(setting, tmp_path, monkeypatch):
     """Weights got better and blocks did not: the blocks that ship are those of the weights that came in."""
-    from saap_edge.recover import run as module
+    from saap_edge.recovery import run as module
 
     genuine = module.in_blocks
 
@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_and_teaches_from_a_file(setting, tmp_path, monkeyp
         run(setting, tmp_path, top=64, progress=kill)
     (tmp_path / "out" / "model").rename(tmp_path / "gone")  # a stage's own folder does not outlive it, its work does
     seen = []
-    monkeypatch.setattr("saap_edge.recover.run.write_cache", None)  # is not written again
+    monkeypatch.setattr("saap_edge.recovery.run.write_cache", None)  # is not written again
     resumed, folder = run(setting, tmp_path, top=64, progress=lambda phase, step, *_: seen.append((phase, step)))
     assert resumed == whole
     assert json.loads((tmp_path / "out" / "recover.json").read_text()) == json.loads(json.dumps(whole))
@@ -201,7 +201,7 @@ def test_a_killed_run_goes_on_and_teaches_from_a_file(setting, tmp_path, monkeyp
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_nothing_of_training_outlives_it(setting, tmp_path, monkeypatch, precision):
     """Neither the student nor Adam's moments: what ships is measured on a model that has the memory for itself."""
-    from saap_edge.recover import run as module
+    from saap_edge.recovery import run as module
 
     genuine, students = module.train, []
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.parity import relative_error
+from saap_edge.evaluation.parity import relative_error
 from saap_edge.families import family_of
 from saap_edge.model.blocks import BLOCK_FORMATS, Blocks, codes_at, dequantise, nearest
 from saap_edge.model.folder import spec_of
-from saap_edge.prune.surgery import cut
-from saap_edge.recover.quantiser import GroupLinear
-from saap_edge.recover.start import gptq, in_blocks, weighted
+from saap_edge.pruning.surgery import cut
+from saap_edge.recovery.quantiser import GroupLinear
+from saap_edge.recovery.start import gptq, in_blocks, weighted
 from tests.conftest import tiny_model
 from tests.prune.test_surgery import random_kept
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from saap_edge.errors import SaapError
-from saap_edge.evaluate.perplexity import perplexity
 from saap_edge.model import head
 from saap_edge.model.blocks import BLOCK_FORMATS, dequantise
 from saap_edge.model.folder import spec_of
-from saap_edge.prune.surgery import cut
-from saap_edge.recover.start import in_blocks
-from saap_edge.recover.teacher import CachedTeacher, DenseTeacher, write_cache
-from saap_edge.recover.train import Training, _arguments, _Student, train
+from saap_edge.model.perplexity import perplexity
+from saap_edge.pruning.surgery import cut
+from saap_edge.recovery.start import in_blocks
+from saap_edge.recovery.teacher import CachedTeacher, DenseTeacher, write_cache
+from saap_edge.recovery.train import Training, _arguments, _Student, train
 from tests.conftest import tiny_model
 from tests.prune.test_surgery import random_kept
 

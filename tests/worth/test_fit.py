@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from saap_edge.errors import SaapError
-from saap_edge.export.artifacts import export_artifacts
-from saap_edge.export.gguf import write_gguf
-from saap_edge.gate import METRICS, Budget, Kind
+from saap_edge.exporting.artifacts import export_artifacts
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.gating import METRICS, Budget, Kind
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.worth import judgeable
 from saap_edge.worth.fit import cost_at, outcome_of

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saap_edge.worth.narrow import STEP, least_met, next_try
+from saap_edge.worth.next_ratio import STEP, least_met, next_try
 
 MOST = 80
 ratios = st.integers(0, MOST // STEP).map(lambda number: number * STEP)

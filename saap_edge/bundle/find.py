@@ -1,0 +1,109 @@
+"""Where the parts of a bundle lie: from a finished run to one artifact, its model folder, licence and parity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from saap_edge.bundle.schema import Licence
+from saap_edge.cache import ancestors, read_stage
+from saap_edge.chain.job import LICENCES, read_json, resolve_model
+from saap_edge.errors import SaapError
+from saap_edge.exporting.artifacts import Artifact, Manifest, read_manifest
+from saap_edge.targets import Target, load_target
+
+__all__ = ["Source", "base_licence", "find_source", "licence_files"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One verified artifact. `model` holds its tokenizer, `base` is the dense model's folder; `error` and `tolerance`
+    are what the verify stage found."""
+
+    folder: Path
+    artifact: Artifact
+    manifest: Manifest
+    lineage: dict[str, str]
+    model: Path
+    base: Path
+    target: Target
+    error: float
+    tolerance: float
+
+
+def find_source(path: Path, artifact_format: str | None, target: str | None) -> Source:
+    """The artifact of that format (default: the target's own in GGUF) of a run's --out folder, or of a stage's folder.
+
+    `target` defaults to the recipe's. Raises SaapError when there is no export, no such format, the artifact was
+    changed, or it was never verified.
+    """
+    found = ancestors(_stage_folder(path))
+    folder = found.get("export") or found.get("dense")
+    if folder is None:
+        raise SaapError(f"'{path}' has no export: run `saap-edge export` first")
+    record = read_stage(folder)
+    board = load_target(target or record["recipe"]["target"])
+    artifact_format = artifact_format or f"gguf-{board.quantisation['gguf']}"
+    if artifact_format == "onnx-optimum":
+        raise SaapError("--format onnx-optimum: no bundle's run.sh can run its graph: take onnx-fp32")
+    manifest = read_manifest(folder)
+    artifacts = {artifact.format: artifact for artifact in manifest.artifacts}
+    if artifact_format not in artifacts:
+        raise SaapError(f"--format {artifact_format}: '{path}' has {', '.join(artifacts)}")
+    parity = _parity(folder, record["stage"], manifest.role, artifact_format)
+    base = resolve_model(record["recipe"]["model"])
+    lineage = manifest.lineage | {name: stage.name for name, stage in ancestors(folder).items()}
+    model = found["recover"] / "model" if record["stage"] == "export" else base
+    return Source(
+        folder, artifacts[artifact_format], manifest, lineage, model, base, board, parity["max_error"],
+        parity["tolerance"],
+    )  # fmt: skip
+
+
+def _stage_folder(path: Path) -> Path:
+    """A stage's folder as it is; of a run's --out folder the export that its links point at."""
+    for name in ("gguf", "onnx"):
+        if (path / name).is_symlink():
+            return (path / name).resolve().parent
+    return path
+
+
+def _parity(folder: Path, stage: str, role: str, artifact_format: str) -> dict[str, Any]:
+    """The entry of a verify stage that read this very export folder. Raises SaapError when there is none."""
+    for record in folder.parent.glob("verify-*/stage.json"):
+        if read_stage(record.parent)["inputs"].get(stage) == folder.name:
+            for entry in read_json(record.parent / "verify.json"):
+                if entry["role"] == role and entry["format"] == artifact_format and entry["passed"]:
+                    return dict(entry)
+    raise SaapError(f"'{folder}' was never verified: run `saap-edge verify` on the export's folder first")
+
+
+def licence_files(folder: Path) -> list[Path]:
+    """Files of a model folder that state its licence."""
+    return sorted({path for pattern in LICENCES for path in folder.glob(pattern) if path.is_file()})
+
+
+def base_licence(folder: Path) -> Licence:
+    """What a model folder says of its licence: README.md's front matter (`license`, and `license_name` where that is
+    "other"), and its files."""
+    return Licence(
+        name=_front_matter_licence(folder / "README.md"), files=[path.name for path in licence_files(folder)]
+    )
+
+
+def _front_matter_licence(readme: Path) -> str | None:
+    if not readme.is_file():
+        return None
+    head, *rest = readme.read_text(encoding="utf-8", errors="replace").split("\n---", 1)
+    if not head.startswith("---") or not rest:
+        return None
+    try:
+        document = yaml.safe_load(head.removeprefix("---"))
+    except yaml.YAMLError:
+        return None
+    fields = document if isinstance(document, dict) else {}
+    name = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
+    return ", ".join(map(str, name)) if isinstance(name, list) else str(name) if name else None

@@ -1,0 +1,114 @@
+"""The texts of a run: each is read and tokenised once, and refused before any work where a stage would find too little.
+
+Which stage needs what: scoring compares batches, so that calibration text fills two windows (tuning alone takes one);
+held-out text decides and test text is measured by windows, one at least; verify runs VERIFIED tokens of test text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saap_edge.errors import SaapError
+
+__all__ = ["VERIFIED", "VERIFIED_CHARACTERS", "Corpus", "plain_ids"]
+
+VERIFIED = 48  # tokens that verify runs through every artifact
+VERIFIED_CHARACTERS = 2000  # of the test text, that these tokens are taken from
+CHARACTERS = 16  # a token, taken at first where only enough tokens have to be found
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of plain text: the name of a special token in it ("<unk>" in WikiText) is text like any other, as in
+    llama.cpp. Nothing is added around it.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids
+
+
+class Corpus:
+    """The texts at `paths`, by role ("calibration", "heldout", "test"), as windows of `window` tokens of the model in
+    folder `model`. Raises SaapError for a text that is missing or not UTF-8.
+    """
+
+    def __init__(self, paths: Mapping[str, Path], model: Path, window: int) -> None:
+        self._paths, self._model, self._window = dict(paths), model, window
+        self._texts: dict[str, str] = {}
+        self._windows: dict[str, Any] = {}
+        self._tokenizer: Any = None
+
+    def check(self, calibration_windows: int) -> None:
+        """Refuse what a stage would refuse later. Raises SaapError."""
+        for role in self._paths:
+            self.text(role)
+        self._require("calibration", calibration_windows * self._window)
+        self._require("heldout", self._window)
+        self._require("test", self._window)
+        found = len(self._ids(self.text("test")[:VERIFIED_CHARACTERS]))
+        if found < VERIFIED:
+            raise SaapError(
+                f"data.test: '{self._paths['test']}' has {found} tokens in its first {VERIFIED_CHARACTERS} characters, "
+                f"and verify runs {VERIFIED}: give more text"
+            )
+
+    def text(self, role: str) -> str:
+        """The whole text of a role."""
+        if role not in self._texts:
+            path = self._paths[role]
+            try:
+                self._texts[role] = path.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                raise SaapError(f"data.{role}: no text file '{path}'") from None
+            except OSError as error:
+                raise SaapError(f"data.{role}: cannot read '{path}': {error.strerror}") from None
+            except UnicodeDecodeError as error:
+                raise SaapError(f"data.{role}: '{path}' is not UTF-8 text (byte {error.start})") from None
+        return self._texts[role]
+
+    def windows(self, role: str, limit: int | None = None) -> Any:
+        """Token ids [n, window] of a role's text, at most `limit` windows. Raises SaapError when it fills none."""
+        from saap_edge.model.perplexity import text_windows
+
+        if role not in self._windows:
+            try:
+                self._windows[role] = text_windows(self.tokenizer, self.text(role), self._window)
+            except ValueError as error:
+                raise SaapError(f"data.{role}: '{self._paths[role]}': {error}") from None
+            self._require_known(role, int(self._windows[role].max()))
+        return self._windows[role][:limit]
+
+    def _require_known(self, role: str, largest: int) -> None:
+        """Refuse ids that the model has no embedding for. Raises SaapError."""
+        from saap_edge.model.checkpoint import read_spec
+
+        known = read_spec(self._model).vocab_size
+        if largest >= known:
+            raise SaapError(
+                f"data.{role}: '{self._paths[role]}' has token {largest}, and the vocabulary of '{self._model}' ends "
+                f"at {known - 1}: the tokenizer is another model's"
+            )
+
+    def _require(self, role: str, tokens: int) -> None:
+        """Refuse a text of fewer tokens. No more of a long one is tokenised than shows that it is long enough."""
+        text, taken = self.text(role), CHARACTERS * tokens
+        while len(found := self._ids(text[:taken])) < tokens:
+            if taken >= len(text):
+                raise SaapError(
+                    f"data.{role}: '{self._paths[role]}' has {len(found)} tokens, and {tokens} are needed "
+                    f"({tokens // self._window} x score.window {self._window}): give more text, or a smaller window"
+                )
+            taken *= 4
+        self._require_known(role, max(found))
+
+    def _ids(self, text: str) -> list[int]:
+        return plain_ids(self.tokenizer, text)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model."""
+        from saap_edge.model.tokenizer import load_tokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._model)
+        return self._tokenizer

@@ -1,0 +1,115 @@
+"""What a runtime's own arithmetic does to the answers, in torch: how far an artifact without a fault may be off.
+
+Both runtimes round the input of every quantised product to 8 bits, in blocks, with a scale of the block's largest
+magnitude / 127: llama.cpp in blocks of 32 with scales in fp16 (`quantize_row_q8_0`, and `quantize_row_q8_1` before
+Q4_1, whose minimums meet a sum of the block that is rounded to fp16 too), ONNX Runtime's MatMulNBits at accuracy level
+4 in blocks of the weight's own size with float32 scales. llama.cpp's F16 and BF16 products round their input to the
+type of the weight, and its attention, on fewer than 64 tokens at once, keeps queries, keys, values and the running sum
+in fp16 (ggml-cpu/ops.cpp, `flash_attn_ext_f16_one_chunk`). All else is float32 in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from saap_edge.exporting.weights import FLOATS, ExportWeights
+from saap_edge.model.blocks import BLOCK, BlockFormat
+
+__all__ = ["runtime_arithmetic"]
+
+_ATTENTION = "saap_edge_llama_cpp"
+
+
+@contextmanager
+def runtime_arithmetic(model: Any, weights: ExportWeights, artifact_format: str, group: int = BLOCK) -> Iterator[None]:
+    """Within this, `model`, the `shipped_model` of an artifact of the folder `weights`, rounds as its runtime does."""
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                product = _product(module, f"{name}.weight", weights, artifact_format, group)
+                setattr(module, "forward", product)  # noqa: B010 (a plain assignment is no method to mypy)
+                stack.callback(delattr, module, "forward")
+        if artifact_format.startswith("gguf"):
+            stack.callback(setattr, model.config, "_attn_implementation", model.config._attn_implementation)
+            model.config._attn_implementation = _ATTENTION
+        yield
+
+
+def _product(
+    module: nn.Linear, name: str, weights: ExportWeights, artifact_format: str, group: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What stands for the forward of a linear layer."""
+    in_llama_cpp, layout = artifact_format.startswith("gguf"), weights.layout(artifact_format, group)
+    if layout is None:
+        # K-quants' own rounding is not predicted (parity.py); ONNX Runtime's floats meet float32.
+        kind = FLOATS.get(artifact_format, torch.float16) if in_llama_cpp else torch.float32
+        return lambda x: nn.functional.linear(x.to(kind).float(), module.weight, module.bias)
+    projection = "_proj" in name
+    block = BLOCK if in_llama_cpp else layout[1] if projection else weights.vocabulary(artifact_format)[1]
+    minimums = _minimums(weights, name, layout) if projection else None
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        codes, scales = _eight_bits(x, block)
+        stored = _half(scales) if in_llama_cpp else scales
+        y = nn.functional.linear((codes * stored).flatten(-2)[..., : x.shape[-1]], module.weight, module.bias)
+        if minimums is None:
+            return y
+        sums = codes.sum(-1, keepdim=True)
+        # The product above took minimums times the codes' own sums.
+        off = (_half(scales * sums) - stored * sums)[..., 0]
+        return y + off @ minimums[: len(module.weight), : off.shape[-1]].T
+
+    return forward
+
+
+def _minimums(weights: ExportWeights, name: str, layout: tuple[BlockFormat, int]) -> torch.Tensor | None:
+    """Minimums [out, blocks of 32] where the format has them."""
+    format, group = layout
+    offsets = weights.blocks(name, format, group).offsets if format.offset == "minimum" else None
+    return None if offsets is None else offsets.float().repeat_interleave(group // BLOCK, dim=1)
+
+
+def _eight_bits(x: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes -127..127 [..., blocks, block] and scales [..., blocks, 1] of the rows of `x`, zeros after their end."""
+    blocks = nn.functional.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
+    highest = blocks.abs().amax(-1, keepdim=True)
+    inverse = torch.where(highest == 0, 0, 127 / highest)
+    return (blocks * inverse).round(), highest / 127
+
+
+def _half(x: torch.Tensor) -> torch.Tensor:
+    return x.half().float()
+
+
+def _attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor,
+    scaling: float, softcap: float | None = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """llama.cpp's flash attention for few queries: [1, heads, tokens, head_dim] to [1, tokens, heads, head_dim]."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = (_half(part).repeat_interleave(shared, dim=1) for part in (key, value))
+    scores = _half(query) @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + attention_mask
+    highest = torch.full_like(scores[..., :1], -torch.inf)
+    total, summed = torch.zeros_like(highest), torch.zeros_like(query)
+    for at in range(scores.shape[-1]):
+        score = scores[..., at : at + 1]
+        higher = torch.maximum(highest, score)
+        shrink = torch.where(score > highest, (highest - higher).exp(), 1)
+        share = torch.where(score == -torch.inf, 0, (score - higher).exp())
+        summed = _half(_half(summed * shrink) + value[..., at : at + 1, :] * share)
+        total, highest = total * shrink + share, higher
+    return (summed / total).transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, eager_mask)

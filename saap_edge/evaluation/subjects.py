@@ -1,0 +1,189 @@
+"""What can be evaluated: a Hugging Face folder, an export folder, one GGUF file or ONNX folder; and evaluating it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saap_edge.errors import SaapError
+from saap_edge.evaluation.belongs import check_tokenizer
+from saap_edge.evaluation.likelihood import ArtifactScorer, Scorer, TorchScorer, window_perplexity
+from saap_edge.evaluation.tasks import lm_eval_version, load_tasks
+from saap_edge.exporting.artifacts import context_of, engine_of, read_manifest, vocab_size_of
+from saap_edge.gguf_input.folder import unpack
+from saap_edge.model.checkpoint import open_checkpoint
+from saap_edge.model.folder import load_model
+from saap_edge.model.perplexity import text_hash, text_windows
+from saap_edge.model.tokenizer import load_tokenizer
+from saap_edge.progress import Bar
+
+__all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
+
+TORCH = "torch"
+GRAPH_FILE, GENAI_FILE = "model.onnx", "genai_config.json"  # the second is ours: optimum writes none
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing to evaluate: TORCH, or an artifact's format. `open` loads it, `folder` may hold the tokenizer."""
+
+    name: str
+    folder: Path
+    open: Callable[[], Scorer]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Conditions of an evaluation. No `tasks`: perplexity only; no `text`: none of it. `limit` rows of each task."""
+
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    text: Path | None = None
+    window: int = 256
+    formats: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    threads: int = 1
+
+
+def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
+    """Evaluate everything at `path`; returns the evaluation document (schema 1), plain and JSON-able.
+
+    Raises SaapError for bad input, before anything is run where that can be seen.
+    """
+    subjects = find_subjects(path, settings.formats, settings.threads)
+    origin = settings.tokenizer or _tokenizer_folder(path, subjects)
+    origin = unpack(origin) if origin.is_file() else origin
+    tokenizer = load_tokenizer(origin)
+    windows = _windows(tokenizer, settings)
+    # A model in torch is loaded here, an artifact's header read: what does not fit is said before anything is run.
+    scorers = [subject.open() for subject in subjects]
+    for subject, scorer in zip(subjects, scorers, strict=True):
+        check_tokenizer(tokenizer, origin, subject.folder, scorer.vocab_size)
+        if windows is not None:
+            _check_windows(windows, subject, scorer)
+    document: dict[str, Any] = {
+        "schema": 1, "evaluated": str(path), "threads": settings.threads, "limit": settings.limit,
+        "lm_eval": lm_eval_version() if settings.tasks else None, "notes": _notes(path, subjects),
+        "artifacts": [], "tasks": [], "perplexity": [],
+    }  # fmt: skip
+    # Names of lm-eval take a while: it reads all its thousands of task files to find one.
+    with bar("reading tasks", None):
+        tasks = load_tasks(list(settings.tasks)) if settings.tasks else []
+    for subject, scorer in zip(subjects, scorers, strict=True):
+        start = time.perf_counter()
+        shortened = 0
+        if tasks:
+            from saap_edge.evaluation.zeroshot import ScorerLM, run_tasks
+
+            lm = ScorerLM(scorer, tokenizer, bar, f"{subject.name}: answers")
+            figures = run_tasks(lm, tasks, settings.limit)
+            document["tasks"] += [{"artifact": subject.name, **asdict(figure)} for figure in figures]
+            shortened = lm.shortened
+        if windows is not None and settings.text is not None:
+            document["perplexity"].append(
+                {"artifact": subject.name, **_perplexity(subject, scorer, windows, settings.text, bar)}
+            )
+        document["artifacts"].append(
+            {
+                "name": subject.name, "context": scorer.context, "shortened_requests": shortened,
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+        )  # fmt: skip
+    return document
+
+
+def _notes(path: Path, subjects: list[Subject]) -> list[str]:
+    """What was put right of a model folder as it was opened."""
+    return list(open_checkpoint(path).warnings) if any(subject.name == TORCH for subject in subjects) else []
+
+
+def _check_windows(windows: torch.Tensor, subject: Subject, scorer: Scorer) -> None:
+    """Raises SaapError where they are longer than the model's context, or have tokens it does not know."""
+    if windows.shape[1] > scorer.context:
+        raise SaapError(f"--window {windows.shape[1]} is more than the model's context of {scorer.context} tokens")
+    largest = int(windows.max())
+    if scorer.vocab_size is not None and largest >= scorer.vocab_size:
+        raise SaapError(
+            f"the text has token {largest}, '{subject.folder}' has {scorer.vocab_size} tokens: another tokenizer's?"
+        )
+
+
+def _windows(tokenizer: Any, settings: Settings) -> torch.Tensor | None:
+    if settings.text is None:
+        return None
+    try:
+        text = settings.text.read_text(encoding="utf-8")
+        return text_windows(tokenizer, text, settings.window)
+    except OSError as error:
+        raise SaapError(f"cannot read --text '{settings.text}': {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or shorter than one window
+        raise SaapError(f"--text '{settings.text}': {error}") from None
+
+
+def _perplexity(subject: Subject, scorer: Scorer, windows: torch.Tensor, text: Path, bar: Bar) -> dict[str, Any]:
+    with bar(f"{subject.name}: windows of {text.name}", len(windows)) as advance:
+        found = window_perplexity(scorer, windows, advance)
+    return {
+        "value": found.value if found.nll < 700 else None, "nll": found.nll, "window": found.window,
+        "tokens": found.tokens, "text": text.name, "sha256": text_hash(text),
+    }  # fmt: skip
+
+
+def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Subject]:
+    """What is at `path`, only the artifacts of `formats` where some are named.
+
+    Raises SaapError when it is nothing that can be evaluated, an artifact was changed since export, or a format is
+    not there.
+    """
+    if (path / "manifest.json").is_file():
+        found = {
+            artifact.format: _artifact(artifact.format, path / artifact.path, threads, artifact.format)
+            for artifact in read_manifest(path).artifacts
+        }
+    elif path.suffix == ".gguf" or (path / GRAPH_FILE).is_file():
+        kind = "gguf" if path.suffix == ".gguf" else "onnx"
+        others = kind == "onnx" and not (path / GENAI_FILE).is_file()
+        name = f"{kind} {path.name}"
+        found = {name: _artifact(name, path, threads, "onnx-optimum" if others else kind)}
+    elif (path / "config.json").is_file():
+        open_checkpoint(path)  # before any library reads it
+        found = {TORCH: Subject(TORCH, path, lambda: _torch_scorer(path))}
+    else:
+        raise SaapError(
+            f"nothing to evaluate at '{path}': give a Hugging Face folder, an export folder (with manifest.json), "
+            "a .gguf file or an ONNX folder"
+        )
+    missing = [name for name in formats if name not in found]
+    if missing:
+        raise SaapError(f"--format {missing[0]}: '{path}' has {', '.join(found)}")
+    return [found[name] for name in formats or found]
+
+
+def _artifact(name: str, path: Path, threads: int, artifact_format: str) -> Subject:
+    def scorer() -> ArtifactScorer:
+        return ArtifactScorer(engine_of(artifact_format), path, threads, context_of(path), vocab_size_of(path))
+
+    return Subject(name, path, scorer)
+
+
+def _torch_scorer(folder: Path) -> TorchScorer:
+    model: Any = load_model(folder)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return TorchScorer(model, int(model.config.max_position_embeddings))
+
+
+def _tokenizer_folder(path: Path, subjects: list[Subject]) -> Path:
+    """Hugging Face and ONNX folders carry their tokenizer, a GGUF file's is unpacked from it."""
+    if path.is_file():
+        return path
+    manifest = path / "manifest.json"
+    siblings = find_subjects(path, (), 1) if manifest.is_file() else subjects
+    for subject in siblings:
+        if (subject.folder / "tokenizer_config.json").is_file() or (subject.folder / "tokenizer.json").is_file():
+            return subject.folder
+    raise SaapError(f"no tokenizer beside '{path}': give the model's Hugging Face folder with --tokenizer")

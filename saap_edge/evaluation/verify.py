@@ -1,0 +1,63 @@
+"""The verify stage: each artifact in a child process of its own, against the torch model that holds its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from saap_edge.chain.texts import VERIFIED, VERIFIED_CHARACTERS, plain_ids
+from saap_edge.engines.worker import Worker
+from saap_edge.errors import ParityError
+from saap_edge.evaluation.parity import Parity, check_parity, shipped_model
+from saap_edge.evaluation.token_ids import Probe, differences, probes, tell
+from saap_edge.exporting.artifacts import engine_of, read_manifest
+from saap_edge.exporting.weights import ExportWeights
+from saap_edge.model.chat import read_chat
+from saap_edge.model.tokenizer import load_tokenizer
+
+__all__ = ["verify_folder"]
+
+
+def verify_folder(
+    artifacts: Path, model_folder: Path, text: str, threads: int, progress: Callable[[], None], told: Sequence[str] = ()
+) -> list[Parity]:
+    """Check all artifacts of an export folder against `model_folder`, the Hugging Face folder they were made from.
+
+    `text` gives the token ids that are run; `told` is what `check_token_ids` said of the tokenizer. Raises SaapError
+    when an artifact was changed, does not load or kills its process, ParityError when its tokenizer gives other ids
+    than tokenizer.json, or a text would not end where it should.
+    """
+    manifest = read_manifest(artifacts)
+    tokenizer, ends = load_tokenizer(model_folder), read_chat(model_folder).ends
+    # Token ids of plain text: enough for any vocabulary, and cheap even where tokens are bytes.
+    tokens = plain_ids(tokenizer, text[:VERIFIED_CHARACTERS])[:VERIFIED]
+    weights, results, references = ExportWeights(model_folder), [], {}
+    texts = probes(tokenizer, text, weights.spec.vocab_size)
+    for artifact in manifest.artifacts:
+        path = artifacts / artifact.path
+        same = weights.layout(artifact.format, manifest.group) or artifact.format
+        if same not in references:
+            # One at a time: memory.
+            references = {same: shipped_model(model_folder, artifact.format, manifest.group, path)}
+        with Worker(engine_of(artifact.format), path, threads, VERIFIED) as worker:
+            if artifact.format.startswith("gguf"):
+                _check_tokens(worker, tokenizer, texts, told, f"{manifest.role} {artifact.format}")
+                _check_ends(worker, ends, f"{manifest.role} {artifact.format}")
+            shipped = (weights, artifact.format, manifest.group)
+            results.append(check_parity(references[same], worker, shipped, manifest.role, tokens, tokenizer.decode))
+        progress()
+    return results
+
+
+def _check_tokens(worker: Worker, tokenizer: Any, texts: list[Probe], told: Sequence[str], what: str) -> None:
+    """Refuse token ids that differ and were not told before any work."""
+    for line in tell("llama.cpp", differences(texts, tokenizer, worker.tokenize)):
+        if line not in told:
+            raise ParityError(f"{what}: {line}")
+
+
+def _check_ends(worker: Worker, ends: tuple[int, ...], what: str) -> None:
+    missing = sorted(set(ends) - set(worker.ends()))
+    if missing:
+        raise ParityError(f"{what}: llama.cpp goes on at token ids {missing}, which end a text")

@@ -1,0 +1,139 @@
+"""What onnxruntime-genai needs beside the graph: genai_config.json, and a tokenizer folder that it can open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from saap_edge.exporting.onnx_decoder import KINDS
+from saap_edge.model.chat import DEFAULT, Chat, sampling_of
+from saap_edge.model.spec import ModelSpec
+from saap_edge.model.tokenizer import PLAIN
+from saap_edge.model.tokenizer_files import TEMPLATES_FOLDER, copy_tokenizer
+
+__all__ = ["GENAI_FILE", "genai_config", "write_genai"]
+
+GENAI_FILE = "genai_config.json"
+# The tokenizer classes that it opens, with or without "Fast" behind them (its library, version 0.18).
+_CLASSES = frozenset((
+    "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "MistralCommonBackend", "SentencePieceBackend",
+    "LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "Phi3Tokenizer", "Qwen2Tokenizer", "GPT2Tokenizer",
+    "GPTNeoXTokenizer", "CodeGenTokenizer", "InternLM2Tokenizer", "BaichuanTokenizer",
+))  # fmt: skip
+
+
+# What it reads of tokenizer_config.json, and of which type; another, null included, and it opens nothing.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "tokenizer_class": str, "chat_template": str, "model_max_length": (int, float),
+    "clean_up_tokenization_spaces": bool,
+}  # fmt: skip
+_GIVEN = ("bos_token", "eos_token")  # what it gives a template, as tokenizer_config.json says
+
+
+def write_genai(spec: ModelSpec, folder: Path, out: Path, graph: str) -> None:
+    """Write genai_config.json and the tokenizer of the model in `folder` to the ONNX folder `out`.
+
+    `graph` is the name of the graph's file. The tokenizer is a copy, but for tokenizer_config.json where genai could
+    not open it or would make another prompt of a chat (`_readable`), and the files that templates go to then. Raises
+    SaapError as `read_chat`.
+    """
+    chat = copy_tokenizer(folder, out)
+    path = out / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    templates = {name: chat.with_variables(template, _GIVEN) for name, template in chat.templates.items()}
+    readable = _readable(config, chat, templates)
+    if readable != config:
+        path.write_text(json.dumps(readable, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if "chat_template" not in readable:
+        _write_templates(out, templates)
+    text = json.dumps(genai_config(spec, chat, graph), indent=2)
+    (out / GENAI_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _readable(config: dict[str, Any], chat: Chat, templates: dict[str, str]) -> dict[str, Any]:
+    """tokenizer_config.json such that genai opens it, and transformers makes the same of it as before.
+
+    - Several templates, and one that chat_template.jinja overrides in transformers but not in genai, go to files.
+    - bos_token and eos_token that transformers has from elsewhere are written out.
+    - A class that is not named is, and one that genai does not know becomes the one that takes tokenizer.json as it is.
+    """
+    readable: dict[str, Any] = {
+        name: value for name, value in config.items() if isinstance(value, _TYPES.get(name, object))
+    }
+    if templates != {DEFAULT: readable.get("chat_template")}:
+        readable.pop("chat_template", None)
+    for name in _GIVEN:
+        written = readable.get(name)
+        if (written.get("content") if isinstance(written, dict) else written) != chat.variables.get(name):
+            readable[name] = chat.variables.get(name)
+    name = readable.setdefault("tokenizer_class", chat.tokenizer_class)
+    if name.removesuffix("Fast") not in _CLASSES:
+        readable["tokenizer_class"] = PLAIN
+    return readable
+
+
+def _write_templates(out: Path, templates: dict[str, str]) -> None:
+    for name, template in templates.items():
+        path = out / "chat_template.jinja" if name == DEFAULT else out / TEMPLATES_FOLDER / f"{name}.jinja"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(template, encoding="utf-8", newline="")
+
+
+def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
+    """genai_config.json: what onnxruntime-genai must know to load the folder.
+
+    Its `type` only picks the decoder-only runtime; per-layer widths come from the graph's own input shapes. genai's
+    tokenizer adds no BOS unless asked (`tokenizer.update_options(add_special_tokens="true")`): that is its rule for
+    every model, no fault of the folder.
+    """
+    widest = max(spec.layers, key=lambda layer: layer.heads)
+    names = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in KINDS}
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": graph,
+        "head_size": spec.head_dim,
+        "hidden_size": spec.hidden,
+        "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **names},
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": widest.heads,
+        "num_hidden_layers": len(spec.layers),
+        "num_key_value_heads": widest.kv_heads,
+    }
+    model = {
+        "type": "llama",
+        "bos_token_id": -1 if chat.bos is None else chat.bos,
+        "eos_token_id": chat.ends[0] if len(chat.ends) == 1 else list(chat.ends),
+        "pad_token_id": _pad(chat),
+        "context_length": spec.context,
+        "vocab_size": spec.vocab_size,
+        "decoder": decoder,
+    }
+    search = {"max_length": spec.context, "past_present_share_buffer": True, **_search(spec, chat)}
+    return {"model": model, "search": search}
+
+
+def _pad(chat: Chat) -> int:
+    """The padding id, -1 where it is also an end or the BOS.
+
+    genai takes padding ids at a prompt's end for padding: a prompt that ends with one of these would be answered
+    otherwise. With -1 nothing in a prompt is padding, and batches still work: what stands there is not looked at.
+    """
+    return -1 if chat.pad is None or chat.pad in (*chat.ends, chat.bos) else chat.pad
+
+
+def _search(spec: ModelSpec, chat: Chat) -> dict[str, Any]:
+    """How the next token is chosen where the caller does not say; min_p it does not have."""
+    sampling = sampling_of(chat.generation)
+    search: dict[str, Any] = {"do_sample": bool(sampling.do_sample)}
+    if sampling.repetition_penalty != 1.0:
+        search["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.do_sample:
+        search["temperature"] = sampling.temperature
+        search["top_k"] = min(sampling.top_k, spec.vocab_size)  # it refuses more
+        search["top_p"] = sampling.top_p
+    return search

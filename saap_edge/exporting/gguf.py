@@ -1,0 +1,323 @@
+"""GGUF that stock llama.cpp runs, with heads, kv heads and FFN width per layer.
+
+Per-layer widths go through architectures that read all three as arrays: `deci`, and `openelm` where q and k are normed;
+a uniform model goes to the architecture its family names (Exports). Layout: GGUF specification (ggml/docs/gguf.md);
+tensor names: gguf-py's `constants.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from saap_edge.errors import SaapError
+from saap_edge.exporting.gemma import add_gemma
+from saap_edge.exporting.gguf_tokenizer import add_tokenizer, model_name
+from saap_edge.exporting.refusal import export_refusal, gguf_architecture
+from saap_edge.exporting.rope import rope_frequencies
+from saap_edge.exporting.weights import FLOATS, ExportWeights
+from saap_edge.families.rope import attention_factor, yarn_scale
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks
+from saap_edge.model.spec import ModelSpec, linear_shapes
+
+__all__ = [
+    "QUANTISATIONS", "Projection", "pack", "permute", "projections", "summarise", "unpermute", "write_gguf",
+]  # fmt: skip
+
+_TYPE = gguf.GGMLQuantizationType
+_FILE_TYPE = gguf.LlamaFileType
+_KINDS = {
+    "f32": _TYPE.F32, "f16": _TYPE.F16, "bf16": _TYPE.BF16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0, "q4_1": _TYPE.Q4_1,
+}  # fmt: skip
+_FILES = {
+    "f32": _FILE_TYPE.ALL_F32, "f16": _FILE_TYPE.MOSTLY_F16, "bf16": _FILE_TYPE.MOSTLY_BF16,
+    "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0, "q4_1": _FILE_TYPE.MOSTLY_Q4_1,
+}  # fmt: skip
+QUANTISATIONS = tuple(_KINDS)
+# What sets llama.cpp's architectures apart (its src/models, and llama_model_rope_type).
+_BY_LAYER = ("deci", "openelm")  # widths are arrays
+_FUSED = ("openelm",)  # q, k and v in one matrix
+_NEIGHBOURS = ("llama", "deci")  # rope turns neighbouring rows of q and k, in all others halves, as transformers does
+_TABLE = ("llama", "deci")  # read rope_freqs, frequencies of any kind
+# Their projections <- ours, stacked where there are several.
+_QKV = {"attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",)}
+_FUSED_QKV = {"attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}
+_REST = {
+    "attn_output": ("self_attn.o_proj",), "ffn_gate": ("mlp.gate_proj",), "ffn_up": ("mlp.up_proj",),
+    "ffn_down": ("mlp.down_proj",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A projection matrix of a file: the folder's weights stacked in it, and the heads its rows are permuted by."""
+
+    name: str
+    sources: tuple[str, ...]
+    heads: int | None
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor to be written: its place, type and shape are known before its data is read."""
+
+    name: str
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[self.kind]
+        return int(np.prod(self.shape)) // block * size
+
+
+def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
+    """Write the model in `folder` as one GGUF file.
+
+    Projections are floats or blocks (the tuned ones where the folder has them in that format, a scale of a larger group
+    in each of its blocks of 32); token embedding and output matrix the same floats, or Q8_0 beside blocks; norms and
+    biases F32.
+    Tensors are read, coded and written one at a time.
+
+    Args:
+        folder: Hugging Face folder, dense or pruned.
+        out: the file.
+        quantisation: one of QUANTISATIONS.
+
+    Returns a summary: architecture, bytes by type, file bytes, and `projection_bytes`, the weight bytes that decoding
+    one token reads. Raises SaapError for a model or tokenizer that llama.cpp cannot run.
+    """
+    if quantisation not in QUANTISATIONS:
+        raise SaapError(f"GGUF quantisation '{quantisation}' is unknown (known: {', '.join(QUANTISATIONS)})")
+    weights = ExportWeights(folder)
+    spec = weights.spec
+    refusal = export_refusal(spec, f"gguf-{quantisation}")
+    if refusal:
+        raise SaapError(refusal)
+    architecture = gguf_architecture(spec)
+    tensors = list(_tensors(weights, quantisation, architecture))
+    writer = gguf.GGUFWriter(out, architecture)
+    writer.add_name(model_name(Path(folder), spec))
+    _add_metadata(writer, spec, quantisation)
+    add_tokenizer(writer, Path(folder), spec)
+    for tensor in tensors:
+        shape = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.kind) if _quantised(tensor.kind) else tensor.shape
+        dtype = {_TYPE.F32: np.float32, _TYPE.F16: np.float16}.get(tensor.kind, np.uint8)
+        writer.add_tensor_info(tensor.name, shape, np.dtype(dtype), tensor.nbytes, raw_dtype=tensor.kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.read())
+    except BaseException:
+        out.unlink(missing_ok=True)  # half a file is worse than none
+        raise
+    finally:
+        writer.close()
+    sizes = [(tensor.name, tensor.kind.name, tensor.nbytes) for tensor in tensors]
+    return summarise(sizes, architecture, quantisation, out, spec)
+
+
+def _quantised(kind: gguf.GGMLQuantizationType) -> bool:
+    return kind not in (_TYPE.F32, _TYPE.F16)
+
+
+def summarise(
+    tensors: list[tuple[str, str, int]], architecture: str, quantisation: str, out: Path, spec: ModelSpec
+) -> dict[str, Any]:
+    """What `write_gguf` returns, from each tensor's (name, type, bytes)."""
+    by_type: dict[str, int] = {}
+    for _, kind, size in tensors:
+        by_type[kind] = by_type.get(kind, 0) + size
+    # Decoding reads every matrix once; of an untied embedding it reads a single row.
+    read = sum(size for name, _, size in tensors if spec.tied or name != "token_embd.weight")
+    return {
+        "architecture": architecture,
+        "quantisation": quantisation,
+        "bytes_by_type": by_type,
+        "file_bytes": out.stat().st_size,
+        "projection_bytes": read,
+    }
+
+
+def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -> None:
+    uniform = writer.arch not in _BY_LAYER
+    first = spec.layers[0]
+    writer.add_context_length(spec.context)
+    writer.add_embedding_length(spec.hidden)
+    writer.add_block_count(len(spec.layers))
+    writer.add_head_count(first.heads if uniform else [layer.heads for layer in spec.layers])
+    writer.add_head_count_kv(first.kv_heads if uniform else [layer.kv_heads for layer in spec.layers])
+    writer.add_feed_forward_length(first.ffn if uniform else [layer.ffn for layer in spec.layers])
+    # llama.cpp's default of hidden / heads is wrong once heads are gone.
+    writer.add_key_length(spec.head_dim)
+    writer.add_value_length(spec.head_dim)
+    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_rope_freq_base(spec.rope_theta)
+    _add_rope_scaling(writer, spec)
+    writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
+    writer.add_vocab_size(spec.vocab_size)
+    if spec.gemma:
+        add_gemma(writer, spec.gemma)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(_FILES[quantisation])
+
+
+def _add_rope_scaling(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
+    """What of the scaling is metadata: all of it where the architecture reads no table of frequencies."""
+    scaling, factor = spec.rope_scaling, attention_factor(spec.rope_scaling)
+    if scaling and writer.arch not in _TABLE:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
+        writer.add_rope_scaling_factor(float(scaling["factor"]))
+        if scaling["rope_type"] == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+            # llama.cpp multiplies keys by it again where it shifts the context: undone, and in q's norm (`_norm`).
+            factor = 1 / yarn_scale(float(scaling["factor"]))
+    if factor != 1.0:
+        writer.add_rope_scaling_attn_factors(factor)
+
+
+def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> Iterator[_Tensor]:
+    spec = weights.spec
+    table = (spec.vocab_size, spec.hidden)
+    vocabulary = "q8_0" if quantisation in BLOCK_FORMATS else quantisation
+    yield _matrix(weights, ("model.embed_tokens.weight",), "token_embd.weight", table, vocabulary)
+    if spec.rope_scaling and architecture in _TABLE:
+        # llama.cpp divides its plain frequencies by these.
+        plain = 1 / spec.rope_theta ** (np.arange(0, spec.head_dim, 2) / spec.head_dim)
+        factors = (plain / rope_frequencies(spec)).astype(np.float32)
+        yield _Tensor("rope_freqs.weight", _TYPE.F32, factors.shape, lambda: factors)
+    for index in range(len(spec.layers)):
+        yield from _layer(weights, index, quantisation, architecture)
+    yield _norm(weights, "model.norm.weight", "output_norm.weight", spec.hidden)
+    if not spec.tied:
+        yield _matrix(weights, ("lm_head.weight",), "output.weight", table, vocabulary)
+
+
+def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: str) -> Iterator[_Tensor]:
+    spec, source, target = weights.spec, f"model.layers.{index}.", f"blk.{index}."
+    shapes = linear_shapes(spec, index)
+    for ours, theirs in _norms(spec).items():
+        size = spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
+        yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", size)
+    for matrix in projections(spec, architecture, index):
+        first = matrix.sources[0]
+        rows, columns = sum(shapes[name][0] for name in matrix.sources), shapes[first][1]
+        yield _matrix(weights, matrix.sources, matrix.name, (rows, columns), quantisation, matrix.heads)
+        module = first.removesuffix(".weight")
+        if module.removeprefix(source) in spec.biased:
+            name = f"{matrix.name.removesuffix('.weight')}.bias"
+            yield _vector(weights, f"{module}.bias", name, rows, matrix.heads)
+
+
+def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Projection]:
+    """The projection matrices of layer `index` in a file of that architecture."""
+    layer = spec.layers[index]
+    heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads} if architecture in _NEIGHBOURS else {}
+    for ours, stacked in ((_FUSED_QKV if architecture in _FUSED else _QKV) | _REST).items():
+        sources = tuple(f"model.layers.{index}.{theirs}.weight" for theirs in stacked)
+        yield Projection(f"blk.{index}.{ours}.weight", sources, heads.get(ours))
+
+
+def _norms(spec: ModelSpec) -> dict[str, str]:
+    """llama.cpp's names of a layer's norms and the folder's."""
+    norms = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    if spec.gemma:
+        norms |= {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
+        norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
+    if spec.family.qk_norm:
+        norms |= {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+    return norms
+
+
+def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:
+    # What queries and keys are multiplied by as they turn, all of it on the queries.
+    factor = attention_factor(weights.spec.rope_scaling) ** 2 if "q_norm" in source else 1.0
+
+    def read() -> np.ndarray:
+        # Gemma multiplies by 1 + weight, llama.cpp by what it finds.
+        return (weights.tensor(source).numpy() + np.float32(1 if weights.spec.gemma else 0)) * np.float32(factor)
+
+    return _Tensor(name, _TYPE.F32, (size,), read)
+
+
+def _vector(weights: ExportWeights, source: str, name: str, size: int, heads: int | None = None) -> _Tensor:
+    def read() -> np.ndarray:
+        return np.ascontiguousarray(permute(weights.tensor(source).numpy(), heads))
+
+    return _Tensor(name, _TYPE.F32, (size,), read)
+
+
+def _matrix(
+    weights: ExportWeights,
+    sources: tuple[str, ...],
+    name: str,
+    shape: tuple[int, int],
+    quantisation: str,
+    heads: int | None = None,
+) -> _Tensor:
+    format = BLOCK_FORMATS.get(quantisation)
+
+    def part(source: str) -> np.ndarray:
+        return pack(weights.blocks(source, format)) if format else _floats(weights, source, quantisation)
+
+    def read() -> np.ndarray:
+        return permute(_stack([part(source) for source in sources]), heads)
+
+    return _Tensor(name, _KINDS[quantisation], shape, read)
+
+
+def _floats(weights: ExportWeights, source: str, quantisation: str) -> np.ndarray:
+    """A weight [out, in] in floats, to nearest even; bfloat16, which numpy lacks, as its bytes."""
+    values = weights.tensor(source, FLOATS[f"gguf-{quantisation}"])
+    return (values.view(torch.uint8) if quantisation == "bf16" else values).numpy()
+
+
+def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """All rows; no copy of a single part, which may be a large vocabulary."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def permute(rows: np.ndarray, heads: int | None) -> np.ndarray:
+    """Reorder the rows of q or k from halves (Hugging Face) to pairs, as llama.cpp's NORM rope wants them.
+
+    `rows` is [heads * head_dim, ...]; None leaves it alone. Works on weights, biases and packed blocks alike, because
+    only whole rows move (llama.cpp, LlamaModel.permute).
+    """
+    if heads is None:
+        return rows
+    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def unpermute(rows: np.ndarray, heads: int | None) -> np.ndarray:
+    """The inverse of `permute`."""
+    if heads is None:
+        return rows
+    return rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def pack(blocks: Blocks) -> np.ndarray:
+    """GGUF's blocks, uint8 [out, bytes]: scale and, in Q4_1, minimum in fp16; then 32 signed bytes, or 16 bytes with
+    code i low and code i + 16 high."""
+    rows, columns = blocks.codes.shape
+    count, half = columns // BLOCK, BLOCK // 2
+    figures = [figure for figure in (blocks.scales, blocks.offsets) if figure is not None]
+    spread = [figure.repeat_interleave(blocks.group // BLOCK, 1)[:, :count].numpy() for figure in figures]
+    head, codes = 2 * len(figures), blocks.codes.numpy().reshape(rows, count, BLOCK)
+    packed = np.empty((rows, count, head + BLOCK * blocks.format.bits // 8), dtype=np.uint8)
+    packed[..., :head] = np.stack(spread, axis=-1).view(np.uint8)
+    body = packed[..., head:]  # filled in place: a vocabulary's codes are too large for copies
+    if blocks.format.bits == 8:
+        np.bitwise_xor(codes, 0x80, out=body)
+    else:
+        np.left_shift(codes[..., half:], 4, out=body)
+        body |= codes[..., :half]
+    return packed.reshape(rows, -1)

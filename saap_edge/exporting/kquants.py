@@ -1,0 +1,142 @@
+"""GGUF in llama.cpp's other types, K-quants and IQ, which llama.cpp itself makes from our F16 file.
+
+Which tensor gets which type is llama.cpp's own mixture, as in everybody's files of that name (src/llama-quant.cpp,
+llama_tensor_get_type_impl); token embedding and output matrix are Q8_0, as in our other quantised files. Most of these
+types come in blocks of 256: a matrix whose rows do not divide into them gets another type (tensor_type_fallback
+there), and the summary says which.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.numpy import save_file
+
+from saap_edge.cache import file_hash
+from saap_edge.engines.worker import cause_of_death, child_environment
+from saap_edge.errors import SaapError
+from saap_edge.exporting.gguf import projections, summarise, unpermute
+from saap_edge.exporting.refusal import gguf_architecture
+from saap_edge.exporting.weights import ExportWeights
+from saap_edge.model.blocks import BLOCK
+from saap_edge.model.checkpoint import read_spec
+from saap_edge.model.spec import linear_shapes
+from saap_edge.recovery.imatrix import read_importance
+
+__all__ = ["KQUANTS", "LOW", "block_of", "check_importance", "held_projections", "write_kquant"]
+
+# What llama.cpp refuses to make without an importance matrix (tensor_requires_imatrix).
+LOW = ("iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs")
+KQUANTS = (
+    "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q3_k_m", "q3_k_s", "q2_k", "iq4_nl", "iq4_xs", "iq3_m", "iq3_s", *LOW,
+)  # fmt: skip
+# No mixture of KQUANTS asks for these on its own, but for the type a file is named after.
+_FALLBACKS = ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "F16")
+
+
+def block_of(quantisation: str) -> int:
+    """Inputs that a block of one of KQUANTS has."""
+    return BLOCK if quantisation == "iq4_nl" else gguf.QK_K
+
+
+def check_importance(quantisation: str, imatrix: Path | None) -> None:
+    """Raise SaapError when a type needs an importance matrix and there is none."""
+    if quantisation in LOW and imatrix is None:
+        raise SaapError(
+            f"GGUF type '{quantisation}' needs an importance matrix (it would be garbage without): give one, "
+            f"or use one of {', '.join(name for name in KQUANTS if name not in LOW)}"
+        )
+
+
+def write_kquant(
+    folder: Path, source: Path, out: Path, quantisation: str, imatrix: Path | None = None
+) -> dict[str, Any]:
+    """Quantise `source`, the F16 file of the model in `folder`, to the file `out`.
+
+    Args:
+        folder: Hugging Face folder, dense or pruned.
+        source: what `write_gguf` made of it in "f16".
+        out: the file.
+        quantisation: one of KQUANTS; or "q4_0", which llama.cpp, unlike `write_gguf`, rounds by importance.
+        imatrix: file of `save_importance`, of the model in `folder`.
+
+    Returns the summary of `write_gguf` and `fallbacks`, the type of every matrix that could not have its own, and
+    `imatrix_sha256`. Raises SaapError for a type that needs `imatrix`, for a matrix of another model, and when
+    llama.cpp fails or dies; there is no file then.
+    """
+    if quantisation not in (*KQUANTS, "q4_0"):
+        raise SaapError(f"GGUF type '{quantisation}' is unknown (known: {', '.join(KQUANTS)})")
+    check_importance(quantisation, imatrix)
+    weights = ExportWeights(folder)
+    command = [
+        sys.executable, "-m", "saap_edge.exporting.kquants_child", str(source), str(out),
+        str(int(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])),
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        if imatrix is not None:
+            command.append(f"{scratch}/importance.safetensors")
+            save_file(_importance(read_importance(imatrix), weights, imatrix), command[-1])
+        child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=child_environment())
+    if child.returncode:
+        out.unlink(missing_ok=True)
+        raise SaapError(f"llama.cpp could not make '{out.name}': {cause_of_death(child.returncode, child.stderr)}")
+    tensors = gguf.GGUFReader(out).tensors
+    own = {name for index in range(len(weights.spec.layers)) for name in _names(weights, index)}
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors if tensor.name in own}
+    fallbacks = {name: kind for name, kind in kinds.items() if kind in _FALLBACKS and kind != quantisation.upper()}
+    sizes = [(tensor.name, tensor.tensor_type.name, int(tensor.n_bytes)) for tensor in tensors]
+    return summarise(sizes, _architecture(weights), quantisation, out, weights.spec) | {
+        "fallbacks": fallbacks, "imatrix_sha256": file_hash(imatrix) if imatrix else None,
+    }  # fmt: skip
+
+
+def held_projections(path: Path, weights: ExportWeights) -> Iterator[tuple[str, np.ndarray]]:
+    """Every projection weight that a GGUF file of the folder behind `weights` holds, under the folder's name.
+
+    float32 [out, in], dequantised by gguf-py, rows in transformers' order.
+    """
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for index in range(len(weights.spec.layers)):
+        shapes = linear_shapes(weights.spec, index)
+        for projection in projections(weights.spec, _architecture(weights), index):
+            tensor = tensors[projection.name]
+            rows = unpermute(gguf.quants.dequantize(tensor.data, tensor.tensor_type), projection.heads)
+            start = 0
+            for name in projection.sources:
+                yield name, rows[start : start + shapes[name][0]]
+                start += shapes[name][0]
+
+
+def _architecture(weights: ExportWeights) -> str:
+    return str(gguf_architecture(weights.spec))
+
+
+def _names(weights: ExportWeights, index: int) -> list[str]:
+    return [projection.name for projection in projections(weights.spec, _architecture(weights), index)]
+
+
+def _importance(matrix: dict[str, np.ndarray], weights: ExportWeights, path: Path) -> dict[str, np.ndarray]:
+    """The matrix under the file's names, as wide as the file's rows.
+
+    Columns that the exporter added hold zeros, so that their importance is free; a mean keeps llama.cpp's weighted
+    sums away from zero. Stacked matrices have one input, and so one importance.
+    """
+    spec, found = read_spec(weights.folder), {}
+    for index in range(len(spec.layers)):
+        shapes, padded = linear_shapes(spec, index), linear_shapes(weights.spec, index)
+        for projection in projections(weights.spec, _architecture(weights), index):
+            name = projection.sources[0]
+            values = matrix.get(name) if name in weights else np.ones(padded[name][1], dtype=np.float32)
+            if values is None or (name in weights and values.shape != (shapes[name][1],)):
+                what = "is missing" if values is None else f"has {values.shape[0]} channels, not {shapes[name][1]}"
+                raise SaapError(f"'{path}': {name} {what}: measure the importance matrix on the model that is exported")
+            extra = padded[name][1] - len(values)
+            found[projection.name] = np.pad(values, (0, extra), constant_values=float(values.mean()))
+    return found

@@ -1,0 +1,298 @@
+"""The Llama-like decoder as an ONNX graph, every layer with its own widths.
+
+The attention, norm and quantised operators are ONNX Runtime's contrib operators (docs/ContribOperators.md in its
+repository).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from saap_edge.exporting.onnx_graph import GraphWriter
+from saap_edge.exporting.rope import rope_frequencies
+from saap_edge.exporting.weights import ExportWeights
+from saap_edge.families.rope import attention_factor
+from saap_edge.model.blocks import BlockFormat, Blocks, joined
+from saap_edge.model.spec import LayerShape, ModelSpec
+
+__all__ = ["Decoder", "pack"]
+
+CONTRIB = "com.microsoft"
+# MatMulNBits accuracy_level: activations in 8 bits with the weights' block. Level 1, fp32, is several times slower.
+INT8_ARITHMETIC = 4
+KINDS = ("key", "value")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Decoder:
+    """The Llama-like decoder, with or without norms of q and k, layer by layer, in a GraphWriter."""
+
+    FFN_NORM = "post_attention_layernorm"
+
+    def __init__(
+        self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None,
+        vocabulary: tuple[BlockFormat, int], stored: torch.dtype,
+    ) -> None:  # fmt: skip
+        """`layout` is format and group of the projections, None where they are in no blocks, `vocabulary` that of
+        embedding and head where they are; `stored` is the type of matrices that are in none."""
+        self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
+        self.vocabulary, self.stored = vocabulary, stored
+
+    def build(self) -> None:
+        """Append the whole model: inputs, layers, head, outputs."""
+        graph, spec = self.graph, self.spec
+        ids = graph.input("input_ids", ir.DataType.INT64, ["batch", "seq"])
+        mask = graph.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+        self._sequence(ids, mask)
+        embedded, table = self._embedding(ids)
+        normed = self._norm(embedded, "model.layers.0.input_layernorm.weight")
+        residual = embedded
+        for index in range(len(spec.layers)):
+            prefix = f"model.layers.{index}."
+            attended = self._attention(normed, index)
+            normed, residual = self._skip_norm(residual, attended, f"{prefix}{self.FFN_NORM}.weight")
+            last = index + 1 == len(spec.layers)
+            following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
+            normed, residual = self._skip_norm(residual, self._ffn(normed, prefix), following)
+        self._head(normed, table)
+        # The optional input comes last: position 0 is input_ids for everyone who counts inputs.
+        graph.inputs.append(self.logits_from)
+
+    def _sequence(self, ids: ir.Value, mask: ir.Value) -> None:
+        """What every attention node shares: lengths from the mask, rotary tables, positions where it needs them."""
+        graph, spec = self.graph, self.spec
+        lengths = graph.node("ReduceSum", [mask, graph.constant("axis_1", [1])], keepdims=0)
+        last = graph.node("Sub", [lengths, graph.constant("one", 1)])
+        self.seqlens = graph.node("Cast", [last], to=ir.DataType.INT32)
+        total = graph.node("Gather", [graph.node("Shape", [mask]), graph.constant("index_1", 1)], axis=0)
+        self.total = graph.node("Cast", [total], to=ir.DataType.INT32)
+        self.positions = None if self.spec.head_dim % 16 == 0 else self._positions(ids, lengths)
+        self.rotary = self._rotary(spec)
+
+    def _rotary(self, spec: ModelSpec, suffix: str = "cache") -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines [context, head_dim / 2] of every position."""
+        angles = np.outer(np.arange(spec.context, dtype=np.float32), rope_frequencies(spec))
+        factor = np.float32(attention_factor(spec.rope_scaling))
+        cos = self.graph.weight(f"cos_{suffix}", factor * np.cos(angles), per_token=False)
+        return cos, self.graph.weight(f"sin_{suffix}", factor * np.sin(angles), per_token=False)
+
+    def _positions(self, ids: ir.Value, lengths: ir.Value) -> ir.Value:
+        """Positions int64 [batch, seq] of the new tokens: they end where the mask does (right padding)."""
+        graph = self.graph
+        seq = graph.node("Gather", [graph.node("Shape", [ids]), graph.constant("index_seq", 1)], axis=0)
+        start = graph.node("Max", [graph.node("Sub", [lengths, seq]), graph.constant("zero", 0)])
+        steps = graph.node("Range", [graph.constant("range_from", 0), seq, graph.constant("range_by", 1)])
+        return graph.node("Add", [graph.node("Unsqueeze", [start, graph.constant("column", [1])]), steps])
+
+    def _rotate(self, x: ir.Value, heads: int, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
+        """Rotary embedding outside of attention, whose own takes only multiples of 16 as head_dim."""
+        return self.graph.node("RotaryEmbedding", [x, self.positions, *rotary], CONTRIB, num_heads=heads)
+
+    def _embedding(self, ids: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        """Token vectors, and the table's values (weight, or codes and scales) for a tied head."""
+        table = self._vocabulary(EMBEDDING, per_token=self.spec.tied)
+        if not self.layout:
+            return self.graph.node("Gather", [table[0], ids]), table
+        format, group = self.vocabulary
+        codes = self.graph.alias(
+            f"{EMBEDDING}.rows", table[0], (self.spec.vocab_size, self.spec.hidden * format.bits // 8)
+        )
+        vectors = self.graph.node(
+            "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=format.bits, block_size=group, gather_axis=0,
+            quantize_axis=1,
+        )  # fmt: skip
+        return vectors, table
+
+    def _head(self, normed: ir.Value, table: tuple[ir.Value, ...]) -> None:
+        graph, spec = self.graph, self.spec
+        self.logits_from = ir.Value(name="logits_from", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+        graph.default(self.logits_from, np.array([0]))
+        end, axis = graph.constant("end", [2**63 - 1]), graph.constant("axes_1", [1])
+        normed = graph.node("Slice", [normed, self.logits_from, end, axis])
+        table = table if spec.tied else self._vocabulary(HEAD, per_token=True)
+        if self.layout:
+            logits = self._matmul_bits(normed, table, None, (spec.hidden, self.vocabulary[0].bits, self.vocabulary[1]))
+        else:
+            logits = self._matmul(normed, table[0])
+        graph.output(self._capped(logits), "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
+        # Logits first: that is where callers who do not look at names expect them.
+        graph.outputs.insert(0, graph.outputs.pop())
+
+    def _capped(self, logits: ir.Value) -> ir.Value:
+        return logits
+
+    def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
+        """The rows of embedding or head: (weight,) or, in blocks, (codes [vocab, blocks, bytes], scales)."""
+        if not self.layout:
+            return (self._floats(name, [name], per_token),)
+        return self._blocks(name, [name], self.vocabulary, per_token)
+
+    def _blocks(
+        self, name: str, parts: list[str], layout: tuple[BlockFormat, int], per_token: bool = True
+    ) -> tuple[ir.Value, ...]:
+        """Codes, scales and, where the format has them, zero points of the weights `parts`, row on row."""
+        blocks = joined([self.weights.blocks(part, *layout) for part in parts])
+        named = zip(("codes", "scales", "zeros"), pack(blocks), strict=True)
+        return tuple(
+            self.graph.weight(f"{name}.{part}", array, per_token) for part, array in named if array is not None
+        )
+
+    def _norm(self, x: ir.Value, name: str) -> ir.Value:
+        return self.graph.node(
+            "SimplifiedLayerNormalization", [x, self._scale(name)], axis=-1, epsilon=self.spec.rms_norm_eps
+        )
+
+    def _skip_norm(self, residual: ir.Value, x: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+        """(norm(residual + x), residual + x)."""
+        outputs = self.graph.nodes(
+            4, "SkipSimplifiedLayerNormalization", [residual, x, self._scale(name)], CONTRIB,
+            epsilon=self.spec.rms_norm_eps,
+        )  # fmt: skip
+        outputs[1].name = outputs[2].name = ""  # mean and variance are not computed on CPU
+        return outputs[0], outputs[3]
+
+    def _scale(self, name: str) -> ir.Value:
+        """What a norm multiplies by."""
+        return self._plain(name)
+
+    def _head_norm(self, x: ir.Value, name: str, heads: int) -> ir.Value:
+        """Norm of every head of q or k by itself: attention's own inputs for that are not there on CPU."""
+        graph, width = self.graph, self.spec.head_dim
+        apart = graph.node("Reshape", [x, graph.constant(f"{name}.heads", [0, 0, heads, width])])
+        return graph.node("Reshape", [self._norm(apart, name), graph.constant(f"{name}.whole", [0, 0, heads * width])])
+
+    def _attention(self, x: ir.Value, index: int) -> ir.Value:
+        graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
+        prefix = f"model.layers.{index}.self_attn."
+        packed = self.linear(x, f"{prefix}qkv_proj", [f"{prefix}{name}_proj" for name in "qkv"])
+        past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
+        fused, (rotary, attributes) = self.positions is None, self._kind(index)
+        states = [packed, None, None]
+        if spec.family.qk_norm or not fused:
+            states = self._states(packed, prefix, layer, None if fused else rotary)
+        outputs = graph.nodes(
+            3, "GroupQueryAttention", [*states, *past, self.seqlens, self.total, *(rotary if fused else ())], CONTRIB,
+            num_heads=layer.heads, kv_num_heads=layer.kv_heads, do_rotary=int(fused), **attributes,
+        )  # fmt: skip
+        for present, kind in zip(outputs[1:], KINDS, strict=True):
+            graph.output(present, f"present.{index}.{kind}", *self._cache(layer, "total"))
+        return self.linear(outputs[0], f"{prefix}o_proj")
+
+    def _states(
+        self, packed: ir.Value, prefix: str, layer: LayerShape, rotary: tuple[ir.Value, ir.Value] | None
+    ) -> list[ir.Value | None]:
+        """Queries, keys and values apart, with what attention cannot do to them itself: norms, some rotations."""
+        widths = [heads * self.spec.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
+        sizes = self.graph.constant(f"{prefix}qkv.widths", widths)
+        query, key, value = self.graph.nodes(3, "Split", [packed, sizes], axis=-1)
+        if self.spec.family.qk_norm:
+            query = self._head_norm(query, f"{prefix}q_norm.weight", layer.heads)
+            key = self._head_norm(key, f"{prefix}k_norm.weight", layer.kv_heads)
+        if rotary:
+            query, key = self._rotate(query, layer.heads, rotary), self._rotate(key, layer.kv_heads, rotary)
+        return [query, key, value]
+
+    def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value], dict[str, Any]]:
+        """Rotary tables and attributes of a layer's attention."""
+        return self.rotary, {"scale": 1 / math.sqrt(self.spec.head_dim)}
+
+    def _cache(self, layer: LayerShape, length: str) -> tuple[ir.DataType, list[int | str]]:
+        return ir.DataType.FLOAT, ["batch", layer.kv_heads, length, self.spec.head_dim]
+
+    def _ffn(self, x: ir.Value, prefix: str) -> ir.Value:
+        both = self.linear(x, f"{prefix}mlp.gate_up_proj", [f"{prefix}mlp.{name}_proj" for name in ("gate", "up")])
+        gate, up = self.graph.nodes(2, "Split", [both], axis=-1, num_outputs=2)
+        return self.linear(self.graph.node("Mul", [self._activation(gate), up]), f"{prefix}mlp.down_proj")
+
+    def _activation(self, gate: ir.Value) -> ir.Value:
+        return self.graph.node("QuickGelu", [gate], CONTRIB, alpha=1.0)  # x * sigmoid(x) in one pass: SiLU
+
+    def linear(self, x: ir.Value, module: str, parts: list[str] | None = None) -> ir.Value:
+        """A projection with its bias; with `parts`, these projections of the same input as one product `module`.
+
+        One product instead of several rounds the input to 8 bits once and meets the other threads once.
+        """
+        parts = parts or [module]
+        name, weights, bias = f"{module}.weight", [f"{part}.weight" for part in parts], self._bias(module, parts)
+        if self.layout:
+            layout = (self.weights.shape(weights[0])[1], self.layout[0].bits, self.layout[1])
+            return self._matmul_bits(x, self._blocks(name, weights, self.layout), bias, layout)
+        y = self._matmul(x, self._floats(name, weights))
+        return y if bias is None else self.graph.node("Add", [y, bias])
+
+    def _floats(self, name: str, parts: list[str], per_token: bool = True) -> ir.Value:
+        """The matrices `parts` in floats, row on row.
+
+        Half precision is widened before use, not the product made in it: on x86 ONNX Runtime has no such product and
+        would widen weights and activations anew at every token; this it does once, as it loads.
+        """
+        array = _stacked([self.weights.tensor(part, self.stored) for part in parts])
+        if self.stored == torch.float32:
+            return self.graph.weight(name, array, per_token)
+        self.graph.bytes_per_token += 2 * array.nbytes if per_token else 0
+        return self.graph.node("Cast", [self.graph.weight(name, array, per_token=False)], to=ir.DataType.FLOAT)
+
+    def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
+        # FusedMatMul takes weights [out, in] as they are stored: no transposed copy, and a tied table stays one.
+        return self.graph.node("FusedMatMul", [x, weight], CONTRIB, transB=1)
+
+    def _matmul_bits(
+        self, x: ir.Value, weight: tuple[ir.Value, ...], bias: ir.Value | None, layout: tuple[int, int, int]
+    ) -> ir.Value:
+        """`weight` is codes, scales and perhaps zero points; `layout` its columns, bits and group."""
+        rows = weight[0].shape
+        assert rows is not None
+        columns, bits, group = layout
+        extra = [] if bias is None else [*[None] * (4 - len(weight)), bias]
+        return self.graph.node(
+            "MatMulNBits", [x, *weight, *extra], CONTRIB, K=columns, N=int(rows[0]), bits=bits,  # type: ignore[arg-type]
+            block_size=group, accuracy_level=INT8_ARITHMETIC,
+        )  # fmt: skip
+
+    def _plain(self, name: str) -> ir.Value:
+        return self.graph.weight(name, self.weights.tensor(name).numpy())
+
+    def _bias(self, module: str, parts: list[str]) -> ir.Value | None:
+        """The biases of `parts` in a row, zeros for those that have none; None where none has."""
+        names = [f"{part}.bias" for part in parts]
+        if not any(name in self.weights for name in names):
+            return None
+        found = [
+            self.weights.tensor(name) if name in self.weights else torch.zeros(self.weights.shape(name))
+            for name in names
+        ]
+        return self.graph.weight(f"{module}.bias", _stacked(found))
+
+
+def _stacked(tensors: list[torch.Tensor]) -> np.ndarray:
+    """All rows; no copy of a single one, which may be a large vocabulary."""
+    array: np.ndarray = (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).numpy()
+    return array
+
+
+def pack(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """MatMulNBits' codes uint8 [out, blocks, bytes], scales float32 [out, blocks], and zero points uint8 [out, bytes].
+
+    The last block is filled up with zeros: the operator takes no input for them. None stands for the operator's own
+    zero point, the middle code.
+    """
+    rows, count = blocks.scales.shape
+    codes, missing = blocks.codes.numpy(), count * blocks.group - blocks.codes.shape[1]
+    if missing:  # never of a vocabulary, whose codes are too large for copies
+        codes = np.pad(codes, ((0, 0), (0, missing)))
+    zeros = None if blocks.offsets is None else blocks.offsets.numpy()
+    if blocks.format.bits == 4:
+        codes = nibbles(codes)
+        zeros = None if zeros is None else nibbles(np.pad(zeros, ((0, 0), (0, count % 2))))
+    return codes.reshape(rows, count, -1), blocks.scales.float().numpy(), zeros
+
+
+def nibbles(codes: np.ndarray) -> np.ndarray:
+    """uint8 [rows, columns] in 0..15, two a byte, the even column low."""
+    packed: np.ndarray = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return packed

@@ -1,0 +1,113 @@
+"""What a runtime takes of a model: known from its shape and family, before anything is written."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from saap_edge.exporting.gemma import gemma_limit
+from saap_edge.families import Refusal
+from saap_edge.model.blocks import BLOCK
+from saap_edge.model.spec import ModelSpec
+
+__all__ = ["export_refusal", "gguf_architecture", "refusal_reason", "shape_reason"]
+
+# Architectures and graphs that gguf.py and onnx.py write. A family may declare others before there is a writer: its
+# exports are then refused here, and a writer lifts that by adding the name.
+GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "gemma2", "gemma3")
+ONNX_WRITERS = ("llama", "qk-norm", "gemma")
+WIDENED_AT_LOAD = 1 << 30  # bytes that constant folding gives out at most (ONNX Runtime, constant_folding.cc)
+
+
+def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal:
+    """llama.cpp's architecture for a model, or why there is none. `per_layer`: as if its layers differed in widths."""
+    exports = spec.family.exports
+    if spec.uniform and not per_layer:
+        return exports.gguf_uniform
+    untied = exports.gguf_layers_untied
+    return untied if untied is not None and not spec.tied else exports.gguf_layers
+
+
+def export_refusal(spec: ModelSpec, artifact_format: str, per_layer: bool = False) -> str | None:
+    """Why a model cannot go to a format ("gguf-q4_0", "onnx-int4", ...), and what to do instead; None where it can.
+
+    `per_layer`: judge it as if its layers differed in widths, as before a plan is made.
+    """
+    reason = refusal_reason(spec, artifact_format, per_layer)
+    if reason is None:
+        return None
+    widths = "layers of different widths" if per_layer or not spec.uniform else "this model"
+    uniform = per_layer and refusal_reason(spec, artifact_format) is None
+    remedy = f"use --method uniform, or leave {artifact_format} out" if uniform else f"leave {artifact_format} out"
+    return f"{spec.family.title}: {widths} cannot go to {artifact_format}: {reason}; {remedy} (export.formats)"
+
+
+def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = False) -> str | None:
+    """The reason alone, without a remedy."""
+    if artifact_format == "onnx-optimum":
+        return _optimum_reason(spec, per_layer)
+    gguf = artifact_format.startswith("gguf")
+    shapes = shape_reason(spec) or (None if gguf else onnx_shape_reason(spec))
+    if shapes:
+        return shapes
+    carrier = gguf_architecture(spec, per_layer) if gguf else spec.family.exports.onnx
+    if isinstance(carrier, Refusal):
+        return str(carrier)
+    if carrier not in (GGUF_WRITERS if gguf else ONNX_WRITERS):
+        return f"saap-edge has no writer for {'architecture' if gguf else 'graph'} '{carrier}' yet"
+    return _limit(spec, carrier) if gguf else _onnx_limit(spec, artifact_format)
+
+
+def shape_reason(spec: ModelSpec) -> str | None:
+    """Shapes that no runtime takes, or takes and cannot quantise; None where there are none."""
+    if spec.hidden % BLOCK:
+        return f"hidden size {spec.hidden} is not a multiple of {BLOCK}: no runtime quantises such rows"
+    for index, layer in enumerate(spec.layers):
+        if layer.heads * spec.head_dim % BLOCK:
+            return (
+                f"layer {index}: {layer.heads} heads of {spec.head_dim} are {layer.heads * spec.head_dim} wide, "
+                f"not a multiple of {BLOCK}: o_proj could not be quantised"
+            )
+    return None
+
+
+def onnx_shape_reason(spec: ModelSpec) -> str | None:
+    """Shapes that the CPU kernel of GroupQueryAttention refuses, or None."""
+    if spec.head_dim % 8:
+        return f"head_dim {spec.head_dim} is not a multiple of 8: ONNX Runtime's attention refuses it"
+    return None
+
+
+def _onnx_limit(spec: ModelSpec, artifact_format: str) -> str | None:
+    """What ONNX Runtime would do badly, or None."""
+    # q, k and v are one matrix, gate and up another (onnx_decoder.py).
+    stacked = (max((layer.heads + 2 * layer.kv_heads) * spec.head_dim, 2 * layer.ffn) for layer in spec.layers)
+    rows = max(spec.vocab_size, *stacked)
+    if artifact_format == "onnx-fp16" and 4 * rows * spec.hidden > WIDENED_AT_LOAD:
+        return (
+            f"ONNX Runtime widens matrices of up to 1 GiB in float32 as it loads, and larger ones ({rows} x "
+            f"{spec.hidden}) anew at every token"
+        )
+    return None
+
+
+def _optimum_reason(spec: ModelSpec, per_layer: bool) -> str | None:
+    if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
+        return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
+    repaired = (spec.o_bias and not spec.qkv_bias) or (spec.down_bias and not spec.gate_up_bias)
+    if per_layer or not spec.uniform or repaired:
+        return "optimum's exporter knows the families' plain classes only, whose layers are all alike"
+    return None
+
+
+def _limit(spec: ModelSpec, architecture: str) -> str | None:
+    """What this model has and its architecture in llama.cpp would ignore, or None."""
+    if architecture in ("llama", "deci"):
+        return None
+    if spec.biased:
+        return f"llama.cpp's '{architecture}' does not read all of the biases"  # those of q, k and v at most
+    scaling = spec.rope_scaling or {"rope_type": "linear"}
+    if scaling["rope_type"] not in ("linear", "yarn"):
+        return f"llama.cpp's '{architecture}' has no {scaling['rope_type']} rope scaling"
+    if (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1, scaling.get("truncate", True)) != (32, 1, True):
+        return f"llama.cpp's '{architecture}' has yarn rope scaling between whole pairs of 32 and 1 turns only"
+    return gemma_limit(spec, spec.gemma, architecture) if spec.gemma else None

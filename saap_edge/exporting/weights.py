@@ -1,0 +1,180 @@
+"""What both exporters write: the folder's tensors, brought to the grid of 32, read one at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from saap_edge.errors import SaapError
+from saap_edge.exporting.refusal import shape_reason
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, dequantise, quantise_rows
+from saap_edge.model.checkpoint import read_spec
+from saap_edge.model.inventory import needed
+from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes
+from saap_edge.model.tensors import Codes, TensorStore
+from saap_edge.model.values import require_finite
+
+__all__ = ["FLOATS", "OTHER_WEIGHT", "ExportWeights"]
+
+# What the matrices of artifacts without blocks are stored in.
+FLOATS = {
+    "gguf-f32": torch.float32, "gguf-f16": torch.float16, "gguf-bf16": torch.bfloat16, "onnx-fp32": torch.float32,
+    "onnx-fp16": torch.float16, "onnx-optimum": torch.float32,
+}  # fmt: skip
+IN_WIDER_FLOATS = "use gguf-bf16, gguf-f32 or onnx-fp32 instead (export.formats)"
+VOCABULARY_GROUP = 128
+# Blocks further than this from a weight, relative to it, stand for another weight: two bits leave 0.3 to 0.5 of its own
+# RMS, rows in another order 1.4.
+OTHER_WEIGHT = 0.8
+# What ONNX's MatMulNBits may hold, by bits; the first where the folder was tuned in none of them.
+_ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int4-full": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}
+
+_ATTENTION, _FFN = ("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")
+
+
+def _mended(layer: LayerShape, head_dim: int) -> LayerShape:
+    """The widths a runtime gets: FFN on the grid and never empty, attention never without heads."""
+    if layer.heads == layer.kv_heads == 0:
+        layer = replace(layer, heads=BLOCK // math.gcd(BLOCK, head_dim), kv_heads=1)
+    return replace(layer, ffn=max(-(-layer.ffn // BLOCK), 1) * BLOCK)
+
+
+class ExportWeights:
+    """A Hugging Face folder (dense or pruned, tuned or not) as the exporters see it.
+
+    An FFN width off the grid of 32 is padded with zero channels: they change no output, and without them the runtimes
+    would leave `down_proj` unquantised and run slower than the dense model. What a layer lacks whole is put back as
+    small as it goes, all zero, because llama.cpp drops the attention output of a layer without FFN and cannot load a
+    first layer without heads. `spec` holds the widths so mended. Nothing is kept in memory between calls, and while a
+    tensor is read only what is returned, and a piece of what is stored.
+
+    Raises SaapError when the folder is not a model, or a width cannot be brought to the grid.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        source = self._source = read_spec(folder)
+        self.spec: ModelSpec = replace(source, layers=tuple(_mended(layer, source.head_dim) for layer in source.layers))
+        self._blank = tuple(
+            f"model.layers.{index}.{part}."
+            for index, layer in enumerate(source.layers)
+            for part in ((_ATTENTION if not layer.heads else ()) + (_FFN if not layer.ffn else ()))
+        )
+        self._shapes = needed(self.spec)
+        self._store = TensorStore(folder)
+        self._codes = Codes(folder) if (self.folder / Codes.FILE).is_file() else None
+        if self._codes:
+            shapes = (linear_shapes(source, index) for index in range(len(source.layers)))
+            self._codes.check({name: shape for layer in shapes for name, shape in layer.items() if all(shape)})
+        reason = shape_reason(self.spec)
+        if reason:
+            raise SaapError(f"'{folder}': {reason}")
+
+    @property
+    def tuned(self) -> BlockFormat | None:
+        """The format whose tuned codes the folder holds, which are shipped as they are; None where it was not tuned."""
+        return None if self._codes is None else self._codes.format
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the folder's model, without those that bring widths to the grid."""
+        return self._store.parameters
+
+    def layout(self, artifact_format: str, group: int = BLOCK) -> tuple[BlockFormat, int] | None:
+        """Format and group of the projections in an artifact ("gguf-q4_1", "onnx-int4", ...), None where not in blocks.
+
+        The tuned ones where the artifact can hold them; else `group` in ONNX, and GGUF's own 32.
+        """
+        kind, _, quantisation = artifact_format.partition("-")
+        names = _ONNX_FORMATS.get(quantisation, ()) if kind == "onnx" else (quantisation,)
+        if self._codes and self._codes.format.name in names:
+            return self._codes.format, self._codes.group
+        format = BLOCK_FORMATS.get(names[0]) if names else None
+        return (format, group if kind == "onnx" else BLOCK) if format else None
+
+    def vocabulary(self, artifact_format: str) -> tuple[BlockFormat, int]:
+        """Format and group of embedding and head where projections are in blocks: 8 bits, but in onnx-int4-full.
+
+        In ONNX with the coarsest group up to VOCABULARY_GROUP that divides the rows: onnxruntime reads 8 bytes beside
+        every block, a quarter more than the codes at 32, and in 8 bits a coarse group costs no quality: the demo
+        has onnx-int4 beside gguf-q4_0, which keeps 32.
+        """
+        group = BLOCK if artifact_format.startswith("gguf") else math.gcd(VOCABULARY_GROUP, self.spec.hidden)
+        return BLOCK_FORMATS["q4_0" if artifact_format == "onnx-int4-full" else "q8_0"], group
+
+    def __contains__(self, name: str) -> bool:
+        return not name.startswith(self._blank) and name in self._store
+
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Any tensor, projections and biases zero-padded to the grid. Raises SaapError when it is missing, or `dtype`
+        does not hold its values."""
+        whole = torch.empty(self.shape(name), dtype=dtype)
+        start = 0
+        for piece in self._pieces(name):
+            whole[start : (start := start + len(piece))] = piece
+        if dtype == torch.float16:
+            self._require_held(name, whole)
+        return whole
+
+    def _require_held(self, name: str, values: torch.Tensor) -> None:
+        """Raise SaapError where half precision made infinities of a tensor's values."""
+        if not bool(torch.isfinite(values).all()):
+            raise SaapError(f"{self.folder}: {name} holds values beyond what fp16 does (65504): {IN_WIDER_FLOATS}")
+
+    def _require_near(self, name: str, blocks: Blocks) -> None:
+        """Raise SaapError where tuned blocks do not stand for the weight that is stored beside them."""
+        own = self._store.tensor(name).float()
+        values = dequantise(blocks)[:, : own.shape[1]]
+        if float((values - own).norm()) > OTHER_WEIGHT * float(own.norm()):
+            raise SaapError(
+                f"'{self.folder / Codes.FILE}' holds other values for {name} than the weights beside it: it is of "
+                "another model. Remove it, or recover the model again"
+            )
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape in the file."""
+        return self._shapes[name]
+
+    def _pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """The rows of `tensor`, a few at a time."""
+        shape = self.shape(name)
+        if name.startswith(self._blank):  # a sublayer that is not there: zero projections and biases, neutral norms
+            yield torch.full(shape, 1.0 if "norm." in name else 0.0)
+            return
+        stored = self._store.shape(name)
+        columns = sum(shape[1:]) - sum(stored[1:])
+        for piece in self._store.pieces(name):
+            require_finite(self.folder, name, piece)
+            yield torch.nn.functional.pad(piece, (0, columns)) if columns else piece
+        if shape[0] > stored[0]:
+            yield torch.zeros(shape[0] - stored[0], *shape[1:])
+
+    def blocks(self, name: str, format: BlockFormat, group: int = BLOCK) -> Blocks:
+        """A weight [out, in] in blocks: the tuned ones where the folder has them in this format, else to nearest.
+
+        Tuned blocks keep the group they were tuned in, whatever `group` says. Raises SaapError as `tensor` does.
+        """
+        if self._codes is None or self._codes.format != format or name not in self._codes:
+            made = quantise_rows(self._pieces(name), self.shape(name), format, group)
+            self._require_held(name, made.scales if made.offsets is None else made.scales + made.offsets)
+            return made
+        blocks = self._codes.get(name)
+        self._require_near(name, blocks)
+        # Channels that pad an FFN have no weight at all in gate_proj and up_proj: their columns in down_proj count for
+        # nothing, whatever their codes.
+        shape = self.shape(name)
+        if shape == blocks.codes.shape:
+            return blocks
+        groups = -(-shape[1] // blocks.group)
+
+        def pad(figures: torch.Tensor, columns: int, fill: int = 0) -> torch.Tensor:
+            size = (0, columns - figures.shape[1], 0, shape[0] - len(figures))
+            return torch.nn.functional.pad(figures, size, value=fill)
+
+        codes = pad(blocks.codes, shape[1], format.middle)
+        offsets = None if blocks.offsets is None else pad(blocks.offsets, groups)
+        return Blocks(format, blocks.group, codes, pad(blocks.scales, groups), offsets)

@@ -1,0 +1,6 @@
+"""The gate: limits on figures, and a verdict for each that a noisy runner cannot flip unnoticed."""
+
+from saap_edge.gating.budget import METRICS, Budget, Format, Kind, Limit
+from saap_edge.gating.judge import Verdict, exit_code, judge
+
+__all__ = ["METRICS", "Budget", "Format", "Kind", "Limit", "Verdict", "exit_code", "judge"]

@@ -1,0 +1,172 @@
+"""The figure that a limit is on, from a bench document (schema 2), or why there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from saap_edge.gating.budget import METRICS, Kind
+
+if TYPE_CHECKING:
+    from saap_edge.targets import Target
+
+__all__ = ["Absent", "Evidence", "Figure", "figure_of", "judged_artifacts"]
+
+# Roles of what ships, and of what is there to compare it with.
+_SHIPS, _COMPARED_WITH = ("pruned", "candidate"), ("dense", "baseline")
+# What has to be the same for two counts of different runs to be compared, in `conditions` and `machine`.
+_CONTEXT = ("prompt_tokens", "decode_tokens")
+_SAME: dict[str, tuple[str, ...]] = {
+    "bytes_per_token": _CONTEXT,
+    "perplexity": ("perplexity_text_sha256", "perplexity_window", "perplexity_tokens"),
+    "instructions_per_token": ("cpu", "versions", "counter", *_CONTEXT),
+}
+# Where a document has a figure with its interval under another name than the figure alone.
+_WITH_INTERVAL = {"energy_j_per_token": "round_j_per_token"}
+
+
+class Absent(Exception):
+    """There is no figure to judge, and why."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value and the interval it lies in: low = value = high where nothing was timed or predicted."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What limits are judged on: a bench document; whether it was measured on the target (None: no target is named);
+    the target, for predictions; and the bench document of another run, the baseline."""
+
+    bench: Mapping[str, Any]
+    on_target: bool | None
+    target: Target | None = None
+    baseline: Mapping[str, Any] | None = None
+
+
+def judged_artifacts(bench: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The artifacts that ship; of a document that has none of those, all (a dense model measured for itself)."""
+    artifacts = list(bench["artifacts"])
+    return [entry for entry in artifacts if entry["role"] in _SHIPS] or artifacts
+
+
+def figure_of(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+    """The figure of one artifact. Raises Absent with the reason where there is none."""
+    kind = METRICS[metric]
+    if kind is Kind.RATIO:
+        return _ratio(metric, artifact, evidence)
+    if kind is Kind.PREDICTED:
+        return _predicted(metric.removeprefix("predicted_"), artifact, evidence)
+    if kind is Kind.CHANGE:
+        return _change(metric.removesuffix("_change_pct"), artifact, evidence)
+    if metric == "perplexity_increase_pct":
+        dense = _partner(artifact, evidence.bench, "dense")
+        if dense is None:
+            raise Absent("nothing dense was measured beside it")
+        return _percent(_plain("perplexity", artifact), _plain("perplexity", dense))
+    return _plain(metric, artifact)
+
+
+def _plain(metric: str, artifact: Mapping[str, Any]) -> Figure:
+    """A figure of the artifact itself."""
+    metrics = artifact["metrics"]
+    if metric == "file_mib":
+        size = _plain("file_bytes", artifact)
+        return Figure(*(part / 2**20 for part in (size.value, size.low, size.high)))
+    entry = metrics.get(_WITH_INTERVAL.get(metric, metric))
+    if METRICS.get(metric) is Kind.BOARD and entry is not None and not isinstance(entry, Mapping):
+        raise Absent("it was measured once: without an interval it decides nothing")
+    return _figure(entry, ("median", "low", "high"))
+
+
+def _figure(entry: Any, names: tuple[str, str, str]) -> Figure:
+    """From a mapping with these names, or a plain number. Raises Absent where it is none, or not finite."""
+    parts: list[Any] = [entry.get(name) for name in names] if isinstance(entry, Mapping) else [entry] * 3
+    try:
+        numbers = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        raise Absent("there is no such figure") from None
+    if not all(map(math.isfinite, numbers)):
+        raise Absent("there is no such figure")
+    return Figure(*numbers)
+
+
+def _ratio(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+    """decode_vs_baseline and its like: more than 1 is better, whatever is compared."""
+    what, _, role = metric.partition("_vs_")
+    name = {"speedup": "decode_tok_s", "decode": "decode_tok_s", "prefill": "prefill_tok_s", "ttft": "ttft_ms"}[what]
+    comparison = _comparison(artifact, evidence.bench, role)
+    if comparison is not None:
+        return _figure(comparison["ratios"].get(name), ("ratio", "low", "high"))
+    if role == "baseline" and evidence.baseline is not None:
+        raise Absent(
+            "timings of another run are not compared: measure both side by side (saap-edge bench NEW --against OLD)"
+        )
+    raise Absent(f"no {role} was measured beside it")
+
+
+def _comparison(artifact: Mapping[str, Any], bench: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:
+    roles = {entry["name"]: entry["role"] for entry in bench["artifacts"]}
+    own = (entry for entry in bench["comparisons"] if entry["candidate"] == artifact["name"])
+    return next((entry for entry in own if roles.get(entry["base"]) == role), None)
+
+
+def _partner(artifact: Mapping[str, Any], bench: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:
+    """What the artifact was measured beside, in that role."""
+    comparison = _comparison(artifact, bench, role)
+    names = {entry["name"]: entry for entry in bench["artifacts"]}
+    return None if comparison is None else names[comparison["base"]]
+
+
+def _change(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+    """Percent more than the baseline: the one of another run where it is given, else the one measured beside it."""
+    if evidence.baseline is None:
+        beside = _partner(artifact, evidence.bench, "baseline")
+        if beside is None:
+            raise Absent("there is no baseline: give the report of another run with --baseline")
+        return _percent(_plain(metric, artifact), _plain(metric, beside))
+    same = [entry for entry in judged_artifacts(evidence.baseline) if entry["format"] == artifact["format"]]
+    if not same:
+        raise Absent(f"the baseline has no {artifact['format']}")
+    before = next((entry for entry in same if entry["name"] == artifact["name"]), same[0])
+    after, was = _plain(metric, artifact), _plain(metric, before)
+    _check_same(metric, evidence.bench, evidence.baseline)
+    return _percent(after, was)
+
+
+def _check_same(metric: str, bench: Mapping[str, Any], baseline: Mapping[str, Any]) -> None:
+    """Raises Absent where the two runs did not count the same thing."""
+    for name in _SAME.get(metric, ()):
+        now, was = ((document["machine"] | document["conditions"]).get(name) for document in (bench, baseline))
+        if now != was:
+            raise Absent(f"the baseline was measured under other conditions: {name} {was} there, {now} here")
+
+
+def _percent(after: Figure, before: Figure) -> Figure:
+    if not before.value:
+        raise Absent("there is no such figure")
+    change = 100 * (after.value / before.value - 1)
+    return Figure(change, change, change)
+
+
+def _predicted(name: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+    """By the target's figures, with the interval that the prediction states."""
+    if evidence.target is None:
+        raise Absent("no target is named: give --target")
+    from saap_edge.prediction.predict import predict_benched
+
+    try:
+        prediction = predict_benched(artifact, evidence.bench["conditions"], evidence.target)
+    except (KeyError, TypeError):
+        raise Absent("cannot be predicted: not all of its bytes were counted") from None
+    estimate = getattr(prediction, name)
+    if estimate is None:
+        raise Absent(f"cannot be predicted: {prediction.reasons.get(name, 'the board says too little')}")
+    return Figure(estimate.value, estimate.low, estimate.high)

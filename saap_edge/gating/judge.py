@@ -1,0 +1,114 @@
+"""Verdicts: pass, fail, or inconclusive where the evidence does not decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel
+
+from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK
+from saap_edge.gating.budget import Budget, Kind, Limit
+from saap_edge.gating.figures import Absent, Evidence, Figure, figure_of, judged_artifacts
+
+if TYPE_CHECKING:
+    from saap_edge.targets import Target
+
+__all__ = ["Verdict", "exit_code", "judge"]
+
+Word = Literal["pass", "fail", "inconclusive"]
+
+
+class Verdict(BaseModel):
+    """What became of one limit on one artifact.
+
+    `kind` says what the figure rests on; `artifact` is a format, `name` the artifact's own. `low` and `high` bound
+    timed values (confidence interval) and predicted ones (the prediction's own). `limit_index` is the limit's place in
+    the budget, from 0.
+    """
+
+    metric: str
+    kind: Kind
+    artifact: str | None
+    name: str | None
+    limit: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: Word
+    reason: str
+    limit_index: int
+
+
+def judge(
+    bench: Mapping[str, Any], budget: Budget, on_target: bool | None, target: Target | None = None,
+    baseline: Mapping[str, Any] | None = None,
+) -> list[Verdict]:  # fmt: skip
+    """Judge every limit against a bench document (schema 2).
+
+    A timed or predicted value passes when its whole interval is inside the limit, fails when it is all outside, and is
+    inconclusive when it straddles. Figures of a machine that is not the target (`on_target` False, or None: no target
+    is named) are inconclusive: they say nothing about the board. So is a limit on something that is not there.
+
+    Args:
+        target: the board, for predictions.
+        baseline: bench document of another run, for changes of counted figures.
+    """
+    evidence = Evidence(bench, on_target, target, baseline)
+    artifacts = judged_artifacts(bench)
+    verdicts = []
+    for index, limit in enumerate(budget.limits):
+        own = [entry for entry in artifacts if limit.artifact in (None, entry["format"])]
+        verdicts += [_judge_one(index, limit, entry, evidence) for entry in own]
+        if not own:
+            verdicts.append(_judge_one(index, limit, None, evidence))
+    return verdicts
+
+
+def exit_code(verdicts: list[Verdict]) -> int:
+    """1 if any limit failed, else 3 if any is inconclusive, else 0."""
+    found = {verdict.verdict for verdict in verdicts}
+    return EXIT_FAILED if "fail" in found else EXIT_INCONCLUSIVE if "inconclusive" in found else EXIT_OK
+
+
+def _judge_one(index: int, limit: Limit, artifact: dict[str, Any] | None, evidence: Evidence) -> Verdict:
+    figure: Figure | None = None
+    word: Word = "inconclusive"
+    try:
+        if artifact is None:
+            raise Absent("this artifact was not benched")
+        figure = figure_of(limit.metric, artifact, evidence)
+        _check_place(limit, evidence.on_target)
+        word, reason = _decide(limit, figure)
+    except Absent as absent:
+        reason = str(absent)
+    return Verdict(
+        metric=limit.metric, kind=limit.kind, artifact=artifact["format"] if artifact else limit.artifact,
+        name=artifact["name"] if artifact else None, limit=limit.text, verdict=word, reason=reason, limit_index=index,
+        **({} if figure is None else {"value": figure.value, "low": figure.low, "high": figure.high}),
+    )  # fmt: skip
+
+
+def _check_place(limit: Limit, on_target: bool | None) -> None:
+    """Raises Absent for a figure of the machine that was not taken on the target."""
+    if limit.kind is Kind.BOARD and not on_target:
+        raise Absent(
+            "measured on a machine that is not the target" if on_target is False
+            else "no target is named, so it is not known whether it was measured there: give --target"
+        )  # fmt: skip
+
+
+def _decide(limit: Limit, figure: Figure) -> tuple[Word, str]:
+    floor = -math.inf if limit.min is None else limit.min
+    ceiling = math.inf if limit.max is None else limit.max
+    exact = figure.low == figure.high
+    span = f"{figure.value:.4g}" if exact else f"{figure.value:.4g}, between {figure.low:.4g} and {figure.high:.4g}"
+    predicted = limit.kind is Kind.PREDICTED
+    span = f"predicted {span}" if predicted else span
+    if figure.low >= floor and figure.high <= ceiling:
+        return "pass", span
+    if figure.high < floor or figure.low > ceiling:
+        return "fail", span
+    cause = "the prediction's error: measure on the board" if predicted else "the noise: measure more rounds"
+    return "inconclusive", f"{span}: the limit lies inside {cause}"

@@ -1,0 +1,78 @@
+"""Facts of the machine that belong beside every measurement."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from saap_edge.machine.limits import allowed
+
+__all__ = ["cpu_flags", "cpu_name", "device_tree", "machine_facts", "versions"]
+
+_RUNTIMES = ("saap-edge", "llama-cpp-python", "onnxruntime", "numpy")
+
+
+def machine_facts() -> dict[str, Any]:
+    """CPU model, device tree's names of the board, cores, memory in bytes, frequency governor (None where the system
+    has none), load, versions, and what this process may use (limits.py)."""
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "cpu": cpu_name(),
+        "board": device_tree(),
+        "cores": os.cpu_count() or 1,
+        "limits": allowed(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "governor": governor.read_text().strip() if governor.is_file() else None,
+        "load_average": round(os.getloadavg()[0], 2),
+        "architecture": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what measures and what is measured; absent packages are left out."""
+    found = {}
+    for name in _RUNTIMES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """The CPU's model as the kernel names it; on boards, the board's."""
+    for key in ("model name", "Model"):
+        for line in _cpuinfo():
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def device_tree() -> str | None:
+    """What a board's firmware calls it, as "Raspberry Pi 5 Model B Rev 1.0, raspberrypi,5-model-b, brcm,bcm2712"; None
+    where it says nothing (most x86 machines)."""
+    names: list[str] = []
+    for name in ("model", "compatible"):
+        path = Path("/proc/device-tree", name)
+        names += path.read_text(encoding="utf-8", errors="replace").split("\0") if path.is_file() else []
+    return ", ".join(filter(None, names)) or None
+
+
+def cpu_flags() -> set[str]:
+    """Instruction set flags of the first CPU."""
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []

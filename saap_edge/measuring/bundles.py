@@ -1,0 +1,105 @@
+"""Measuring bundles: one for itself, or one against another in the same run. Needs no torch: a board can do it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from saap_edge.bundle.archive import unpacked
+from saap_edge.bundle.check import file_problems
+from saap_edge.bundle.schema import Bundle, read_bundle
+from saap_edge.errors import SaapError
+from saap_edge.exporting.artifacts import context_of, engine_of
+from saap_edge.measuring.conditions import longest_sequence
+from saap_edge.measuring.measure import BenchConditions, Subject, measure, steps_of
+from saap_edge.prediction.cost import artifact_cost
+from saap_edge.progress import Bar
+
+__all__ = ["bench_bundles"]
+
+ROLES = ("candidate", "baseline")
+
+
+def bench_bundles(
+    paths: Sequence[Path], bar: Bar, *, threads: int | None = None, prompt_tokens: int = 64, decode_tokens: int = 32,
+    rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None,
+    instructions: bool = False, decided: Callable[[dict[str, Any]], bool] = lambda document: True,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure bundles (folders or .tar.zst): the first, against the second where there is one; the bench document.
+
+    `threads`: the first's board's where None, as far as this machine has them; `decided` as in `measure`. Raises
+    SaapError when a bundle is damaged (every file's sha256 is checked first), is of another model than the first, does
+    not run, or holds fewer tokens than are asked for.
+    """
+    with ExitStack() as stack:
+        folders = [path if path.is_dir() else stack.enter_context(unpacked(path)) for path in paths]
+        bundles = [_checked(path, folder) for path, folder in zip(paths, folders, strict=True)]
+        subjects = [
+            _subject(role, folder, bundle) for role, folder, bundle in zip(ROLES, folders, bundles, strict=False)
+        ]
+        if len(bundles) > 1:
+            _check_same_model(paths, bundles)
+        threads = threads or min(bundles[0].board.threads, os.cpu_count() or 1)
+        conditions = BenchConditions(
+            threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(set(contexts))),
+            max_rounds=max_rounds, instructions=instructions,
+        )  # fmt: skip
+        for path, subject in zip(paths, subjects, strict=True):
+            _check_room(path, subject, conditions)
+        comparisons = [(subjects[1].name, subjects[0].name)] if len(subjects) > 1 else []
+        # In the order people read: baseline => candidate.
+        with bar("bench: rounds", steps_of(len(subjects), conditions)) as advance:
+            return measure(subjects[::-1], comparisons, conditions, advance, decided)
+
+
+def _checked(path: Path, folder: Path) -> Bundle:
+    """The bundle, once all its bytes are those that were packed. Raises SaapError where they are not."""
+    bundle = read_bundle(folder)
+    problems = file_problems(folder, bundle)
+    if problems:
+        more = f" (and {len(problems) - 1} more: saap-edge verify)" if len(problems) > 1 else ""
+        raise SaapError(f"'{path}' is damaged: {problems[0]}{more}")
+    return bundle
+
+
+def _subject(role: str, folder: Path, bundle: Bundle) -> Subject:
+    cost = artifact_cost(folder / bundle.model, bundle.format)
+    return Subject(
+        name=f"{role} {bundle.format}", role=role, engine=engine_of(bundle.format), format=bundle.format,
+        path=folder / bundle.model, projection_bytes=cost.projection_bytes, file_bytes=cost.file_bytes,
+        parameters=cost.parameters, model=bundle.lineage.get("model"),
+    )  # fmt: skip
+
+
+def _check_same_model(paths: Sequence[Path], bundles: Sequence[Bundle]) -> None:
+    """Raises SaapError when one bundle was made from another model than the other, as far as both say.
+
+    Where a lineage does not name the model, the tokenizer decides: other ids for the same text are another model's.
+    """
+    first, second = bundles
+    models = [bundle.lineage.get("model") for bundle in bundles]
+    if all(models):
+        differ = models[0] != models[1]
+    else:
+        differ = (first.vocab_size, first.tokenizer) != (second.vocab_size, second.tokenizer.model_copy(
+            update={"file": first.tokenizer.file}
+        ))  # fmt: skip
+    if differ:
+        told = [(model or "of another tokenizer")[:12] for model in models]
+        raise SaapError(
+            f"'{paths[0]}' and '{paths[1]}' were made from different models ({told[0]}, {told[1]}): their speeds say "
+            "nothing about each other"
+        )
+
+
+def _check_room(path: Path, subject: Subject, conditions: BenchConditions) -> None:
+    longest = context_of(subject.path)
+    needed = longest_sequence(conditions.prompt_tokens, conditions.contexts, conditions.decode_tokens)
+    if needed > longest:
+        raise SaapError(
+            f"'{path}' holds sequences of {longest} tokens, {needed} are asked for: take a smaller prompt, context or "
+            "number of decoded tokens"
+        )

@@ -1,0 +1,210 @@
+"""The bench document (schema 2) from samples: figures of every artifact, and ratios of those that are compared."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saap_edge.measuring.conditions import Subject
+from saap_edge.measuring.statistics import CONFIDENCE, paired_ratio, scatter, summary
+from saap_edge.prediction.cost import bytes_per_token
+
+__all__ = ["DISTURBED", "NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "save_document", "write_document"]
+
+SCHEMA = 2
+NOISY = 0.05  # rounds that scatter more than this are worth a word to people
+DISTURBED = 0.9  # and threads that had a CPU for less of their time
+NS = 1_000_000_000
+
+
+@dataclass
+class Samples:
+    """What was measured of one artifact: `ttft_s`, `steps_s`, `cpu_s` and `joules` (of decoding) a round, the others a
+    fresh process each."""
+
+    ttft_s: list[float] = field(default_factory=list)
+    steps_s: list[list[float]] = field(default_factory=list)
+    cpu_s: list[list[float]] = field(default_factory=list)
+    load_s: list[float] = field(default_factory=list)
+    peak_rss: list[int] = field(default_factory=list)
+    peak_pss: list[int] = field(default_factory=list)
+    joules: list[float | None] = field(default_factory=list)
+    perplexity: float | None = None
+    instructions: float | None = None
+
+    def add(self, timing: Mapping[str, Any], joules: float | None = None) -> None:
+        """A round, as an engine's child tells it."""
+        self.ttft_s.append(timing["ttft_s"])
+        self.steps_s.append(timing["decode_s"])
+        self.cpu_s.append(timing["decode_cpu_s"])
+        self.joules.append(joules)
+
+    def add_load(self, seconds: float, memory: Mapping[str, int | None]) -> None:
+        """A fresh process."""
+        self.load_s.append(seconds)
+        self.peak_rss.append(int(memory["peak"] or 0))
+        if memory.get("pss"):
+            self.peak_pss.append(int(memory["pss"] or 0))
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Over all rounds; None where the board's meter did not tell of each."""
+        tokens = sum(map(len, self.steps_s))
+        known = [joules for joules in self.joules if joules is not None]
+        return sum(known) / tokens if tokens and len(known) == len(self.steps_s) else None
+
+    @property
+    def round_joules(self) -> list[float]:
+        """Per token, a round each; none where the board's meter did not tell of each."""
+        known = [joules for joules in self.joules if joules is not None]
+        whole = known and len(known) == len(self.steps_s)
+        return [j / len(steps) for j, steps in zip(known, self.steps_s, strict=True)] if whole else []
+
+    @property
+    def step_s(self) -> list[float]:
+        """The median step of every round."""
+        return [float(np.median(steps)) for steps in self.steps_s]
+
+
+def write_document(
+    machine: dict[str, Any], conditions: dict[str, Any], subjects: Sequence[Subject],
+    loaded: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Samples], comparisons: Sequence[tuple[str, str]],
+) -> dict[str, Any]:  # fmt: skip
+    """The document; `loaded` is what each engine told of its artifact, `comparisons` are (base, candidate) names.
+    What rounds measure has intervals of `conditions["confidence"]`, what fresh processes measure of CONFIDENCE."""
+    confidence = conditions.get("confidence", CONFIDENCE)
+    artifacts = [_artifact(subject, loaded[subject.name], samples[subject.name], conditions) for subject in subjects]
+    read = {entry["name"]: entry["metrics"]["bytes_per_token"] for entry in artifacts}
+    return {
+        "schema": SCHEMA,
+        "machine": machine,
+        "conditions": conditions,
+        "artifacts": artifacts,
+        "comparisons": [
+            {
+                "base": base,
+                "candidate": candidate,
+                "ratios": _ratios(samples[base], samples[candidate], confidence),
+                "ideal_decode_ratio": read[base] / read[candidate],
+            }
+            for base, candidate in comparisons
+        ],
+    }
+
+
+def merge_documents(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One document of several that were measured one after the other under the same conditions."""
+    first, last = documents[0], documents[-1]
+    warm_ups = [document["conditions"]["warm_up"] for document in documents]
+    warm_up = warm_ups[0] | {
+        "rounds": max(entry["rounds"] for entry in warm_ups),
+        "stable": all(entry["stable"] for entry in warm_ups),
+    }
+    rounds = max(document["conditions"]["rounds"] for document in documents)  # each comparison tells its own
+    return {
+        "schema": SCHEMA,
+        "machine": first["machine"] | {"after": last["machine"]["after"]},
+        "conditions": first["conditions"] | {"rounds": rounds, "warm_up": warm_up},
+        "artifacts": [entry for document in documents for entry in document["artifacts"]],
+        "comparisons": [entry for document in documents for entry in document["comparisons"]],
+    }
+
+
+def save_document(document: dict[str, Any], out: Path) -> None:
+    """Write bench.json: whole, or not at all."""
+    beside = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def compared(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons with the artifacts themselves in place of their names."""
+    artifacts = {entry["name"]: entry for entry in document["artifacts"]}
+    return [
+        entry | {"base": artifacts[entry["base"]], "candidate": artifacts[entry["candidate"]]}
+        for entry in document["comparisons"]
+    ]
+
+
+def _ratios(base: Samples, candidate: Samples, confidence: float) -> dict[str, Any]:
+    """More than 1: the candidate is better."""
+    ttft = paired_ratio(base.ttft_s, candidate.ttft_s, confidence)
+    decode = paired_ratio(base.step_s, candidate.step_s, confidence)
+    return {"decode_tok_s": decode, "prefill_tok_s": ttft, "ttft_ms": ttft}
+
+
+def _artifact(
+    subject: Subject, loaded: Mapping[str, Any], samples: Samples, conditions: Mapping[str, Any]
+) -> dict[str, Any]:
+    kv_bytes, prompt, decode = (
+        int(loaded["kv_bytes_per_token"]), conditions["prompt_tokens"], conditions["decode_tokens"],
+    )  # fmt: skip
+    confidence = conditions.get("confidence", CONFIDENCE)
+    rounds_ms = [[1000 * seconds for seconds in steps] for steps in samples.steps_s]
+    steps_ms = [step for steps in rounds_ms for step in steps]
+    metrics = {
+        "decode_tok_s": summary([1 / seconds for seconds in samples.step_s], confidence),
+        "prefill_tok_s": summary([prompt / seconds for seconds in samples.ttft_s], confidence),
+        "ttft_ms": summary([1000 * seconds for seconds in samples.ttft_s], confidence),
+        "itl_ms": {f"p{share}": float(np.percentile(steps_ms, share)) for share in (50, 95, 99)},
+        "itl_p95_ms": summary([float(np.percentile(steps, 95)) for steps in rounds_ms], confidence),
+        "load_ms": summary([1000 * seconds for seconds in samples.load_s]),
+        "peak_rss_mib": summary([peak / 2**20 for peak in samples.peak_rss]),
+        "peak_pss_mib": summary([peak / 2**20 for peak in samples.peak_pss]) if samples.peak_pss else None,
+        "file_bytes": subject.file_bytes,
+        "kv_bytes_per_token": kv_bytes,
+        "bytes_per_token": bytes_per_token(subject.projection_bytes, kv_bytes, prompt + decode // 2),
+        "parameters": subject.parameters,
+        "perplexity": samples.perplexity,
+        "energy_j_per_token": samples.joules_per_token,
+        "round_j_per_token": summary(samples.round_joules, confidence) if samples.round_joules else None,
+        "instructions_per_token": samples.instructions,
+        "noise": scatter(samples.step_s),
+        "cpu_share": sum(map(sum, samples.cpu_s)) / sum(map(sum, samples.steps_s)) / conditions["threads"],
+        "llama_bench": _llama_bench(subject, loaded, samples, conditions),
+    }
+    return {
+        "name": subject.name, "role": subject.role, "format": subject.format, "engine": subject.engine,
+        "model": subject.model, "metrics": metrics,
+    }  # fmt: skip
+
+
+def _llama_bench(
+    subject: Subject, loaded: Mapping[str, Any], samples: Samples, conditions: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows with the field names of llama-bench's JSON: pp (prefill) and tg (decode, at the depth of the prompt)."""
+    prompt, decode = conditions["prompt_tokens"], conditions["decode_tokens"]
+    common = {
+        "model_filename": subject.path.name, "model_n_params": loaded.get("parameters", subject.parameters),
+        "n_threads": conditions["threads"], "type_k": loaded.get("kv_type"), "type_v": loaded.get("kv_type"),
+    }  # fmt: skip
+    prefill = _row(prompt, [round(NS * seconds) for seconds in samples.ttft_s])
+    decoding = _row(decode, [round(NS * sum(steps)) for steps in samples.steps_s])
+    return [
+        common | {"n_prompt": prompt, "n_gen": 0, "n_depth": 0} | prefill,
+        common | {"n_prompt": 0, "n_gen": decode, "n_depth": prompt} | decoding,
+    ]
+
+
+def _row(tokens: int, nanoseconds: list[int]) -> dict[str, Any]:
+    rates = [tokens * NS / sample for sample in nanoseconds]
+    return {
+        "avg_ns": round(float(np.mean(nanoseconds))), "stddev_ns": round(_deviation(nanoseconds)),
+        "avg_ts": float(np.mean(rates)), "stddev_ts": _deviation(rates), "samples_ns": nanoseconds, "samples_ts": rates,
+    }  # fmt: skip
+
+
+def _deviation(samples: Sequence[float]) -> float:
+    """Of a sample, as llama-bench computes it."""
+    deviation = float(np.std(samples, ddof=1)) if len(samples) > 1 else 0.0
+    return deviation if math.isfinite(deviation) else 0.0

@@ -1,0 +1,205 @@
+"""Measuring: artifacts side by side, by turns, in child processes that do nothing but run one each.
+
+Definitions. Time to first token: from an empty cache until the first token is chosen, prefill included. Prefill rate:
+prompt tokens over that time. Decode rate: one over the median seconds of a step, per round. Load time: opening the
+artifact in a fresh process, the runtime's import not counted. Peak RSS: the highest resident memory of a process that
+imported the runtime, loaded the artifact and ran one round; peak PSS: the same with pages that other processes share
+counted in part. docs/measuring.md has the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from saap_edge.engines.worker import Worker
+from saap_edge.errors import SaapError
+from saap_edge.machine.facts import machine_facts
+from saap_edge.machine.sensors import sensors
+from saap_edge.measuring.conditions import BenchConditions, Subject
+from saap_edge.measuring.contexts import add_contexts, context_steps, random_tokens
+from saap_edge.measuring.cores import fastest_cores, share_cores
+from saap_edge.measuring.document import Samples, merge_documents, write_document
+from saap_edge.measuring.energy import Meter, find_meter
+from saap_edge.measuring.instructions import find_counter, instructions_per_token
+from saap_edge.measuring.statistics import has_settled
+
+__all__ = ["BenchConditions", "Harness", "Subject", "measure", "steps_of"]
+
+LOADS = 3
+# Warm-up: a Raspberry Pi 5 takes 3 to 4 rounds to come to its speed; a machine that others use may never settle.
+SETTLED, TOLERANCE, MOST = 3, 0.05, 10
+
+Progress = Callable[[int], None]
+
+
+def steps_of(subjects: int, conditions: BenchConditions) -> int:
+    """Steps that `measure` reports in all to `progress`."""
+    return subjects * (LOADS + 1 + MOST + conditions.looks[-1] + context_steps(conditions))
+
+
+def measure(
+    subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]], conditions: BenchConditions,
+    progress: Progress = lambda steps: None, decided: Callable[[dict[str, Any]], bool] = lambda document: True,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure everything and return the bench document (schema 2).
+
+    Subjects that are compared, directly or through others, run side by side; what is compared with nothing runs for
+    itself, so that no more artifacts than needed are in memory at a time. Where `conditions` allow more rounds, they
+    are added while `decided` denies, given the document so far. Raises SaapError when an artifact does not run.
+    """
+    documents = []
+    for group in _groups(subjects, comparisons):
+        names = {subject.name for subject in group}
+        with Harness(group, [pair for pair in comparisons if pair[0] in names], conditions, progress) as harness:
+            harness.warm_up()
+            document = _measure_group(harness, decided, progress)
+        add_contexts(document, group, conditions, progress)
+        documents.append(document)
+    return merge_documents(documents)
+
+
+def _measure_group(harness: Harness, decided: Callable[[dict[str, Any]], bool], progress: Progress) -> dict[str, Any]:
+    """Rounds from look to look, until all is decided or the last look is taken."""
+    done, looks = 0, harness.conditions.looks
+    for look in looks:
+        harness.run(look - done)
+        done, document = look, harness.document()
+        if decided(document):
+            break
+    progress(len(harness.subjects) * (looks[-1] - done))
+    return document
+
+
+class Harness:
+    """Artifacts side by side, each in a child process of its own, open from `with` to its end.
+
+    `comparisons` are (base, candidate) by the subjects' names. `warm_up` comes first; `run` adds rounds and may be
+    called again for more; `document` is the bench document so far. `progress` is called with the number of steps done.
+    Raises SaapError when an artifact does not run.
+    """
+
+    def __init__(
+        self, subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]], conditions: BenchConditions,
+        progress: Progress = lambda steps: None,
+    ) -> None:  # fmt: skip
+        self.subjects = {subject.name: subject for subject in subjects}
+        if len(self.subjects) < len(subjects):
+            raise ValueError("subjects need different names")
+        self.comparisons, self.conditions = list(comparisons), conditions
+        self._progress = progress
+        self._samples = {name: Samples() for name in self.subjects}
+        self._warm_up: dict[str, Any] = {"rounds": 0, "stable": False, "tolerance": TOLERANCE, "most": MOST}
+        self._rounds, self._dice = 0, random.Random()
+        self._cores = fastest_cores(conditions.threads)
+        self._stack = ExitStack()
+        self._workers: dict[str, Worker] = {}
+        self._machine: dict[str, Any] = {}
+        self._meter: Meter | None = None
+
+    def __enter__(self) -> Harness:
+        """Measure loading and memory in fresh processes, open those that stay, and measure perplexity in them."""
+        self._meter = find_meter()
+        self._machine = machine_facts() | {"energy": self._meter and self._meter.name, "before": sensors()}
+        with ExitStack() as stack:
+            for number in range(LOADS):
+                for subject in self._in_turn(number):
+                    self._fresh_load(subject)
+                    self._progress(1)
+            for name, subject in self.subjects.items():
+                self._workers[name] = stack.enter_context(self._open(subject))
+                self._samples[name].perplexity = _perplexity(self._workers[name], self.conditions.windows)
+                if self.conditions.instructions:
+                    self._samples[name].instructions = instructions_per_token(subject, self.conditions)
+                self._progress(1)
+            if self._meter:
+                stack.enter_context(self._meter)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def warm_up(self) -> bool:
+        """Rounds that do not count, until every subject's decode speed has settled or MOST are run; whether it has."""
+        steps: dict[str, list[float]] = {name: [] for name in self.subjects}
+        settled = False
+        while not settled and self._warm_up["rounds"] < MOST:
+            share_cores(self._workers.values(), self._cores, self.conditions.threads, self._dice)
+            for subject in self._in_turn(self._warm_up["rounds"]):
+                steps[subject.name].append(float(np.median(self._time(subject)["decode_s"])))
+            self._warm_up["rounds"] += 1
+            settled = all(has_settled(samples, SETTLED, TOLERANCE) for samples in steps.values())
+        self._progress(len(self.subjects) * (MOST - self._warm_up["rounds"]))
+        self._warm_up["stable"] = settled
+        return settled
+
+    def run(self, rounds: int) -> None:
+        """Rounds of all, in an order and on cores drawn by lot each time: what disturbs one would as likely have
+        disturbed another, whatever its rhythm, and the interval of a ratio stands on that."""
+        for _ in range(rounds):
+            share_cores(self._workers.values(), self._cores, self.conditions.threads, self._dice)
+            for subject in self._by_lot():
+                timing = self._time(subject)
+                joules = self._meter.joules(*timing["decode_at"]) if self._meter else None
+                self._samples[subject.name].add(timing, joules)
+            self._rounds += 1
+
+    def document(self) -> dict[str, Any]:
+        """The bench document of the rounds so far. Raises SaapError when there are none."""
+        if not self._rounds:
+            raise SaapError("nothing was measured yet: run some rounds")
+        conditions = self.conditions.as_dict() | {"rounds": self._rounds, "warm_up": dict(self._warm_up)}
+        conditions["cores"] = self._cores or None  # that rounds were drawn from; None: the system placed the threads
+        conditions["counter"] = find_counter() if self.conditions.instructions else None  # of instructions
+        machine, subjects = self._machine | {"after": sensors()}, list(self.subjects.values())
+        loaded = {name: worker.loaded for name, worker in self._workers.items()}
+        return write_document(machine, conditions, subjects, loaded, self._samples, self.comparisons)
+
+    def _in_turn(self, number: int) -> list[Subject]:
+        subjects = list(self.subjects.values())
+        return subjects if number % 2 == 0 else subjects[::-1]
+
+    def _by_lot(self) -> list[Subject]:
+        subjects = list(self.subjects.values())
+        return self._dice.sample(subjects, len(subjects))
+
+    def _open(self, subject: Subject) -> Worker:
+        return Worker(subject.engine, subject.path, self.conditions.threads, self.conditions.context)
+
+    def _fresh_load(self, subject: Subject) -> None:
+        """Load time and peak memory, from a process that does nothing before and has no twin beside it."""
+        with self._open(subject) as worker:
+            worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
+            self._samples[subject.name].add_load(worker.loaded["seconds"], worker.memory())
+
+    def _time(self, subject: Subject) -> dict[str, Any]:
+        worker = self._workers[subject.name]
+        timing = worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
+        self._progress(1)
+        return timing
+
+
+def _groups(subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]]) -> Iterator[list[Subject]]:
+    """Subjects that hang together by comparisons, in their order."""
+    group_of = {subject.name: subject.name for subject in subjects}
+    for pair in comparisons:
+        first, second = (group_of[name] for name in pair)
+        group_of = {name: first if group == second else group for name, group in group_of.items()}
+    for group in dict.fromkeys(group_of.values()):
+        yield [subject for subject in subjects if group_of[subject.name] == group]
+
+
+def _perplexity(worker: Worker, windows: list[list[int]]) -> float | None:
+    if not windows:
+        return None
+    nll, tokens = worker.nll(windows)
+    return math.exp(nll / tokens) if nll / tokens < 700 else None

@@ -1,0 +1,327 @@
+"""What an artifact will do on a board, from the board's figures: a prediction, never a measurement.
+
+Decoding a token reads its weights and the KV cache, multiplies every weight, and meets the other threads in every
+layer; prefill multiplies only. docs/prediction.md derives the formulas, and shows how far off they were on boards and
+sources that the fit had not seen: that is the interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from saap_edge.errors import SaapError
+from saap_edge.prediction.cost import ArtifactCost, artifact_cost, bytes_per_token
+from saap_edge.targets import Figure, Kernel, Target
+
+__all__ = ["ArtifactCost", "Estimate", "Prediction", "artifact_cost", "predict", "predict_benched"]
+
+FIT_FILE = Path(__file__).with_name("prediction.json")
+_DOT = {"dotprod", "i8mm", "avx_vnni", "avx512_vnni"}  # one instruction multiplies and adds bytes; else three or more
+_BITS = {"int4-full": 4.5, "int4": 4.5, "int8": 8.5, "fp16": 32.0, "fp32": 32.0, "f16": 16.0, "bf16": 16.0, "f32": 32.0}
+_REPACKED = ("gguf-q4_0", "gguf-q4_k", "gguf-iq4_nl")  # llama.cpp keeps these twice where the CPU has kernels for it
+MIB = 2**20
+_PROBED = "kernels that `saap-edge target probe` measured on this board"
+_PUBLISHED = "published measurements of this board by others"
+_NEW = "the board's data sheet and other boards: nobody's measurement of this one was used"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A predicted figure and where 80 % of those not seen by the fit were."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `predict` says. A figure is None where `reasons` (by the figure's name) says why it cannot be told.
+
+    `fits`: into every size of memory the board has (or the one that was given); None where that depends on the size or
+    is within the interval. `fits_from_mib`: the smallest size that surely holds it. `basis`: what the figures rest on.
+    """
+
+    decode_tok_s: Estimate | None
+    prefill_tok_s: Estimate | None
+    ttft_ms: Estimate | None
+    ram_mib: Estimate | None
+    fits: bool | None
+    fits_from_mib: int | None
+    basis: str
+    reasons: dict[str, str] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """`group`: which of the fit's intervals holds; `doubts` widen it; `figure` and `basis`: what it rests on."""
+
+    seconds: float
+    group: str
+    doubts: tuple[str, ...]
+    figure: Figure
+    basis: str
+
+
+class _Unknown(Exception):
+    """Why a figure cannot be predicted."""
+
+
+@cache
+def load_fit() -> dict[str, Any]:
+    """The coefficients that come with saap-edge: `benchmarks/prediction.py --write` makes them."""
+    fit: dict[str, Any] = json.loads(FIT_FILE.read_text(encoding="utf-8"))
+    return fit
+
+
+def predict(
+    cost: ArtifactCost, target: Target, prompt_tokens: int, context: int, threads: int | None = None,
+    ram_mib: int | None = None,
+) -> Prediction:  # fmt: skip
+    """Speed and memory of an artifact on a board.
+
+    Args:
+        cost: of `artifact_cost`.
+        target: the board.
+        prompt_tokens: of the prompt that is read before the first token.
+        context: tokens in the KV cache while decoding.
+        threads: the target's own where None.
+        ram_mib: memory of this very board, for `fits`; all its sizes where None.
+
+    Raises SaapError when the artifact holds fewer tokens than are asked for.
+    """
+    if cost.context is not None and max(prompt_tokens, context) > cost.context:
+        raise SaapError(
+            f"the artifact holds sequences of {cost.context} tokens, {max(prompt_tokens, context)} are asked for: take "
+            "a smaller prompt or context"
+        )
+    threads, fit = threads or target.threads, load_fit()
+    reasons: dict[str, str] = {}
+    decode = _told(reasons, "decode_tok_s", lambda: _decode(fit, cost, target, context, threads))
+    prefill = _told(reasons, "prefill_tok_s", lambda: _prefill(fit, cost, target, prompt_tokens, threads))
+    if prefill is None:
+        reasons["ttft_ms"] = reasons["prefill_tok_s"]
+    memory = _told(reasons, "ram_mib", lambda: _memory(fit, cost, target, context))
+    fits, smallest = _fits(memory, target, ram_mib)
+    speeds = [speed for speed in (decode, prefill) if speed]
+    return Prediction(
+        decode_tok_s=decode and _rate(fit, decode, 1),
+        prefill_tok_s=prefill and _rate(fit, prefill, prompt_tokens),
+        ttft_ms=prefill and _turned(_rate(fit, prefill, prompt_tokens), 1000 * prompt_tokens),
+        ram_mib=memory, fits=fits, fits_from_mib=smallest, basis=_basis(target, decode or prefill), reasons=reasons,
+        sources=tuple(dict.fromkeys(speed.figure.source for speed in speeds)),
+    )  # fmt: skip
+
+
+def predict_benched(entry: Mapping[str, Any], conditions: Mapping[str, Any], target: Target) -> Prediction:
+    """An artifact of a bench document on a board: from what was counted of it, not from what was timed.
+
+    `entry` and `conditions` are the document's. Raises KeyError or TypeError where something was not counted.
+    """
+    metrics, decode = entry["metrics"], conditions["decode_tokens"]
+    context = conditions["prompt_tokens"] + decode // 2  # in the middle of decoding, as bytes_per_token has it
+    kv_bytes = metrics["kv_bytes_per_token"]
+    cost = ArtifactCost(
+        format=entry["format"], projection_bytes=metrics["bytes_per_token"] - bytes_per_token(0, kv_bytes, context),
+        kv_bytes_per_token=kv_bytes, file_bytes=metrics["file_bytes"], parameters=int(metrics["parameters"]),
+    )  # fmt: skip
+    return predict(cost, target, conditions["prompt_tokens"], context)
+
+
+def _told(reasons: dict[str, str], name: str, ask: Any) -> Any:
+    try:
+        return ask()
+    except _Unknown as error:
+        reasons[name] = str(error)
+        return None
+
+
+def weights_of(cost: ArtifactCost) -> float:
+    """Weights that decoding multiplies: all, but for a table of embeddings that is not the head."""
+    bits = bits_of(cost.format)
+    return min(cost.parameters, 8 * cost.projection_bytes / bits) if bits else cost.parameters
+
+
+def bits_of(artifact_format: str) -> float | None:
+    """Bits of a weight with its share of the scale; None where the name does not tell."""
+    name = artifact_format.partition("-")[2]
+    if name in _BITS:
+        return _BITS[name]
+    digits = [int(letter) for letter in name if letter.isdigit()][:1]
+    return digits[0] + 0.5 if digits and name.lstrip("i").startswith("q") else None
+
+
+def lanes(target: Target, threads: int) -> float:
+    """10^9 128-bit vector instructions a second, of the fastest cores that `threads` threads find."""
+    speeds = sorted((_core_lanes(core, target) for core in target.cores for _ in range(core.count)), reverse=True)
+    return sum(speeds[:threads])
+
+
+def _core_lanes(core: Any, target: Target) -> float:
+    if core.clock_ghz is None or core.simd_bits is None:
+        raise _Unknown(f"target '{target.name}' does not state clock_ghz and simd_bits of its {core.kind}")
+    return float(core.clock_ghz.value * core.simd_bits.value / 128)
+
+
+def memory_rate(fit: dict[str, Any], target: Target) -> tuple[float, Figure]:
+    """(GB/s that decoding gets from memory where `fit` knows nothing of the board, the figure that says so)."""
+    known = target.bandwidth_gb_s
+    if target.accelerator:
+        if known.theoretical:
+            return known.theoretical.value * fit["accelerator"]["theory"], known.theoretical
+    elif known.copy_measured:
+        return known.copy_measured.value * fit["decode"]["copy"], known.copy_measured
+    elif known.theoretical:
+        return known.theoretical.value * fit["decode"]["theory"], known.theoretical
+    raise _Unknown(f"target '{target.name}' states no memory bandwidth: `saap-edge target probe` measures it there")
+
+
+def decode_seconds(
+    fit: dict[str, Any], target: Target, rate: float, read: float, weights: float, bits: float, threads: int
+) -> float:
+    """Of one token that reads `read` bytes at `rate` GB/s and multiplies `weights` of `bits` bits each."""
+    seconds = read / rate / 1e9
+    if target.accelerator:
+        return seconds
+    own = fit["decode"]
+    cycles = 0.0 if bits >= 16 else own["dot"] if _DOT & set(target.isa) else own["plain"]
+    vectors = lanes(target, threads)
+    clock = max(core.clock_ghz.value for core in target.cores if core.clock_ghz)
+    depth = weights ** (1 / 3) / 30  # layers, about: they grow as the cube root of the weights
+    return float(seconds + weights * cycles / vectors / 1e9 + depth * own["layer_us"] * 1e-6 / clock)
+
+
+def prefill_seconds(fit: dict[str, Any], target: Target, weights: float, bits: float, threads: int) -> float:
+    """Of one token of a long prompt."""
+    own = fit["prefill"]
+    cycles = own["4"] if bits < 5.6 else own["8"] if bits < 16 else own["16"]
+    return float(weights * cycles * (1 if _DOT & set(target.isa) else own["plain"]) / lanes(target, threads) / 1e9)
+
+
+def _decode(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int, threads: int) -> _Speed:
+    read = bytes_per_token(cost.projection_bytes, cost.kv_bytes_per_token, context)
+    weights, bits = weights_of(cost), _bits(cost)
+    probed = _kernel(target, cost.format, threads)
+    if probed:
+        figure = probed[1].gemv_gb_s
+        seconds = decode_seconds(fit, target, figure.value, read, weights, 16, threads)  # the kernel's time has all
+        return _Speed(seconds, "decode-known", _doubts(fit, cost, target, threads, figure, probed[0]), figure, _PROBED)
+    rate, figure = memory_rate(fit, target)
+    board = fit["boards"].get(target.name, {}).get("decode", {})
+    effective = target.bandwidth_gb_s.effective_decode
+    if board:
+        rate *= board["factor"]
+    elif effective and not target.accelerator:
+        rate, figure = effective.value, effective
+    share = threads * (target.threads + 1) / (threads + 1) / target.threads  # few do not fill the memory's queue
+    seconds = decode_seconds(fit, target, rate * share, read, weights, bits, threads)
+    # One source of a board moves the prediction, but no other has shown how well.
+    group = "accelerator" if target.accelerator else "decode-known" if board.get("sources", 0) > 1 else "decode-new"
+    return _Speed(seconds, group, _doubts(fit, cost, target, threads, figure), figure, _PUBLISHED if board else _NEW)
+
+
+def _prefill(fit: dict[str, Any], cost: ArtifactCost, target: Target, prompt: int, threads: int) -> _Speed:
+    """Never faster than reading the weights once."""
+    if target.accelerator:
+        raise _Unknown("nothing published relates an accelerator's data sheet to its prefill")
+    once = _decode(fit, cost, target, 0, threads)
+    probed = _kernel(target, cost.format, threads)
+    if probed:
+        figure = probed[1].gemm_gmac_s
+        seconds, kernel, basis = weights_of(cost) / figure.value / 1e9, probed[0], _PROBED
+    else:
+        board = fit["boards"].get(target.name, {}).get("prefill", {})
+        seconds = prefill_seconds(fit, target, weights_of(cost), _bits(cost), threads) / board.get("factor", 1)
+        clock = target.cores[0].clock_ghz
+        assert clock  # _decode has asked for it
+        figure, kernel, basis = clock, "", _PUBLISHED if board else _NEW
+    doubts = _doubts(fit, cost, target, threads, figure, kernel)
+    return _Speed(max(prompt * seconds, once.seconds), "prefill", doubts, figure, basis)
+
+
+def _bits(cost: ArtifactCost) -> float:
+    return bits_of(cost.format) or 8 * cost.projection_bytes / cost.parameters
+
+
+def _kernel(target: Target, artifact_format: str, threads: int) -> tuple[str, Kernel] | None:
+    """(format, the probed kernel), of the same runtime if there is one, and nearest in bits; None for other threads."""
+    if not target.kernels or threads != target.threads:
+        return None
+    runtime, bits = artifact_format.partition("-")[0], bits_of(artifact_format) or 8.5
+
+    def distance(name: str) -> tuple[bool, bool, float]:
+        return name != artifact_format, not name.startswith(runtime), abs((bits_of(name) or 99) - bits)
+
+    name = min(target.kernels, key=distance)
+    return name, target.kernels[name]
+
+
+def _doubts(
+    fit: dict[str, Any], cost: ArtifactCost, target: Target, threads: int, figure: Figure, kernel: str = ""
+) -> tuple[str, ...]:
+    """What no row of the fit covers, or too few; each widens the interval. `kernel`: the probed one that is used."""
+    found = []
+    if cost.format.startswith("onnx") and not kernel.startswith("onnx"):
+        found.append("ONNX Runtime (all published rows are of llama.cpp)")
+    if "avx2" in target.isa and not kernel:
+        found.append("x86 (five published rows, a third off)")
+    if cost.projection_bytes < fit["evidence"]["smallest_bytes"]:
+        found.append(f"a model of less than {fit['evidence']['smallest_bytes'] / 1e6:.0f} MB (no row is smaller)")
+    if threads != target.threads:
+        found.append(f"{threads} threads (the figures are for {target.threads})")
+    if figure.assumed:
+        found.append(f"an assumed figure ({figure.source})")
+    return tuple(found)
+
+
+def _rate(fit: dict[str, Any], speed: _Speed, count: int) -> Estimate:
+    low, high = fit["intervals"][speed.group]
+    value, width = count / speed.seconds, 1 + len(speed.doubts)
+    return Estimate(value, value * low**width, value * high**width)
+
+
+def _turned(rate: Estimate, count: float) -> Estimate:
+    return Estimate(count / rate.value, count / rate.high, count / rate.low)
+
+
+def _memory(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int) -> Estimate:
+    """MiB resident in the process: what the runtime keeps of the file, the KV cache, and the runtime itself."""
+    if target.accelerator:
+        raise _Unknown("memory of an accelerator's runtime was not measured")
+    kind = "gguf" if cost.format.startswith("gguf") else "onnx"
+    if kind == "gguf":
+        repacks = bool({"avx2", *_DOT} & set(target.isa)) and cost.format.startswith(_REPACKED)
+        kind += "-repacked" if repacks else ""
+    else:
+        kind += "-floats" if (bits_of(cost.format) or 0) >= 16 else "-codes"
+    own = fit["memory"][kind]
+    value = own["base_mib"] + own["of_file"] * cost.file_bytes / MIB
+    cached = cost.kv_bytes_per_token * context / MIB
+    return Estimate(value + cached, value * own["low"] + cached, value * own["high"] + cached)
+
+
+def _fits(memory: Estimate | None, target: Target, ram_mib: int | None) -> tuple[bool | None, int | None]:
+    if memory is None:
+        return None, None
+    system = target.system_ram_mib.value if target.system_ram_mib else 0
+    sizes = [ram_mib] if ram_mib else sorted(target.ram_mib)
+    holding = [size for size in sizes if memory.high <= size - system]
+    fits = True if len(holding) == len(sizes) else False if memory.low > sizes[-1] - system else None
+    return fits, holding[0] if holding else None
+
+
+def _basis(target: Target, speed: _Speed | None) -> str:
+    if speed is None:
+        return "nothing: see the reasons"
+    text = speed.basis
+    if target.accelerator:
+        text += "; bandwidth alone, llama.cpp built for the accelerator (saap-edge's own engines run on the CPU)"
+    if speed.doubts:
+        text += "; wider for " + ", ".join(speed.doubts)
+    return text

@@ -1,0 +1,198 @@
+"""The plan: per layer, heads, kv heads and FFN width, before => after. What goes, not how; a file people edit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from saap_edge.errors import SaapError
+from saap_edge.model.spec import LayerShape
+from saap_edge.pruning.space import GRID, Cost, Space, Unit, Widths, kv_unit, shape_widths
+
+__all__ = ["Candidate", "Plan", "PlanLayer", "check_plan", "load_plan", "make_plan", "save_plan"]
+
+
+class PlanLayer(BaseModel):
+    """Widths of one layer, each [before, after]."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int
+    heads: tuple[int, int]
+    kv_heads: tuple[int, int]
+    ffn: tuple[int, int]
+
+    @property
+    def before(self) -> LayerShape:
+        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0])
+
+    @property
+    def after(self) -> LayerShape:
+        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1])
+
+
+class Candidate(BaseModel):
+    """One plan that was built, repaired and judged on held-out text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    achieved_ratio: float
+    heldout_perplexity: float
+    uniform: bool
+    chosen: bool
+
+
+class Plan(BaseModel):
+    """A pruning plan.
+
+    `ratio` is the share of the dense cost to save, in `unit`; `parameters` counts attention and FFN weights, before
+    and after. `order` names the values by which structures leave inside a layer, so that an edited width needs no list
+    of structures.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 2
+    method: str
+    order: str
+    unit: Unit = "parameters"
+    ratio: float
+    achieved_ratio: float
+    parameters: tuple[int, int]
+    candidates: list[Candidate] = Field(default_factory=list)
+    layers: list[PlanLayer]
+
+    @property
+    def shapes(self) -> list[LayerShape]:
+        return [layer.after for layer in self.layers]
+
+    @property
+    def widths(self) -> Widths:
+        """Structures that stay, `[layer][kind]`."""
+        return [shape_widths(shape) for shape in self.shapes]
+
+    @property
+    def uniform(self) -> bool:
+        return len(set(self.shapes)) == 1
+
+
+def make_plan(method: str, order: str, ratio: float, space: Space, widths: Widths) -> Plan:
+    """A plan of these widths."""
+    after = [space.shape(layer) for layer in widths]
+    weights = [
+        round(sum(Cost().layer(shape, space.hidden, space.head_dim) for shape in shapes))
+        for shapes in (space.shapes, after)
+    ]
+    return Plan(
+        method=method,
+        order=order,
+        unit=space.cost.unit,
+        ratio=ratio,
+        achieved_ratio=space.removed(widths),
+        parameters=(weights[0], weights[1]),
+        layers=[
+            PlanLayer(layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn))
+            for i, (b, a) in enumerate(zip(space.shapes, after, strict=True))
+        ],
+    )
+
+
+def check_plan(
+    plan: Plan,
+    dense: list[LayerShape],
+    head_dim: int,
+    *,
+    uniform_only: str | None = None,
+    no_depth: str | None = None,
+) -> None:
+    """Refuse a plan that does not fit the model or breaks a runtime's rule, naming layer, rule and remedy.
+
+    The rules are llama.cpp's and ONNX Runtime's: query heads divisible by kv heads (llama.cpp aborts otherwise), widths
+    on the grid of 32 unless the layer keeps its dense width. Attention or FFN may be gone whole (width 0), both of them
+    too, but not in every layer.
+
+    Args:
+        uniform_only: why all layers must have the same widths (Family.uniform_only), or None.
+        no_depth: why nothing may be gone whole (ModelSpec.no_depth), or None.
+    """
+    if len(plan.layers) != len(dense):
+        raise SaapError(f"the plan has {len(plan.layers)} layers, the model {len(dense)}")
+    for index, (layer, shape) in enumerate(zip(plan.layers, dense, strict=True)):
+        where = f"plan, layer {index}"
+        if layer.layer != index:
+            raise SaapError(f"{where}: it says layer {layer.layer}; layers must be listed in order")
+        if layer.before != shape:
+            raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
+        if no_depth and not (layer.after.kv_heads and layer.after.ffn):
+            raise SaapError(f"{where}: attention or FFN cannot be removed whole, because {no_depth}: keep some of both")
+        _check_layer(where, layer.after, shape, head_dim)
+        if uniform_only and layer.after != plan.layers[0].after:
+            raise SaapError(
+                f"{where}: its widths differ from layer 0's, but {uniform_only}: give all layers the same widths"
+            )
+    if all(layer.after.gone for layer in plan.layers):
+        raise SaapError("plan: every layer is gone: keep attention or FFN in at least one")
+
+
+def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int) -> None:
+    if not 0 <= after.kv_heads <= dense.kv_heads or not (after.ffn == 0 or GRID <= after.ffn <= max(dense.ffn, GRID)):
+        raise SaapError(
+            f"{where}: {after.kv_heads} kv heads and FFN {after.ffn} must lie within 0..{dense.kv_heads} and "
+            f"{GRID}..{dense.ffn}, or FFN 0 to remove it"
+        )
+    if (after.heads > 0) != (after.kv_heads > 0):
+        raise SaapError(
+            f"{where}: {after.heads} query heads with {after.kv_heads} kv heads are half an attention: keep both, or "
+            "set both to 0 to remove it"
+        )
+    if after.kv_heads:
+        _check_attention(where, after, dense, head_dim)
+    if after.ffn != dense.ffn and after.ffn % GRID:
+        raise SaapError(
+            f"{where}: FFN width {after.ffn} is not a multiple of {GRID}, so down_proj would stay unquantised and run "
+            f"slower than dense: use {after.ffn // GRID * GRID or GRID} or {-(-after.ffn // GRID) * GRID}"
+        )
+
+
+def _check_attention(where: str, after: LayerShape, dense: LayerShape, head_dim: int) -> None:
+    if after.heads % after.kv_heads:
+        raise SaapError(
+            f"{where}: {after.heads} query heads do not divide by {after.kv_heads} kv heads, and llama.cpp aborts on "
+            "that: keep whole kv groups"
+        )
+    group = dense.heads // dense.kv_heads
+    if after.heads > after.kv_heads * group:
+        raise SaapError(
+            f"{where}: {after.kv_heads} kv heads have at most {after.kv_heads * group} query heads, not {after.heads}"
+        )
+    if after.heads != dense.heads and after.heads * head_dim % GRID:
+        raise SaapError(
+            f"{where}: {after.heads} heads of {head_dim} are {after.heads * head_dim} wide, not a multiple of {GRID}, "
+            f"so o_proj would stay unquantised: keep a multiple of {kv_unit(group, head_dim)} kv heads"
+        )
+
+
+def load_plan(path: Path) -> Plan:
+    """Read plan.json (or a folder holding it). Raises SaapError naming the field that is wrong."""
+    path = path / "plan.json" if path.is_dir() else path
+    try:
+        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SaapError(f"cannot read the plan '{path}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SaapError(f"{path}: not a text file") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise SaapError(f"{path}: {field}: {first['msg']}") from None
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write plan.json, one line a layer."""
+    document = plan.model_dump(mode="json")
+    layers = ",\n  ".join(json.dumps(layer) for layer in document.pop("layers"))
+    head = json.dumps(document, indent=1)[:-2]
+    path.write_text(f'{head},\n "layers": [\n  {layers}\n ]\n}}\n', encoding="utf-8")

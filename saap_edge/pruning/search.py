@@ -1,0 +1,232 @@
+"""Search by candidates: which width for which layer, judged by the whole model's answers.
+
+Widths are assembled from the bank of repaired sublayers, and judged by the divergence KL(dense || assembled) of
+next-token distributions on calibration text that the bank was not built on. Starts are the plans of the one-pass
+orders, the uniform plan and a ranking corrected by measurement; small moves that keep the budget follow (after
+SlimGPT, 2412.18110, and Tyr-the-Pruner, 2503.09657).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from saap_edge.pruning.bank import Bank, offered
+from saap_edge.pruning.kept import one_step, tighten
+from saap_edge.pruning.orders import Values
+from saap_edge.pruning.score import SUBLAYERS
+from saap_edge.pruning.space import Space, Widths
+from saap_edge.pruning.surgery import output_columns, output_projections
+
+__all__ = ["Assembly", "Member", "evolve", "measured_values", "on_bank", "probe_count"]
+
+POPULATION = 8
+PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which its measured divergence corrects the ranking
+REFERENCE_ELEMENTS = 1 << 26  # logits of the dense model held for comparison
+
+
+class Assembly:
+    """The dense model with sublayers swapped for the bank's: any plan in the bank, without surgery.
+
+    Use as a context; on leaving it the model is dense again. `windows` are token ids [n, window]; as many as keep the
+    dense model's logits within memory are used.
+    """
+
+    def __init__(self, model: Any, bank: Bank, space: Space, windows: torch.Tensor) -> None:
+        self.model, self.bank, self.space = model, bank, space
+        vocabulary = model.config.get_text_config().vocab_size
+        fitting = max(1, REFERENCE_ELEMENTS // (windows.shape[1] * vocabulary))
+        self.windows = windows[:fitting]
+        self._dense: dict[tuple[int, str], torch.Tensor] = {}
+        self._now: dict[tuple[int, str], tuple[int, ...]] = {}
+
+    def __enter__(self) -> Assembly:
+        for index in range(len(self.space.shapes)):
+            for sublayer in SUBLAYERS:
+                self._dense[index, sublayer] = self._module(index, sublayer).weight.detach().clone()
+        self._reference = self._log_probabilities()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for (index, sublayer), weight in self._dense.items():
+            self._module(index, sublayer).weight.data.copy_(weight)
+
+    def _module(self, index: int, sublayer: str) -> Any:
+        return output_projections(self.model.model.layers[index])[sublayer]
+
+    @torch.no_grad()
+    def _log_probabilities(self) -> list[torch.Tensor]:
+        device = self.model.get_input_embeddings().weight.device
+        return [
+            self.model(input_ids=chunk.to(device), use_cache=False).logits.float().log_softmax(-1)
+            for chunk in self.windows.split(2)
+        ]
+
+    @torch.no_grad()
+    def divergence(self, widths: Widths) -> float:
+        """KL(dense || plan) in nats per token."""
+        for index, layer in enumerate(widths):
+            for sublayer in SUBLAYERS:
+                self._set(index, sublayer, layer)
+        total = sum(
+            float((reference.exp() * (reference - now)).sum())
+            for reference, now in zip(self._reference, self._log_probabilities(), strict=True)
+        )
+        value = total / self.windows.numel()
+        return value if np.isfinite(value) else float("inf")
+
+    def _set(self, index: int, sublayer: str, layer: dict[str, int]) -> None:
+        width = (layer["ffn"],) if sublayer == "ffn" else (layer["attention"], layer["slots"])
+        if self._now.get((index, sublayer)) == width:
+            return
+        module, dense = self._module(index, sublayer), self._dense[index, sublayer]
+        columns = output_columns(self.model.model.layers[index], sublayer, self.bank.kept(index, layer))
+        if len(columns) == dense.shape[1]:
+            module.weight.data.copy_(dense)
+        else:
+            module.weight.data.zero_()
+            if len(columns):
+                stored = self.bank.weight(index, sublayer, width).to(dense.device)
+                module.weight.data.index_copy_(1, columns.to(dense.device), stored)
+        self._now[index, sublayer] = width
+
+
+def measured_values(assembly: Assembly, values: Values, progress: Callable[[], None] = lambda: None) -> Values:
+    """The bank's predicted costs, corrected: every sublayer is narrowed alone to a few widths and its divergence taken.
+
+    The ratio of measured to predicted loss, interpolated over widths in its logarithm, multiplies the values.
+    """
+    space, dense = assembly.space, assembly.space.dense()
+    corrected = [dict(layer) for layer in values]
+    for layer, kind in space.sublayers():
+        predicted = np.sort(values[layer][kind]) * space.structure_cost(layer, kind)
+        full = dense[layer][kind]
+        points = []
+        for width in _probed(space, layer, kind):
+            measured = assembly.divergence([*dense[:layer], dense[layer] | {kind: width}, *dense[layer + 1 :]])
+            gone = full - width
+            ratio = max(measured, 1e-9) / max(float(predicted[:gone].sum()), 1e-12)
+            points.append((gone, float(np.log(ratio))))
+            progress()
+        if points:
+            counts, logs = zip(*sorted(points), strict=True)
+            rank = np.argsort(np.argsort(values[layer][kind], kind="stable"), kind="stable")
+            corrected[layer][kind] = values[layer][kind] * np.exp(np.interp(rank + 1, counts, logs))
+    return corrected
+
+
+def probe_count(space: Space) -> int:
+    """Plans that `measured_values` tries."""
+    return sum(len(_probed(space, layer, kind)) for layer, kind in space.sublayers())
+
+
+def _probed(space: Space, layer: int, kind: str) -> list[int]:
+    dense = space.dense()[layer]
+    stored = banked_options(space, layer, kind)
+    inside = [width for width in stored if 0 < width < dense[kind] and space.fits(layer, dense | {kind: width})]
+    return (
+        sorted({min(inside, key=lambda width: abs(width - share * dense[kind])) for share in PROBES}) if inside else []
+    )
+
+
+@cache
+def banked_options(space: Space, layer: int, kind: str) -> list[int]:
+    """Widths of a kind that the bank holds, ascending."""
+    sublayer = "ffn" if kind == "ffn" else "attention"
+    position = 1 if kind == "slots" else 0
+    return sorted({width[position] for width in offered(space, layer, sublayer)})
+
+
+@dataclass(frozen=True)
+class Member:
+    """A plan that was tried, and its divergence in nats per token."""
+
+    divergence: float
+    widths: Widths
+
+
+def evolve(
+    assembly: Assembly,
+    starts: list[Widths],
+    ratio: float,
+    evaluations: int,
+    seed: int = 0,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Member]:
+    """The best plans found, at most POPULATION, the best first.
+
+    Starts are brought to widths that the bank holds. `evaluations` counts forward passes over the search windows. A
+    plan saves at least `ratio` of the dense cost.
+    """
+    rng, space = np.random.default_rng(seed), assembly.space
+    members: list[Member] = []
+    seen: set[str] = set()
+    for widths in (on_bank(space, start, ratio) for start in starts):
+        if str(widths) not in seen:
+            seen.add(str(widths))
+            members.append(Member(assembly.divergence(widths), widths))
+            progress()
+    for _ in range(evaluations - len(members)):
+        members = sorted(members, key=lambda member: member.divergence)[:POPULATION]
+        parent = members[min(int(rng.exponential(1.5)), len(members) - 1)]
+        child = _mutate(space, parent.widths, ratio, rng)
+        progress()
+        if str(child) in seen:
+            continue
+        seen.add(str(child))
+        members.append(Member(assembly.divergence(child), child))
+    return sorted(members, key=lambda member: member.divergence)[:POPULATION]
+
+
+def on_bank(space: Space, widths: Widths, ratio: float) -> Widths:
+    """The same plan at the nearest widths the bank holds, then narrowed or widened to the budget."""
+    moved = [
+        layer
+        | {kind: min(banked_options(space, index, kind), key=lambda width: abs(width - layer[kind])) for kind in layer}
+        for index, layer in enumerate(widths)
+    ]
+    for index, layer in enumerate(moved):
+        if not space.fits(index, layer):
+            moved[index] = dict(widths[index]) | {"ffn": layer["ffn"]}
+    return _to_budget(space, moved, ratio, np.random.default_rng(0)) or moved
+
+
+def _to_budget(space: Space, widths: Widths, ratio: float, rng: np.random.Generator) -> Widths | None:
+    """Random steps until the plan saves `ratio`, and at most a step more; None when that fails."""
+    widths, options = list(widths), partial(banked_options, space)
+    for _ in range(200):
+        if space.met(widths, ratio):
+            break
+        steps = one_step(space, widths, -1, options)
+        if not steps:
+            return None
+        layer, after = steps[rng.integers(len(steps))]
+        widths[layer] = after
+    for _ in range(200):
+        # Widen wherever the budget still holds.
+        slack = [
+            (layer, after)
+            for layer, after in one_step(space, widths, 1, options)
+            if space.met([*widths[:layer], after, *widths[layer + 1 :]], ratio)
+        ]
+        if not slack:
+            return tighten(space, widths, ratio, options)
+        layer, after = slack[rng.integers(len(slack))]
+        widths[layer] = after
+    return widths
+
+
+def _mutate(space: Space, widths: Widths, ratio: float, rng: np.random.Generator) -> Widths:
+    """One or two sublayers a step narrower, others wider in exchange."""
+    child = list(widths)
+    for _ in range(1 + int(rng.random() < 0.3)):
+        steps = one_step(space, child, -1, partial(banked_options, space))
+        if steps:
+            layer, after = steps[rng.integers(len(steps))]
+            child[layer] = after
+    return _to_budget(space, child, ratio, rng) or widths

@@ -1,0 +1,285 @@
+"""The recover stage: train weights, put them into blocks, train the blocks; decide what is kept; write the folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from saap_edge.errors import SaapError
+from saap_edge.families import Family
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks, dequantise, quantise
+from saap_edge.model.checkpoint import read_spec
+from saap_edge.model.folder import load_model, save_model
+from saap_edge.model.perplexity import Perplexity, perplexity
+from saap_edge.model.tensors import Codes
+from saap_edge.model.values import FP16_MAX, beyond_fp16
+from saap_edge.recipe import RecoverSettings
+from saap_edge.recovery.quantiser import GroupLinear, LoraLinear, put
+from saap_edge.recovery.start import in_blocks
+from saap_edge.recovery.teacher import CachedTeacher, DenseTeacher, Teacher, write_cache
+from saap_edge.recovery.train import Recovery, Training, steps_of, train
+
+__all__ = ["PHASES", "Texts", "recover", "recovery_steps"]
+
+PHASES = ("teacher", "weights", "codes", "blocks", "measuring")
+MEASURED = 4  # perplexities beside those of training, each reported when it is there
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token ids [n, window]: `calibration` is what codes are chosen on, `training` what adapters learn from, `heldout`
+    what decides what is kept. `heldout` must not overlap the others."""
+
+    calibration: torch.Tensor
+    training: torch.Tensor
+    heldout: torch.Tensor
+
+
+def recover(
+    dense: Path,
+    pruned: Path,
+    texts: Texts,
+    settings: RecoverSettings,
+    group: int,
+    seed: int,
+    out: Path,
+    work: Path,
+    progress: Callable[[str, int, float, float], None] = lambda phase, step, loss, heldout: None,
+) -> dict[str, Any]:
+    """Tune the model in `pruned`, write `out/model` and `out/recover.json`, and return the latter's content.
+
+    `out/model` holds full-precision weights (for files of formats that were not tuned) and codes.safetensors, the
+    blocks of the tuned format. Two guarantees on `texts.heldout`: the blocks are never worse than those of the untuned
+    weights rounded to nearest, the full-precision weights never worse than the untuned ones.
+
+    Under `accelerate launch` all processes train, the first writes, and the others return nothing.
+
+    Args:
+        dense: the teacher's folder; `pruned` may be the same (tuning without pruning).
+        group: inputs that share a scale, 32 or a multiple.
+        work: a folder for checkpoints and the teacher's cache; with the same one, a killed run goes on from there.
+        progress: called with the phase (PHASES), its steps so far, and the losses of `train`.
+    """
+    tell = _counter(progress)
+    family, format = read_spec(pruned).family, BLOCK_FORMATS[settings.format]
+    PartialState(timeout=timedelta(days=7))  # of a launch: the others wait while the first writes the teacher's cache
+    teacher = _teacher(
+        dense, texts.training, settings, work, lambda step: progress("teacher", step, math.nan, math.nan)
+    )
+    torch.manual_seed(seed)
+    model = load_model(pruned)
+    weights = _train_weights(model, family, teacher, texts, settings, seed, work, progress)
+    if not math.isfinite(weights.start):
+        raise SaapError(f"'{pruned}': the loss on held-out text is {weights.start}: the model or text is broken")
+    untuned = Perplexity(weights.start, texts.heldout.numel(), texts.heldout.shape[1]).value
+    fp = perplexity(model, texts.heldout).value
+    tell("measuring")
+    folder, layers = out / "model", iter(range(len(model.model.layers)))
+
+    def layer_done() -> None:
+        if next(layers, None) is not None:  # a second attempt looks at them again
+            tell("codes")
+
+    def put_into_blocks(model: Any) -> None:
+        """Save the model, and put it into blocks. Raises SaapError where no codes can be found."""
+        if PartialState().is_main_process:
+            save_model(model, pruned, folder)  # float32: codes of formats that were not tuned are computed from it
+        in_blocks(
+            model, family, format, group=group, rank=settings.rank, through=settings.through, method=settings.start,
+            windows=texts.calibration, progress=layer_done,
+        )  # fmt: skip
+
+    fault = (_beyond_fp16(model, family, pruned) or _refusal(put_into_blocks, model)) if fp < untuned else None
+    if fault or not fp < untuned:
+        del model  # never two in memory
+        model, fp = load_model(pruned), untuned
+        put_into_blocks(model)
+    for parameter in model.parameters():  # in memory of its own: else the mapped file of all weights stays there
+        parameter.data = parameter.data.clone()
+    blocks = train(
+        model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=True), work / "blocks",
+        lambda *news: progress("blocks", *news),
+    )  # fmt: skip
+    if not PartialState().is_main_process:
+        return {}
+    tuned = {f"{name}.weight": part.blocks() for name, part in model.named_modules() if isinstance(part, GroupLinear)}
+    del model, teacher
+
+    def nearest(name: str, weight: torch.Tensor) -> Blocks:
+        return quantise(torch.nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)), format, group)
+
+    rounded = _rounded_perplexity(pruned, family, nearest, texts.heldout)
+    tell("measuring")
+    value = _rounded_perplexity(folder, family, lambda name, weight: tuned[name], texts.heldout)
+    tell("measuring")
+    kept = value < rounded
+    if kept:
+        Codes.save(tuned, folder)
+    elif fp < untuned:  # rounded to nearest, the tuned weights might be worse than the untuned ones
+        Codes.save({name: nearest(name, weight) for name, weight in _projections(load_model(pruned), family)}, folder)
+    dense_fp = perplexity(load_model(dense), texts.heldout).value
+    tell("measuring")
+    document = {
+        "format": format.name, "group": group, "tokens": weights.tokens + blocks.tokens,
+        "dense": {
+            "perplexity_fp": dense_fp,
+            "perplexity_blocks": _rounded_perplexity(dense, family, nearest, texts.heldout),
+        },
+        "before": {"perplexity_fp": untuned, "perplexity_blocks": rounded},
+        "after": {"perplexity_fp": fp, "perplexity_blocks": value if kept else rounded},
+        "kept": f"{'tuned' if fp < untuned else 'untuned'} weights, {'tuned' if kept else 'untuned'} blocks",
+        "phases": {"weights": asdict(weights), "blocks": asdict(blocks)},
+        "notes": _notes(settings, weights, blocks, fault),
+        "window": texts.heldout.shape[1], "heldout_tokens": texts.heldout.numel(),
+    }  # fmt: skip
+    (out / "recover.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    return document
+
+
+def _beyond_fp16(model: Any, family: Family, pruned: Path) -> str | None:
+    """Which trained weights half precision does not hold, where it held those of the folder `pruned`; else None."""
+    for name, weight in _projections(model, family):
+        largest = float(weight.abs().max())
+        if largest > FP16_MAX and not beyond_fp16(pruned):
+            return f"{name} grew to {largest:.3g}, and half precision holds nothing beyond {FP16_MAX:.0f}"
+    return None
+
+
+def _refusal(act: Callable[[Any], None], model: Any) -> str | None:
+    """Why `act` refuses the model, None where it does not. Nothing of the attempt stays in memory."""
+    try:
+        act(model)
+    except SaapError as error:
+        return str(error)
+    return None
+
+
+def _notes(settings: RecoverSettings, weights: Recovery, blocks: Recovery, fault: str | None) -> list[str]:
+    """A line about each phase whose training came to nothing, or to an early end."""
+    notes = []
+    phases = (
+        ("weights", weights, f"recover.weights_learning_rate than {settings.weights_learning_rate:g}"),
+        ("blocks", blocks, f"recover.learning_rate than {settings.learning_rate:g}"),
+    )
+    for phase, recovery, lower in phases:
+        given_up = fault if phase == "weights" else None
+        kept = (
+            f"those of step {recovery.best_step} are kept"
+            if recovery.best_step and not given_up
+            else ("those that came in are kept")
+        )
+        if recovery.diverged_at is not None:
+            what = f"training diverged at step {recovery.diverged_at} of {recovery.steps}"
+        elif given_up:
+            what = f"what was trained cannot be used ({given_up})"
+        elif recovery.best_step or len(recovery.history) < 2:
+            continue
+        else:
+            what = (
+                f"training found nothing better ({recovery.start:.4g} nats before, {recovery.history[-1][1]:.4g} after)"
+            )
+        notes.append(f"{phase}: {what}: {kept}; a lower {lower} may help")
+    return notes
+
+
+@torch.no_grad()
+def _rounded_perplexity(
+    folder: Path, family: Family, change: Callable[[str, torch.Tensor], Blocks], heldout: torch.Tensor
+) -> float:
+    """Held-out perplexity of a model whose projections hold the values of `change`: what ships, measured by itself."""
+    model = load_model(folder)
+    for name, weight in _projections(model, family):
+        weight.copy_(dequantise(change(name, weight))[:, : weight.shape[1]])
+    return perplexity(model, heldout).value
+
+
+def _train_weights(
+    model: Any, family: Family, teacher: Teacher | None, texts: Texts, settings: RecoverSettings, seed: int, work: Path,
+    progress: Callable[[str, int, float, float], None],
+) -> Recovery:  # fmt: skip
+    """Train low-rank updates of the projections in full precision and merge them, in place."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    _replace(model, family, lambda linear: LoraLinear(linear, settings.rank))
+    recovery = train(
+        model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=False), work / "weights",
+        lambda *news: progress("weights", *news),
+    )  # fmt: skip
+    _replace(model, family, lambda lora: lora.merge())
+    return recovery
+
+
+def _replace(model: Any, family: Family, change: Callable[[Any], Any]) -> None:
+    for layer in model.model.layers:
+        for _, name in list(family.projections(layer)):
+            put(layer, name, change(layer.get_submodule(name)))
+
+
+def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:
+    """How one of the two phases is trained: they share the tokens."""
+    share = 1 - settings.weights if blocks else settings.weights
+    return Training(
+        tokens=round(settings.tokens * share), batch=settings.batch,
+        learning_rate=settings.learning_rate if blocks else settings.weights_learning_rate,
+        distillation=settings.distillation, seed=seed, patience=settings.patience,
+        bfloat16=settings.precision == "bfloat16", checkpointing=settings.checkpointing,
+    )  # fmt: skip
+
+
+def _teacher(
+    dense: Path, windows: torch.Tensor, settings: RecoverSettings, work: Path, progress: Callable[[int], None]
+) -> Teacher | None:
+    """The dense model, or what it says of the windows, in a file; then the model itself is gone from memory."""
+    if not settings.distillation or not settings.tokens:
+        return None
+    if settings.top is None:
+        return DenseTeacher(load_model(dense).requires_grad_(False))
+    path = work / "teacher.safetensors"
+    with PartialState().main_process_first():
+        if not path.is_file():
+            work.mkdir(parents=True, exist_ok=True)
+            done = iter(range(1, len(windows) + 1))
+            write_cache(load_model(dense), windows, settings.top, path, lambda: progress(next(done)))
+    return CachedTeacher(path)
+
+
+def _projections(model: Any, family: Family) -> list[tuple[str, torch.Tensor]]:
+    """Full names and weights of all projections."""
+    return [
+        (f"model.layers.{index}.{name}.weight", layer.get_submodule(name).weight.detach())
+        for index, layer in enumerate(model.model.layers)
+        for _, name in family.projections(layer)
+    ]
+
+
+def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict[str, tuple[int, float]]:
+    """Steps that `recover` reports of every phase, and how many windows' passes through the model each is."""
+    window, held = texts.training.shape[1], len(texts.heldout)
+    weights, blocks = (steps_of(_training(settings, 0, blocks), window) for blocks in (False, True))
+    cached = len(texts.training) if settings.top and settings.tokens and settings.distillation else 0
+    looked_at = 2 * len(texts.calibration) if settings.start != "nearest" else 1
+    # A training step: the student forward, backward to inputs and adapters, and the teacher.
+    return {
+        "teacher": (cached, 1), "weights": (weights, 4 * settings.batch), "codes": (layers, looked_at / layers),
+        "blocks": (blocks, 4 * settings.batch), "measuring": (MEASURED, held),
+    }  # fmt: skip
+
+
+def _counter(progress: Callable[[str, int, float, float], None]) -> Callable[[str], None]:
+    """Counts the steps of phases that train nothing."""
+    done: Counter[str] = Counter()
+
+    def tell(phase: str) -> None:
+        done[phase] += 1
+        progress(phase, done[phase], math.nan, math.nan)
+
+    return tell
