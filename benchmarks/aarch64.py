@@ -58,8 +58,8 @@ class Inside:
 
 def answer(path: Path) -> dict[str, Any]:
     """The bundle's check and its greedy continuation, on the processor that runs this."""
+    from saap_edge.artifacts import engine_of
     from saap_edge.bundle import check
-    from saap_edge.exporting.artifacts import engine_of
 
     check.Worker = Inside  # type: ignore[misc, assignment]
     found = check.check_bundle(path)

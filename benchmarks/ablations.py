@@ -29,9 +29,9 @@ from saap_edge.pruning.orders import Values
 from saap_edge.pruning.planner import Planner
 from saap_edge.pruning.repair import repair, restored
 from saap_edge.pruning.search import Assembly, evolve, measured_values, on_bank
+from saap_edge.pruning.settings import RankingSettings
 from saap_edge.pruning.space import Widths
 from saap_edge.pruning.surgery import cut
-from saap_edge.recipe import RankingSettings
 
 Made = tuple[Widths, Values]
 Make = Callable[[Planner, float], Made]

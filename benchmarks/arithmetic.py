@@ -2,8 +2,8 @@
 
     python benchmarks/arithmetic.py --model saap_edge/reference/wikitext-llama --out benchmarks/results/arithmetic.json
 
-`verify` tolerates twice the deviation that the emulation (saap_edge/evaluation/arithmetic.py) predicts for the tokens it
-runs. Two things justify that, and this shows both, for every format and group, tuned blocks included (here the blocks
+`verify` tolerates twice the deviation that the emulation (saap_edge/evaluation/arithmetic.py) predicts for the tokens
+it runs. Two things justify that, and this shows both, for every format and group, tuned blocks included (the blocks
 are the weights rounded to nearest). The deviation observed is the one predicted: column "ratio". And the emulation is
 the runtime: cut down to its first layer, the model answers most tokens as the emulation does, to float32's rounding
 (column "equal": tokens within 1e-6 of the emulation's). Deeper, float32's other order of sums puts some
@@ -27,17 +27,17 @@ from result import publish
 from rich.console import Console
 from rich.table import Table
 
-from saap_edge.chain.texts import plain_ids
+from saap_edge.artifacts import engine_of
 from saap_edge.engines.worker import Worker
 from saap_edge.evaluation.arithmetic import runtime_arithmetic
 from saap_edge.evaluation.parity import logits, relative_error, shipped_model
-from saap_edge.exporting.artifacts import engine_of, write_artifact
 from saap_edge.exporting.weights import ExportWeights
+from saap_edge.exporting.write import write_artifact
 from saap_edge.machine.facts import machine_facts
 from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.tensors import Codes
-from saap_edge.model.tokenizer import load_tokenizer
+from saap_edge.model.tokenizer import load_tokenizer, plain_ids
 from saap_edge.recipe import bundled_model, bundled_text
 
 # Artifact, block format the folder is "tuned" in (None: not at all), group.

@@ -34,9 +34,10 @@ from scale import child, console, gib, memory, peaks, run, write_model
 from shapes import write_tokenizer
 from transformers import LlamaConfig
 
+from saap_edge.artifacts import engine_of
 from saap_edge.engines.worker import Worker
 from saap_edge.evaluation.parity import relative_error
-from saap_edge.exporting.artifacts import engine_of, write_artifact
+from saap_edge.exporting.write import write_artifact
 from saap_edge.machine.facts import machine_facts
 
 BOUND = 3 << 30

@@ -41,7 +41,8 @@ from rich.progress import track
 from rich.table import Table
 from shapes import Shape, dense_model, write_model
 
-from saap_edge.exporting.artifacts import engine_of, export_artifacts
+from saap_edge.artifacts import engine_of
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.gating import Budget, judge
 from saap_edge.machine.facts import machine_facts, versions
 from saap_edge.measuring import measure as harness

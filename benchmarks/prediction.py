@@ -1,10 +1,11 @@
 """Fit what `saap-edge predict` knows to published measurements, and show how far off it is on what it has not seen.
 
     python benchmarks/prediction.py                          # the table, from benchmarks/data/measurements.csv
-    python benchmarks/prediction.py --write saap_edge/prediction/prediction.json --out benchmarks/results/prediction.json
+    python benchmarks/prediction.py --write saap_edge/prediction/prediction.json \
+      --out benchmarks/results/prediction.json
 
-The formulas are those of saap_edge/prediction/predict.py. Unknowns are fitted in logarithms, with a factor for every board
-and one for every source, both drawn towards 1: many rows of one page do not outvote a page with one row. Rows are
+The formulas are those of saap_edge/prediction/predict.py. Unknowns are fitted in logarithms, with a factor for every
+board and one for every source, both drawn towards 1: many rows of one page do not outvote a page with one row. Rows are
 dropped by the rules of published.py alone. Three ways to leave out: a whole source (other sources of the same board
 stay: what a prediction for a measured board is worth), all of an author's sources, a whole board (what a prediction for
 a board that nobody measured is worth). Ends with one JSON line.

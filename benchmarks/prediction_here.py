@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, dense_model, write_model
 
+from saap_edge.artifacts import engine_of
 from saap_edge.engines.worker import Worker
-from saap_edge.exporting.artifacts import engine_of, export_artifacts
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.machine.facts import machine_facts, versions
 from saap_edge.prediction.predict import Prediction, artifact_cost, predict
 from saap_edge.probe.board import SIZE, measure_bandwidth, measure_kernel

@@ -42,17 +42,19 @@ from rich.progress import track
 from rich.table import Table
 from transformers.utils import logging
 
+from saap_edge.artifacts import engine_of
 from saap_edge.engines.worker import Worker
-from saap_edge.exporting.artifacts import engine_of, export_artifacts
+from saap_edge.exporting.imatrix import save_importance
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.perplexity import perplexity, text_windows
 from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.pruning.kept import kept_structures
 from saap_edge.pruning.repair import repair, restored
 from saap_edge.pruning.surgery import cut
-from saap_edge.recipe import RecoverSettings
-from saap_edge.recovery.imatrix import importance_matrix, save_importance
+from saap_edge.recovery.imatrix import importance_matrix
 from saap_edge.recovery.run import Texts, recover
+from saap_edge.recovery.settings import RecoverSettings
 
 TEST_WINDOWS = 96
 WAYS = ["none", "text", "taught", "formats", "both", "blocks", "through"]

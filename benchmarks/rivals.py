@@ -43,12 +43,13 @@ from speed import floor_seconds
 
 from saap_edge.engines.worker import Worker
 from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.imatrix import save_importance
 from saap_edge.exporting.kquants import write_kquant
 from saap_edge.machine.facts import machine_facts, versions
 from saap_edge.measuring.measure import BenchConditions, Subject, measure
 from saap_edge.pruning.kept import uniform_widths
 from saap_edge.pruning.space import Space
-from saap_edge.recovery.imatrix import importance_matrix, save_importance
+from saap_edge.recovery.imatrix import importance_matrix
 
 PLAIN = ("q8_0", "q4_0")  # written by saap-edge, rounded to nearest
 TYPES = (

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, Shape, dense_model, pruned_model, random_widths, write_model
 
-from saap_edge.exporting.artifacts import Artifact, engine_of, export_artifacts
+from saap_edge.artifacts import Artifact, engine_of
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.measuring.document import compared
 from saap_edge.measuring.measure import BenchConditions, Subject, measure
 from saap_edge.probe.board import measure_bandwidth

@@ -31,6 +31,7 @@ except ImportError:  # a board measures and gates without it
 
 
 from saap_edge.errors import SaapError
+from saap_edge.files import file_hash
 
 __all__ = [
     "Stage",
@@ -38,8 +39,6 @@ __all__ = [
     "alone",
     "ancestors",
     "clean_leftovers",
-    "file_hash",
-    "folder_hash",
     "is_helper",
     "link",
     "read_stage",
@@ -239,24 +238,6 @@ def _code_hash() -> str:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read in pieces. Raises SaapError when it cannot be read."""
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise SaapError(f"cannot read '{path}': {error.strerror}") from None
-
-
-def folder_hash(folder: Path) -> str:
-    """sha256 over names and contents of a folder's files, hidden ones and sub-folders left out."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""How near a runtime must be to its emulation (saap_edge/evaluation/arithmetic.py), the independent truth of answers."""
+"""How near a runtime must be to its emulation (evaluation/arithmetic.py), the independent truth of answers."""
 
 from __future__ import annotations
 

@@ -21,10 +21,11 @@ from saap_edge.cache import read_stage
 from saap_edge.chain.job import ORDER, Job
 from saap_edge.cli import base
 from saap_edge.cli.base import read_recipe
+from saap_edge.exporting.settings import ExportSettings
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned
 from saap_edge.model.spec import LayerShape
-from saap_edge.recipe import ExportSettings, Recipe
+from saap_edge.recipe import Recipe
 from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
 from tests.export.test_families import GEMMA, gemma_folder
 from tests.export.tokenizer_texts import TEKKEN

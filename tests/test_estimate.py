@@ -10,9 +10,10 @@ from saap_edge.chain.estimate import ESTIMATED, HIGH, LOW, Estimate, Rates, esti
 from saap_edge.chain.job import ORDER
 from saap_edge.cli.ahead import GIB, check_memory, plan_lines
 from saap_edge.errors import SaapError
+from saap_edge.exporting.settings import FORMATS
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.spec import LayerShape
-from saap_edge.recipe import FORMATS, Recipe, bundled_model
+from saap_edge.recipe import Recipe, bundled_model
 
 RESULTS = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("estimate*.json"))
 RATES = Rates(1e11, 1e10)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from saap_edge.cache import Stage, ancestors, clean_leftovers, file_hash, folder_hash, link, read_stage, run_stage
+from saap_edge import cache
+from saap_edge.cache import Stage, ancestors, clean_leftovers, link, read_stage, run_stage
 from saap_edge.chain.run import run_stages
 from saap_edge.errors import SaapError
+from saap_edge.files import file_hash, folder_hash
 from saap_edge.progress import no_bar
 from saap_edge.recipe import Recipe
 

@@ -6,10 +6,11 @@ import shutil
 import pytest
 import torch
 
-from saap_edge.chain.texts import VERIFIED, Corpus, plain_ids
+from saap_edge.chain.texts import Corpus
 from saap_edge.errors import SaapError
+from saap_edge.evaluation.token_ids import VERIFIED
 from saap_edge.model.perplexity import text_windows
-from saap_edge.model.tokenizer import load_tokenizer
+from saap_edge.model.tokenizer import load_tokenizer, plain_ids
 from tests.conftest import tiny_model, tiny_tokenizer, write_folder
 
 WINDOW = 64

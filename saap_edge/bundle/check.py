@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from saap_edge.artifacts import engine_of
 from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.schema import BUNDLE_FILE, LOGITS_FILE, Bundle, read_bundle
-from saap_edge.cache import file_hash
 from saap_edge.engines.answers import relative_error
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import EXIT_FAILED, EXIT_INPUT, EXIT_OK, SaapError
-from saap_edge.exporting.artifacts import engine_of
+from saap_edge.files import file_hash
 
 __all__ = ["MODES", "Check", "check_bundle", "columns", "file_problems", "vocabulary"]
 

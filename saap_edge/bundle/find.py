@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
+from saap_edge.artifacts import Artifact, Manifest, read_manifest
 from saap_edge.bundle.schema import Licence
 from saap_edge.cache import ancestors, read_stage
-from saap_edge.chain.job import LICENCES, read_json, resolve_model
 from saap_edge.errors import SaapError
-from saap_edge.exporting.artifacts import Artifact, Manifest, read_manifest
+from saap_edge.files import read_json
+from saap_edge.sources import LICENCES, resolve_model
 from saap_edge.targets import Target, load_target
 
 __all__ = ["Source", "base_licence", "find_source", "licence_files"]

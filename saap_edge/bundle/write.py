@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from saap_edge import __version__
+from saap_edge.artifacts import context_of, engine_of
 from saap_edge.bundle.archive import SUFFIX, pack, zstandard
 from saap_edge.bundle.check import check_bundle, columns
 from saap_edge.bundle.find import Source, base_licence, find_source, licence_files
@@ -24,11 +25,11 @@ from saap_edge.bundle.schema import (
     File,
     Tokenizer,
 )
-from saap_edge.cache import file_hash, library_versions
+from saap_edge.cache import library_versions
 from saap_edge.engines.answers import HARD_TEXT
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
-from saap_edge.exporting.artifacts import context_of, engine_of
+from saap_edge.files import file_hash
 
 __all__ = ["write_bundle"]
 

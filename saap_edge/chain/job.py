@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -11,50 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saap_edge.cache import Stage, alone, file_hash, folder_hash, work_folder
-from saap_edge.chain.texts import VERIFIED, Corpus
+from saap_edge.cache import Stage, alone, work_folder
+from saap_edge.chain.texts import Corpus
 from saap_edge.errors import SaapError
+from saap_edge.evaluation.token_ids import VERIFIED
+from saap_edge.files import file_hash, folder_hash, write_json
 from saap_edge.gating.rerun import asks_instructions, decides, timed_limits
 from saap_edge.gating.stage import gate_settings, write_gate
 from saap_edge.measuring.conditions import longest_sequence
 from saap_edge.model.spec import ModelSpec
 from saap_edge.progress import Bar
 from saap_edge.recipe import Recipe
+from saap_edge.sources import resolve_model
 from saap_edge.targets import Target, load_target, matches_this_machine
 
-__all__ = ["LICENCES", "ORDER", "Job", "read_json", "resolve_model", "write_json"]
+__all__ = ["ORDER", "Job"]
 
 ORDER = ("score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench", "gate", "report")
-
-# At the root of a model folder; a licence may need its notice and its use policy beside it.
-LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 SEARCH_WINDOWS = 8  # calibration windows behind the scored ones, on which the search compares plans
 
 Inputs = Mapping[str, Path]
-
-
-def resolve_model(name: str) -> Path:
-    """A local folder for a folder path, a GGUF file (unpacked) or a hub name. Raises SaapError when there is none."""
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).is_file():
-        from saap_edge.gguf_input.folder import unpack
-
-        return unpack(Path(name))
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
-        raise SaapError(
-            f"no model folder '{name}': give a Hugging Face folder, a .gguf file or a hub name (owner/name)"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "README.md", *LICENCES]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SaapError(f"no model folder '{name}', and no such model on the hub: {reason}") from None
 
 
 class Job:
@@ -431,7 +407,7 @@ class Job:
             (out / "plan.json").write_bytes((inputs["plan"] / "plan.json").read_bytes())
 
     def _export_model(self, folder: Path, out: Path, role: str, lineage: dict[str, str]) -> None:
-        from saap_edge.exporting.artifacts import export_artifacts
+        from saap_edge.exporting.write import export_artifacts
 
         settings = self.recipe.export
         with tempfile.TemporaryDirectory() as scratch:
@@ -457,8 +433,9 @@ class Job:
         return ("calibration",) if asked else ()
 
     def _importance(self, folder: Path, out: Path) -> Path:
+        from saap_edge.exporting.imatrix import save_importance
         from saap_edge.model.folder import load_model
-        from saap_edge.recovery.imatrix import importance_matrix, save_importance
+        from saap_edge.recovery.imatrix import importance_matrix
 
         windows = self._windows("calibration", self.recipe.score.samples)
         return save_importance(importance_matrix(load_model(folder), windows), out)
@@ -516,16 +493,3 @@ class Job:
         if self.source:
             model["source"] = {name: self.source[name] for name in ("file", "architecture", "types", "rounding")}
         write_report(inputs, model, self.target, self.on_target, out)
-
-
-def write_json(path: Path, document: Any) -> None:
-    """A JSON file of a stage."""
-    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of a stage. Raises SaapError when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SaapError(f"cannot read '{path}': {error}") from None

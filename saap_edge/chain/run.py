@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.cache import Stage, StageResult, clean_leftovers, link, run_stage, stage_folder
-from saap_edge.chain.job import ORDER, Job, read_json
+from saap_edge.chain.job import ORDER, Job
 from saap_edge.errors import EXIT_OK, SaapError
+from saap_edge.files import read_json
 
 __all__ = ["Outcome", "Step", "run_stages"]
 

@@ -12,19 +12,9 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 
-__all__ = ["VERIFIED", "VERIFIED_CHARACTERS", "Corpus", "plain_ids"]
+__all__ = ["Corpus"]
 
-VERIFIED = 48  # tokens that verify runs through every artifact
-VERIFIED_CHARACTERS = 2000  # of the test text, that these tokens are taken from
 CHARACTERS = 16  # a token, taken at first where only enough tokens have to be found
-
-
-def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of plain text: the name of a special token in it ("<unk>" in WikiText) is text like any other, as in
-    llama.cpp. Nothing is added around it.
-    """
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    return ids
 
 
 class Corpus:
@@ -40,6 +30,8 @@ class Corpus:
 
     def check(self, calibration_windows: int) -> None:
         """Refuse what a stage would refuse later. Raises SaapError."""
+        from saap_edge.evaluation.token_ids import VERIFIED, VERIFIED_CHARACTERS
+
         for role in self._paths:
             self.text(role)
         self._require("calibration", calibration_windows * self._window)
@@ -102,6 +94,8 @@ class Corpus:
         self._require_known(role, max(found))
 
     def _ids(self, text: str) -> list[int]:
+        from saap_edge.model.tokenizer import plain_ids
+
         return plain_ids(self.tokenizer, text)
 
     @property

@@ -36,8 +36,8 @@ def verify(
 
 def _check_files(folder: Path) -> None:
     """Raise SaapError where an artifact is not what its manifest says, even if it was verified when it still was."""
+    from saap_edge.artifacts import read_manifest
     from saap_edge.cache import ancestors
-    from saap_edge.exporting.artifacts import read_manifest
 
     for name, made in ancestors(folder).items():
         if name in ("dense", "export"):

@@ -150,7 +150,7 @@ def _bench_bundles(
     paths: list[Path], options: dict[str, Any], out: Path | None, as_json: bool,
     measure: Callable[[list[Path], dict[str, Any]], dict[str, Any]],
 ) -> None:  # fmt: skip
-    from saap_edge.measuring.document import save_document
+    from saap_edge.files import save_document
     from saap_edge.report.bench import render_bench
 
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):

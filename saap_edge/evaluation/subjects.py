@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from saap_edge.artifacts import context_of, engine_of, read_manifest, vocab_size_of
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.belongs import check_tokenizer
 from saap_edge.evaluation.likelihood import ArtifactScorer, Scorer, TorchScorer, window_perplexity
 from saap_edge.evaluation.tasks import lm_eval_version, load_tasks
-from saap_edge.exporting.artifacts import context_of, engine_of, read_manifest, vocab_size_of
 from saap_edge.gguf_input.folder import unpack
 from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.folder import load_model

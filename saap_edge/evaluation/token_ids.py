@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from saap_edge.chain.texts import VERIFIED_CHARACTERS, plain_ids
 from saap_edge.engines.answers import HARD_TEXT
 from saap_edge.engines.child import VOCABULARY
 from saap_edge.engines.worker import Worker
@@ -26,8 +25,12 @@ from saap_edge.exporting.gguf_tokenizer import write_vocabulary
 from saap_edge.exporting.tokenizer_rules import unmerged_pairs
 from saap_edge.model.config import read_object
 from saap_edge.model.spec import ModelSpec
+from saap_edge.model.tokenizer import plain_ids
 
 __all__ = ["PLAIN", "Probe", "check_token_ids", "differences", "probes", "special_read", "tell"]
+
+VERIFIED = 48  # tokens that verify runs through every artifact
+VERIFIED_CHARACTERS = 2000  # of the test text, that these tokens are taken from
 
 # What a difference is about. Plain text must not differ.
 PLAIN, LEADING, ACCENTS = "plain text", "text that begins with a space", "accents that are not composed"

@@ -19,16 +19,16 @@ import gguf
 import numpy as np
 from safetensors.numpy import save_file
 
-from saap_edge.cache import file_hash
 from saap_edge.engines.worker import cause_of_death, child_environment
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gguf import projections, summarise, unpermute
+from saap_edge.exporting.imatrix import read_importance
 from saap_edge.exporting.refusal import gguf_architecture
 from saap_edge.exporting.weights import ExportWeights
+from saap_edge.files import file_hash
 from saap_edge.model.blocks import BLOCK
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.spec import linear_shapes
-from saap_edge.recovery.imatrix import read_importance
 
 __all__ = ["KQUANTS", "LOW", "block_of", "check_importance", "held_projections", "write_kquant"]
 

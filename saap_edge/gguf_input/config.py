@@ -6,8 +6,8 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config
-from saap_edge.gguf_input.architectures import architecture_of
-from saap_edge.gguf_input.model import GgufModel
+from saap_edge.gguf_file.architectures import architecture_of
+from saap_edge.gguf_file.reader import GgufModel
 from saap_edge.gguf_input.rope import rope_parameters
 from saap_edge.model.spec import PRUNED_TYPE
 

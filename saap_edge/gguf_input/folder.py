@@ -21,12 +21,12 @@ from saap_edge.engines.child import VOCABULARY
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gguf_special import llama_cpp_ends
+from saap_edge.gguf_file.reader import GgufModel
+from saap_edge.gguf_file.tensors import GGUF_FILE
 from saap_edge.gguf_input.config import config_of
-from saap_edge.gguf_input.model import GgufModel
 from saap_edge.gguf_input.rounding import rounding_note, rounding_of
 from saap_edge.gguf_input.tokenizer import ROLES, Vocabulary, tokenizer_of
 from saap_edge.model.checkpoint import open_checkpoint
-from saap_edge.model.stored import GGUF_FILE
 
 __all__ = ["SOURCE_FILE", "source_of", "unpack"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from saap_edge.errors import SaapError
 from saap_edge.families.rope import attention_factor, yarn_scale
-from saap_edge.gguf_input.model import GgufModel
+from saap_edge.gguf_file.reader import GgufModel
 
 __all__ = ["rope_parameters"]
 

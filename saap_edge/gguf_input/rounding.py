@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from saap_edge.gguf_input.model import GgufModel, ggml_type
+from saap_edge.gguf_file.reader import GgufModel, ggml_type
 
 __all__ = ["rounding_note", "rounding_of"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 
 from saap_edge.errors import SaapError
-from saap_edge.gguf_input.model import GgufModel
+from saap_edge.gguf_file.reader import GgufModel
 from saap_edge.gguf_input.splitting import ADDS_BOS, pre_tokenizer
 
 __all__ = ["ROLES", "Vocabulary", "tokenizer_of"]

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from saap_edge.artifacts import context_of, engine_of
 from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.check import file_problems
 from saap_edge.bundle.schema import Bundle, read_bundle
 from saap_edge.errors import SaapError
-from saap_edge.exporting.artifacts import context_of, engine_of
 from saap_edge.measuring.conditions import longest_sequence
 from saap_edge.measuring.measure import BenchConditions, Subject, measure, steps_of
 from saap_edge.prediction.cost import artifact_cost

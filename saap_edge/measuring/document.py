@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +13,7 @@ from saap_edge.measuring.conditions import Subject
 from saap_edge.measuring.statistics import CONFIDENCE, paired_ratio, scatter, summary
 from saap_edge.prediction.cost import bytes_per_token
 
-__all__ = ["DISTURBED", "NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "save_document", "write_document"]
+__all__ = ["DISTURBED", "NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "write_document"]
 
 SCHEMA = 2
 NOISY = 0.05  # rounds that scatter more than this are worth a word to people
@@ -115,16 +112,6 @@ def merge_documents(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "artifacts": [entry for document in documents for entry in document["artifacts"]],
         "comparisons": [entry for document in documents for entry in document["comparisons"]],
     }
-
-
-def save_document(document: dict[str, Any], out: Path) -> None:
-    """Write bench.json: whole, or not at all."""
-    beside = out.with_name(f".{out.name}-{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def compared(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from saap_edge.artifacts import Manifest, engine_of, read_manifest
 from saap_edge.errors import SaapError
-from saap_edge.exporting.artifacts import Manifest, engine_of, read_manifest
 from saap_edge.measuring.measure import BenchConditions, Subject, measure, steps_of
 from saap_edge.progress import Bar
 

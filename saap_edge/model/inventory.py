@@ -10,8 +10,8 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Source
+from saap_edge.gguf_file.tensors import Entry
 from saap_edge.model.spec import ModelSpec, linear_shapes
-from saap_edge.model.stored import Entry
 
 __all__ = ["EMBEDDING", "HEAD", "canonical_names", "check_inventory", "needed", "parameters"]
 

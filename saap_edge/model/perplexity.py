@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from saap_edge.chain.texts import plain_ids
+from saap_edge.model.tokenizer import plain_ids
 
 __all__ = ["Perplexity", "perplexity", "text_hash", "text_windows"]
 

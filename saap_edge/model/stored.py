@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,27 +10,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from saap_edge.errors import SaapError
+from saap_edge.gguf_file.tensors import GGUF_FILE, Entry
 from saap_edge.model.config import read_object
 
-__all__ = ["GGUF_FILE", "INDEX_FILE", "SINGLE_FILE", "Entry", "SafetensorsFiles", "Stored", "stored_in"]
+__all__ = ["INDEX_FILE", "SINGLE_FILE", "SafetensorsFiles", "Stored", "stored_in"]
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-GGUF_FILE = "model.gguf"  # a folder that was unpacked from one has its weights there
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor that is stored: its shape, its type (None: one that torch has no name for), the file it is in."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None
-    file: Path
 
 
 class Stored(Protocol):
@@ -87,7 +77,7 @@ class SafetensorsFiles:
 def stored_in(folder: Path) -> Stored:
     """The tensors of a model folder. Raises SaapError as their reader does."""
     if (folder / GGUF_FILE).exists():
-        from saap_edge.model.gguf_tensors import GgufTensors
+        from saap_edge.gguf_file.tensors import GgufTensors
 
         return GgufTensors(folder)
     return SafetensorsFiles(folder)

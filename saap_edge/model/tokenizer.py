@@ -27,3 +27,11 @@ def load_tokenizer(folder: str | Path) -> Any:
     except Exception as error:  # tokenizers raises nothing more specific
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise SaapError(f"cannot load a tokenizer from '{folder}': {reason}") from error
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of plain text: the name of a special token in it ("<unk>" in WikiText) is text like any other, as in
+    llama.cpp. Nothing is added around it.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids

@@ -76,7 +76,7 @@ def _find(path: Path, artifact_format: str | None, stack: ExitStack) -> tuple[Pa
         raise SaapError(
             f"'{path}' is no artifact: give a .gguf file, an ONNX folder, a bundle or a folder with manifest.json"
         )
-    from saap_edge.exporting.artifacts import read_manifest
+    from saap_edge.artifacts import read_manifest
 
     artifacts = {artifact.format: artifact for artifact in read_manifest(path).artifacts}
     if artifact_format is None and len(artifacts) == 1:

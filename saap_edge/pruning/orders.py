@@ -25,8 +25,8 @@ from saap_edge.errors import SaapError
 from saap_edge.pruning.bank import Bank
 from saap_edge.pruning.fusion import fluctuation, fuse, standardise
 from saap_edge.pruning.score import KINDS, SUBLAYERS, Scores
+from saap_edge.pruning.settings import RankingSettings
 from saap_edge.pruning.space import Space
-from saap_edge.recipe import RankingSettings
 
 __all__ = ["ORDERS", "Order", "Values", "structure_values"]
 

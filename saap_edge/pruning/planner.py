@@ -23,9 +23,9 @@ from saap_edge.pruning.policy import policy_values
 from saap_edge.pruning.repair import MIX, repair, restored
 from saap_edge.pruning.score import KINDS, Scores
 from saap_edge.pruning.search import Assembly, evolve, measured_values, probe_count
+from saap_edge.pruning.settings import RankingSettings
 from saap_edge.pruning.space import Space, Widths
 from saap_edge.pruning.surgery import cut
-from saap_edge.recipe import RankingSettings
 
 __all__ = ["AUTO", "METHODS", "Planner", "load_values", "save_values"]
 

@@ -6,20 +6,14 @@ in a weight of input channel j costs e² times that, so quantisers that round wh
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from saap_edge.errors import SaapError
 from saap_edge.model.stream import BATCH
 
-__all__ = ["FILE", "importance_matrix", "read_importance", "save_importance"]
-
-FILE = "imatrix.safetensors"
+__all__ = ["importance_matrix"]
 
 
 @torch.no_grad()
@@ -45,19 +39,3 @@ def importance_matrix(model: Any, windows: torch.Tensor) -> dict[str, np.ndarray
         for handle in handles:
             handle.remove()
     return {name: (total / windows.numel()).float().numpy() for name, total in sums.items()}
-
-
-def save_importance(matrix: dict[str, np.ndarray], folder: Path) -> Path:
-    """Write `matrix` as FILE into `folder`; returns the file's path."""
-    path = folder / FILE
-    save_file(matrix, path)
-    return path
-
-
-def read_importance(path: Path) -> dict[str, np.ndarray]:
-    """The matrix that `save_importance` wrote. Raises SaapError when the file is missing or damaged."""
-    try:
-        matrix: dict[str, np.ndarray] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise SaapError(f"'{path}' is not an importance matrix: {str(error).splitlines()[0]}") from None
-    return matrix

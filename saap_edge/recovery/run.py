@@ -22,8 +22,8 @@ from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.perplexity import Perplexity, perplexity
 from saap_edge.model.tensors import Codes
 from saap_edge.model.values import FP16_MAX, beyond_fp16
-from saap_edge.recipe import RecoverSettings
 from saap_edge.recovery.quantiser import GroupLinear, LoraLinear, put
+from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.start import in_blocks
 from saap_edge.recovery.teacher import CachedTeacher, DenseTeacher, Teacher, write_cache
 from saap_edge.recovery.train import Recovery, Training, steps_of, train

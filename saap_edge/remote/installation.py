@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from saap_edge import __version__
+from saap_edge.artifacts import engine_of
 from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.schema import BUNDLE_FILE, read_bundle
-from saap_edge.cache import file_hash
 from saap_edge.errors import SaapError
-from saap_edge.exporting.artifacts import engine_of
+from saap_edge.files import file_hash
 from saap_edge.progress import Bar
 from saap_edge.remote.ssh import PREFIX, Session, Ssh, Unreachable
 

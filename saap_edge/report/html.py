@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 
 from saap_edge.measuring.document import compared
+from saap_edge.measuring.pareto import on_front
 from saap_edge.report import figures
-from saap_edge.worth.pareto import on_front
 
 __all__ = ["environment", "render_html"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from saap_edge.cache import Stage, StageResult, run_stage
-from saap_edge.chain.job import ORDER, Job, read_json, write_json
+from saap_edge.chain.job import ORDER, Job
 from saap_edge.chain.run import Step, run_stages
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
+from saap_edge.files import read_json, save_document, write_json
 from saap_edge.gating import Kind, Limit, judge
-from saap_edge.measuring.document import save_document
 from saap_edge.model.spec import ModelSpec
 from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar

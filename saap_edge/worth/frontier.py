@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.cache import Stage, StageResult, run_stage
-from saap_edge.chain.job import ORDER, Job, read_json, write_json
+from saap_edge.chain.job import ORDER, Job
 from saap_edge.chain.run import Step, run_stages
+from saap_edge.files import read_json, write_json
 from saap_edge.measuring.folders import measure_beside
+from saap_edge.measuring.pareto import on_front
 from saap_edge.prediction.predict import predict_benched
 from saap_edge.progress import Bar
 from saap_edge.recipe import Recipe
-from saap_edge.worth.pareto import on_front
 
 __all__ = ["SCHEMA", "dense_folder", "frontier", "mark_front", "with_formats", "with_ratio"]
 

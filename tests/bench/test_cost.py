@@ -12,7 +12,7 @@ from saap_edge.engines import gguf_header
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.errors import SaapError
-from saap_edge.exporting.artifacts import export_artifacts
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.model.folder import build_pruned
 from saap_edge.prediction.cost import artifact_cost
 from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder

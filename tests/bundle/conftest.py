@@ -12,9 +12,9 @@ import pytest
 
 from saap_edge.bundle.schema import BUNDLE_FILE
 from saap_edge.bundle.write import write_bundle
-from saap_edge.cache import file_hash
 from saap_edge.evaluation.verify import verify_folder
-from saap_edge.exporting.artifacts import export_artifacts
+from saap_edge.exporting.write import export_artifacts
+from saap_edge.files import file_hash
 from saap_edge.model.folder import build_pruned
 from tests.conftest import TEXT, WIDTHS, randomise_projections, tiny_model, write_folder
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from saap_edge.artifacts import engine_of
 from saap_edge.bundle import check as checking
 from saap_edge.bundle.archive import pack
 from saap_edge.bundle.check import TIE, check_bundle, columns
 from saap_edge.bundle.schema import LOGITS_FILE, read_bundle
 from saap_edge.engines.worker import Worker
-from saap_edge.exporting.artifacts import engine_of, export_artifacts
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.model.folder import load_model
 from tests.bundle.conftest import amend
 from tests.conftest import TEXT, write_folder

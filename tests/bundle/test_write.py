@@ -15,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from saap_edge import cli
+from saap_edge.artifacts import engine_of, read_manifest
 from saap_edge.bundle import write as writing
 from saap_edge.bundle.check import check_bundle
 from saap_edge.bundle.find import base_licence
@@ -22,7 +23,7 @@ from saap_edge.bundle.schema import read_bundle
 from saap_edge.bundle.write import write_bundle
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
-from saap_edge.exporting.artifacts import engine_of, export_artifacts, read_manifest
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.recipe import bundled_model
 from tests.bundle.conftest import FORMATS, FRONT_MATTER, write_stage
 from tests.conftest import WIDTHS

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from saap_edge import cli
+from saap_edge.artifacts import context_of, vocab_size_of
 from saap_edge.engines.gguf_header import read_header, read_strings
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
-from saap_edge.exporting.artifacts import context_of, export_artifacts, vocab_size_of
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.model.folder import build_pruned
 from saap_edge.prediction.cost import artifact_cost
 from tests.conftest import VOCABULARY, WIDTHS, randomise_projections, tiny_model, write_folder

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from saap_edge.artifacts import engine_of
 from saap_edge.engines.worker import Worker
 from saap_edge.evaluation.arithmetic import runtime_arithmetic
 from saap_edge.evaluation.parity import logits, shipped_model
-from saap_edge.exporting.artifacts import engine_of, write_artifact
 from saap_edge.exporting.weights import ExportWeights
+from saap_edge.exporting.write import write_artifact
 from saap_edge.model.folder import build_pruned
 from tests.arithmetic_support import assert_as_predicted
 from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from saap_edge.artifacts import read_manifest
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
 from saap_edge.evaluation.parity import TOLERANCE, check_parity, relative_error, require, tolerated
 from saap_edge.evaluation.verify import verify_folder
-from saap_edge.exporting.artifacts import export_artifacts, read_manifest, write_artifact
 from saap_edge.exporting.weights import ExportWeights
+from saap_edge.exporting.write import export_artifacts, write_artifact
 from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.tensors import Codes
 from tests.conftest import TEXT, WIDTHS, randomise_projections, tiny_model, write_folder

@@ -22,7 +22,7 @@ from saap_edge.evaluation.likelihood import ArtifactScorer, Request, TorchScorer
 from saap_edge.evaluation.subjects import Settings, evaluate_path, find_subjects
 from saap_edge.evaluation.tasks import load_tasks, read_rows
 from saap_edge.evaluation.zeroshot import ScorerLM, run_tasks
-from saap_edge.exporting.artifacts import export_artifacts
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.perplexity import perplexity, text_hash
 from saap_edge.model.tokenizer import load_tokenizer

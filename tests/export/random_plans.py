@@ -28,9 +28,9 @@ from saap_edge.engines.worker import cause_of_death, child_environment
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.arithmetic import runtime_arithmetic
 from saap_edge.evaluation.parity import logits, relative_error, shipped_model, tolerated
-from saap_edge.exporting.artifacts import write_artifact
 from saap_edge.exporting.refusal import export_refusal
 from saap_edge.exporting.weights import ExportWeights
+from saap_edge.exporting.write import write_artifact
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import load_model, save_model, spec_of
 from saap_edge.model.spec import ModelSpec

@@ -18,11 +18,11 @@ from transformers import AutoTokenizer
 from saap_edge.bundle.launch import launch_files
 from saap_edge.errors import ParityError, SaapError
 from saap_edge.evaluation.verify import verify_folder
-from saap_edge.exporting.artifacts import export_artifacts
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.gguf_special import _ENDS, _FILL, llama_cpp_ends, special_ids
 from saap_edge.exporting.gguf_tokenizer import write_vocabulary
 from saap_edge.exporting.onnx import write_onnx
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.model.chat import Chat, read_chat
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, save_model

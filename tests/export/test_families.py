@@ -14,21 +14,21 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from saap_edge.artifacts import engine_of
 from saap_edge.engines.answers import HARD_TEXT
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.parity import check_parity, logits, relative_error, shipped_model
-from saap_edge.exporting.artifacts import engine_of
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.onnx import write_onnx
 from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.settings import FORMATS
 from saap_edge.exporting.weights import ExportWeights
 from saap_edge.model.blocks import dequantise
 from saap_edge.model.folder import build_pruned, load_model, spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.model.tokenizer import load_tokenizer
-from saap_edge.recipe import FORMATS
 from tests.conftest import TEXT, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 from tests.export.codes_support import tune
 from tests.export.llama_support import exact_logits

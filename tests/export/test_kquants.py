@@ -11,17 +11,18 @@ from saap_edge.chain.job import Job
 from saap_edge.errors import ParityError, SaapError
 from saap_edge.evaluation.parity import require, shipped_model
 from saap_edge.evaluation.verify import verify_folder
-from saap_edge.exporting.artifacts import export_artifacts
 from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.imatrix import save_importance
 from saap_edge.exporting.kquants import KQUANTS, LOW, held_projections, write_kquant
 from saap_edge.exporting.weights import ExportWeights
-from saap_edge.gating import Format
+from saap_edge.exporting.write import export_artifacts
+from saap_edge.formats import Format
 from saap_edge.model.folder import build_pruned, load_model, spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.pruning.kept import ranked_widths
 from saap_edge.pruning.space import BITS, block_grids
 from saap_edge.recipe import Recipe
-from saap_edge.recovery.imatrix import importance_matrix, save_importance
+from saap_edge.recovery.imatrix import importance_matrix
 from tests.conftest import TEXT, VOCABULARY, randomise_projections, tiny_model, write_folder
 
 SHAPE = {"hidden_size": 256, "head_dim": 32, "intermediate_size": 512}

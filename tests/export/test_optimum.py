@@ -13,16 +13,17 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from saap_edge.artifacts import context_of
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.engines.optimum import OptimumEngine
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.likelihood import window_perplexity
 from saap_edge.evaluation.subjects import find_subjects
 from saap_edge.evaluation.verify import verify_folder
-from saap_edge.exporting.artifacts import context_of, export_artifacts
 from saap_edge.exporting.onnx import write_onnx
 from saap_edge.exporting.optimum import write_optimum
 from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.families import FAMILIES
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned, load_model

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from saap_edge.chain.texts import plain_ids
 from saap_edge.engines.llama_cpp import LlamaCppVocabulary
 from saap_edge.engines.vocabularies import GenaiVocabulary
 from saap_edge.errors import SaapError
@@ -18,7 +17,7 @@ from saap_edge.exporting import gguf_tokenizer
 from saap_edge.exporting.gguf_tokenizer import write_vocabulary
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.classes import TRANSFORMERS_4
-from saap_edge.model.tokenizer import load_tokenizer
+from saap_edge.model.tokenizer import load_tokenizer, plain_ids
 from tests.conftest import TEXT, raw_model
 from tests.export.tokenizer_shapes import SHAPES, Shape
 from tests.export.tokenizer_texts import ACCENTS, TEXTS, _learnt_bytes, _learnt_pieces

@@ -11,11 +11,11 @@ from transformers import AutoConfig
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.refusal import GGUF_WRITERS, ONNX_WRITERS, export_refusal
+from saap_edge.exporting.settings import FORMATS
 from saap_edge.families import FAMILIES, Refusal, family_of
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.spec import canonical_config, spec_from_config
-from saap_edge.recipe import FORMATS
 from tests.conftest import AS_LLAMA, raw_model
 
 IDS = torch.arange(1, 60).view(1, -1)

@@ -12,21 +12,22 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from saap_edge.chain.job import Job, resolve_model
+from saap_edge.chain.job import Job
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.parity import logits
 from saap_edge.evaluation.subjects import Settings, evaluate_path
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.kquants import write_kquant
+from saap_edge.gguf_file.reader import GgufModel
 from saap_edge.gguf_input import folder as folder_module
 from saap_edge.gguf_input.folder import source_of, unpack
-from saap_edge.gguf_input.model import GgufModel
 from saap_edge.gguf_input.rounding import rounding_of
 from saap_edge.model.folder import load_model
 from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.progress import no_bar
 from saap_edge.recipe import Recipe
+from saap_edge.sources import resolve_model
 from tests.conftest import VOCABULARY, raw_model, tiny_model, write_folder
 from tests.export.tokenizer_texts import RULES, SPECIAL, TEXTS, TOKENS_INSIDE, WHOLE, hostile
 from tests.gguf_input.foreign import TOKENS, finish, tensors_of, write_foreign, writer_of

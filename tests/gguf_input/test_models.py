@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.parity import logits, shipped_model
 from saap_edge.exporting.gguf import write_gguf
+from saap_edge.gguf_file.reader import GgufModel
 from saap_edge.gguf_input import folder as folder_module
 from saap_edge.gguf_input.config import config_of
 from saap_edge.gguf_input.folder import unpack
-from saap_edge.gguf_input.model import GgufModel
 from saap_edge.gguf_input.rope import _of_table
 from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.folder import build_pruned, load_model

@@ -19,8 +19,8 @@ from saap_edge.chain.job import Job
 from saap_edge.engines.worker import cause_of_death, child_environment
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.subjects import Settings, evaluate_path
-from saap_edge.exporting.artifacts import write_artifact
 from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.write import write_artifact
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model
 from saap_edge.progress import no_bar

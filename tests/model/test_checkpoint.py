@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from saap_edge.errors import SaapError
-from saap_edge.exporting.artifacts import write_artifact
 from saap_edge.exporting.weights import ExportWeights
+from saap_edge.exporting.write import write_artifact
 from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.folder import load_model
 from saap_edge.model.tensors import TensorStore

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from saap_edge.model.folder import spec_of
 from saap_edge.pruning.iterate import iterative_values
 from saap_edge.pruning.kept import kept_structures, ranked_widths
+from saap_edge.pruning.settings import PruneSettings
 from saap_edge.pruning.space import Space
-from saap_edge.recipe import PruneSettings
 from tests.conftest import tiny_model
 
 WINDOWS = torch.randint(0, 320, (4, 16), generator=torch.Generator().manual_seed(0))

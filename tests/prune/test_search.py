@@ -13,8 +13,8 @@ from saap_edge.pruning.kept import kept_structures, method_widths, ranked_widths
 from saap_edge.pruning.orders import ORDERS, structure_values
 from saap_edge.pruning.plan import check_plan, load_plan, make_plan, save_plan
 from saap_edge.pruning.score import KINDS, VIEWS, Scores
+from saap_edge.pruning.settings import RankingSettings
 from saap_edge.pruning.space import Cost, Space, kv_unit, shape_widths
-from saap_edge.recipe import RankingSettings
 
 BANKLESS = [name for name in ORDERS if name not in ("kfac", "obs", "fused", "uniform", "shortgpt")]
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from saap_edge.errors import SaapError
+from saap_edge.exporting.imatrix import read_importance, save_importance
 from saap_edge.model.stream import attention_branch, layer_arguments
-from saap_edge.recovery.imatrix import importance_matrix, read_importance, save_importance
+from saap_edge.recovery.imatrix import importance_matrix
 from tests.conftest import VOCABULARY, tiny_model
 
 

@@ -17,8 +17,8 @@ from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.perplexity import perplexity
 from saap_edge.model.tensors import Codes
 from saap_edge.pruning.surgery import cut
-from saap_edge.recipe import RecoverSettings
 from saap_edge.recovery.run import PHASES, Texts, recover, recovery_steps
+from saap_edge.recovery.settings import RecoverSettings
 from tests.conftest import tiny_model, write_folder
 from tests.prune.test_surgery import random_kept
 

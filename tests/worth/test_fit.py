@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from saap_edge.errors import SaapError
-from saap_edge.exporting.artifacts import export_artifacts
 from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.write import export_artifacts
 from saap_edge.gating import METRICS, Budget, Kind
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.worth import judgeable

@@ -9,11 +9,21 @@ from pathlib import Path
 import torch
 
 from saap_edge.errors import SaapError
-from saap_edge.gguf_input.architectures import Architecture, Place, architecture_of, place_of
-from saap_edge.gguf_input.model import GgufModel
-from saap_edge.model.stored import GGUF_FILE, Entry
+from saap_edge.gguf_file.architectures import Architecture, Place, architecture_of, place_of
+from saap_edge.gguf_file.reader import GgufModel
 
-__all__ = ["GgufTensors"]
+__all__ = ["GGUF_FILE", "Entry", "GgufTensors"]
+
+GGUF_FILE = "model.gguf"  # a folder that was unpacked from one has its weights there
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor that is stored: its shape, its type (None: one that torch has no name for), the file it is in."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    file: Path
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""Artifacts that were exported: the manifest beside them, which engine runs them, and what their headers say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from saap_edge.engines.gguf_header import read_header
+from saap_edge.engines.gguf_shape import read_shape
+from saap_edge.engines.onnx_folder import onnx_context
+from saap_edge.engines.onnx_header import read_graph
+from saap_edge.errors import SaapError
+from saap_edge.files import file_hash
+
+__all__ = ["Artifact", "Manifest", "context_of", "engine_of", "read_manifest", "size_and_hash", "vocab_size_of"]
+
+
+class Artifact(BaseModel):
+    """One file or folder a device can run. `path` is relative to the manifest; `details` is the exporter's summary."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: str
+    path: str
+    bytes: int
+    sha256: str
+    projection_bytes: int
+    details: dict[str, Any]
+
+
+class Manifest(BaseModel):
+    """All artifacts of one model.
+
+    `tuned`: the block format whose codes were trained, None where there are none; `group`: inputs that share a scale in
+    blocks that were not tuned (model/blocks.py); `layers` are [heads, kv heads, FFN width]; `parameters` those of the
+    model (None: not counted). Lineage `model` is the hash of the dense model's folder, dense and pruned alike.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 1
+    role: str
+    tuned: str | None
+    group: int
+    layers: list[tuple[int, int, int]]
+    parameters: int | None = None
+    lineage: dict[str, str]
+    artifacts: list[Artifact]
+
+
+def engine_of(artifact_format: str) -> str:
+    """The engine that runs a format: "llama.cpp", "onnxruntime" or, for its exporter's graphs, "optimum"."""
+    if artifact_format == "onnx-optimum":
+        return "optimum"
+    return "llama.cpp" if artifact_format.startswith("gguf") else "onnxruntime"
+
+
+def context_of(path: Path) -> int:
+    """Longest sequence, in tokens, of a GGUF file or an ONNX folder. Raises SaapError when it does not say."""
+    if path.suffix == ".gguf":
+        return read_shape(read_header(path)).context
+    context = onnx_context(path, read_graph(path / "model.onnx"))
+    if context is None:
+        raise SaapError(f"'{path}' does not say how long its context is: export the model again")
+    return context
+
+
+def vocab_size_of(path: Path) -> int | None:
+    """Logits a token gives, of a GGUF file or an ONNX folder; None where a graph does not say."""
+    if path.suffix == ".gguf":
+        return read_shape(read_header(path)).vocab_size
+    return read_graph(path / "model.onnx").vocab_size
+
+
+def size_and_hash(path: Path) -> tuple[int, str]:
+    """Bytes and sha256 of a file; of a folder, the sum and the hash over its files' names and hashes."""
+    if path.is_file():
+        return path.stat().st_size, file_hash(path)
+    files = sorted(item for item in path.rglob("*") if item.is_file())
+    listing = "".join(f"{item.relative_to(path)}\0{file_hash(item)}\n" for item in files)
+    return sum(item.stat().st_size for item in files), hashlib.sha256(listing.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read manifest.json and check that every artifact still is what it says.
+
+    Raises SaapError when it is missing, malformed, or an artifact's sha256 differs.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        raise SaapError(f"'{path}' is not a manifest: {str(error).splitlines()[0]}") from None
+    for artifact in manifest.artifacts:
+        target = folder / artifact.path
+        if not target.exists() or size_and_hash(target)[1] != artifact.sha256:
+            raise SaapError(f"'{target}' is missing or was changed since export (its sha256 differs): export again")
+    return manifest

@@ -1,0 +1,45 @@
+"""Settings of recovery (recipe: recover)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from saap_edge.settings import Section
+
+__all__ = ["RecoverSettings"]
+
+
+class RecoverSettings(Section):
+    """Group fine-tuning: weights are trained and put into blocks of export.group, and the blocks are trained."""
+
+    format: Literal["q4_0", "q4_1", "q8_0", "int4_zp", "int8_zp"] = Field(
+        default="q4_0", description="blocks that are tuned: q4_0 and q8_0 for both runtimes, q4_1 GGUF, *_zp ONNX"
+    )
+    teacher: str | None = Field(
+        default=None, description="model to learn from, a folder or hub name: the dense model where absent"
+    )
+    start: Literal["nearest", "weighted", "gptq"] = Field(
+        default="gptq", description="first codes: each weight's own rounding, or what loses least on calibration text"
+    )
+    tokens: int = Field(default=240_000, ge=0, description="training tokens; 0 only puts the weights into blocks")
+    weights: float = Field(
+        default=1.0, ge=0, le=1, description="share of tokens that train full-precision weights (LoRA) before blocks"
+    )
+    through: bool = Field(
+        default=False, description="train the blocks' weights too, through the rounding (straight-through LoRA)"
+    )
+    rank: int = Field(default=32, ge=1, description="of all adapters")
+    batch: int = Field(default=2, ge=1, description="windows a step, over all devices")
+    learning_rate: float = Field(default=3e-3, gt=0, description="of the blocks")
+    weights_learning_rate: float = Field(default=1e-3, gt=0, description="of the full-precision weights")
+    distillation: float = Field(
+        default=1.0, ge=0, le=1, description="share of the dense model's distribution in the loss; the rest is the text"
+    )
+    top: int | None = Field(
+        default=None, ge=1, description="teach from a file of the dense model's likeliest tokens: less memory"
+    )
+    patience: int | None = Field(default=None, ge=1, description="evaluations (8 a phase) without a better one to stop")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the arithmetic of training")
+    checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")

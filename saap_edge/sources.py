@@ -1,0 +1,35 @@
+"""Finding a model: a folder, a GGUF file or a name on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saap_edge.errors import SaapError
+
+__all__ = ["LICENCES", "resolve_model"]
+
+# At the root of a model folder; a licence may need its notice and its use policy beside it.
+LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
+
+
+def resolve_model(name: str) -> Path:
+    """A local folder for a folder path, a GGUF file (unpacked) or a hub name. Raises SaapError when there is none."""
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).is_file():
+        from saap_edge.gguf_input.folder import unpack
+
+        return unpack(Path(name))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
+        raise SaapError(
+            f"no model folder '{name}': give a Hugging Face folder, a .gguf file or a hub name (owner/name)"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "README.md", *LICENCES]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SaapError(f"no model folder '{name}', and no such model on the hub: {reason}") from None
