@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 OPTIMUM := .venv-optimum
 DEVICE := .venv-device
-OPTIMUM_TESTS := tests/export/test_optimum.py tests/engines/test_onnxruntime.py tests/families tests/model
+OPTIMUM_TESTS := tests/exporting/test_optimum.py tests/engines/test_onnxruntime.py tests/families tests/model
 LLAMA := llama-cpp-python==0.3.36
 # GCC drops the stores to llama.cpp's AMX tile configuration, and every quantised file then kills the process on CPUs
 # with AMX (ggml-org/llama.cpp#20824, #26954): build without it.

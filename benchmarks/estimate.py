@@ -28,8 +28,9 @@ import psutil
 import torch
 from result import publish, save
 
+from saap_edge.chain.chains import COMPILE, ORDER
+from saap_edge.chain.context import open_context
 from saap_edge.chain.estimate import estimate_stages, measure_rates
-from saap_edge.chain.job import ORDER, Job
 from saap_edge.chain.run import run_stages
 from saap_edge.cli.base import console, quiet_libraries, read_recipe
 from saap_edge.machine.facts import machine_facts
@@ -97,7 +98,7 @@ def compare(
     recipe: Any, names: tuple[str, ...], out: Path, clock: Callable[[], float], file: Path | None
 ) -> dict[str, Any]:
     """Run the stages; every one's estimate and what it took, by a clock."""
-    job = Job(recipe, None, Bars(console).bar)
+    job = open_context(recipe, None, Bars(console).bar)
     first, peak, rows = measure_rates(clock), Peak(), []
     if first is None:
         raise SystemExit("there is a GPU: nothing is estimated for it")
@@ -128,7 +129,7 @@ def compare(
         now, spent = measure_rates(clock) or first, _spent()
 
     spent = _spent()
-    run_stages(job, names, {}, out, None, done)
+    run_stages(job, COMPILE, names, {}, out, None, done)
     return result
 
 

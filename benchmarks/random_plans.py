@@ -5,8 +5,8 @@
 
 Every case is a tiny random model of random shape, pruned by a random plan that the planner could have made: KV groups,
 query slots, channels and whole sublayers gone, all layers alike or each its own, biases as repair adds them, rope
-scaling, tied or not. tests/export/random_plans.py says what is checked, and the test suite runs the first 200 of these
-cases. All files run in child processes; a file that kills one is named, and counts as a fault.
+scaling, tied or not. tests/exporting/random_plans.py says what is checked, and the test suite runs the first 200 of
+these cases. All files run in child processes; a file that kills one is named, and counts as a fault.
 
 The table shows, for every format and way of running it, how many files were run, how many models were refused before a
 file was there, and the largest error over its tolerance. Takes 20 minutes of one core; ends with one JSON line and, if
@@ -29,7 +29,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from saap_edge.machine.facts import machine_facts, versions
-from tests.export.random_plans import Outcome, check
+from tests.exporting.random_plans import Outcome, check
 
 BATCH = 20
 console = Console(width=120)

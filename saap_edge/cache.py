@@ -61,7 +61,8 @@ class Stage:
     """A step of the chain.
 
     `inputs` names earlier stages whose folders it reads; `reads` names outside files (model, texts) by their role;
-    `run(inputs, out)` does the work; `settings` is what else decides the result, JSON-able.
+    `run(inputs, out)` does the work; `settings` is what else decides the result, JSON-able, and `code` the hash of the
+    code that does it.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     reads: tuple[str, ...]
     settings: dict[str, Any]
     run: Callable[[Mapping[str, Path], Path], None]
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def _key(stage: Stage, inputs: Mapping[str, Path], outside: Mapping[str, str]) -
         "outside": {role: outside[role] for role in stage.reads},
         "settings": stage.settings,
         "versions": library_versions(),
-        "code": _code_hash(),
+        "code": stage.code,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -230,15 +232,6 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-@cache
-def _code_hash() -> str:
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def read_stage(folder: Path) -> dict[str, Any]:

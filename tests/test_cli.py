@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from saap_edge import cli
 from saap_edge.cache import read_stage
-from saap_edge.chain.job import ORDER, Job
+from saap_edge.chain.chains import COMPILE, ORDER
+from saap_edge.chain.context import open_context
+from saap_edge.chain.stages.bench import conditions_of
 from saap_edge.cli import base
 from saap_edge.cli.base import read_recipe
 from saap_edge.exporting.settings import ExportSettings
@@ -27,8 +29,8 @@ from saap_edge.model.folder import build_pruned
 from saap_edge.model.spec import LayerShape
 from saap_edge.recipe import Recipe
 from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
-from tests.export.test_families import GEMMA, gemma_folder
-from tests.export.tokenizer_texts import TEKKEN
+from tests.exporting.test_families import GEMMA, gemma_folder
+from tests.exporting.tokenizer_texts import TEKKEN
 
 SMALL = {
     "score": {"samples": 8, "batches": 4, "window": 32},
@@ -131,13 +133,18 @@ def test_compile_of_families_with_their_own_writers(family, saap, tmp_path):
     assert manifest["artifacts"][0]["details"]["architecture"] == architecture
 
 
+def stages_of(recipe):
+    context = open_context(recipe, None, bar=None)
+    return {rule.name: rule.stage(context) for rule in COMPILE}
+
+
 def test_another_group_exports_anew():
     """Both roles: speed is compared at equal groups."""
-    small, large = (
-        Job(Recipe(export=ExportSettings(formats=("onnx-int4",), group=group)), None, bar=None) for group in (32, 128)
+    small_stages, large_stages = (
+        stages_of(Recipe(export=ExportSettings(formats=("onnx-int4",), group=group))) for group in (32, 128)
     )
     for name in ("dense", "export"):
-        assert small.stage(name).settings != large.stage(name).settings
+        assert small_stages[name].settings != large_stages[name].settings
     with pytest.raises(ValidationError, match=r"32, 64, 128 or 256"):
         ExportSettings(group=48)
 
@@ -158,8 +165,8 @@ def test_a_machine_whose_memory_grows_is_the_same_machine(compiled, monkeypatch)
     keys = []
     for memory in (before, grown):
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
-        job = Job(recipe, None, bar=None)
-        keys.append([job.stage(name).settings for name in ORDER])
+        stages = stages_of(recipe)
+        keys.append([stages[name].settings for name in ORDER])
     assert keys[0] == keys[1]
 
 
@@ -291,7 +298,7 @@ def test_a_tokenizer_that_gguf_cannot_hold(saap, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(document))
     message = refused(saap, tmp_path, write_recipe(tmp_path, folder, export={"formats": ["gguf-q4_0", "onnx-int4"]}))
     assert "that of Mistral Nemo" in message and "leave gguf-q4_0 out (export.formats)" in message
-    Job(Recipe(model=str(folder), export={"formats": ["onnx-int4"]}, score={"window": 64}), None, bar=None)
+    open_context(Recipe(model=str(folder), export={"formats": ["onnx-int4"]}, score={"window": 64}), None, bar=None)
 
 
 def test_unsupported_family_is_named_with_the_list(saap, tmp_path):
@@ -364,8 +371,8 @@ def test_a_plan_that_breaks_a_rule(saap, tmp_path, tiny):
 
 def test_contexts_of_a_recipe():
     """Each once, ascending: what the bench stage measures, and report.html draws."""
-    job = Job(Recipe.model_validate({"bench": {"contexts": [256, 64, 64]}}), None, bar=None)
-    assert job.conditions().contexts == (64, 256)
+    context = open_context(Recipe.model_validate({"bench": {"contexts": [256, 64, 64]}}), None, bar=None)
+    assert conditions_of(context).contexts == (64, 256)
 
 
 def test_contexts_that_the_model_does_not_hold(saap, tmp_path, tiny):
@@ -390,7 +397,7 @@ def test_a_context_that_verify_does_not_fit_into(saap, tmp_path):
         folder = write_folder(tiny_model("llama", max_position_embeddings=context), tmp_path / str(context))
         recipe = write_recipe(tmp_path, folder, **short)
         if fits:
-            assert Job(read_recipe(recipe), None, bar=None).spec.context == context
+            assert open_context(read_recipe(recipe), None, bar=None).spec.context == context
         else:
             assert "verify runs 48 tokens: the model's context is 47" in refused(saap, tmp_path, recipe)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.cache import Stage, StageResult, clean_leftovers, link, run_stage, stage_folder
-from saap_edge.chain.job import ORDER, Job
+from saap_edge.chain.chains import COMPILE, ORDER
+from saap_edge.chain.context import Context
+from saap_edge.chain.rule import Rule
 from saap_edge.errors import EXIT_OK, SaapError
 from saap_edge.files import read_json
 
-__all__ = ["Outcome", "Step", "run_stages"]
+__all__ = ["Before", "Outcome", "Step", "run_stages"]
 
 MEASURED = "bench"  # another run gives other figures: what was made from older ones is made again
 ON_THE_WAY = ("bank",)  # a stage people need not know of: made when missing, from what it needs
@@ -56,14 +58,17 @@ class Step:
     again: bool
 
 
+Before = Callable[[Context, list[Step]], None]  # called with what a run is about to do; may raise SaapError
+
+
 def run_stages(
-    job: Job, names: tuple[str, ...], folders: dict[str, Path], out: Path, after: str | None,
-    done: Callable[[StageResult], None], before: Callable[[Job, list[Step]], None] = lambda job, steps: None,
+    context: Context, chain: tuple[Rule, ...], names: tuple[str, ...], folders: dict[str, Path], out: Path,
+    after: str | None, done: Callable[[StageResult], None], before: Before = lambda context, steps: None,
 ) -> Outcome:  # fmt: skip
-    """Run `names` in order, and before them whatever they need that `folders` lacks and that needs nothing else (the
-    bank needs scores, and is made on the way too).
+    """Run `names` in order, first making missing intermediate stages (only the bank).
 
     Args:
+        chain: the rules that stages are made by.
         folders: stage folders that are already there, by name.
         out: the run's folder; stage folders live in out/stages.
         after: the stage that `folders` ends with, to say what is missing; None at the start of a chain.
@@ -77,14 +82,15 @@ def run_stages(
     outcome, folders = Outcome(), dict(folders)
     try:
         clean_leftovers(root)
-        with job.bar("hashing the model and the texts", None):
-            steps = _steps(job, _with_needs(job, names, folders, after), folders, root)
-        before(job, steps)
-        record = job.recipe.model_dump(mode="json")
+        with context.bar("hashing the model and the texts", None):
+            stages = {rule.name: rule.stage(context) for rule in _needed(chain, names, folders, after)}
+            steps = _steps(context, stages, folders, root)
+        before(context, steps)
+        record = context.recipe.model_dump(mode="json")
         for step in steps:
             name = step.stage.name
-            with job.bar(name, None):  # for what the stage has no bar of its own for: loading, saving
-                result = run_stage(step.stage, folders, job.outside(step.stage.reads), root, record, step.again)
+            with context.bar(name, None):  # for what the stage has no bar of its own for: loading, saving
+                result = run_stage(step.stage, folders, context.outside(step.stage.reads), root, record, step.again)
             folders[name] = result.folder
             outcome.results.append(result)
             done(result)
@@ -97,12 +103,11 @@ def run_stages(
     return outcome
 
 
-def _steps(job: Job, names: list[str], folders: dict[str, Path], root: Path) -> list[Step]:
+def _steps(context: Context, stages: dict[str, Stage], folders: dict[str, Path], root: Path) -> list[Step]:
     """What the run comes to, known beforehand: the folder of a stage is named by its inputs, not by its result."""
     folders, remade, steps = dict(folders), set[str](), []
-    for name in names:
-        stage = job.stage(name)
-        folders[name] = stage_folder(stage, folders, job.outside(stage.reads), root)
+    for name, stage in stages.items():
+        folders[name] = stage_folder(stage, folders, context.outside(stage.reads), root)
         again = bool(remade & set(stage.inputs))
         cached = folders[name].is_dir() and not again
         if again or (name == MEASURED and not cached):
@@ -121,18 +126,22 @@ def _publish(folders: dict[str, Path], out: Path) -> dict[str, Path]:
     return links
 
 
-def _with_needs(job: Job, names: tuple[str, ...], folders: dict[str, Path], after: str | None) -> list[str]:
-    have, order = set(folders), []
+def _needed(
+    chain: tuple[Rule, ...], names: tuple[str, ...], folders: dict[str, Path], after: str | None
+) -> list[Rule]:  # fmt: skip
+    """The rules of `names`, each behind those that it needs, that are not there and that can be made on the way."""
+    rules = {rule.name: rule for rule in (*COMPILE, *chain)}  # to say of any stage what it needs
+    have, needed = set(folders), list[Rule]()
     for name in names:
-        for need in sorted(set(job.stage(name).inputs) - have, key=ORDER.index):
-            if not set(job.stage(need).inputs) <= (have if need in ON_THE_WAY else set()):
+        for need in sorted(set(rules[name].inputs) - have, key=ORDER.index):
+            if not set(rules[need].inputs) <= (have if need in ON_THE_WAY else set()):
                 given = f"a {after} folder" if after else "no folder"
                 raise SaapError(f"{name} works on the folder of {need} or a later stage, and {given} was given")
-            order.append(need)
+            needed.append(rules[need])
             have.add(need)
-        order.append(name)
+        needed.append(rules[name])
         have.add(name)
-    return list(dict.fromkeys(order))
+    return list(dict.fromkeys(needed))
 
 
 def _make(out: Path) -> list[Path]:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saap_edge.errors import SaapError
 
-__all__ = ["Corpus"]
+if TYPE_CHECKING:
+    from saap_edge.chain.context import Context
+
+__all__ = ["HELDOUT_WINDOWS", "Corpus", "text", "windows"]
+
+HELDOUT_WINDOWS = 40  # at most, that decide between plans and over what recovery keeps
 
 CHARACTERS = 16  # a token, taken at first where only enough tokens have to be found
 
@@ -30,7 +35,7 @@ class Corpus:
 
     def check(self, calibration_windows: int) -> None:
         """Refuse what a stage would refuse later. Raises SaapError."""
-        from saap_edge.evaluation.token_ids import VERIFIED, VERIFIED_CHARACTERS
+        from saap_edge.engines.answers import VERIFIED, VERIFIED_CHARACTERS
 
         for role in self._paths:
             self.text(role)
@@ -106,3 +111,13 @@ class Corpus:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._model)
         return self._tokenizer
+
+
+def text(context: Context, role: str) -> str:
+    """The whole text of a role, for a stage."""
+    return context.corpus.text(role)
+
+
+def windows(context: Context, role: str, limit: int | None = None) -> Any:
+    """Token ids [n, window] of a role's text, for a stage; at most `limit` windows."""
+    return context.corpus.windows(role, limit)

@@ -24,7 +24,7 @@ LESS = {
 }
 
 
-def announce(job: Any, steps: list[Any]) -> None:
+def announce(context: Any, steps: list[Any]) -> None:
     """Say what `run_stages` comes to. Raises SaapError when a stage needs more memory than the machine has."""
     todo = [step.stage.name for step in steps if not step.cached]
     if not ESTIMATED & set(todo) or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launch shares the work out
@@ -33,7 +33,7 @@ def announce(job: Any, steps: list[Any]) -> None:
     if rates is None:
         console.print(f"to do, on a GPU: {', '.join(todo)}")
         return
-    found = estimate_stages(tuple(todo), job.spec, job.recipe, rates)
+    found = estimate_stages(tuple(todo), context.spec, context.recipe, rates)
     total, free = memory()
     note = check_memory(found, total, free)
     if len(todo) > 1 or sum(estimate.seconds for estimate in found.values()) * HIGH > SHORT:

@@ -186,12 +186,13 @@ def run_chain(
     if recipe.recover.batch % processes:  # every process sees this, so that none waits for another
         raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {processes} processes")
     with bar("loading libraries", None):
-        from saap_edge.chain.job import Job
+        from saap_edge.chain.chains import COMPILE, TUNE
+        from saap_edge.chain.context import open_context
         from saap_edge.chain.run import run_stages
         from saap_edge.cli.ahead import announce
         from saap_edge.report.terminal import render_stage
     with bar("checking the recipe and the model", None):
-        job = Job(recipe, plan_file, bar, tune)
+        context = open_context(recipe, plan_file, bar, tune)
 
     def done(result: Any) -> None:
         if helper:  # the folder may not be there yet
@@ -200,9 +201,9 @@ def run_chain(
         for part in render_stage(result.name, result.folder):
             console.print(part)
 
-    for warning in job.warnings:
+    for warning in context.warnings:
         console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
-    outcome = run_stages(job, names, folders, out, after, done, announce)
+    outcome = run_stages(context, TUNE if tune else COMPILE, names, folders, out, after, done, announce)
     if all(result.cached for result in outcome.results):
         console.print("nothing to do: every stage was already there")
     for what, path in outcome.links.items():

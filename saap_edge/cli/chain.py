@@ -37,7 +37,7 @@ def compile(
     budget: BudgetOption = None, out: OutOption, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Run the whole chain: score, bank, plan, prune, recover, export, verify, bench, gate, report."""
-    from saap_edge.chain.job import ORDER
+    from saap_edge.chain.chains import ORDER
 
     settings = read_recipe(
         recipe, model=model, target=target, ratio=ratio, method=method, tokens=tokens, data=data, budget=budget

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -219,8 +219,8 @@ def gate(
 
 def _gate_file(path: Path, budget: Path | None, target: str | None, baseline: Path | None) -> dict[str, Any]:
     from saap_edge.gating import Budget
+    from saap_edge.gating.document import gate_document
     from saap_edge.gating.read import read_measured
-    from saap_edge.gating.stage import gate_document
     from saap_edge.targets import load_target
     from saap_edge.yaml_lines import load_yaml_model
 
@@ -236,8 +236,8 @@ def _gate_file(path: Path, budget: Path | None, target: str | None, baseline: Pa
 
 def _gate_stage(folder: Path, budget: Path | None, target: str | None) -> dict[str, Any]:
     """As the chain does it, and without what only the chain needs (torch)."""
-    from saap_edge.cache import Stage, ancestors, read_stage, run_stage
-    from saap_edge.gating.stage import gate_settings, write_gate
+    from saap_edge.cache import ancestors, read_stage, run_stage
+    from saap_edge.chain.stages.gate import gate_stage
     from saap_edge.targets import load_target
 
     recipe = read_recipe(None, base=read_stage(folder)["recipe"], budget=budget, target=target)
@@ -247,10 +247,7 @@ def _gate_stage(folder: Path, budget: Path | None, target: str | None) -> dict[s
     if not recipe.budget.limits:
         raise SaapError("nothing to judge by: neither --budget nor the run's recipe has limits")
 
-    def judge(inputs: Mapping[str, Path], out: Path) -> None:
-        write_gate(inputs["bench"], recipe.budget, board, out)
-
-    stage = Stage("gate", ("bench",), (), gate_settings(recipe.budget, board), judge)
+    stage = gate_stage(recipe.budget, board)
     made = run_stage(stage, folders, {}, folders["bench"].parent, recipe.model_dump(mode="json")).folder
     console.print(f"[bold]gate[/]  {escape(str(made))}", soft_wrap=True)
     document: dict[str, Any] = json.loads((made / "gate.json").read_text(encoding="utf-8"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["HARD_TEXT", "relative_error"]
+__all__ = ["HARD_TEXT", "VERIFIED", "VERIFIED_CHARACTERS", "relative_error"]
+
+VERIFIED = 48  # tokens that verify runs through every artifact
+VERIFIED_CHARACTERS = 2000  # of the test text, that these tokens are taken from
 
 # What tokenizers get wrong: runs of spaces, tabs, code, digits, accents, other scripts, emoji, contractions.
 HARD_TEXT = (

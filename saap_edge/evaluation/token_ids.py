@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from saap_edge.engines.answers import HARD_TEXT
+from saap_edge.engines.answers import HARD_TEXT, VERIFIED_CHARACTERS
 from saap_edge.engines.child import VOCABULARY
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
@@ -28,9 +28,6 @@ from saap_edge.model.spec import ModelSpec
 from saap_edge.model.tokenizer import plain_ids
 
 __all__ = ["PLAIN", "Probe", "check_token_ids", "differences", "probes", "special_read", "tell"]
-
-VERIFIED = 48  # tokens that verify runs through every artifact
-VERIFIED_CHARACTERS = 2000  # of the test text, that these tokens are taken from
 
 # What a difference is about. Plain text must not differ.
 PLAIN, LEADING, ACCENTS = "plain text", "text that begins with a space", "accents that are not composed"

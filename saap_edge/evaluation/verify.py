@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.artifacts import engine_of, read_manifest
+from saap_edge.engines.answers import VERIFIED, VERIFIED_CHARACTERS
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError
 from saap_edge.evaluation.parity import Parity, check_parity, shipped_model
-from saap_edge.evaluation.token_ids import VERIFIED, VERIFIED_CHARACTERS, Probe, differences, probes, tell
+from saap_edge.evaluation.token_ids import Probe, differences, probes, tell
 from saap_edge.exporting.weights import ExportWeights
 from saap_edge.model.chat import read_chat
 from saap_edge.model.tokenizer import load_tokenizer, plain_ids

@@ -1,7 +1,7 @@
 """Which of llama.cpp's rules does what a tokenizer.json says: how text is changed, split and merged.
 
 llama.cpp has a fixed set of splitting rules, by name (llama-vocab.cpp, llm_tokenizer_bpe). Only those stand here that
-split as transformers does on every text of tests/export/tokenizer_texts.py.
+split as transformers does on every text of tests/exporting/tokenizer_texts.py.
 """
 
 from __future__ import annotations

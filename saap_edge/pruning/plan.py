@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saap_edge.errors import SaapError
-from saap_edge.model.spec import LayerShape
+from saap_edge.model.spec import LayerShape, ModelSpec
 from saap_edge.pruning.space import GRID, Cost, Space, Unit, Widths, kv_unit, shape_widths
 
-__all__ = ["Candidate", "Plan", "PlanLayer", "check_plan", "load_plan", "make_plan", "save_plan"]
+__all__ = ["Candidate", "Plan", "PlanLayer", "check_fits", "check_plan", "load_plan", "make_plan", "save_plan"]
 
 
 class PlanLayer(BaseModel):
@@ -98,6 +98,11 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
             for i, (b, a) in enumerate(zip(space.shapes, after, strict=True))
         ],
     )
+
+
+def check_fits(plan: Plan, spec: ModelSpec) -> None:
+    """Refuse a plan that the model of that shape cannot have. Raises SaapError as `check_plan`."""
+    check_plan(plan, list(spec.layers), spec.head_dim, uniform_only=spec.family.uniform_only, no_depth=spec.no_depth)
 
 
 def check_plan(

@@ -8,18 +8,20 @@ from typing import Any
 
 import yaml
 
-from saap_edge.cache import Stage, StageResult, run_stage
-from saap_edge.chain.job import ORDER, Job
-from saap_edge.chain.run import Step, run_stages
+from saap_edge.cache import StageResult
+from saap_edge.chain.chains import COMPILE, DENSE, ORDER
+from saap_edge.chain.context import Context, open_context
+from saap_edge.chain.run import Before, run_stages
+from saap_edge.chain.space import space_of
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
-from saap_edge.files import read_json, save_document, write_json
+from saap_edge.files import read_json, save_document
 from saap_edge.gating import Kind, Limit, judge
 from saap_edge.model.spec import ModelSpec
 from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar
 from saap_edge.pruning.space import BITS, Cost
 from saap_edge.recipe import Recipe
-from saap_edge.worth.frontier import dense_folder, with_ratio
+from saap_edge.worth.frontier import with_ratio
 from saap_edge.worth.judgeable import check_baseline, check_board
 from saap_edge.worth.next_ratio import STEP, Outcome, least_met, next_try
 
@@ -31,12 +33,9 @@ ROUNDS = 64  # at most, where noise leaves a limit open
 QUALITY = ("perplexity", "perplexity_increase_pct")  # more pruning makes these worse, and all others better
 
 
-Before = Callable[[Job, list[Step]], None]  # called with what a compilation is about to do
-
-
 def fit(
     recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None],
-    before: Before = lambda job, steps: None,
+    before: Before = lambda context, steps: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Search the least ratio at which one of the recipe's formats meets every limit on it.
 
@@ -46,20 +45,21 @@ def fit(
     """
     formats, recipe = _limited(recipe), _patient(recipe)
     check_baseline(recipe.budget)
-    job = Job(with_ratio(recipe, STEP / 100), None, bar)
-    dense = cost_at(job.spec, formats[0], recipe.export.group, 0)
-    check_board(recipe.budget, job.on_target, job.target.title, predicted_figures(job, dense, dense).keys())
-    most = max((ratio for ratio in _grid() if job.space.met(job.space.most(), ratio / 100)), default=0)
-    first = {name: _first(job, name, most) for name in formats}
+    context = open_context(with_ratio(recipe, STEP / 100), None, bar)
+    space = space_of(context.spec, context.recipe, context.target)
+    dense = cost_at(context.spec, formats[0], recipe.export.group, 0)
+    check_board(recipe.budget, context.on_target, context.target.title, predicted_figures(context, dense, dense).keys())
+    most = max((ratio for ratio in _grid() if space.met(space.most(), ratio / 100)), default=0)
+    first = {name: _first(context, name, most) for name in formats}
     tries: dict[str, dict[int, Outcome]] = {name: {} for name in formats}
     rows: list[dict[str, Any]] = []
     while (ratio := _next(tries, first, most)) is not None:
         verdicts, folder = _judged(recipe, ratio, out, bar, done, before)
         for name in formats:
-            row = _row(job, ratio, name, verdicts, folder)
+            row = _row(context, ratio, name, verdicts, folder)
             tries[name][ratio] = row["outcome"]
             rows.append(row)
-    return _finish(recipe, job, rows, first, out)
+    return _finish(recipe, context, rows, first, out)
 
 
 def _patient(recipe: Recipe) -> Recipe:
@@ -129,16 +129,16 @@ def _bits(artifact_format: str, group: int) -> tuple[float, float]:
     return BITS[quantisation], max(BITS[quantisation], BITS["q8_0"])
 
 
-def predicted_figures(job: Job, cost: ArtifactCost, dense: ArtifactCost) -> dict[str, float]:
+def predicted_figures(context: Context, cost: ArtifactCost, dense: ArtifactCost) -> dict[str, float]:
     """The gate's metrics as far as they are known without measuring."""
-    settings = job.recipe.bench
-    context = settings.prompt_tokens + settings.decode_tokens // 2
-    read, before = (each.projection_bytes + each.kv_bytes_per_token * context for each in (cost, dense))
+    settings = context.recipe.bench
+    held = settings.prompt_tokens + settings.decode_tokens // 2
+    read, before = (each.projection_bytes + each.kv_bytes_per_token * held for each in (cost, dense))
     figures: dict[str, float] = {
         "file_mib": cost.file_bytes / 2**20, "kv_bytes_per_token": cost.kv_bytes_per_token, "bytes_per_token": read,
         "parameters": cost.parameters, "speedup_vs_dense": before / read,
     }  # fmt: skip
-    prediction = predict(cost, job.target, settings.prompt_tokens, context)
+    prediction = predict(cost, context.target, settings.prompt_tokens, held)
     told = {
         "decode_tok_s": prediction.decode_tok_s, "prefill_tok_s": prediction.prefill_tok_s,
         "ttft_ms": prediction.ttft_ms, "peak_rss_mib": prediction.ram_mib,
@@ -149,13 +149,13 @@ def predicted_figures(job: Job, cost: ArtifactCost, dense: ArtifactCost) -> dict
     return figures
 
 
-def _first(job: Job, name: str, most: int) -> int:
+def _first(context: Context, name: str, most: int) -> int:
     """The least ratio at which everything that can be predicted is within its limits."""
-    limits = [limit for limit in job.recipe.budget.limits if limit.artifact in (None, name)]
-    group = job.recipe.export.group
-    dense = cost_at(job.spec, name, group, 0)
+    limits = [limit for limit in context.recipe.budget.limits if limit.artifact in (None, name)]
+    group = context.recipe.export.group
+    dense = cost_at(context.spec, name, group, 0)
     for ratio in range(0, most + 1, STEP):
-        figures = predicted_figures(job, cost_at(job.spec, name, group, ratio / 100), dense)
+        figures = predicted_figures(context, cost_at(context.spec, name, group, ratio / 100), dense)
         if all(_within(limit, figures[limit.metric]) for limit in limits if limit.metric in figures):
             return ratio
     return most
@@ -170,40 +170,33 @@ def _judged(
 ) -> tuple[list[dict[str, Any]], Path]:
     """Verdicts of the gate at a ratio, and the folder of the artifacts. 0 is the dense model."""
     if ratio:
-        job = Job(with_ratio(recipe, ratio / 100), None, bar)
-        results = run_stages(job, CHAIN, {}, out, None, done, before).results
+        context = open_context(with_ratio(recipe, ratio / 100), None, bar)
+        results = run_stages(context, COMPILE, CHAIN, {}, out, None, done, before).results
         folders = {result.name: result.folder for result in results}
         return list(read_json(folders["gate"] / "gate.json")["verdicts"]), folders["export"]
-    job = Job(recipe, None, bar, tune=True)
-    folder = dense_folder(job, out, done)
-
-    def run(inputs: Mapping[str, Path], path: Path) -> None:
-        write_json(path / "bench.json", job.bench(folder, folder))
-
-    stage = Stage("densebench", ("dense",), ("test",), job.stage("bench").settings, run)
-    record = recipe.model_dump(mode="json")
-    with bar("densebench", None):
-        result = run_stage(stage, {"dense": folder}, job.outside(("test",)), out / "stages", record)
-    done(result)
-    verdicts = judge(read_json(result.folder / "bench.json"), recipe.budget, job.on_target, job.target)
-    return [verdict.model_dump(mode="json") for verdict in verdicts], folder
+    context = open_context(recipe, None, bar, tune=True)
+    results = run_stages(context, DENSE, tuple(rule.name for rule in DENSE), {}, out, None, done).results
+    folders = {result.name: result.folder for result in results}
+    bench = read_json(folders["densebench"] / "bench.json")
+    verdicts = judge(bench, recipe.budget, context.on_target, context.target)
+    return [verdict.model_dump(mode="json") for verdict in verdicts], folders["dense"]
 
 
-def _row(job: Job, ratio: int, name: str, verdicts: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _row(context: Context, ratio: int, name: str, verdicts: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     """What one format came to at one ratio; figures of another board are settled by prediction, and marked so."""
     own = [dict(verdict) for verdict in verdicts if verdict["artifact"] == name]
     figures: dict[str, float] = {}
-    if not job.on_target:
-        dense = cost_at(job.spec, name, job.recipe.export.group, 0)
-        figures = predicted_figures(job, artifact_cost(folder, name), dense)
-    limits = {(limit.metric, limit.text): limit for limit in job.recipe.budget.limits}
+    if not context.on_target:
+        dense = cost_at(context.spec, name, context.recipe.export.group, 0)
+        figures = predicted_figures(context, artifact_cost(folder, name), dense)
+    limits = {(limit.metric, limit.text): limit for limit in context.recipe.budget.limits}
     for verdict in own:
         limit = limits[verdict["metric"], verdict["limit"]]
         settled = verdict["kind"] in (Kind.BOARD, Kind.PREDICTED) and verdict["metric"] in figures
         if verdict["verdict"] == "inconclusive" and settled:
             value = figures[verdict["metric"]]
             verdict |= {"predicted": True, "value": value, "verdict": "pass" if _within(limit, value) else "fail"}
-            verdict["reason"] = f"{value:.4g}, predicted for {job.target.title}"
+            verdict["reason"] = f"{value:.4g}, predicted for {context.target.title}"
     return {"ratio": ratio, "format": name, "outcome": outcome_of(own), "verdicts": own}
 
 
@@ -215,14 +208,16 @@ def outcome_of(verdicts: list[dict[str, Any]]) -> Outcome:
     return "both" if lost and short else "less" if lost else "more" if short else "meets"
 
 
-def _finish(recipe: Recipe, job: Job, rows: list[dict[str, Any]], first: dict[str, int], out: Path) -> dict[str, Any]:
+def _finish(
+    recipe: Recipe, context: Context, rows: list[dict[str, Any]], first: dict[str, int], out: Path
+) -> dict[str, Any]:
     met = [row for row in rows if row["outcome"] == "meets"]
     best = min(met, key=lambda row: (row["ratio"], recipe.export.formats.index(row["format"])), default=None)
     unclear = any(v["verdict"] == "inconclusive" for row in rows for v in row["verdicts"])
     predicted = best is not None and any(verdict.get("predicted") for verdict in best["verdicts"])
     code = EXIT_INCONCLUSIVE if predicted or (best is None and unclear) else EXIT_OK if best else EXIT_FAILED
     document = {
-        "schema": SCHEMA, "exit_code": code, "model": job.model_name, "target": job.target.name,
+        "schema": SCHEMA, "exit_code": code, "model": context.model_name, "target": context.target.name,
         "found": best and {"ratio": best["ratio"], "format": best["format"], "predicted": predicted},
         "predicted_first": first, "tries": rows,
     }  # fmt: skip

@@ -7,16 +7,17 @@ own, so that a killed run goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from saap_edge.cache import Stage, StageResult, run_stage
-from saap_edge.chain.job import ORDER, Job
-from saap_edge.chain.run import Step, run_stages
-from saap_edge.files import read_json, write_json
-from saap_edge.measuring.folders import measure_beside
+from saap_edge.cache import StageResult, run_stage
+from saap_edge.chain.chains import COMPILE, DENSE, ORDER
+from saap_edge.chain.context import Context, open_context
+from saap_edge.chain.run import Before, run_stages
+from saap_edge.chain.stages.bench import point as point_rule
+from saap_edge.files import read_json
 from saap_edge.measuring.pareto import on_front
 from saap_edge.prediction.predict import predict_benched
 from saap_edge.progress import Bar
@@ -36,7 +37,7 @@ class _Point:
     removed: float
     format: str
     folder: Path
-    job: Job
+    context: Context
 
     @property
     def name(self) -> str:
@@ -55,7 +56,7 @@ def with_formats(recipe: Recipe, formats: tuple[str, ...]) -> Recipe:
 
 def frontier(
     recipe: Recipe, ratios: tuple[float, ...], rivals: tuple[str, ...], out: Path, bar: Bar,
-    done: Callable[[StageResult], None], before: Callable[[Job, list[Step]], None] = lambda job, steps: None,
+    done: Callable[[StageResult], None], before: Before = lambda context, steps: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Compile at every ratio, measure every artifact; returns the frontier document (schema 1).
 
@@ -69,85 +70,66 @@ def frontier(
     """
     wanted = tuple(name for name in rivals if name not in recipe.export.formats)
     with bar("checking the recipe and the model", None):
-        jobs = [Job(with_ratio(recipe, ratio), None, bar) for ratio in ratios]
-        rival_job = Job(with_formats(recipe, wanted), None, bar, tune=True) if wanted else None
-    own = f"gguf-{jobs[0].target.quantisation['gguf']}"
+        contexts = [open_context(with_ratio(recipe, ratio), None, bar) for ratio in ratios]
+        rival = open_context(with_formats(recipe, wanted), None, bar, tune=True) if wanted else None
+    own = f"gguf-{contexts[0].target.quantisation['gguf']}"
     anchor_format = own if own in recipe.export.formats else recipe.export.formats[0]
     points: list[_Point] = []
-    for job in jobs:
-        folders = {result.name: result.folder for result in run_stages(job, CHAIN, {}, out, None, done, before).results}
+    for context in contexts:
+        results = run_stages(context, COMPILE, CHAIN, {}, out, None, done, before).results
+        folders = {result.name: result.folder for result in results}
         if not points:
             anchor = folders["dense"], anchor_format
-            points += [_Point(0, 0, name, folders["dense"], job) for name in recipe.export.formats]
-            if rival_job:
-                folder = dense_folder(rival_job, out, done)
-                points += [_Point(0, 0, name, folder, rival_job) for name in wanted]
+            points += [_Point(0, 0, name, folders["dense"], context) for name in recipe.export.formats]
+            if rival:
+                folder = dense_folder(rival, out, done)
+                points += [_Point(0, 0, name, folder, rival) for name in wanted]
         removed = float(read_json(folders["plan"] / "plan.json")["achieved_ratio"])
         points += [
-            _Point(job.recipe.prune.ratio, removed, name, folders["export"], job) for name in recipe.export.formats
+            _Point(context.recipe.prune.ratio, removed, name, folders["export"], context)
+            for name in recipe.export.formats
         ]
     measured = []
     for point in points:
         result = _measured(point, anchor, out)
         done(result)
         measured.append(read_json(result.folder / "point.json"))
-    return _document(jobs[0], anchor_format, points, measured)
+    return _document(contexts[0], anchor_format, points, measured)
 
 
-def dense_folder(job: Job, out: Path, done: Callable[[StageResult], None]) -> Path:
+def dense_folder(context: Context, out: Path, done: Callable[[StageResult], None]) -> Path:
     """The dense model in the recipe's formats, checked against torch as all that ships is."""
-    [result] = run_stages(job, ("dense",), {}, out, None, done).results
-    record, outside = job.recipe.model_dump(mode="json"), job.outside(("model", "test"))
-    check = Stage("densecheck", ("dense",), ("model", "test"), {}, lambda inputs, path: _verify(job, inputs, path))
-    with job.bar("densecheck", None):
-        checked = run_stage(check, {"dense": result.folder}, outside, out / "stages", record)
-    done(checked)
-    return result.folder
-
-
-def _verify(job: Job, inputs: Mapping[str, Path], out: Path) -> None:
-    from saap_edge.evaluation.parity import require
-    from saap_edge.evaluation.verify import verify_folder
-
-    text = job.corpus.text("test")
-    with job.bar("verify: dense", len(job.recipe.export.formats)) as advance:
-        parities = verify_folder(inputs["dense"], job.model, text, job.threads, lambda: advance(1))
-    require(parities)
-    write_json(out / "verify.json", [parity.as_dict() for parity in parities])
+    results = run_stages(context, DENSE, ("dense", "densecheck"), {}, out, None, done).results
+    return results[0].folder
 
 
 def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult:
     """Measure one artifact beside the anchor, or find that it has been measured."""
-    job = point.job
-
-    def run(inputs: Mapping[str, Path], path: Path) -> None:
-        pair = (inputs["anchor"], anchor[1]), (inputs["artifact"], point.format)
-        conditions = replace(job.conditions(), contexts=())  # no axis of the picture
-        write_json(path / "point.json", measure_beside(*pair, conditions, job.bar))
-
-    settings = job.stage("bench").settings | {"anchor": anchor[1], "format": point.format}
-    stage = Stage("point", ("anchor", "artifact"), ("test",), settings, run)
-    folders, record = {"anchor": anchor[0], "artifact": point.folder}, job.recipe.model_dump(mode="json")
-    with job.bar(f"measuring {point.name}", None):
-        return run_stage(stage, folders, job.outside(("test",)), out / "stages", record)
+    context = point.context
+    stage = point_rule(anchor[1], point.format).stage(context)
+    folders, record = {"anchor": anchor[0], "artifact": point.folder}, context.recipe.model_dump(mode="json")
+    with context.bar(f"measuring {point.name}", None):
+        return run_stage(stage, folders, context.outside(stage.reads), out / "stages", record)
 
 
-def _document(job: Job, anchor: str, points: list[_Point], measured: list[dict[str, Any]]) -> dict[str, Any]:
+def _document(context: Context, anchor: str, points: list[_Point], measured: list[dict[str, Any]]) -> dict[str, Any]:
     """The frontier document: a row a point, and which of them no other beats."""
-    rows = [_row(job, point, document) for point, document in zip(points, measured, strict=True)]
+    rows = [_row(context, point, document) for point, document in zip(points, measured, strict=True)]
     first = measured[0]
     return {
-        "schema": SCHEMA, "model": job.model_name, "target": job.target.name, "on_target": job.on_target,
+        "schema": SCHEMA, "model": context.model_name, "target": context.target.name, "on_target": context.on_target,
         "anchor": f"dense {anchor}", "machine": first["machine"], "conditions": first["conditions"],
         "points": mark_front(rows),
     }  # fmt: skip
 
 
-def _row(job: Job, point: _Point, document: dict[str, Any]) -> dict[str, Any]:
+def _row(context: Context, point: _Point, document: dict[str, Any]) -> dict[str, Any]:
     """One artifact. `speed` is its decode rate over the anchor's; the target's is predicted where that is elsewhere."""
     [artifact] = [entry for entry in document["artifacts"] if entry["role"] == "candidate"]
     [comparison], metrics = document["comparisons"], artifact["metrics"]
-    there = None if job.on_target else predict_benched(artifact, document["conditions"], job.target).decode_tok_s
+    there = (
+        None if context.on_target else predict_benched(artifact, document["conditions"], context.target).decode_tok_s
+    )
     return {
         "name": point.name, "role": "pruned" if point.ratio else "dense", "ratio": point.ratio,
         "removed": point.removed, "format": point.format,

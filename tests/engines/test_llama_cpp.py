@@ -1,4 +1,4 @@
-"""The llama.cpp engine beyond parity (which tests/export/test_gguf.py holds): limits, memory, damaged files."""
+"""The llama.cpp engine beyond parity (which tests/exporting/test_gguf.py holds): limits, memory, damaged files."""
 
 import pytest
 

@@ -16,7 +16,7 @@ from saap_edge.exporting.onnx import write_onnx
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model
 from tests.conftest import VOCABULARY, tiny_model, write_folder
-from tests.export.onnx_support import PlainSession, random_tokens, reference
+from tests.exporting.onnx_support import PlainSession, random_tokens, reference
 
 TOKENS = random_tokens(VOCABULARY, 24, seed=5)
 

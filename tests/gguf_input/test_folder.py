@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from saap_edge.chain.job import Job
+from saap_edge.chain.context import open_context
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.parity import logits
@@ -29,7 +29,7 @@ from saap_edge.progress import no_bar
 from saap_edge.recipe import Recipe
 from saap_edge.sources import resolve_model
 from tests.conftest import VOCABULARY, raw_model, tiny_model, write_folder
-from tests.export.tokenizer_texts import RULES, SPECIAL, TEXTS, TOKENS_INSIDE, WHOLE, hostile
+from tests.exporting.tokenizer_texts import RULES, SPECIAL, TEXTS, TOKENS_INSIDE, WHOLE, hostile
 from tests.gguf_input.foreign import TOKENS, finish, tensors_of, write_foreign, writer_of
 
 IDS = list(range(1, 20))
@@ -259,7 +259,7 @@ def test_a_job_names_the_file_and_says_what_its_rounding_cost(tmp_path):
     write_gguf(folder, tmp_path / "m.gguf", "q4_1")
     recipe = Recipe.model_validate({"model": str(tmp_path / "m.gguf"), "target": "rpi5"})
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update={"formats": ["gguf-q4_0"]})})
-    job = Job(recipe, None, no_bar)
+    job = open_context(recipe, None, no_bar)
     assert job.model_name == "m.gguf"
     assert any("quantised already" in warning and "Q4_1" in warning for warning in job.warnings)
     assert source_of(job.model) == job.source and job.source["types"]["Q4_1"] == 21

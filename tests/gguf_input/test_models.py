@@ -25,7 +25,7 @@ from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
 from tests.conftest import WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
-from tests.export.llama_support import exact_logits
+from tests.exporting.llama_support import exact_logits
 from tests.gguf_input.foreign import finish, tensors_of, write_foreign, writer_of
 
 IDS = list(range(1, 30))  # more than Gemma's window of 8

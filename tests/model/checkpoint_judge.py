@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from saap_edge.chain.job import Job
+from saap_edge.chain.context import open_context
 from saap_edge.engines.worker import cause_of_death, child_environment
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.subjects import Settings, evaluate_path
@@ -110,7 +110,7 @@ def _entries(
     """What the commands call: compile and its stages, evaluate, export."""
 
     def job() -> None:
-        Job(recipe_of(folder, scratch, name), None, no_bar, tune=pruned)
+        open_context(recipe_of(folder, scratch, name), None, no_bar, tune=pruned)
 
     def load() -> torch.Tensor:
         with torch.no_grad():
@@ -192,7 +192,7 @@ def run_files(files: list[Path], scratch: Path) -> dict[Path, str]:
         jobs.append({"engine": engine, "path": str(path), "tokens": IDS[0, :length].tolist()})
     (scratch / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     child = subprocess.run(
-        [sys.executable, "-m", "tests.export.random_plans_child", str(scratch)], capture_output=True,
+        [sys.executable, "-m", "tests.exporting.random_plans_child", str(scratch)], capture_output=True,
         env=child_environment() | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     faults = {}

@@ -18,7 +18,7 @@ from saap_edge.report.terminal import (
     render_recover,
     render_verify,
 )
-from tests.gate_support import stat
+from tests.gating.support import stat
 
 HOSTILE = "<script>alert(1)</script>"
 

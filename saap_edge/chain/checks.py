@@ -1,0 +1,100 @@
+"""What a run is refused for, before anything is written: pure functions, which `open_context` calls once each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saap_edge.chain.space import space_of, will_be_uniform
+from saap_edge.engines.answers import VERIFIED
+from saap_edge.errors import SaapError
+from saap_edge.evaluation.token_ids import check_token_ids
+from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.weights import FLOATS, IN_WIDER_FLOATS
+from saap_edge.measuring.conditions import longest_sequence
+from saap_edge.model.chat import read_chat
+from saap_edge.model.checkpoint import read_spec
+from saap_edge.model.spec import ModelSpec
+from saap_edge.model.values import beyond_fp16
+from saap_edge.pruning.plan import check_fits
+
+if TYPE_CHECKING:
+    from saap_edge.chain.texts import Corpus
+    from saap_edge.recipe import Recipe
+    from saap_edge.targets import Target
+
+__all__ = [
+    "check_formats", "check_lengths", "check_pruning", "check_teacher", "check_tokenizer", "check_values",
+]  # fmt: skip
+
+
+def check_teacher(spec: ModelSpec, teacher: Path) -> None:
+    """Refuse a teacher that speaks of other tokens. Raises SaapError."""
+    taught, known = spec.vocab_size, read_spec(teacher).vocab_size
+    if taught != known:
+        raise SaapError(f"the teacher '{teacher}' has {known} tokens, the model {taught}: they must agree")
+
+
+def check_formats(spec: ModelSpec, formats: Iterable[str]) -> None:
+    """Refuse formats that cannot hold the model as it is. Raises SaapError."""
+    for name in formats:
+        refusal = export_refusal(spec, name)
+        if refusal:
+            raise SaapError(refusal)
+
+
+def check_pruning(spec: ModelSpec, recipe: Recipe, target: Target, plan: Any) -> None:
+    """Refuse what this family or model cannot have: formats, depth, biases, a ratio, a plan. Raises SaapError."""
+    prune = recipe.prune
+    if any(not (layer.heads and layer.ffn) for layer in spec.layers):
+        raise SaapError("the model has layers without attention or FFN: prune the dense model it was made from")
+    if prune.depth and spec.no_depth:
+        raise SaapError(f"prune.depth: whole sublayers cannot be removed from this model: {spec.no_depth}")
+    if prune.bias and spec.family.uniform_only:
+        raise SaapError(f"prune.bias: {spec.family.title} models are saved as their plain class, which has none")
+    per_layer = not (plan.uniform if plan else will_be_uniform(spec, recipe))
+    pruned = replace(spec, o_bias=True, down_bias=True) if prune.bias else spec
+    for name in recipe.export.formats:
+        refusal = export_refusal(spec, name) or export_refusal(pruned, name, per_layer)
+        if refusal:
+            raise SaapError(refusal)
+    if plan:
+        check_fits(plan, spec)
+    else:
+        space_of(spec, recipe, target).check(prune.ratio)
+
+
+def check_lengths(spec: ModelSpec, recipe: Recipe) -> None:
+    """Refuse windows and sequences that are longer than the model's context. Raises SaapError."""
+    if recipe.score.window > spec.context:
+        raise SaapError(f"score.window {recipe.score.window} is longer than the model's context {spec.context}")
+    bench = recipe.bench
+    longest = longest_sequence(bench.prompt_tokens, bench.contexts, bench.decode_tokens)
+    if longest > spec.context:
+        raise SaapError(
+            f"bench measures sequences of {longest} tokens (prompt_tokens or contexts, and decode_tokens): the model's "
+            f"context is {spec.context}"
+        )
+    if spec.context < VERIFIED:
+        raise SaapError(f"verify runs {VERIFIED} tokens: the model's context is {spec.context}")
+
+
+def check_tokenizer(model: Path, spec: ModelSpec, corpus: Corpus, formats: Iterable[str]) -> list[str]:
+    """Refuse what is said of ends and chats and cannot be, and formats whose runtimes have no equal of the tokenizer;
+    returns what differs, a line each. Raises SaapError.
+    """
+    text = corpus.text("test")
+    return [*read_chat(model).warnings, *check_token_ids(model, spec, corpus.tokenizer, text, formats)]
+
+
+def check_values(model: Path, formats: Iterable[str]) -> None:
+    """Refuse weights that are no finite numbers, and formats that do not hold them. Raises SaapError."""
+    large = beyond_fp16(model)
+    narrow = [name for name in formats if str(FLOATS.get(name)) == "torch.float16"]
+    if large and narrow:
+        name, largest = next(iter(large.items()))
+        raise SaapError(
+            f"'{model}': {name} holds {largest:.3g}, and {narrow[0]} nothing beyond 65504: {IN_WIDER_FLOATS}"
+        )

@@ -1,0 +1,105 @@
+"""What all stages of one run share: the recipe, what it names, opened and checked once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saap_edge.chain.texts import Corpus
+from saap_edge.errors import SaapError
+from saap_edge.files import file_hash, folder_hash
+from saap_edge.model.spec import ModelSpec
+from saap_edge.progress import Bar
+from saap_edge.recipe import Recipe
+from saap_edge.sources import resolve_model
+from saap_edge.targets import Target, load_target, matches_this_machine
+
+__all__ = ["Context", "open_context"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A checked recipe and what it names.
+
+    Attributes:
+        model, teacher: folders; `spec`: the model's shape.
+        source: what is known of the GGUF file that the model was unpacked from, None where it came as a folder.
+        plan: a plan that is used instead of searching for one.
+        tune: the model is recovered as it is: nothing is pruned.
+        bar: shows progress.
+        warnings: what was put right or will differ, a line each.
+    """
+
+    recipe: Recipe
+    target: Target
+    model: Path
+    teacher: Path
+    spec: ModelSpec
+    source: dict[str, Any] | None
+    plan: Any
+    tune: bool
+    corpus: Corpus
+    bar: Bar
+    warnings: tuple[str, ...] = ()
+    _hashes: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the engines: the recipe's, or the target's as far as this machine has them."""
+        return self.recipe.bench.threads or min(self.target.threads, os.cpu_count() or 1)
+
+    @property
+    def on_target(self) -> bool:
+        """This machine is the target."""
+        return matches_this_machine(self.target)
+
+    @property
+    def model_name(self) -> str:
+        """The folder's or file's name, or the hub's: paths of this machine have no place in a report."""
+        given = Path(self.recipe.model)
+        if given.is_file():
+            return given.name
+        return self.model.resolve().name if given.is_dir() else self.recipe.model
+
+    def outside(self, roles: tuple[str, ...]) -> dict[str, str]:
+        """Content hashes of files from outside ("model", "teacher", and the texts), each computed once."""
+        folders = {"model": self.model, "teacher": self.teacher}
+        for role in roles:
+            if role not in self._hashes:
+                known = role in folders
+                self._hashes[role] = folder_hash(folders[role]) if known else file_hash(getattr(self.recipe.data, role))
+        return {role: self._hashes[role] for role in roles}
+
+
+def open_context(recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = False) -> Context:
+    """Open what a recipe names, and refuse here, before anything is written, everything that can be refused.
+
+    Raises SaapError for a missing or unsupported model, an unreachable ratio, an unknown target, texts that are missing
+    or too short, a window or a measured sequence longer than the model's context, a tokenizer that a format cannot
+    hold, or a plan file that breaks a rule.
+    """
+    from saap_edge.chain import checks
+    from saap_edge.gguf_input.folder import source_of
+    from saap_edge.model.checkpoint import open_checkpoint
+    from saap_edge.pruning.plan import load_plan
+
+    target, model = load_target(recipe.target), resolve_model(recipe.model)
+    checkpoint = open_checkpoint(model)
+    source = source_of(model)
+    plan = load_plan(plan_file) if plan_file else None
+    teacher = resolve_model(recipe.recover.teacher) if recipe.recover.teacher else model
+    checks.check_teacher(checkpoint.spec, teacher)
+    checks.check_formats(checkpoint.spec, recipe.export.formats) if tune else checks.check_pruning(
+        checkpoint.spec, recipe, target, plan
+    )
+    checks.check_lengths(checkpoint.spec, recipe)
+    if not (model / "tokenizer.json").is_file():
+        raise SaapError(f"no tokenizer.json in '{model}': the runtimes need the model's fast tokenizer")
+    corpus = Corpus(dict(recipe.data), model, recipe.score.window)
+    told = checks.check_tokenizer(model, checkpoint.spec, corpus, recipe.export.formats)
+    corpus.check(calibration_windows=1 if tune else 2)
+    checks.check_values(model, recipe.export.formats)
+    warnings = (*checkpoint.warnings, *filter(None, [(source or {}).get("note")]), *told)
+    return Context(recipe, target, model, teacher, checkpoint.spec, source, plan, tune, corpus, bar, warnings)

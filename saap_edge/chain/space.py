@@ -1,0 +1,60 @@
+"""The widths that a plan of a recipe may choose, and what they cost on its target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saap_edge.model.spec import ModelSpec
+    from saap_edge.pruning.space import Space
+    from saap_edge.recipe import Recipe
+    from saap_edge.targets import Target
+
+__all__ = ["grids_of", "space_of", "target_settings", "will_be_uniform"]
+
+
+def space_of(spec: ModelSpec, recipe: Recipe, target: Target) -> Space:
+    """Widths a plan may choose, and what they cost."""
+    from saap_edge.pruning.space import Space, model_cost
+
+    prune = recipe.prune
+    bandwidth = target.decode_bandwidth if prune.unit == "latency" else 1.0
+    cost = model_cost(spec, prune.unit, target.quantisation["gguf"], prune.context, bandwidth)
+    attention_grid, grid = grids_of(spec, recipe, target)
+    return Space(
+        spec.layers, spec.hidden, spec.head_dim, cost, grid, prune.protect, prune.minimum, prune.query_slots,
+        prune.depth, prune.off_grid == "trim", _why_uniform(spec, recipe), attention_grid,
+    )  # fmt: skip
+
+
+def grids_of(spec: ModelSpec, recipe: Recipe, target: Target) -> tuple[int, int]:
+    """Grids of heads and FFN: the recipe's, or the target's and that of all types that are asked for."""
+    from saap_edge.exporting.kquants import KQUANTS, block_of
+    from saap_edge.pruning.space import block_grids
+
+    if recipe.prune.grid:
+        return recipe.prune.grid, recipe.prune.grid
+    asked = [name.removeprefix("gguf-") for name in recipe.export.formats]
+    block = max((block_of(name) for name in asked if name in KQUANTS), default=target.grid)
+    return block_grids(spec, target.grid, block)
+
+
+def target_settings(spec: ModelSpec, recipe: Recipe, target: Target) -> dict[str, Any]:
+    """What of the target a plan depends on."""
+    cost = space_of(spec, recipe, target).cost
+    return {"grids": grids_of(spec, recipe, target), "cost": [cost.per_weight, cost.per_kv_head, cost.fixed]}
+
+
+def will_be_uniform(spec: ModelSpec, recipe: Recipe) -> bool:
+    """The plan will be uniform: nothing else may be, or nothing else is asked for."""
+    return bool(spec.family.uniform_only) or recipe.prune.method == "uniform"
+
+
+def _why_uniform(spec: ModelSpec, recipe: Recipe) -> str | None:
+    """Why all layers must have the same widths, or None."""
+    from saap_edge.exporting.refusal import export_refusal
+
+    # A coarse grid may leave a uniform plan slightly uneven: not where a format could not carry that.
+    refusals = (export_refusal(spec, name, per_layer=True) for name in recipe.export.formats)
+    asked = will_be_uniform(spec, recipe)
+    return spec.family.uniform_only or (next(filter(None, refusals), None) if asked else None)

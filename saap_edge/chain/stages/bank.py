@@ -1,0 +1,39 @@
+"""Order of removal and repaired weights of every sublayer, at every width: one bank serves all budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saap_edge.chain.rule import Inputs, Rule
+from saap_edge.chain.space import grids_of, space_of
+from saap_edge.chain.stages.score import score_settings
+from saap_edge.chain.texts import windows
+
+if TYPE_CHECKING:
+    from saap_edge.chain.context import Context
+
+__all__ = ["RULE"]
+
+_OFFERED = ("off_grid", "protect", "minimum", "query_slots", "depth")  # settings that say which widths there are
+
+
+def _settings(context: Context) -> dict[str, Any]:
+    prune = context.recipe.prune.model_dump(mode="json")
+    grids = grids_of(context.spec, context.recipe, context.target)
+    return score_settings(context) | {name: prune[name] for name in _OFFERED} | {"grids": grids}
+
+
+def _bank(context: Context, inputs: Inputs, out: Path) -> None:
+    from saap_edge.model.folder import load_model, placement
+    from saap_edge.pruning.bank import build_bank
+    from saap_edge.pruning.score import load_scores
+
+    model = load_model(context.model, device_map=placement())
+    space = space_of(context.spec, context.recipe, context.target)
+    texts = windows(context, "calibration", context.recipe.score.samples)
+    with context.bar("bank: layers", len(context.spec.layers)) as advance:
+        build_bank(model, load_scores(inputs["score"]), space, texts, out, lambda: advance(1))
+
+
+RULE = Rule("bank", ("score",), _bank, reads=("model", "calibration"), settings=_settings)

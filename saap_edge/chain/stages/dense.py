@@ -1,0 +1,62 @@
+"""The dense model in every format: what the pruned one is compared with."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saap_edge.chain.rule import Inputs, Rule
+from saap_edge.chain.texts import windows
+
+if TYPE_CHECKING:
+    from saap_edge.chain.context import Context
+
+__all__ = ["RULE", "export_folder", "export_settings", "texts_read"]
+
+
+def export_settings(context: Context) -> dict[str, Any]:
+    """What of the recipe decides artifacts."""
+    return context.recipe.export.model_dump(mode="json")
+
+
+def texts_read(context: Context) -> tuple[str, ...]:
+    """Files from outside that an export reads: calibration text for llama.cpp's K and IQ types, where one is asked
+    for."""
+    return ("model", "calibration") if _needs_importance(context) else ("model",)
+
+
+def _needs_importance(context: Context) -> bool:
+    from saap_edge.exporting.kquants import KQUANTS
+
+    return any(name.removeprefix("gguf-") in KQUANTS for name in context.recipe.export.formats)
+
+
+def export_folder(context: Context, folder: Path, out: Path, role: str, lineage: dict[str, str]) -> None:
+    """Write a model in every format of the recipe, with the manifest."""
+    from saap_edge.exporting.write import export_artifacts
+
+    settings = context.recipe.export
+    with tempfile.TemporaryDirectory() as scratch:
+        imatrix = _importance(context, folder, Path(scratch)) if _needs_importance(context) else None
+        with context.bar(f"export: {role} formats", len(settings.formats)) as advance:
+            export_artifacts(
+                folder, out, settings.formats, role, lineage, lambda name: advance(1, f"{name} written"),
+                settings.group, imatrix,
+            )  # fmt: skip
+
+
+def _importance(context: Context, folder: Path, out: Path) -> Path:
+    from saap_edge.exporting.imatrix import save_importance
+    from saap_edge.model.folder import load_model
+    from saap_edge.recovery.imatrix import importance_matrix
+
+    texts = windows(context, "calibration", context.recipe.score.samples)
+    return save_importance(importance_matrix(load_model(folder), texts), out)
+
+
+def _dense(context: Context, inputs: Inputs, out: Path) -> None:
+    export_folder(context, context.model, out, "dense", {"model": context.outside(("model",))["model"]})
+
+
+RULE = Rule("dense", (), _dense, reads=texts_read, settings=export_settings)

@@ -1,0 +1,68 @@
+"""Widths per layer for a ratio: plan.json, and the values that its order is made of."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saap_edge.chain.rule import Inputs, Rule
+from saap_edge.chain.space import space_of, target_settings
+from saap_edge.chain.stages.score import batches_of, score_settings, scores_of
+from saap_edge.chain.texts import HELDOUT_WINDOWS, windows
+
+if TYPE_CHECKING:
+    from saap_edge.chain.context import Context
+
+__all__ = ["RULE", "SEARCH_WINDOWS"]
+
+SEARCH_WINDOWS = 8  # calibration windows behind the scored ones, on which the search compares plans
+
+
+def _settings(context: Context) -> dict[str, Any]:
+    recipe = context.recipe
+    given = {"plan": context.plan.model_dump(mode="json")} if context.plan else {}
+    prune = recipe.prune.model_dump(mode="json")
+    target = target_settings(context.spec, recipe, context.target)
+    return given | prune | score_settings(context) | {"seed": recipe.seed} | target
+
+
+def _plan(context: Context, inputs: Inputs, out: Path) -> None:
+    from saap_edge.pruning.plan import save_plan
+    from saap_edge.pruning.planner import save_values
+
+    settings = context.recipe.prune
+    with tempfile.TemporaryDirectory() as scratch:
+        planner = _planner(context, inputs, Path(scratch))
+        if context.plan is None:
+            with context.bar("plan", planner.work(settings.method)) as advance:
+                plan, values = planner.plan(settings.method, settings.ratio, advance)
+        else:
+            plan, values = context.plan, planner.values(context.plan.order)
+    save_plan(plan, out / "plan.json")
+    save_values(values, out)
+
+
+def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
+    from saap_edge.model.folder import load_model, placement
+    from saap_edge.pruning.bank import Bank, build_bank
+    from saap_edge.pruning.planner import Planner
+    from saap_edge.pruning.score import load_scores
+
+    settings, samples = context.recipe.prune, context.recipe.score.samples
+    model = load_model(context.model, device_map=placement())
+    space = space_of(context.spec, context.recipe, context.target)
+    texts = windows(context, "calibration", samples + SEARCH_WINDOWS)
+
+    def rescore() -> tuple[Any, Any]:
+        scores = scores_of(context, model, batches_of(context))
+        return scores, build_bank(model, scores, space, texts[:samples], scratch)
+
+    return Planner(
+        model, load_scores(inputs["score"]), Bank(inputs["bank"]), space, texts[:samples], texts[-SEARCH_WINDOWS:],
+        windows(context, "heldout", HELDOUT_WINDOWS), settings.ranking, settings.evaluations, context.recipe.seed,
+        settings.mix if settings.repair else None, settings.bias, settings.rounds, rescore,
+    )  # fmt: skip
+
+
+RULE = Rule("plan", ("score", "bank"), _plan, reads=("model", "calibration", "heldout"), settings=_settings)

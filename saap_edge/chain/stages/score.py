@@ -1,0 +1,57 @@
+"""Importance of every KV group and FFN channel, per calibration batch: scores.npz and its conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saap_edge.chain.rule import Inputs, Rule
+from saap_edge.chain.texts import windows
+
+if TYPE_CHECKING:
+    from saap_edge.chain.context import Context
+
+__all__ = ["RULE", "batches_of", "score_settings", "scores_of"]
+
+
+def score_settings(context: Context) -> dict[str, Any]:
+    """What of the recipe decides scores."""
+    return context.recipe.score.model_dump(mode="json")
+
+
+def batches_of(context: Context) -> list[Any]:
+    """Calibration windows in batches, of which importance keeps one figure each."""
+    import torch
+
+    settings = context.recipe.score
+    batches = torch.tensor_split(windows(context, "calibration", settings.samples), settings.batches)
+    return [batch for batch in batches if len(batch)]
+
+
+def scores_of(context: Context, model: Any, batches: list[Any], progress: Callable[[], None] = lambda: None) -> Any:
+    """The scores of a loaded model."""
+    from saap_edge.model.perplexity import text_hash
+    from saap_edge.pruning.score import score_model
+
+    settings = context.recipe.score
+    conditions = {"text_sha256": text_hash(context.recipe.data.calibration), **settings.model_dump()}
+    return score_model(
+        model, batches, conditions, progress, second_order=settings.second_order,
+        running_fisher=settings.running_fisher, checkpointing=settings.checkpointing,
+    )  # fmt: skip
+
+
+def _score(context: Context, inputs: Inputs, out: Path) -> None:
+    import torch
+
+    from saap_edge.model.folder import load_model, placement
+    from saap_edge.pruning.score import save_scores
+
+    batches = batches_of(context)
+    model = load_model(context.model, getattr(torch, context.recipe.score.dtype), placement())
+    with context.bar("score: calibration batches", len(batches)) as advance:
+        save_scores(scores_of(context, model, batches, lambda: advance(1)), out)
+
+
+RULE = Rule("score", (), _score, reads=("model", "calibration"), settings=score_settings)

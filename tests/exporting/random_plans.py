@@ -1,0 +1,239 @@
+"""Random models of every family, pruned by random valid plans: are their files right in both runtimes?
+
+Every case is drawn from its number alone. It is checked like this, whole prompts and single steps:
+
+- GGUF F32 with a float32 cache and without flash attention, and ONNX fp32: every logit within 1e-4 of torch's (but
+  Gemma in llama.cpp, whose GELU is a table of fp16 numbers: within 0.001 of the logits' own size);
+- another GGUF type and another ONNX format, chosen by chance, with flash attention and without: within what `verify`
+  tolerates, twice the deviation predicted for these tokens (saap_edge/evaluation/arithmetic.py);
+- a format that cannot hold the model: refused, in words, before a file is there.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saap_edge.engines.worker import cause_of_death, child_environment
+from saap_edge.errors import SaapError
+from saap_edge.evaluation.arithmetic import runtime_arithmetic
+from saap_edge.evaluation.parity import logits, relative_error, shipped_model, tolerated
+from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.weights import ExportWeights
+from saap_edge.exporting.write import write_artifact
+from saap_edge.families import FAMILIES
+from saap_edge.model.folder import load_model, save_model, spec_of
+from saap_edge.model.spec import ModelSpec
+from saap_edge.pruning.plan import check_plan, make_plan
+from saap_edge.pruning.space import Space, Widths
+from saap_edge.pruning.surgery import Kept, cut
+from tests.conftest import tiny_model, tiny_tokenizer
+
+EXACT = 1e-4  # absolute, on logits
+GELU_TABLE = 1e-3  # relative; that GELU is all of it, test_gelu_in_llama_cpp_is_a_table_of_fp16 shows
+TOKENS = 24
+OTHERS = {
+    "gguf": ("gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1"),
+    "onnx": ("onnx-fp16", "onnx-int4", "onnx-int4-full", "onnx-int8"),
+}  # fmt: skip
+ROPES: tuple[dict[str, Any], ...] = (
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    {"rope_type": "linear", "factor": 3.0},
+    {"rope_type": "yarn", "factor": 4.0},
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One file in one way of running it, and what it must answer."""
+
+    case: str
+    format: str
+    engine: str  # "exact": llama.cpp without flash attention and with a float32 cache
+    path: Path
+    tokens: list[int]
+    expected: np.ndarray
+    tolerance: float
+    absolute: bool  # the error is the largest of any logit, not relative to all of them
+
+    def error(self, answer: np.ndarray) -> float:
+        if self.absolute:
+            return float(np.abs(answer - self.expected).max())
+        return relative_error(answer, self.expected)
+
+
+@dataclass
+class Outcome:
+    """Faults in words, files by format, and for every way of running one the largest error over its tolerance."""
+
+    faults: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    worst: dict[str, float] = field(default_factory=dict)
+
+    def judge(self, run: Run, answers: dict[str, np.ndarray]) -> None:
+        for mode, answer in answers.items():
+            error, way = run.error(answer), f"{run.format} in {run.engine}"
+            self.worst[way] = max(self.worst.get(way, 0.0), error / run.tolerance)
+            if not error <= run.tolerance:
+                self.faults.append(f"{run.case}, {way}, {mode}: error {error:.2g}, tolerance {run.tolerance:.2g}")
+
+
+def dense_model(dice: random.Random, family: str) -> Any:
+    """A random model of random shape."""
+    declared = FAMILIES[family]
+    kv_heads, slots = dice.choice([(1, 4), (2, 1), (2, 2), (2, 3), (4, 1), (4, 2)])
+    head_dim = dice.choice([16, 32] if declared.gemma else [8, 16, 32])
+    if kv_heads * slots * head_dim % 32:
+        head_dim = 16
+    hidden = [size for size in (64, 96) if size % (kv_heads * slots) == 0]  # as transformers' classes want it
+    overrides: dict[str, Any] = {
+        "num_attention_heads": kv_heads * slots, "num_key_value_heads": kv_heads, "head_dim": head_dim,
+        "hidden_size": dice.choice(hidden), "num_hidden_layers": dice.randint(1, 5),
+        "intermediate_size": dice.choice([64, 128, 160, 44, 172]),
+    }  # fmt: skip
+    if declared.gemma:
+        overrides |= {"query_pre_attn_scalar": head_dim, "sliding_window_pattern": 6 if family == "gemma3_text" else 2}
+    if family in ("llama", "qwen3") and dice.random() < 0.25:
+        overrides["attention_bias"] = True
+    if family in ("llama", "granite") and dice.random() < 0.25:
+        overrides["mlp_bias"] = True
+    if family in ("llama", "mistral", "qwen2", "qwen3") and dice.random() < 0.4:
+        rope = {"rope_theta": 1e4, "original_max_position_embeddings": 32} | dice.choice(ROPES)
+        overrides["rope_parameters"] = rope
+    tied = family == "gemma2" or dice.random() < 0.5
+    model = tiny_model(family, tied, dice.randrange(2**31), **overrides)
+    if declared.gemma:  # 1 is added to these weights: trained ones lie around 0
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter.sub_(1)
+    return model
+
+
+def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
+    """Widths of a random plan: every layer its own, or all alike."""
+    uniform = spec.family.uniform_only
+    space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True, depth=depth, uniform_only=uniform)
+    alike = bool(uniform) or dice.random() < 0.2
+
+    def layer(index: int) -> dict[str, int]:
+        while True:
+            widths = {kind: dice.choice(space.options(index, kind)) for kind in ("attention", "slots", "ffn")}
+            if space.fits(index, widths) and not (alike and space.shape(widths).gone):
+                return widths
+
+    widths = [layer(0)] * len(spec.layers) if alike else [layer(index) for index in range(len(spec.layers))]
+    if all(space.shape(layer).gone for layer in widths):
+        widths[0] = space.dense()[0]
+    check_plan(
+        make_plan("random", "first", 0.0, space, widths), list(spec.layers), spec.head_dim,
+        uniform_only=uniform, no_depth=spec.no_depth if not depth else None,
+    )  # fmt: skip
+    return widths
+
+
+def write_case(number: int, folder: Path) -> str:
+    """Write the pruned model of a case and say what it is."""
+    dice = random.Random(number)
+    family = list(FAMILIES)[number % len(FAMILIES)]
+    dense = dense_model(dice, family)
+    spec, biased = spec_of(dense), not FAMILIES[family].uniform_only and dice.random() < 0.2
+    depth = not (spec.no_depth or biased) and dice.random() < 0.5
+    if biased:  # as repair may add them, to single layers
+        for layer in dense.model.layers[:: dice.choice([1, 2])]:
+            for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                module.bias = torch.nn.Parameter(torch.randn(spec.hidden) * 0.1)
+    widths = random_widths(dice, spec, depth)
+    kept = [
+        {kind: np.array(sorted(dice.sample(range(size), layer[kind])), dtype=np.int64) for kind, size in sizes.items()}
+        for layer, sizes in zip(widths, Space(spec.layers, spec.hidden, spec.head_dim).dense(), strict=True)
+    ]  # fmt: skip
+    pruned = cut(dense, Kept(kept))
+    folder.mkdir()
+    tiny_tokenizer(family).save_pretrained(folder)
+    save_model(pruned, folder, folder)
+    shapes = [f"{shape.heads}/{shape.kv_heads}/{shape.ffn}" for shape in spec_of(pruned).layers]
+    return f"case {number}: {family}, head_dim {spec.head_dim}, tied {spec.tied}, biased {biased}, {' '.join(shapes)}"
+
+
+def prepare(number: int, scratch: Path, counts: Counter[str]) -> list[Run]:
+    """Write a case's files: what is to be run. Counts what was written and what was refused."""
+    folder, dice = scratch / f"model-{number}", random.Random(-1 - number)
+    case = write_case(number, folder)
+    weights = ExportWeights(folder)
+    tokens = [dice.randrange(1, weights.spec.vocab_size) for _ in range(TOKENS)]
+    runs = []
+    for artifact_format in ("gguf-f32", dice.choice(OTHERS["gguf"]), "onnx-fp32", dice.choice(OTHERS["onnx"])):
+        group = dice.choice([32, 64, 128]) if artifact_format.startswith("onnx") else 32
+        path = scratch / f"{artifact_format}-{number}{'.gguf' if artifact_format.startswith('gguf') else ''}"
+        refusal = export_refusal(weights.spec, artifact_format)
+        counts[f"{artifact_format} refused" if refusal else artifact_format] += 1
+        if refusal:
+            assert_refused(folder, path, artifact_format, refusal)
+            continue
+        write_artifact(folder, path, artifact_format, group)
+        runs += runs_of(case, folder, path, artifact_format, group, tokens)
+    return runs
+
+
+def assert_refused(folder: Path, path: Path, artifact_format: str, reason: str) -> None:
+    try:
+        write_artifact(folder, path, artifact_format)
+    except SaapError as error:
+        assert str(error) == reason and not path.exists()
+        return
+    raise AssertionError(f"{artifact_format} was written, but: {reason}")
+
+
+def runs_of(case: str, folder: Path, path: Path, artifact_format: str, group: int, tokens: list[int]) -> list[Run]:
+    """The ways a file is run, and what it must answer."""
+    model = shipped_model(folder, artifact_format, group)
+    expected = logits(model, tokens)
+    with runtime_arithmetic(model, ExportWeights(folder), artifact_format, group):
+        tolerance = tolerated(relative_error(logits(model, tokens), expected), artifact_format)
+
+    def run(engine: str, tolerance: float = tolerance, absolute: bool = False) -> Run:
+        return Run(case, artifact_format, engine, path, tokens, expected, tolerance, absolute)
+
+    if artifact_format in ("gguf-f32", "onnx-fp32"):
+        exact = logits(load_model(folder), tokens)
+        assert np.array_equal(exact, expected), f"{case}: fp32 does not ship the model's own weights"
+    if artifact_format == "onnx-fp32":
+        return [run("onnxruntime", EXACT, absolute=True)]
+    if artifact_format.startswith("onnx"):
+        return [run("onnxruntime")]
+    if artifact_format == "gguf-f32":
+        gelu = spec_of(model).gemma is not None
+        return [run("llama.cpp"), run("exact", GELU_TABLE if gelu else EXACT, absolute=not gelu)]
+    return [run("llama.cpp"), run("exact")]
+
+
+def check(numbers: Sequence[int], scratch: Path) -> Outcome:
+    """Write the files of these cases, and run them all in one child process."""
+    outcome = Outcome()
+    runs = [run for number in numbers for run in prepare(number, scratch, outcome.counts)]
+    jobs = [{"engine": run.engine, "path": str(run.path), "tokens": run.tokens} for run in runs]
+    (scratch / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.exporting.random_plans_child", str(scratch)], capture_output=True,
+        env=child_environment() | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    for index, run in enumerate(runs):
+        answers = scratch / f"answers-{index}.npz"
+        if not answers.is_file():
+            cause = cause_of_death(child.returncode, child.stderr)
+            outcome.faults.append(f"{run.case}: {run.format} in {run.engine} ended the process with {cause}")
+            break
+        with np.load(answers, allow_pickle=False) as found:
+            outcome.judge(run, dict(found))
+    return outcome
