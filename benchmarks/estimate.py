@@ -28,11 +28,12 @@ import psutil
 import torch
 from result import publish, save
 
+from saap_edge.api import recipe_of
 from saap_edge.chain.chains import COMPILE, ORDER
 from saap_edge.chain.context import open_context
 from saap_edge.chain.estimate import estimate_stages, measure_rates
 from saap_edge.chain.run import run_stages
-from saap_edge.cli.base import console, quiet_libraries, read_recipe
+from saap_edge.cli.base import console, quiet_libraries
 from saap_edge.machine.facts import machine_facts
 from saap_edge.model.spec import ModelSpec
 from saap_edge.progress import Bars
@@ -81,7 +82,7 @@ def main() -> None:
             from shapes import SHAPES, dense_model, write_model
 
             model = str(write_model(dense_model(SHAPES[options.shape]), Path(work) / options.shape))
-        recipe = read_recipe(
+        recipe = recipe_of(
             options.recipe, model=model, ratio=options.ratio, method=options.method, tokens=options.tokens
         )
         if options.cpu:

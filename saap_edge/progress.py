@@ -12,22 +12,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Display
 from rich.text import Text
 
-__all__ = ["FIRST", "LONGEST", "Advance", "Bar", "Bars", "duration", "intervals", "no_bar"]
+__all__ = [
+    "FIRST", "LONGEST", "Advance", "Bar", "Bars", "Listener", "Progress", "duration", "intervals", "no_bar",
+    "progress_of",
+]  # fmt: skip
 
 FIRST, LONGEST = 5.0, 60.0
 RATE_SECONDS = 600.0  # the time left follows the speed of the last ten minutes: parts of a stage differ
@@ -48,6 +51,61 @@ def no_bar(what: str, total: float | None) -> Iterator[Advance]:
     yield lambda steps, note="": None
 
 
+class Progress:
+    """What a caller hears of long work; this one keeps silent. Overwrite what you want to hear.
+
+    class Loud(se.Progress):
+        def note(self, text):
+            print(text)
+    """
+
+    def bar(self, what: str, total: float | None) -> AbstractContextManager[Advance]:
+        """Work begins: a `Bar`."""
+        return no_bar(what, total)
+
+    def note(self, text: str) -> None:
+        """Something was put right, or will differ from what one might expect."""
+
+    def say(self, text: str) -> None:
+        """What is going on beside."""
+
+    def ahead(self, lines: list[str]) -> None:
+        """What a run is about to do, with time and memory, before it begins."""
+
+    def stage(self, result: Any) -> None:
+        """A stage is done: `name`, `folder`, `cached`, `seconds`."""
+
+
+class _Called(Progress):
+    """A function is told of every step."""
+
+    def __init__(self, call: Callable[[str, float, float | None], object]) -> None:
+        self._call = call
+
+    @contextmanager
+    def bar(self, what: str, total: float | None) -> Iterator[Advance]:
+        done = 0.0
+        self._call(what, done, total)
+
+        def advance(steps: float, note: str = "") -> None:
+            nonlocal done
+            done += steps
+            self._call(what, done, total)
+
+        yield advance
+
+
+# A function is called with (what, steps done, steps in all or None).
+Listener = Progress | Callable[[str, float, float | None], object] | None
+
+
+def progress_of(listener: Listener) -> Progress:
+    """The `Progress` that a caller's `progress` is."""
+    if listener is None:
+        return Progress()
+    return listener if isinstance(listener, Progress) else _Called(listener)
+
+
 def intervals() -> Iterator[float]:
     """Seconds from line to line."""
     seconds = FIRST
@@ -65,7 +123,7 @@ class Bars:
     ) -> None:  # fmt: skip
         self.waits = waits
         self._console, self._clock = console, clock
-        self._progress: Progress | None = None
+        self._progress: Display | None = None
         self._open: list[TaskID] = []
         self._told: object = None
 
@@ -90,14 +148,14 @@ class Bars:
                     progress.update(self._open[-1], visible=True)
 
     @contextmanager
-    def _shown(self) -> Iterator[Progress]:
+    def _shown(self) -> Iterator[Display]:
         """The display, which the outermost bar opens and closes."""
         if self._progress is not None:
             yield self._progress
             return
         # FORCE_COLOR, which CI systems set, makes any log a terminal to rich: a bar would be redrawn into it.
         drawn = self._console.is_interactive and self._console.file.isatty()
-        self._progress = Progress(
+        self._progress = Display(
             TextColumn("  {task.description}", markup=False), BarColumn(), _Count(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True, disable=not drawn,
             get_time=self._clock, speed_estimate_period=RATE_SECONDS,

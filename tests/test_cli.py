@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from saap_edge import cli
+from saap_edge.api.recipes import recipe_of
 from saap_edge.cache import read_stage
 from saap_edge.chain.chains import COMPILE, ORDER
 from saap_edge.chain.context import open_context
 from saap_edge.chain.stages.bench import conditions_of
 from saap_edge.cli import base
-from saap_edge.cli.base import read_recipe
 from saap_edge.exporting.settings import ExportSettings
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned
@@ -397,7 +397,7 @@ def test_a_context_that_verify_does_not_fit_into(saap, tmp_path):
         folder = write_folder(tiny_model("llama", max_position_embeddings=context), tmp_path / str(context))
         recipe = write_recipe(tmp_path, folder, **short)
         if fits:
-            assert open_context(read_recipe(recipe), None, bar=None).spec.context == context
+            assert open_context(recipe_of(recipe), None, bar=None).spec.context == context
         else:
             assert "verify runs 48 tokens: the model's context is 47" in refused(saap, tmp_path, recipe)
 
@@ -432,7 +432,7 @@ def test_a_second_run_says_what_is_already_there(compiled, saap):
 
 
 def test_a_model_that_the_memory_cannot_hold(saap, tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr("saap_edge.cli.ahead.memory", lambda: (1 << 28, 1 << 28))
+    monkeypatch.setattr("saap_edge.chain.ahead.memory", lambda: (1 << 28, 1 << 28))
     assert "of memory, and there are 0.2 GiB here" in refused(saap, tmp_path, write_recipe(tmp_path, tiny))
 
 

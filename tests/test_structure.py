@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "saap_edge"
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("api",),
     ("worth",),
     ("chain",),
     ("remote", "report"),

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from saap_edge.cache import is_helper
 from saap_edge.errors import SaapError
-from saap_edge.progress import Bars
+from saap_edge.progress import Advance, Bars, Progress
 
 __all__ = [
     "BudgetOption", "DataOption", "FolderArgument", "JsonOption", "MethodOption", "ModelOption", "OutOption",
-    "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "TokensOption", "app", "bar", "bars", "console",
-    "quiet_libraries", "read_recipe", "run_after", "run_chain", "stage_line",
+    "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "ToConsole", "TokensOption", "app", "bar", "bars",
+    "console", "finish", "prepare", "quiet_libraries", "stage_line",
 ]  # fmt: skip
 
 HELP = """Edge deployment compiler.
@@ -117,100 +119,52 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def read_recipe(path: Path | None, base: dict[str, Any] | None = None, **options: Any) -> Any:
-    """The recipe of a file (or of a stage's record), with command line options on top."""
-    from pydantic import ValidationError
+class ToConsole(Progress):
+    """What the commands tell people, on stderr."""
 
-    from saap_edge.gating import Budget
-    from saap_edge.recipe import Recipe
-    from saap_edge.yaml_lines import load_yaml_model
+    def __init__(self, tables: bool = True) -> None:
+        self._tables = tables  # of a stage, below its line
 
-    document = base if base is not None else load_yaml_model(path, Recipe).model_dump(mode="json") if path else {}
-    document = json.loads(json.dumps(document))  # a copy: options must not change the record they came from
-    places = {
-        "model": "model",
-        "target": "target",
-        "ratio": "prune.ratio",
-        "method": "prune.method",
-        "tokens": "recover.tokens",
-        "teacher": "recover.teacher",
-    }
-    for name, place in places.items():
-        if options.get(name) is not None:
-            section, _, field = place.rpartition(".")
-            (document.setdefault(section, {}) if section else document)[field] = options[name]
-    if options.get("data"):
-        document["data"] = {role: str(options["data"] / f"{role}.txt") for role in ("calibration", "heldout", "test")}
-    if options.get("budget"):
-        document["budget"] = load_yaml_model(options["budget"], Budget).model_dump(mode="json")
-    try:
-        return _anchored(Recipe.model_validate(document))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        option = next((f"--{name} ({place})" for name, known in places.items() if known == place), place)
-        raise SaapError(f"{option}: {first['msg']}, got {first['input']!r}") from None
+    def bar(self, what: str, total: float | None) -> AbstractContextManager[Advance]:
+        return bars.bar(what, total)
 
+    def note(self, text: str) -> None:
+        console.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
 
-def _anchored(recipe: Any) -> Any:
-    """Paths made absolute, so that a later stage can be run from anywhere."""
-    texts = {role: Path(path).absolute() for role, path in recipe.data}
-    local = Path(recipe.model)
-    model = str(local.absolute()) if local.exists() else recipe.model
-    return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=texts)})
+    def say(self, text: str) -> None:
+        console.print(escape(text), soft_wrap=True)
 
+    def ahead(self, lines: list[str]) -> None:
+        for line in lines:
+            warned = line.startswith("note: ")
+            console.print(f"[yellow]note:[/] {escape(line[6:])}" if warned else escape(line), soft_wrap=True)
 
-def run_after(folder: Path, name: str, as_json: bool, plan_file: Path | None = None, **options: Any) -> None:
-    """Run one stage on the folder of the stage before it, with that run's recipe."""
-    from saap_edge.cache import ancestors, read_stage
-
-    record = read_stage(folder)
-    settings, folders = read_recipe(None, base=record["recipe"], **options), ancestors(folder)
-    run_chain(
-        settings, (name,), folders, folder.resolve().parent.parent, plan_file, as_json, after=record["stage"],
-        tune="recover" in folders and "prune" not in folders,
-    )  # fmt: skip
-
-
-def run_chain(
-    recipe: Any, names: tuple[str, ...], folders: dict[str, Path], out: Path, plan_file: Path | None, as_json: bool,
-    after: str | None = None, tune: bool = False,
-) -> None:  # fmt: skip
-    quiet_libraries()
-    from saap_edge.cache import is_helper
-
-    console.quiet = helper = is_helper()  # errors included
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes > 1 and names != ("recover",):
-        raise SaapError("accelerate launch is for `saap-edge recover`: run the other stages without it")
-    if recipe.recover.batch % processes:  # every process sees this, so that none waits for another
-        raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {processes} processes")
-    with bar("loading libraries", None):
-        from saap_edge.chain.chains import COMPILE, TUNE
-        from saap_edge.chain.context import open_context
-        from saap_edge.chain.run import run_stages
-        from saap_edge.cli.ahead import announce
-        from saap_edge.report.terminal import render_stage
-    with bar("checking the recipe and the model", None):
-        context = open_context(recipe, plan_file, bar, tune)
-
-    def done(result: Any) -> None:
-        if helper:  # the folder may not be there yet
+    def stage(self, result: Any) -> None:
+        if is_helper():  # the folder may not be there yet
             return
         stage_line(result)
-        for part in render_stage(result.name, result.folder):
-            console.print(part)
+        if self._tables:
+            from saap_edge.report.terminal import render_stage
 
-    for warning in context.warnings:
-        console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
-    outcome = run_stages(context, TUNE if tune else COMPILE, names, folders, out, after, done, announce)
-    if all(result.cached for result in outcome.results):
+            for part in render_stage(result.name, result.folder):
+                console.print(part)
+
+
+def finish(run: Any, as_json: bool) -> NoReturn:
+    """Say where the files of a run are, and leave with its exit code."""
+    if all(result.cached for result in run.stages):
         console.print("nothing to do: every stage was already there")
-    for what, path in outcome.links.items():
+    for what, path in run.links.items():
         console.print(f"{what:8} {escape(str(path))}", soft_wrap=True)
-    if as_json and not helper:
-        print(json.dumps(outcome.as_dict()))
-    sys.exit(outcome.exit_code)
+    if as_json and not is_helper():
+        print(json.dumps(run.as_dict()))
+    sys.exit(run.exit_code)
+
+
+def prepare() -> None:
+    """Before a command that loads libraries: they keep quiet, and so does every process of a launch but the first."""
+    quiet_libraries()
+    console.quiet = is_helper()  # errors included
 
 
 def stage_line(result: Any) -> None:

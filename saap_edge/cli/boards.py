@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from saap_edge import api
 from saap_edge.cli.base import JsonOption, app, bar, console
-from saap_edge.errors import SaapError
 
 __all__: list[str] = []
 
@@ -148,26 +148,13 @@ def predict(
     From the bytes a token reads, the board's bandwidth and arithmetic; docs/prediction.md says how far off that is. No
     runtime is loaded: it works on a board and without one. Nothing here was measured.
     """
-    from dataclasses import asdict
-
-    from saap_edge.prediction.predict import artifact_cost, predict
     from saap_edge.report.prediction import render_prediction
     from saap_edge.targets import load_target
 
     board = load_target(target)
-    if threads and threads > 2 * board.core_count:
-        raise SaapError(f"--threads {threads}: '{board.name}' has {board.core_count} cores")
-    cost = artifact_cost(artifact, format)
-    longest = cost.context or 512
-    prompt, context = prompt or min(128, longest), context or min(512, longest)
-    prediction = predict(cost, board, prompt, context, threads, ram)
-    document = {
-        "predicted": True, "artifact": str(artifact), "target": board.name, "cost": asdict(cost),
-        "conditions": {
-            "prompt_tokens": prompt, "context": context, "threads": threads or board.threads, "ram_mib": ram,
-        },
-        **asdict(prediction),
-    }  # fmt: skip
+    document = api.predict_document(
+        artifact, board, format=format, prompt_tokens=prompt, context=context, threads=threads, ram_mib=ram
+    )
     for part in render_prediction(document, board.title):
         console.print(part, soft_wrap=isinstance(part, str))
     if as_json:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from saap_edge.cli.base import JsonOption, TargetOption, app, bar, console, quiet_libraries, run_after
-from saap_edge.errors import EXIT_OK, SaapError
+from saap_edge import api
+from saap_edge.cli.base import (
+    JsonOption,
+    TargetOption,
+    ToConsole,
+    app,
+    bar,
+    console,
+    finish,
+    prepare,
+    quiet_libraries,
+)
+from saap_edge.errors import EXIT_OK
 
 __all__: list[str] = []
 
@@ -26,35 +37,18 @@ def verify(
     On a bundle, without torch: every file's sha256, the tokenizer, and that the artifact answers here as it did where
     the bundle was made. Exit codes: 0 ok, 1 it answers otherwise, 2 damaged.
     """
-    if folder.is_file() or (folder / "bundle.json").is_file():
-        _verify_bundle(folder, as_json)
-    if not (folder / "stage.json").is_file():
-        raise SaapError(f"'{folder}' is neither a bundle (no bundle.json) nor a stage folder (as OUT/stages/NAME-HASH)")
-    _check_files(folder)
-    run_after(folder, "verify", as_json)
-
-
-def _check_files(folder: Path) -> None:
-    """Raise SaapError where an artifact is not what its manifest says, even if it was verified when it still was."""
-    from saap_edge.artifacts import read_manifest
-    from saap_edge.cache import ancestors
-
-    for name, made in ancestors(folder).items():
-        if name in ("dense", "export"):
-            read_manifest(made)
-
-
-def _verify_bundle(path: Path, as_json: bool) -> NoReturn:
-    from saap_edge.bundle.check import check_bundle
+    if (folder / "stage.json").is_file():
+        prepare()
+    found = api.verify(folder, progress=ToConsole())
+    if isinstance(found, api.Run):
+        finish(found, as_json)
     from saap_edge.report.terminal import render_check
 
-    with bar(f"verifying {path}", None):
-        check = check_bundle(path)
-    for line in render_check(check.as_dict()):
+    for line in render_check(found.as_dict()):
         console.print(line, soft_wrap=True)
     if as_json:
-        print(json.dumps(check.as_dict()))
-    sys.exit(check.exit_code)
+        print(json.dumps(found.as_dict()))
+    sys.exit(found.exit_code)
 
 
 @app.command()

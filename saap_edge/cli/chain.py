@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from saap_edge import api
 from saap_edge.cli.base import (
     BudgetOption,
     DataOption,
@@ -19,13 +20,12 @@ from saap_edge.cli.base import (
     RatioOption,
     RecipeArgument,
     TargetOption,
+    ToConsole,
     TokensOption,
     app,
-    read_recipe,
-    run_after,
-    run_chain,
+    finish,
+    prepare,
 )  # fmt: skip
-from saap_edge.errors import SaapError
 
 __all__: list[str] = []
 
@@ -37,12 +37,14 @@ def compile(
     budget: BudgetOption = None, out: OutOption, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Run the whole chain: score, bank, plan, prune, recover, export, verify, bench, gate, report."""
-    from saap_edge.chain.chains import ORDER
-
-    settings = read_recipe(
-        recipe, model=model, target=target, ratio=ratio, method=method, tokens=tokens, data=data, budget=budget
-    )
-    run_chain(settings, ORDER, {}, out, plan, as_json)
+    prepare()
+    finish(
+        api.compile(
+            model, recipe=recipe, target=target, ratio=ratio, method=method, tokens=tokens, data=data, plan=plan,
+            budget=budget, out=out, progress=ToConsole(),
+        ),
+        as_json,
+    )  # fmt: skip
 
 
 @app.command()
@@ -51,13 +53,15 @@ def score(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Importance of every KV group and FFN channel, per calibration batch."""
-    run_chain(read_recipe(recipe, model=model, data=data), ("score",), {}, out, None, as_json)
+    prepare()
+    finish(api.score(model, recipe=recipe, data=data, out=out, progress=ToConsole()), as_json)
 
 
 @app.command()
 def bank(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
     """Order of removal and repaired weights of every sublayer, at every width: one bank serves all budgets."""
-    run_after(folder, "bank", as_json)
+    prepare()
+    finish(api.bank(folder, progress=ToConsole()), as_json)
 
 
 @app.command()
@@ -66,13 +70,15 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Search widths per layer from saved scores and bank: another budget needs no scoring again."""
-    run_after(folder, "plan", as_json, plan_file=plan, ratio=ratio, method=method)
+    prepare()
+    finish(api.plan(folder, ratio=ratio, method=method, plan=plan, progress=ToConsole()), as_json)
 
 
 @app.command()
 def prune(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
     """Cut the model to its plan and repair it: a Hugging Face folder."""
-    run_after(folder, "prune", as_json)
+    prepare()
+    finish(api.prune(folder, progress=ToConsole()), as_json)
 
 
 @app.command()
@@ -100,24 +106,20 @@ def recover(
 
     A killed run goes on from its last checkpoint when the same command is given again.
     """
-    if (folder / "stage.json").is_file() or not (folder.is_file() or (folder / "config.json").is_file()):
-        if recipe or data or out:
-            raise SaapError("--recipe, --data and --out go with a model: a stage folder has its own")
-        run_after(folder, "recover", as_json, tokens=tokens, teacher=teacher)
-        return
-    if out is None:
-        raise SaapError(f"'{folder}' is a model: say with --out where to write")
-    settings = read_recipe(recipe, model=str(folder), teacher=teacher, tokens=tokens, data=data)
-    run_chain(settings, ("recover",), {}, out, None, as_json, tune=True)
+    prepare()
+    run = api.recover(folder, recipe=recipe, teacher=teacher, tokens=tokens, data=data, out=out, progress=ToConsole())
+    finish(run, as_json)
 
 
 @app.command()
 def export(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
     """Write GGUF and ONNX."""
-    run_after(folder, "export", as_json)
+    prepare()
+    finish(api.export(folder, progress=ToConsole()), as_json)
 
 
 @app.command()
 def report(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
     """Write report.json and report.html, print the tables."""
-    run_after(folder, "report", as_json)
+    prepare()
+    finish(api.report(folder, progress=ToConsole()), as_json)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from saap_edge import api
 from saap_edge.cli.base import (
     BudgetOption,
     JsonOption,
     TargetOption,
+    ToConsole,
     app,
-    bar,
     console,
-    read_recipe,
-    run_after,
+    finish,
+    prepare,
 )
 from saap_edge.errors import SaapError
 
@@ -81,40 +80,20 @@ def bench(
     the intervals are wider for it, so that looking again does not make errors likelier (docs/gate.md). Exit codes: 0
     ok, 2 bad input.
     """
-    given = {
+    options: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
-        "contexts": _contexts(contexts) if contexts else None,
+        "contexts": _contexts(contexts) if contexts else None, "budget": budget, "max_rounds": max_rounds,
+        "target": target, "host": host, "ssh_config": ssh_config, "remote_python": remote_python,
+        "remote_folder": remote_dir, "keep": keep,
     }  # fmt: skip
-    options = {name: value for name, value in given.items() if value is not None}
-    there = {"config": ssh_config, "python": remote_python, "folder": remote_dir, "keep": keep or None}
-    there = {name: value for name, value in there.items() if value is not None}
-    if there and host is None:
-        raise SaapError("--ssh-config, --remote-python, --remote-dir and --keep go with --host")
     if (path / "stage.json").is_file():
-        if options or against or out or budget or max_rounds or target or host:
+        if out:
             raise SaapError(f"'{path}' is a stage of a run: its recipe says how to measure (options are for bundles)")
-        run_after(path, "bench", as_json)
-    if not path.is_file() and not (path / "bundle.json").is_file():
-        raise SaapError(f"'{path}' is neither a bundle nor a stage folder (as OUT/stages/NAME-HASH)")
-    options |= _looks(budget, max_rounds, rounds or 7, target)
-    measure = partial(_on_board, host, there) if host is not None else _here
-    _bench_bundles([path, against] if against else [path], options, out, as_json, measure)
-
-
-def _looks(budget: Path | None, max_rounds: int | None, rounds: int, target: str | None) -> dict[str, Any]:
-    """Options for rounds that are added while a limit is undecided. Raises SaapError for what does not go together."""
-    from saap_edge.gating import Budget
-    from saap_edge.targets import load_target
-    from saap_edge.yaml_lines import load_yaml_model
-
-    if budget is None:
-        if max_rounds is not None:
-            raise SaapError("--max-rounds goes with --budget: its limits say when to stop")
-        return {}
-    if max_rounds is not None and max_rounds < rounds:
-        raise SaapError(f"--max-rounds {max_rounds} is less than --rounds {rounds}")
-    looks = {"budget": load_yaml_model(budget, Budget), "target": load_target(target) if target else None}
-    return looks | ({} if max_rounds is None else {"max_rounds": max_rounds})
+        prepare()
+        finish(api.bench_stage(path, against=against, progress=ToConsole(), **options), as_json)
+    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise SaapError(f"--out '{out}': give a file in a folder that exists")
+    _tell_bench(api.bench(path, against, progress=ToConsole(), **options), out, as_json)
 
 
 def _contexts(text: str) -> tuple[int, ...]:
@@ -127,36 +106,10 @@ def _contexts(text: str) -> tuple[int, ...]:
     return found
 
 
-def _on_board(host: str, there: dict[str, Any], paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
-    from saap_edge.remote.installation import Board, bench_on_board
-
-    for name in ("budget", "target"):
-        if options.get(name) is not None:
-            options[name] = options[name].model_dump(mode="json")
-    return bench_on_board(
-        paths, Board(host, **there), options, bar, lambda text: console.print(escape(text), soft_wrap=True)
-    )
-
-
-def _here(paths: list[Path], options: dict[str, Any]) -> dict[str, Any]:
-    from saap_edge.gating.rerun import asked_by
-    from saap_edge.measuring.bundles import bench_bundles
-
-    budget, target = options.pop("budget", None), options.pop("target", None)
-    return bench_bundles(paths, bar, **options, **asked_by(budget, target))
-
-
-def _bench_bundles(
-    paths: list[Path], options: dict[str, Any], out: Path | None, as_json: bool,
-    measure: Callable[[list[Path], dict[str, Any]], dict[str, Any]],
-) -> None:  # fmt: skip
+def _tell_bench(document: dict[str, Any], out: Path | None, as_json: bool) -> None:
     from saap_edge.files import save_document
     from saap_edge.report.bench import render_bench
 
-    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise SaapError(f"--out '{out}': give a file in a folder that exists")
-    with bar("bench", None):
-        document = measure(paths, options)
     for part in render_bench(document):
         console.print(part)
     if out:
@@ -205,53 +158,11 @@ def gate(
     The target is --target, else the one in report.json. On the folder of the bench stage, as OUT/stages/bench-HASH, it
     is the stage of the chain: its verdicts are kept, and limits not given here are the recipe's.
     """
-    if (path / "stage.json").is_file():
-        if baseline is not None:
-            raise SaapError(f"--baseline goes with a report: give '{path}/bench.json' or report.json, not the folder")
-        document = _gate_stage(path, budget, target)
-    else:
-        document = _gate_file(path, budget, target, baseline)
+    document = api.gate(path, budget, target=target, baseline=baseline, progress=ToConsole(tables=False))
     _tell(document, budget, junit, summary, annotations)
     if as_json:
         print(json.dumps(document))
     sys.exit(document["exit_code"])
-
-
-def _gate_file(path: Path, budget: Path | None, target: str | None, baseline: Path | None) -> dict[str, Any]:
-    from saap_edge.gating import Budget
-    from saap_edge.gating.document import gate_document
-    from saap_edge.gating.read import read_measured
-    from saap_edge.targets import load_target
-    from saap_edge.yaml_lines import load_yaml_model
-
-    if budget is None:
-        raise SaapError("nothing to judge by: give --budget (a YAML file with limits)")
-    limits = load_yaml_model(budget, Budget)
-    if not limits.limits:
-        raise SaapError(f"'{budget}' has no limits: nothing to judge by")
-    measured = read_measured(path)
-    board = load_target(target) if target else measured.target
-    return gate_document(measured, limits, board, read_measured(baseline) if baseline else None)
-
-
-def _gate_stage(folder: Path, budget: Path | None, target: str | None) -> dict[str, Any]:
-    """As the chain does it, and without what only the chain needs (torch)."""
-    from saap_edge.cache import ancestors, read_stage, run_stage
-    from saap_edge.chain.stages.gate import gate_stage
-    from saap_edge.targets import load_target
-
-    recipe = read_recipe(None, base=read_stage(folder)["recipe"], budget=budget, target=target)
-    folders, board = ancestors(folder), load_target(recipe.target)
-    if "bench" not in folders:
-        raise SaapError(f"gate works on the folder of bench or a later stage, and '{folder}' is none")
-    if not recipe.budget.limits:
-        raise SaapError("nothing to judge by: neither --budget nor the run's recipe has limits")
-
-    stage = gate_stage(recipe.budget, board)
-    made = run_stage(stage, folders, {}, folders["bench"].parent, recipe.model_dump(mode="json")).folder
-    console.print(f"[bold]gate[/]  {escape(str(made))}", soft_wrap=True)
-    document: dict[str, Any] = json.loads((made / "gate.json").read_text(encoding="utf-8"))
-    return document
 
 
 def _tell(

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from saap_edge.cli.base import JsonOption, app, bar, console, quiet_libraries
-from saap_edge.errors import SaapError
+from saap_edge import api
+from saap_edge.cli.base import JsonOption, ToConsole, app, console, prepare
 
 __all__: list[str] = []
 
@@ -55,18 +55,13 @@ def evaluate(
 
     Every figure comes with its rows, window, and the hash of its text. Exit codes: 0 ok, 2 bad input.
     """
-    quiet_libraries()
-    if not task and text is None:
-        raise SaapError("nothing to measure: give --task, --text or both")
-    from saap_edge.evaluation.subjects import Settings, evaluate_path
+    prepare()
+    document = api.evaluate(
+        path, tasks=task or (), limit=limit, text=text, window=window, formats=format or (), tokenizer=tokenizer,
+        threads=threads, progress=ToConsole(),
+    )  # fmt: skip
     from saap_edge.report.terminal import render_evaluation
 
-    settings = Settings(
-        tasks=tuple(task or ()), limit=limit, text=text, window=window, formats=tuple(format or ()),
-        tokenizer=tokenizer, threads=threads,
-    )  # fmt: skip
-    with bar("evaluate", None):
-        document = evaluate_path(path, settings, bar)
     for part in render_evaluation(document):
         console.print(part)
     if as_json:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from saap_edge import api
 from saap_edge.cli.base import (
     DataOption,
     JsonOption,
@@ -17,20 +18,15 @@ from saap_edge.cli.base import (
     ModelOption,
     OutOption,
     TargetOption,
+    ToConsole,
     TokensOption,
     app,
-    bar,
     console,
-    quiet_libraries,
-    read_recipe,
-    stage_line,
+    prepare,
 )  # fmt: skip
-from saap_edge.errors import SaapError
 
 __all__: list[str] = []
 
-RATIOS = (0.2, 0.35, 0.5)
-RIVALS = ("gguf-q4_k_m", "gguf-q3_k_m", "gguf-q2_k")
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe YAML; options override it")]
 FormatOption = Annotated[
     list[str] | None, typer.Option("--format", help="Quantisation, dense and pruned alike; may be repeated")
@@ -62,26 +58,20 @@ def frontier(
     frontier.json, frontier.html and frontier.png into --out. What `saap-edge compile` has done there is not done again,
     and a killed run goes on.
     """
-    quiet_libraries()
-    settings = _settings(recipe, format, model=model, target=target, method=method, tokens=tokens, data=data)
-    ratios = tuple(sorted(set(ratio or RATIOS)))
-    for value in ratios:
-        read_recipe(None, base=settings.model_dump(mode="json"), ratio=value)  # refuses what is no ratio
-    rivals = tuple(name for name in (rival or RIVALS) if name != "none")
-    if rivals:
-        _with_formats(settings, list(rivals), "--rival")
-    from saap_edge.cli.ahead import announce
-    from saap_edge.report.frontier import render_frontier, write_frontier
-    from saap_edge.worth.frontier import frontier as measure
+    prepare()
+    from saap_edge.report.frontier import render_frontier
 
-    document = measure(settings, ratios, rivals, out, bar, stage_line, announce)
-    files = write_frontier(document, out)
-    for part in render_frontier(document):
+    wanted = tuple(name for name in (rival or api.RIVALS) if name != "none")
+    found = api.frontier(
+        model, recipe=recipe, target=target, ratios=ratio or api.RATIOS, formats=format, rivals=wanted, method=method,
+        tokens=tokens, data=data, out=out, progress=ToConsole(tables=False),
+    )  # fmt: skip
+    for part in render_frontier(found.document):
         console.print(part)
-    for path in files:
+    for path in found.files:
         console.print(f"frontier {escape(str(path))}", soft_wrap=True)
     if as_json:
-        print(json.dumps({"exit_code": 0, **document}))
+        print(json.dumps({"exit_code": 0, **found.document}))
 
 
 @app.command()
@@ -102,32 +92,15 @@ def fit(
 
     Exit codes: 0 found, 1 there is none, 2 bad input, 3 found, but a limit rests on a prediction or on noise.
     """
-    quiet_libraries()
-    settings = _settings(
-        recipe, format, model=model, target=target, method=method, tokens=tokens, data=data, budget=budget
-    )
-    from saap_edge.cli.ahead import announce
+    prepare()
     from saap_edge.report.frontier import render_fit
-    from saap_edge.worth.fit import fit as search
 
-    result = search(settings, out, bar, stage_line, announce)
-    for part in render_fit(result):
+    found = api.fit(
+        model, budget=budget, recipe=recipe, target=target, formats=format, method=method, tokens=tokens, data=data,
+        out=out, progress=ToConsole(tables=False),
+    )  # fmt: skip
+    for part in render_fit(found.document):
         console.print(part)
     if as_json:
-        print(json.dumps(result))
-    sys.exit(result["exit_code"])
-
-
-def _settings(recipe: Path | None, formats: list[str] | None, **options: Any) -> Any:
-    settings = read_recipe(recipe, **options)
-    return _with_formats(settings, formats, "--format") if formats else settings
-
-
-def _with_formats(settings: Any, formats: list[str], option: str) -> Any:
-    """The recipe with other formats. Raises SaapError that names the option for one that there is not."""
-    document = settings.model_dump(mode="json")
-    document["export"]["formats"] = formats
-    try:
-        return read_recipe(None, base=document)
-    except SaapError as error:
-        raise SaapError(f"{option}: {error}") from None
+        print(json.dumps(found.document))
+    sys.exit(found.exit_code)

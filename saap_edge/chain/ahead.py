@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from saap_edge.chain.estimate import ESTIMATED, HIGH, LOW, Estimate, estimate_stages, measure_rates
-from saap_edge.cli.base import console
 from saap_edge.errors import SaapError
 from saap_edge.machine.limits import memory
 from saap_edge.progress import duration
@@ -24,25 +23,23 @@ LESS = {
 }
 
 
-def announce(context: Any, steps: list[Any]) -> None:
-    """Say what `run_stages` comes to. Raises SaapError when a stage needs more memory than the machine has."""
+def announce(context: Any, steps: list[Any]) -> list[str]:
+    """What `run_stages` comes to, in lines; none where it is not worth a word. Raises SaapError when a stage needs more
+    memory than the machine has."""
     todo = [step.stage.name for step in steps if not step.cached]
     if not ESTIMATED & set(todo) or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launch shares the work out
-        return
+        return []
     rates = measure_rates()
     if rates is None:
-        console.print(f"to do, on a GPU: {', '.join(todo)}")
-        return
+        return [f"to do, on a GPU: {', '.join(todo)}"]
     found = estimate_stages(tuple(todo), context.spec, context.recipe, rates)
     total, free = memory()
-    note = check_memory(found, total, free)
+    note, lines = check_memory(found, total, free), []
     if len(todo) > 1 or sum(estimate.seconds for estimate in found.values()) * HIGH > SHORT:
         names = {step.stage.name: step.cached for step in steps}
         measured = f"{rates.flops / 1e9:.0f} GFLOP/s measured here"
-        for line in plan_lines(names, found, measured, total, free):
-            console.print(line, highlight=False, soft_wrap=True)
-    if note:
-        console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+        lines = plan_lines(names, found, measured, total, free)
+    return [*lines, f"note: {note}"] if note else lines
 
 
 def plan_lines(

@@ -1,0 +1,120 @@
+"""Recipes from what a caller says: a file, a document or a recipe, and options on top."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saap_edge.errors import SaapError
+
+if TYPE_CHECKING:
+    from saap_edge.gating import Budget
+    from saap_edge.recipe import Recipe
+
+__all__ = ["RecipeLike", "budget_of", "recipe_of", "with_formats"]
+
+RecipeLike = "Recipe | Mapping[str, Any] | str | Path | None"
+_PLACES = {
+    "model": "model", "target": "target", "ratio": "prune.ratio", "method": "prune.method", "tokens": "recover.tokens",
+    "teacher": "recover.teacher",
+}  # fmt: skip
+
+
+def recipe_of(
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None, *, model: str | Path | None = None,
+    target: str | Path | None = None, ratio: float | None = None, method: str | None = None, tokens: int | None = None,
+    teacher: str | Path | None = None, data: str | Path | None = None, formats: Sequence[str] | None = None,
+    budget: Budget | Mapping[str, Any] | str | Path | None = None,
+) -> Recipe:  # fmt: skip
+    """A checked recipe.
+
+    Args:
+        recipe: a YAML file, a document or a recipe; the default of every field where absent.
+        model: Hugging Face folder, .gguf file or hub name; the bundled model where nothing names one.
+        target: board, by name or YAML file.
+        ratio: share of the dense cost to remove, in (0, 1); `method`: how the plan is made.
+        tokens: training tokens of recovery; `teacher`: the model it learns from.
+        data: folder with calibration.txt, heldout.txt and test.txt.
+        formats: artifacts to export.
+        budget: limits of the gate.
+
+    Raises SaapError that names the field, and its line in a file, for what cannot be.
+
+    >>> recipe_of(target="rpi5", ratio=0.2).prune.ratio
+    0.2
+    """
+    from pydantic import ValidationError
+
+    from saap_edge.recipe import Recipe
+
+    given = {
+        "model": model, "target": target, "ratio": ratio, "method": method, "tokens": tokens, "teacher": teacher,
+    }  # fmt: skip
+    document = _document(recipe)
+    for name, value in given.items():
+        if value is not None:
+            section, _, field = _PLACES[name].rpartition(".")
+            plain = str(value) if isinstance(value, Path) else value
+            (document.setdefault(section, {}) if section else document)[field] = plain
+    if data is not None:
+        texts = ("calibration", "heldout", "test")
+        document["data"] = {role: str(Path(data) / f"{role}.txt") for role in texts}
+    if formats is not None:
+        document.setdefault("export", {})["formats"] = list(formats)
+    if budget is not None:
+        document["budget"] = budget_of(budget).model_dump(mode="json")
+    try:
+        return _anchored(Recipe.model_validate(document))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        option = next((f"--{name} ({place})" for name, known in _PLACES.items() if known == place), place)
+        raise SaapError(f"{option}: {first['msg']}, got {first['input']!r}") from None
+
+
+def with_formats(recipe: Recipe, formats: Sequence[str], option: str) -> Recipe:
+    """The recipe with other formats. Raises SaapError that names the option for one that there is not."""
+    try:
+        return recipe_of(recipe, formats=formats)
+    except SaapError as error:
+        raise SaapError(f"{option}: {error}") from None
+
+
+def budget_of(budget: Budget | Mapping[str, Any] | str | Path) -> Budget:
+    """Limits from a YAML file, a document or a budget. Raises SaapError that names the field and the line."""
+    from pydantic import ValidationError
+
+    from saap_edge.gating import Budget
+    from saap_edge.yaml_lines import load_yaml_model
+
+    if isinstance(budget, str | Path):
+        return load_yaml_model(Path(budget), Budget)
+    try:
+        return Budget.model_validate(budget if isinstance(budget, Budget) else dict(budget))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SaapError(f"budget: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _document(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    """A copy that may be changed."""
+    from saap_edge.recipe import Recipe
+    from saap_edge.yaml_lines import load_yaml_model
+
+    if recipe is None:
+        return {}
+    if isinstance(recipe, str | Path):
+        recipe = load_yaml_model(Path(recipe), Recipe)
+    document = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
+    copy: dict[str, Any] = json.loads(json.dumps(document))
+    return copy
+
+
+def _anchored(recipe: Recipe) -> Recipe:
+    """Paths made absolute, so that a later stage can be run from anywhere."""
+    texts = {role: Path(path).absolute() for role, path in recipe.data}
+    local = Path(recipe.model)
+    model = str(local.absolute()) if local.exists() else recipe.model
+    return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=texts)})
