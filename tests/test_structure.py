@@ -32,7 +32,7 @@ LAYERS = (
     ("engines",),
     ("targets",),
     ("cache", "machine"),
-    ("files", "formats", "progress", "settings", "telemetry", "yaml_lines"),
+    ("files", "formats", "progress", "registry", "settings", "telemetry", "yaml_lines"),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - number for number, layer in enumerate(LAYERS) for name in layer}

@@ -14,6 +14,7 @@ called with (what, steps done, steps in all or None). Modules that need torch ar
 
 from saap_edge.api.judging import bench, bench_stage, evaluate, gate, predict, predict_document, verify
 from saap_edge.api.recipes import recipe_of
+from saap_edge.api.registering import register_family, register_metric, register_order
 from saap_edge.api.results import Fit, Frontier, Run
 from saap_edge.api.stages import bank, compile, export, plan, prune, recover, report, resume, score
 from saap_edge.api.worth import RATIOS, RIVALS, fit, frontier
@@ -23,5 +24,5 @@ from saap_edge.progress import Progress
 __all__ = [
     "RATIOS", "RIVALS", "Fit", "Frontier", "Progress", "Run", "SaapError", "bank", "bench", "bench_stage", "compile",
     "evaluate", "export", "fit", "frontier", "gate", "plan", "predict", "predict_document", "prune", "recipe_of",
-    "recover", "report", "resume", "score", "verify",
+    "recover", "register_family", "register_metric", "register_order", "report", "resume", "score", "verify",
 ]  # fmt: skip

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from saap_edge.errors import SaapError
 from saap_edge.formats import Format
+from saap_edge.registry import Registry
 
-__all__ = ["METRICS", "Budget", "Kind", "Limit"]
+__all__ = ["METRICS", "OUTSIDE_METRICS", "Budget", "Kind", "Limit", "Metric", "kind_of", "register_metric"]
 
 
 class Kind(StrEnum):
@@ -38,6 +41,36 @@ METRICS: dict[str, Kind] = {
     "perplexity_change_pct": Kind.CHANGE, "instructions_per_token_change_pct": Kind.CHANGE,
 }  # fmt: skip
 
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric from outside.
+
+    Attributes:
+        kind: what it rests on, and so where it can be judged. BOARD, RATIO and PREDICTED figures need an interval.
+        figure: (artifact of the bench document, evidence) -> a number or a `Figure`; None where there is none.
+    """
+
+    kind: Kind
+    figure: Callable[[Mapping[str, Any], Any], Any]
+
+
+OUTSIDE_METRICS: Registry[Metric] = Registry("metric", "saap_edge.metrics", names=METRICS)
+
+
+def register_metric(name: str, kind: Kind, figure: Callable[[Mapping[str, Any], Any], Any]) -> None:
+    """Add a metric that a budget may have limits on; see `Metric`. Raises SaapError for one of saap-edge's own.
+
+    From a package it comes as an entry point of the group `saap_edge.metrics`: a Metric.
+    """
+    OUTSIDE_METRICS.register(name, Metric(kind, figure))
+
+
+def kind_of(metric: str) -> Kind:
+    """What a metric of this package, or from outside, rests on. Raises KeyError for an unknown one."""
+    return METRICS[metric] if metric in METRICS else OUTSIDE_METRICS[metric].kind
+
+
 Bound = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -54,11 +87,10 @@ class Limit(BaseModel):
     @field_validator("metric")
     @classmethod
     def _known(cls, metric: str) -> str:
-        if metric not in METRICS:
-            near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(METRICS)}"
-            raise ValueError(f"unknown metric '{metric}', {hint}")
-        return metric
+        try:
+            return OUTSIDE_METRICS.check(metric)
+        except SaapError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _bounded(self) -> Limit:
@@ -71,7 +103,7 @@ class Limit(BaseModel):
     @property
     def kind(self) -> Kind:
         """What its figure rests on."""
-        return METRICS[self.metric]
+        return kind_of(self.metric)
 
     @property
     def text(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saap_edge.gating.budget import METRICS, Kind
+from saap_edge.gating.budget import METRICS, OUTSIDE_METRICS, Kind, kind_of
 
 if TYPE_CHECKING:
     from saap_edge.targets import Target
@@ -59,7 +59,9 @@ def judged_artifacts(bench: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def figure_of(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
     """The figure of one artifact. Raises Absent with the reason where there is none."""
-    kind = METRICS[metric]
+    kind = kind_of(metric)
+    if metric not in METRICS:
+        return _outside(metric, artifact, evidence)
     if kind is Kind.RATIO:
         return _ratio(metric, artifact, evidence)
     if kind is Kind.PREDICTED:
@@ -72,6 +74,16 @@ def figure_of(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> F
             raise Absent("nothing dense was measured beside it")
         return _percent(_plain("perplexity", artifact), _plain("perplexity", dense))
     return _plain(metric, artifact)
+
+
+def _outside(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+    """Of a metric from outside: a figure, or a number that was counted. Raises Absent."""
+    found, counted = OUTSIDE_METRICS[metric].figure(artifact, evidence), kind_of(metric) in (Kind.COUNTED, Kind.CHANGE)
+    if isinstance(found, Figure):
+        return found
+    if found is not None and not counted:
+        raise Absent("it has no interval: without one it decides nothing")
+    return _figure(found, ("median", "low", "high"))
 
 
 def _plain(metric: str, artifact: Mapping[str, Any]) -> Figure:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from saap_edge.errors import SaapError
-from saap_edge.pruning.orders import ORDERS, Values
+from saap_edge.pruning.orders import Values, order_of
 from saap_edge.pruning.score import KINDS
 from saap_edge.pruning.space import Space, Widths
 from saap_edge.pruning.surgery import Kept
@@ -38,9 +38,9 @@ class _Unit:
 
 def method_widths(method: str, values: Values, space: Space, ratio: float) -> Widths:
     """Widths by a method of ORDERS that save at least `ratio` of the dense cost. Raises SaapError as `Space.check`."""
-    if space.uniform_only and not ORDERS[method].uniform:
+    if space.uniform_only and not order_of(method).uniform:
         raise SaapError(f"method '{method}' makes layers of different widths: {space.uniform_only}; use 'uniform'")
-    return uniform_widths(space, ratio) if ORDERS[method].uniform else ranked_widths(values, space, ratio)
+    return uniform_widths(space, ratio) if order_of(method).uniform else ranked_widths(values, space, ratio)
 
 
 def kept_structures(values: Values, widths: Widths) -> Kept:

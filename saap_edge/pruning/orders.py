@@ -25,17 +25,18 @@ from saap_edge.errors import SaapError
 from saap_edge.pruning.bank import Bank
 from saap_edge.pruning.fusion import fluctuation, fuse, standardise
 from saap_edge.pruning.score import KINDS, SUBLAYERS, Scores
-from saap_edge.pruning.settings import RankingSettings
+from saap_edge.pruning.settings import OUTSIDE_ORDERS, RankingSettings
 from saap_edge.pruning.space import Space
 
-__all__ = ["ORDERS", "Order", "Values", "structure_values"]
+__all__ = ["ORDERS", "Order", "Values", "order_of", "register_order", "structure_values"]
 
 Values = list[dict[str, np.ndarray]]  # [layer][kind] float64 [structures]; the lowest leaves first
 
 
 @dataclass(frozen=True)
 class Order:
-    """A method: its values, and how widths follow from them."""
+    """A method: its values, and how widths follow from them. From outside it comes by `register_order`, or as an entry
+    point of the group `saap_edge.orders`: an Order, or its function."""
 
     values: Callable[[Scores, Space, Bank | None, RankingSettings, int], Values]
     uniform: bool = False
@@ -45,9 +46,30 @@ def structure_values(
     method: str, scores: Scores, space: Space, bank: Bank | None, ranking: RankingSettings, seed: int = 0
 ) -> Values:
     """Values of a method (ORDERS). Raises SaapError for an unknown method, or where scores or bank do not carry it."""
-    if method not in ORDERS:
-        raise SaapError(f"the order '{method}' is unknown (known: {', '.join(ORDERS)})")
-    return ORDERS[method].values(scores, space, bank, ranking, seed)
+    return order_of(method).values(scores, space, bank, ranking, seed)
+
+
+def order_of(method: str) -> Order:
+    """An order of this package or from outside. Raises SaapError for an unknown one."""
+    if method in ORDERS:
+        return ORDERS[method]
+    if method not in OUTSIDE_ORDERS:
+        raise SaapError(f"the order '{method}' is unknown (known: {', '.join((*ORDERS, *OUTSIDE_ORDERS))})")
+    found = OUTSIDE_ORDERS[method]
+    return found if isinstance(found, Order) else Order(found)
+
+
+def register_order(name: str, values: Callable[..., Values], uniform: bool = False) -> None:
+    """Add a pruning order under a name that recipes and `--method` may then use.
+
+    Args:
+        values: (scores, space, bank, ranking, seed) -> for every layer a figure of every structure, by kind
+            ("attention", "slots", "ffn"), float64 [structures]; the lowest leaves first.
+        uniform: every layer gets the same widths.
+
+    Raises SaapError for a name of saap-edge's own.
+    """
+    OUTSIDE_ORDERS.register(name, Order(values, uniform))
 
 
 def _fused(views: tuple[str, ...] | None) -> Callable[[Scores, Space, Bank | None, RankingSettings, int], Values]:

@@ -17,7 +17,7 @@ from saap_edge.model.perplexity import perplexity
 from saap_edge.pruning.bank import Bank
 from saap_edge.pruning.iterate import iterative_values
 from saap_edge.pruning.kept import kept_structures, method_widths, ranked_widths
-from saap_edge.pruning.orders import ORDERS, Values, structure_values
+from saap_edge.pruning.orders import ORDERS, Values, order_of, structure_values
 from saap_edge.pruning.plan import Candidate, Plan, make_plan
 from saap_edge.pruning.policy import policy_values
 from saap_edge.pruning.repair import MIX, repair, restored
@@ -115,7 +115,7 @@ class Planner:
 
     def _wanted(self, method: str) -> tuple[str, ...]:
         if self.space.uniform_only:
-            if method not in ("auto", *(name for name, order in ORDERS.items() if order.uniform)):
+            if method != "auto" and (method in (SEARCH, POLICY) or not order_of(method).uniform):
                 method_widths(method, [], self.space, 0.5)
             return ("uniform",) if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
         return AUTO if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
@@ -140,7 +140,7 @@ class Planner:
                 lambda: progress(1),
             )  # fmt: skip
             return ranked_widths(learnt, self.space, ratio), learnt
-        rounds = 1 if ORDERS[method].uniform else self.rounds
+        rounds = 1 if order_of(method).uniform else self.rounds
         values = self.values(method) if rounds == 1 else self._rounds(method, ratio)
         return method_widths(method, values, self.space, ratio), values
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from saap_edge.errors import SaapError
+from saap_edge.registry import Registry
 from saap_edge.settings import Section
 
-__all__ = ["Method", "PruneSettings", "RankingSettings", "ScoreSettings", "View"]
+__all__ = ["METHODS", "OUTSIDE_ORDERS", "Method", "PruneSettings", "RankingSettings", "ScoreSettings", "View"]
 
 
 class ScoreSettings(Section):
@@ -32,10 +34,22 @@ class ScoreSettings(Section):
 
 
 View = Literal["vector", "element", "wanda", "flap", "magnitude", "obs"]
-Method = Literal[
+# Methods of this package. Orders from outside come beside them: docs/adding.md.
+METHODS = (
     "auto", "search", "kfac", "saap", "fused", "obs", "llm-pruner-element", "llm-pruner-vector", "flap", "wanda-sp",
     "magnitude", "random", "shortgpt", "policy-gradient", "uniform",
-]  # fmt: skip
+)  # fmt: skip
+OUTSIDE_ORDERS: Registry[Any] = Registry("method", "saap_edge.orders", names=METHODS)
+
+
+def _known_method(name: str) -> str:
+    try:
+        return OUTSIDE_ORDERS.check(name)
+    except SaapError as error:
+        raise ValueError(str(error)) from None
+
+
+Method = Annotated[str, AfterValidator(_known_method)]
 
 
 class RankingSettings(Section):

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from saap_edge.chain.ahead import GIB, check_memory, plan_lines
 
+from saap_edge.chain.ahead import GIB, check_memory, plan_lines
 from saap_edge.chain.chains import ORDER
 from saap_edge.chain.estimate import ESTIMATED, HIGH, LOW, Estimate, Rates, estimate_stages, measure_rates
 from saap_edge.errors import SaapError

@@ -10,6 +10,8 @@ from saap_edge.chain.rule import Inputs, Rule
 from saap_edge.chain.space import space_of, target_settings
 from saap_edge.chain.stages.score import batches_of, score_settings, scores_of
 from saap_edge.chain.texts import HELDOUT_WINDOWS, windows
+from saap_edge.files import file_hash
+from saap_edge.registry import source_file
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
@@ -24,7 +26,19 @@ def _settings(context: Context) -> dict[str, Any]:
     given = {"plan": context.plan.model_dump(mode="json")} if context.plan else {}
     prune = recipe.prune.model_dump(mode="json")
     target = target_settings(context.spec, recipe, context.target)
-    return given | prune | score_settings(context) | {"seed": recipe.seed} | target
+    return given | prune | score_settings(context) | {"seed": recipe.seed} | target | _outside(recipe.prune.method)
+
+
+def _outside(method: str) -> dict[str, Any]:
+    """Of an order from outside, the hash of its file: what was made with it is made again when that changes."""
+    from saap_edge.pruning.settings import OUTSIDE_ORDERS
+
+    if not OUTSIDE_ORDERS.outside(method):
+        return {}
+    from saap_edge.pruning.orders import order_of
+
+    file = source_file(order_of(method).values)
+    return {"outside": None if file is None else file_hash(file)}
 
 
 def _plan(context: Context, inputs: Inputs, out: Path) -> None:
