@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from saap_edge.gating import Budget
     from saap_edge.recipe import Recipe
 
-__all__ = ["bank", "compile", "export", "plan", "prune", "recover", "report", "resume", "run_chain", "score"]
+__all__ = ["bank", "compile", "export", "plan", "prune", "recover", "resume", "run_chain", "score", "write_report"]
 
 Place = str | Path | Run  # a run, or the folder of a stage
 
@@ -118,7 +118,7 @@ def export(place: Place, *, progress: Listener = None) -> Run:
     return resume(place, "export", progress=progress)
 
 
-def report(place: Place, *, progress: Listener = None) -> Run:
+def write_report(place: Place, *, progress: Listener = None) -> Run:
     """Write report.json and report.html: `run.report`. Raises SaapError as `resume`."""
     return resume(place, "report", progress=progress)
 

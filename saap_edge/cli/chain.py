@@ -122,4 +122,4 @@ def export(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
 def report(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
     """Write report.json and report.html, print the tables."""
     prepare()
-    finish(api.report(folder, progress=ToConsole()), as_json)
+    finish(api.write_report(folder, progress=ToConsole()), as_json)
