@@ -239,7 +239,7 @@ def _check_data(source: _Source, metadata: dict[str, Any], listed: list[Tensor])
             )
     if listed and source.size > start + at:
         raise SaapError(f"'{path}' has {source.size - start - at} bytes more than its header lists: copy it again")
-    return start
+    return int(start)
 
 
 def _check_once(path: Path, what: str, names: list[str]) -> None:

@@ -27,7 +27,7 @@ _LOG_ERROR = 4  # ggml_log_level: 1 debug, 2 info, 3 warn, 4 error
 _errors: list[str] = []  # what llama.cpp said last: its log callback takes a plain function
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_errors(level: int, text: bytes, _user_data: Any) -> None:
     if level == _LOG_ERROR:
         _errors[:] = [*_errors[-1:], text.decode(errors="replace").strip()]

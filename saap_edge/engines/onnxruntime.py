@@ -107,7 +107,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(self._binding)
         self._length = total
-        return logits[0]
+        return np.asarray(logits[0])
 
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one token takes: float32 keys and values of every layer."""

@@ -39,7 +39,7 @@ def _llama3_kept(plain: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
     """Share of each frequency that stays as it is."""
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     rotations = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
-    return np.clip((rotations - low) / (high - low), 0, 1)
+    return np.asarray(np.clip((rotations - low) / (high - low), 0, 1))
 
 
 def _yarn_kept(plain: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
@@ -53,4 +53,4 @@ def _yarn_kept(plain: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
     if scaling.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * pairs - 1)
-    return 1 - np.clip((np.arange(pairs) - first) / (last - first or 0.001), 0, 1)
+    return np.asarray(1 - np.clip((np.arange(pairs) - first) / (last - first or 0.001), 0, 1))

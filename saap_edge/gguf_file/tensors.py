@@ -78,7 +78,7 @@ class GgufTensors:
         size = part.rows // part.heads
         low, high = start // size, -(-stop // size)
         rows = self._model.rows(part.tensor, part.first + low * size, part.first + high * size)
-        halves = rows.unflatten(0, (high - low, size // 2, 2)).transpose(1, 2).flatten(0, 2)
+        halves: torch.Tensor = rows.unflatten(0, (high - low, size // 2, 2)).transpose(1, 2).flatten(0, 2)
         return halves[start - low * size : stop - low * size]
 
 

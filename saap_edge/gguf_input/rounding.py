@@ -29,7 +29,8 @@ def _first_half(blocks: np.ndarray) -> np.ndarray:
 
 def _four_and_five(blocks: np.ndarray) -> np.ndarray:
     """Q4_K and Q5_K: eight scales of 6 bits, times the block's."""
-    return _first_half(blocks) * gguf.quants.Q4_K.get_scale_min(blocks[:, 4:16])[0]
+    scales: np.ndarray = gguf.quants.Q4_K.get_scale_min(blocks[:, 4:16])[0]
+    return np.asarray(_first_half(blocks) * scales)
 
 
 def _six(blocks: np.ndarray) -> np.ndarray:

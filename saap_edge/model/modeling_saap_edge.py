@@ -32,7 +32,7 @@ class SaapEdgeConfig(LlamaConfig):
     model_type = "saap_edge"
 
     base_model_type: str = "llama"
-    layer_widths: list | None = None
+    layer_widths: list | None = None  # type: ignore[type-arg]
     qkv_bias: bool = False
     o_bias: bool = False
     gate_up_bias: bool = False
@@ -113,7 +113,7 @@ class SaapEdgeModel(LlamaModel):
         with without_layers(config):
             super().__init__(config)
         self.layers = build_layers(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 class SaapEdgeForCausalLM(LlamaForCausalLM):
@@ -124,4 +124,4 @@ class SaapEdgeForCausalLM(LlamaForCausalLM):
         with without_layers(config):
             super().__init__(config)
         self.model = SaapEdgeModel(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]

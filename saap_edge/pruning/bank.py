@@ -54,11 +54,11 @@ class Bank:
         try:
             document = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
             with safe_open(str(folder / "costs.safetensors"), framework="np") as file:
-                read = lambda name: [  # noqa: E731 (one line, used twice)
-                    {kind: file.get_tensor(f"{name}.{i}.{kind}") for kind in KINDS} for i in range(document["layers"])
-                ]
-                self.costs, self.obs = read("costs"), read("obs")
-                if len(file.keys()) != 2 * len(KINDS) * len(self.costs):
+                self.costs, self.obs = (
+                    [{kind: file.get_tensor(f"{name}.{i}.{kind}") for kind in KINDS} for i in range(document["layers"])]
+                    for name in ("costs", "obs")
+                )
+                if len(list(file.keys())) != 2 * len(KINDS) * len(self.costs):
                     raise ValueError(f"bank.json says {len(self.costs)} layers, costs.safetensors has others")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise self._unreadable(error) from None
@@ -225,7 +225,8 @@ def _single_costs(left: torch.Tensor, inverse: torch.Tensor, columns: torch.Tens
         return left.square().sum(0)[columns[:, 0]] / inverse.diagonal()[columns[:, 0]].clamp_min(1e-30)
     blocks = inverse[columns[:, :, None], columns[:, None, :]]
     parts = left[:, columns].transpose(0, 1)  # [structures, out, width]
-    return ((parts @ torch.linalg.inv(blocks)) * parts).sum(dim=(1, 2))
+    lost: torch.Tensor = ((parts @ torch.linalg.inv(blocks)) * parts).sum(dim=(1, 2))
+    return lost
 
 
 def _remove(left: torch.Tensor, inverse: torch.Tensor, gone: torch.Tensor) -> None:

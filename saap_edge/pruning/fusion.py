@@ -74,7 +74,8 @@ def fuse(
 
 def fluctuation(per_batch: np.ndarray, epsilon: float = 1e-12) -> np.ndarray:
     """M(s) = Var_b[I_b(s)] / (E_b[I_b(s)] + eps)^2 of `per_batch` [B, S]; returns [S]."""
-    return per_batch.var(axis=0) / (np.square(per_batch.mean(axis=0)) + epsilon)
+    ratio: np.ndarray = per_batch.var(axis=0) / (np.square(per_batch.mean(axis=0)) + epsilon)
+    return ratio
 
 
 def standardise(values: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -48,7 +48,8 @@ def least_squares(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, 
     weight = ridge * gram.diagonal().mean().clamp_min(1e-30)
     system = gram + weight * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     missing = cross.double() - start64 @ gram
-    return (start64 + torch.linalg.solve(system, missing.T).T).to(start.dtype)
+    solved: torch.Tensor = start64 + torch.linalg.solve(system, missing.T).T
+    return solved.to(start.dtype)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class GroupLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         adapters = [self.block_u, self.block_v, *((self.lora_a, self.lora_b) if self.through else ())]
-        output: torch.Tensor = _Product.apply(inputs, self, *adapters)
+        output: torch.Tensor = _Product.apply(inputs, self, *adapters)  # type: ignore[no-untyped-call]
         return output if self.bias is None else output + self.bias
 
     @torch.no_grad()
@@ -132,7 +132,8 @@ def put(layer: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _random(rank: int, columns: int, device: torch.device) -> torch.Tensor:
-    return (torch.randn(rank, columns) / columns**0.5).to(device)
+    values: torch.Tensor = torch.randn(rank, columns) / columns**0.5
+    return values.to(device)
 
 
 class _Product(torch.autograd.Function):

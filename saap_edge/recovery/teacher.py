@@ -80,7 +80,7 @@ class CachedTeacher:
 
     def __call__(self, ids: torch.Tensor, windows: torch.Tensor) -> Divergence:
         def read(name: str, dtype: torch.dtype) -> torch.Tensor:
-            stored = self._file.get_slice(name)  # changed before they are joined: autocast on CPUs joins no float16
+            stored: Any = self._file.get_slice(name)  # type: ignore[no-untyped-call]  # changed before they are joined: autocast on CPUs joins no float16
             return torch.cat([stored[int(i)].to(dtype) for i in windows]).to(ids.device)
 
         tokens, target = read("tokens", torch.long), read("logs", torch.float32)

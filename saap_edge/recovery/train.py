@@ -130,7 +130,7 @@ def _finite(logs: Mapping[str, float]) -> bool:
     return all(math.isfinite(logs[name]) for name in ("loss", "eval_loss") if name in logs)
 
 
-class _Windows(torch.utils.data.Dataset):
+class _Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __init__(self, windows: torch.Tensor) -> None:
         self.windows = windows
 
