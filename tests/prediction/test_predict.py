@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saap_edge.measuring import predict as module
+from saap_edge.prediction import predict as module
 from saap_edge.prediction.predict import ArtifactCost, Estimate, lanes, load_fit, predict, weights_of
 from saap_edge.targets import Bandwidth, Core, Figure, Kernel, Target, list_targets, load_target
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from saap_edge.measuring import probe
+from saap_edge.probe import board as probe
 from saap_edge.probe.board import (
     differences,
     implausible,

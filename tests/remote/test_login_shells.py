@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from saap_edge.errors import SaapError
-from saap_edge.measuring import remote, ssh
+from saap_edge.remote import installation as remote
+from saap_edge.remote import ssh
 from saap_edge.remote.installation import Board, bench_on_board
 from saap_edge.remote.ssh import PREFIX, Ssh, Unreachable
 from tests.remote.test_remote import OPTIONS, Watch

@@ -20,7 +20,7 @@ from saap_edge import __version__, cli
 from saap_edge.bundle.archive import pack
 from saap_edge.errors import SaapError
 from saap_edge.files import file_hash
-from saap_edge.measuring import remote
+from saap_edge.remote import installation as remote
 from saap_edge.remote.client import BOOT, EVENTS, LOG, reason_of
 from saap_edge.remote.installation import Board, Client, Parcel, bench_on_board
 from saap_edge.remote.ssh import Ssh, Unreachable
