@@ -130,7 +130,7 @@ def compare(
         now, spent = measure_rates(clock) or first, _spent()
 
     spent = _spent()
-    run_stages(job, COMPILE, names, {}, out, None, done)
+    run_stages(job, COMPILE, names, out=out, done=done)
     return result
 
 

@@ -174,7 +174,9 @@ def measure(
     out = scratch / "out"
     shutil.rmtree(out, ignore_errors=True)
     settings = RecoverSettings(**way.settings)
-    recovered = recover(frame.folder, pruned, texts, settings, way.group, seed, out, scratch / way.work)
+    recovered = recover(
+        frame.folder, pruned, texts, settings, group=way.group, seed=seed, out=out, work=scratch / way.work
+    )
     formats = tuple(name for names in way.rows.values() for name in names)
     imatrix = save_importance(importance_matrix(load_model(out / "model"), texts.calibration), out)
     exported = out / "export"

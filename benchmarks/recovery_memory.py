@@ -134,7 +134,9 @@ def child_recover(job: dict, base: dict[str, int]) -> dict:
     """Peaks of the stage as it is, phase by phase."""
     folder, work, settings = Path(job["folder"]), Path(job["work"]), settings_of(job)
     tiny = folder.with_name("tiny")
-    stage.recover(tiny, tiny, windows_of(job, TINY), settings, BLOCK, 0, work / "tiny", work / "tiny-work")
+    stage.recover(
+        tiny, tiny, windows_of(job, TINY), settings, group=BLOCK, seed=0, out=work / "tiny", work=work / "tiny-work"
+    )
     base |= memory()
     watch = Watch(base)
     vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
@@ -143,7 +145,9 @@ def child_recover(job: dict, base: dict[str, int]) -> dict:
     texts = windows_of(job, vocabulary)
     watch.go("rest")
     try:
-        result = stage.recover(folder, folder, texts, settings, BLOCK, 0, work / "out", work / "work")
+        result = stage.recover(
+            folder, folder, texts, settings, group=BLOCK, seed=0, out=work / "out", work=work / "work"
+        )
     finally:
         watch.go("")
     return {"phases": watch.found, "seconds": watch.seconds, "kept": result["kept"]}

@@ -195,9 +195,7 @@ def test_what_was_made_of_an_older_measurement_is_made_again(tmp_path):
     def measured():
         ahead = []
         names = ("export", "bench", "gate")
-        outcome = run_stages(
-            job, chain, names, {}, tmp_path, None, lambda result: None, lambda _, steps: ahead.extend(steps)
-        )
+        outcome = run_stages(job, chain, names, out=tmp_path, before=lambda _, steps: ahead.extend(steps))
         assert [(step.stage.name, step.cached) for step in ahead] == [(r.name, r.cached) for r in outcome.results]
         seen = [json.loads((result.folder / "gate.json").read_text())["taken"] for result in outcome.results]
         return seen[1:], [result.cached for result in outcome.results]

@@ -165,8 +165,8 @@ def run_chain(
         listener.note(warning)
     chain = TUNE if tune else COMPILE
     outcome = run_stages(
-        context, chain, names, folders, out, after, listener.stage,
-        lambda context, steps: listener.ahead(announce(context, steps)),
+        context, chain, names, out=out, folders=folders, after=after, done=listener.stage,
+        before=lambda context, steps: listener.ahead(announce(context, steps)),
     )  # fmt: skip
     return Run(out, tuple(outcome.results), outcome.links, outcome.exit_code, context.warnings)
 

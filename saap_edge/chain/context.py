@@ -102,4 +102,7 @@ def open_context(recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = 
     corpus.check(calibration_windows=1 if tune else 2)
     checks.check_values(model, recipe.export.formats)
     warnings = (*checkpoint.warnings, *filter(None, [(source or {}).get("note")]), *told)
-    return Context(recipe, target, model, teacher, checkpoint.spec, source, plan, tune, corpus, bar, warnings)
+    return Context(
+        recipe=recipe, target=target, model=model, teacher=teacher, spec=checkpoint.spec, source=source, plan=plan,
+        tune=tune, corpus=corpus, bar=bar, warnings=warnings,
+    )  # fmt: skip

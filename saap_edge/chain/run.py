@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,9 @@ Before = Callable[[Context, list[Step]], None]  # called with what a run is abou
 
 
 def run_stages(
-    context: Context, chain: tuple[Rule, ...], names: tuple[str, ...], folders: dict[str, Path], out: Path,
-    after: str | None, done: Callable[[StageResult], None], before: Before = lambda context, steps: None,
+    context: Context, chain: tuple[Rule, ...], names: tuple[str, ...], *, out: Path,
+    folders: Mapping[str, Path] | None = None, after: str | None = None,
+    done: Callable[[StageResult], None] = lambda result: None, before: Before = lambda context, steps: None,
 ) -> Outcome:  # fmt: skip
     """Run `names` in order, first making missing intermediate stages (only the bank).
 
@@ -79,7 +80,7 @@ def run_stages(
     """
     root = out / "stages"
     made = _make(out)
-    outcome, folders = Outcome(), dict(folders)
+    outcome, folders = Outcome(), dict(folders or {})
     try:
         clean_leftovers(root)
         with context.bar("hashing the model and the texts", None):

@@ -22,8 +22,9 @@ def space_of(spec: ModelSpec, recipe: Recipe, target: Target) -> Space:
     cost = model_cost(spec, prune.unit, target.quantisation["gguf"], prune.context, bandwidth)
     attention_grid, grid = grids_of(spec, recipe, target)
     return Space(
-        spec.layers, spec.hidden, spec.head_dim, cost, grid, prune.protect, prune.minimum, prune.query_slots,
-        prune.depth, prune.off_grid == "trim", _why_uniform(spec, recipe), attention_grid,
+        shapes=spec.layers, hidden=spec.hidden, head_dim=spec.head_dim, cost=cost, grid=grid, protect=prune.protect,
+        minimum=prune.minimum, slots=prune.query_slots, depth=prune.depth, trim=prune.off_grid == "trim",
+        uniform_only=_why_uniform(spec, recipe), attention_grid=attention_grid,
     )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ def recover(
     pruned: Path,
     texts: Texts,
     settings: RecoverSettings,
+    *,
     group: int,
     seed: int,
     out: Path,

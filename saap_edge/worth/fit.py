@@ -171,11 +171,11 @@ def _judged(
     """Verdicts of the gate at a ratio, and the folder of the artifacts. 0 is the dense model."""
     if ratio:
         context = open_context(with_ratio(recipe, ratio / 100), None, bar)
-        results = run_stages(context, COMPILE, CHAIN, {}, out, None, done, before).results
+        results = run_stages(context, COMPILE, CHAIN, out=out, done=done, before=before).results
         folders = {result.name: result.folder for result in results}
         return list(read_json(folders["gate"] / "gate.json")["verdicts"]), folders["export"]
     context = open_context(recipe, None, bar, tune=True)
-    results = run_stages(context, DENSE, tuple(rule.name for rule in DENSE), {}, out, None, done).results
+    results = run_stages(context, DENSE, tuple(rule.name for rule in DENSE), out=out, done=done).results
     folders = {result.name: result.folder for result in results}
     bench = read_json(folders["densebench"] / "bench.json")
     verdicts = judge(bench, recipe.budget, context.on_target, context.target)

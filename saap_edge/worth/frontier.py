@@ -76,7 +76,7 @@ def frontier(
     anchor_format = own if own in recipe.export.formats else recipe.export.formats[0]
     points: list[_Point] = []
     for context in contexts:
-        results = run_stages(context, COMPILE, CHAIN, {}, out, None, done, before).results
+        results = run_stages(context, COMPILE, CHAIN, out=out, done=done, before=before).results
         folders = {result.name: result.folder for result in results}
         if not points:
             anchor = folders["dense"], anchor_format
@@ -99,7 +99,7 @@ def frontier(
 
 def dense_folder(context: Context, out: Path, done: Callable[[StageResult], None]) -> Path:
     """The dense model in the recipe's formats, checked against torch as all that ships is."""
-    results = run_stages(context, DENSE, ("dense", "densecheck"), {}, out, None, done).results
+    results = run_stages(context, DENSE, ("dense", "densecheck"), out=out, done=done).results
     return results[0].folder
 
 

@@ -73,9 +73,11 @@ def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
         return scores, build_bank(model, scores, space, texts[:samples], scratch)
 
     return Planner(
-        model, load_scores(inputs["score"]), Bank(inputs["bank"]), space, texts[:samples], texts[-SEARCH_WINDOWS:],
-        windows(context, "heldout", HELDOUT_WINDOWS), settings.ranking, settings.evaluations, context.recipe.seed,
-        settings.mix if settings.repair else None, settings.bias, settings.rounds, rescore,
+        model=model, scores=load_scores(inputs["score"]), bank=Bank(inputs["bank"]), space=space,
+        calibration=texts[:samples], search=texts[-SEARCH_WINDOWS:],
+        heldout=windows(context, "heldout", HELDOUT_WINDOWS), ranking=settings.ranking,
+        evaluations=settings.evaluations, seed=context.recipe.seed, mix=settings.mix if settings.repair else None,
+        bias=settings.bias, rounds=settings.rounds, rescore=rescore,
     )  # fmt: skip
 
 

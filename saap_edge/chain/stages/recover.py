@@ -49,7 +49,7 @@ def _recover_folder(context: Context, folder: Path, out: Path) -> None:
     group, seed, work = context.recipe.export.group, context.recipe.seed, work_folder(out)
     total = sum(number * passes for number, passes in steps.values())
     with alone(work), context.bar("recover", total) as advance:
-        recover(context.teacher, folder, texts, settings, group, seed, out, work, news)
+        recover(context.teacher, folder, texts, settings, group=group, seed=seed, out=out, work=work, progress=news)
 
 
 RULE = Rule("recover", ("prune",), _recover, reads=_READS, settings=_settings)
