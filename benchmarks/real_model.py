@@ -1,0 +1,132 @@
+"""What a compile run did to a real model: quality by stage, then size, speed and perplexity of every artifact.
+
+    saap-edge compile --model MODEL --target rpi5 --ratio 0.2 --method kfac --tokens 0 --out RUN
+    python benchmarks/real_model.py RUN --out RESULT.json
+
+RUN is the folder that the run's --out named. Nothing is computed here: the result is an extract of the documents that
+the stages wrote, without the lists of kept structures and without paths. A run that still works, or was stopped, gives
+what its finished stages know. Prints the tables that README.md shows and ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from result import publish
+
+MIB = 2**20
+
+
+def document(run: Path, stage: str, name: str) -> dict[str, Any]:
+    """A document of the newest folder of a stage; empty where the stage is not done."""
+    found = sorted(run.glob(f"stages/{stage}-*/{name}"), key=lambda path: path.stat().st_mtime)
+    return json.loads(found[-1].read_text(encoding="utf-8")) if found else {}
+
+
+def extract(run: Path) -> dict[str, Any]:
+    """The run's figures, as its stages wrote them."""
+    record, report = document(run, "prune", "stage.json"), document(run, "report", "report.json")
+    if not record:
+        raise SystemExit(f"'{run}' has no finished prune stage: give the --out folder of a run")
+    recipe = record["recipe"]
+    bench = report.get("bench") or document(run, "bench", "bench.json")
+    prune = {name: value for name, value in document(run, "prune", "prune.json").items() if name != "kept"}
+    seconds = {
+        stage["stage"]: stage["seconds"]
+        for stage in (json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("stages/*/stage.json")))
+    }
+    return {
+        "benchmark": "real_model",
+        "model": Path(recipe["model"]).name,
+        "target": recipe["target"],
+        "prune": {name: recipe["prune"][name] for name in ("method", "ratio", "unit")},
+        "recover_tokens": recipe["recover"]["tokens"],
+        "plan": document(run, "plan", "plan.json"),
+        "quality": prune,
+        "recover": document(run, "recover", "recover.json"),
+        "artifacts": report.get("artifacts", []),
+        "verify": report.get("verify", []),
+        "machine": {name: bench["machine"][name] for name in ("cpu", "cores", "architecture")} if bench else {},
+        "conditions": bench.get("conditions", {}),
+        "measured": [measured(entry) for entry in bench.get("artifacts", [])],
+        "comparisons": bench.get("comparisons", []),
+        "predicted": report.get("predicted", []),
+        "versions": record["versions"],
+        "seconds": seconds,
+    }
+
+
+def measured(entry: dict[str, Any]) -> dict[str, Any]:
+    """An artifact's figures, without the single rounds."""
+    metrics = {
+        name: {part: number for part, number in value.items() if part != "samples"}
+        if isinstance(value, dict)
+        else value
+        for name, value in entry["metrics"].items()
+        if name != "llama_bench"
+    }
+    return {name: entry[name] for name in ("name", "role", "format")} | metrics
+
+
+def tables(result: dict[str, Any]) -> list[str]:
+    """The tables of README.md, in Markdown: quality by stage, then each artifact that was measured."""
+    return [*quality_table(result["plan"], result["quality"]["heldout_perplexity"]), *speed_table(result)]
+
+
+def quality_table(plan: dict[str, Any], quality: dict[str, float]) -> list[str]:
+    dense, pruned = plan["parameters"]
+    rows = [
+        ("dense", dense, quality["dense"]),
+        ("pruned, as cut", pruned, quality["cut"]),
+        ("pruned, repaired", pruned, quality["repaired"]),
+    ]
+    for other in plan["candidates"]:
+        if other["uniform"] and not other["chosen"]:
+            left = round(dense * (1 - other["achieved_ratio"]))
+            rows.append(("pruned alike in every layer, repaired", left, other["heldout_perplexity"]))
+    lines = ["| model | weights in attention and FFN | perplexity |", "|---|---|---|"]
+    return lines + [f"| {name} | {weights / 1e6:.1f} M | {perplexity:.1f} |" for name, weights, perplexity in rows]
+
+
+def speed_table(result: dict[str, Any]) -> list[str]:
+    if not result["comparisons"]:
+        return []
+    found = {row["name"]: row for row in result["measured"]}
+    board = {row["name"]: row["decode_tok_s"] for row in result["predicted"]}
+    lines = [
+        "",
+        f"| format | file MiB | decode tok/s, here | speed-up [95 %] | tok/s predicted on {result['target']} | perplexity |",
+        "|---|---|---|---|---|---|",
+    ]
+    for pair in result["comparisons"]:
+        names, ratio = (pair["base"], pair["candidate"]), pair["ratios"]["decode_tok_s"]
+        rows = [found[name] for name in names]
+        told = [f"{board[name]['value']:.1f}" for name in names if board.get(name)]
+        cells = [
+            rows[1]["format"],
+            " => ".join(f"{row['file_bytes'] / MIB:.1f}" for row in rows),
+            " => ".join(f"{row['decode_tok_s']['median']:.1f}" for row in rows),
+            f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+            " => ".join(told),
+            " => ".join(f"{row['perplexity']:.1f}" for row in rows if row["perplexity"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="--out folder of a compile run")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    result = extract(arguments.run)
+    for line in tables(result):
+        print(line)
+    publish(result, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
