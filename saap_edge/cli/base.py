@@ -26,15 +26,15 @@ __all__ = [
 
 HELP = """Edge deployment compiler.
 
-Give it a Hugging Face causal LM, a target board and a budget; it gives back a pruned, recovered, quantised model as
-GGUF and ONNX that stock llama.cpp and ONNX Runtime run, measured, with an exit code CI can trust.
+Give it a causal LM, a target board and a budget. It prunes, recovers and quantises the model, writes GGUF and ONNX that
+stock llama.cpp and ONNX Runtime run, measures them, and returns an exit code that CI can trust.
 
     saap-edge compile --ratio 0.3 --out out                  the bundled model, this machine
     saap-edge compile --model ./TinyLlama --target rpi5 --ratio 0.3 --out out
     saap-edge compile recipe.yaml --out out
 
-compile runs score, bank, plan, prune, recover, export, verify, bench, gate, report. Each is also a command of its own
-that works on the folder of the stage before it, and prints its own. Finished stages are found again and not repeated.
+compile runs the stages score, bank, plan, prune, recover, export, verify, bench, gate and report. Each stage is also a
+command: it reads the folder of the stage before it and prints the name of its own. Finished stages are not repeated.
 
 Exit codes: 0 ok, 1 a budget limit or verification failed, 2 bad input, 3 inconclusive.
 """
@@ -85,21 +85,24 @@ TargetOption = Annotated[
     str | None, typer.Option("--target", help="Board: a name (see `saap-edge targets`) or a YAML file")
 ]
 RatioOption = Annotated[
-    float | None, typer.Option("--ratio", help="Share of attention and FFN parameters to remove, 0 to 1")
+    float | None, typer.Option("--ratio", help="Share of the parameters in attention and FFN to remove, 0 to 1")
 ]
 MethodOption = Annotated[
     str | None, typer.Option("--method", help="How the plan is made: auto, search, kfac, saap, uniform or a baseline")
 ]
-TokensOption = Annotated[int | None, typer.Option("--tokens", help="Training tokens of recovery; 0 only rounds")]
+TokensOption = Annotated[
+    int | None,
+    typer.Option("--tokens", help="Tokens that recovery trains on; 0 trains nothing and only looks for codes"),
+]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder with calibration.txt, heldout.txt and test.txt")
 ]
-BudgetOption = Annotated[Path | None, typer.Option("--budget", help="YAML file with limits for the gate")]
-PlanOption = Annotated[Path | None, typer.Option("--plan", help="plan.json to use instead of searching for one")]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder to write (made when needed)")]
+BudgetOption = Annotated[Path | None, typer.Option("--budget", help="YAML file with the limits that the gate judges")]
+PlanOption = Annotated[Path | None, typer.Option("--plan", help="plan.json to use, instead of searching for a plan")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; it is made if needed")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
-RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe YAML; options override it")]
-FolderArgument = Annotated[Path, typer.Argument(help="Folder of the previous stage, as printed by saap-edge")]
+RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (YAML); options override its fields")]
+FolderArgument = Annotated[Path, typer.Argument(help="Folder of the stage before, as that stage printed it")]
 
 
 def quiet_libraries() -> None:

@@ -17,7 +17,9 @@ from saap_edge.cli.base import JsonOption, app, bar, console
 __all__: list[str] = []
 
 target_app = typer.Typer(
-    help="A board's figures: show, probe this machine, check a file.", no_args_is_help=True, rich_markup_mode=None
+    help="Show the figures of a board, probe this machine, or check a target file.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(target_app, name="target")
 TargetArgument = Annotated[str, typer.Argument(help="Name (see `saap-edge targets`) or YAML file")]
@@ -25,7 +27,7 @@ TargetArgument = Annotated[str, typer.Argument(help="Name (see `saap-edge target
 
 @app.command()
 def targets(as_json: JsonOption = False) -> None:
-    """Known boards, with what decides their speed; ~ marks what is assumed."""
+    """List the known boards, with the figures that decide their speed; ~ marks an assumption."""
     from saap_edge.targets import list_targets, load_target
 
     boards = [load_target(name) for name in list_targets()]
@@ -51,7 +53,7 @@ def _told(figure: Any) -> str:
 
 @target_app.command("show")
 def target_show(name: TargetArgument) -> None:
-    """A board's figures with their sources, as its YAML file."""
+    """Print a board's YAML file: every figure with its source."""
     from saap_edge.targets import dump_yaml, load_target
 
     print(dump_yaml(load_target(name)), end="")
@@ -61,9 +63,9 @@ def target_show(name: TargetArgument) -> None:
 def target_probe() -> None:
     """Measure this machine and print it as a target file: `saap-edge target probe > myboard.yaml`.
 
-    Bandwidth of copying and reading, by one thread and by all; what the kernels of llama.cpp (F16, Q8_0, Q4_0) and ONNX
-    Runtime (int4, int8) read and multiply; heat, clock and throttling before and after. About half a minute; end other
-    programs first.
+    It measures the bandwidth of copying and reading, by one thread and by all; how fast the kernels of llama.cpp (F16,
+    Q8_0, Q4_0) and ONNX Runtime (int4, int8) read and multiply; and temperature, clock and throttling before and after.
+    This takes about half a minute. End other programs first.
     """
     from saap_edge.targets import dump_yaml
 
@@ -90,9 +92,10 @@ def _warn(lines: list[str]) -> None:
 
 @target_app.command("check")
 def target_check(name: TargetArgument, as_json: JsonOption = False) -> None:
-    """Validate a target file; on the board that it describes, measure and compare.
+    """Check a target file. On the board that it describes, measure again and compare.
 
-    Exit codes: 0 valid, 1 a figure is implausible or more than 20 percent from what is measured here, 2 malformed.
+    Exit codes: 0 valid, 1 a figure is implausible or more than 20 percent from what is measured here, 2 the file is
+    malformed.
     """
     from saap_edge.probe.board import differences, implausible, unstated
     from saap_edge.targets import load_target, matches_this_machine
@@ -130,23 +133,27 @@ def predict(
     artifact: Annotated[Path, typer.Argument(help="A .gguf, an ONNX folder, a bundle, or a folder with manifest.json")],
     *,
     target: Annotated[str, typer.Option("--target", help="Board: a name (see `saap-edge targets`) or a YAML file")],
-    format: Annotated[str | None, typer.Option("--format", help="Which artifact, where the folder has several")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="Which artifact, if the folder has several")] = None,
     prompt: Annotated[int | None, typer.Option("--prompt", min=1, help="Tokens of the prompt (default 128)")] = None,
     context: Annotated[
         int | None, typer.Option("--context", min=1, help="Tokens in the KV cache while decoding (default 512)")
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the board's own")] = None,
-    ram: Annotated[int | None, typer.Option("--ram", min=1, help="MiB of this board (default: all its sizes)")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads (default: those of the board)")
+    ] = None,
+    ram: Annotated[
+        int | None, typer.Option("--ram", min=1, help="Memory of the board in MiB (default: all sizes it is sold with)")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Speed and memory of an artifact on a board nobody has at hand: predicted, with the interval of the fit.
+    """Predict the speed and memory of an artifact on a board that is not at hand, each with an interval.
 
     \b
         saap-edge predict model-q4_0.gguf --target rpi5 --context 2048
         saap-edge predict out --format onnx-int4 --target rk3588 --ram 4096
 
-    From the bytes a token reads, the board's bandwidth and arithmetic; docs/prediction.md says how far off that is. No
-    runtime is loaded: it works on a board and without one. Nothing here was measured.
+    The prediction rests on the bytes that a token reads and on the board's bandwidth and arithmetic. No runtime is
+    loaded, and nothing is measured. docs/prediction.md says how far off predictions are.
     """
     from saap_edge.report.prediction import render_prediction
     from saap_edge.targets import load_target

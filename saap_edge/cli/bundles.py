@@ -29,13 +29,16 @@ __all__: list[str] = []
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of the export stage; or a bundle, a folder or a .tar.zst")], *,
+    folder: Annotated[Path, typer.Argument(help="Folder of the export stage, or a bundle (a folder or a .tar.zst)")], *,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Load every artifact in its runtime and compare it with torch; also exports the dense model to compare with.
+    """Load every artifact in its runtime and compare its answers with torch.
 
-    On a bundle, without torch: every file's sha256, the tokenizer, and that the artifact answers here as it did where
-    the bundle was made. Exit codes: 0 ok, 1 it answers otherwise, 2 damaged.
+    On the folder of the export stage, this also exports the dense model, for comparison. On a bundle it needs no torch:
+    it checks every file's sha256, the tokenizer, and that the artifact answers here as it did where the bundle was
+    made.
+
+    Exit codes: 0 ok, 1 an artifact answers differently, 2 bad input or a damaged file.
     """
     if (folder / "stage.json").is_file():
         prepare()
@@ -53,12 +56,12 @@ def verify(
 
 @app.command()
 def bundle(
-    folder: Annotated[Path, typer.Argument(help="--out folder of a run, or the folder of its export stage")], *,
+    folder: Annotated[Path, typer.Argument(help="The --out folder of a run, or the folder of its export stage")], *,
     format: Annotated[str | None, typer.Option("--format", help="Which artifact (default: the board's GGUF)")] = None,
     target: TargetOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder or .tar.zst file to write")], as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """One verified artifact with all a board needs: tokenizer, licence, checksums, expected answers, run.sh.
+    """Pack one verified artifact with all that a board needs: tokenizer, licence, checksums, expected answers, run.sh.
 
     \b
         saap-edge bundle out --format gguf-q4_0 --target rpi5 --out model.tar.zst

@@ -36,7 +36,10 @@ def compile(
     method: MethodOption = None, tokens: TokensOption = None, data: DataOption = None, plan: PlanOption = None,
     budget: BudgetOption = None, out: OutOption, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Run the whole chain: score, bank, plan, prune, recover, export, verify, bench, gate, report."""
+    """Run the whole chain: score, bank, plan, prune, recover, export, verify, bench, gate, report.
+
+    Writes one folder a stage into OUT/stages, and links to the results into OUT.
+    """
     prepare()
     finish(
         api.compile(
@@ -52,14 +55,17 @@ def score(
     recipe: RecipeArgument = None, *, model: ModelOption = None, data: DataOption = None, out: OutOption,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Importance of every KV group and FFN channel, per calibration batch."""
+    """Measure the importance of every KV group, query slot and FFN channel, per calibration batch."""
     prepare()
     finish(api.score(model, recipe=recipe, data=data, out=out, progress=ToConsole()), as_json)
 
 
 @app.command()
 def bank(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
-    """Order of removal and repaired weights of every sublayer, at every width: one bank serves all budgets."""
+    """Find, for every sublayer, the order of removal and the repaired weights at every width.
+
+    One bank serves all budgets and all targets.
+    """
     prepare()
     finish(api.bank(folder, progress=ToConsole()), as_json)
 
@@ -69,14 +75,14 @@ def plan(
     folder: FolderArgument, *, ratio: RatioOption = None, method: MethodOption = None, plan: PlanOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Search widths per layer from saved scores and bank: another budget needs no scoring again."""
+    """Choose the widths of every layer, from saved scores and bank. Another budget needs no new scores."""
     prepare()
     finish(api.plan(folder, ratio=ratio, method=method, plan=plan, progress=ToConsole()), as_json)
 
 
 @app.command()
 def prune(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
-    """Cut the model to its plan and repair it: a Hugging Face folder."""
+    """Cut the model to its plan, repair it, and write a Hugging Face folder."""
     prepare()
     finish(api.prune(folder, progress=ToConsole()), as_json)
 
@@ -84,18 +90,20 @@ def prune(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
 @app.command()
 def recover(
     folder: Annotated[Path, typer.Argument(help="Folder of the prune stage, Hugging Face folder or .gguf file")], *,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Recipe YAML, for a model")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Recipe (YAML); only with a model")] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="Dense model to learn from (default: the model itself)")
     ] = None,
     tokens: TokensOption = None, data: DataOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write, for a model")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; only with a model")] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Group fine-tuning in the export's blocks; never returns worse than it got.
+    """Train the pruned model and find codes for it, in the blocks of the exported files.
 
-    On the folder of the prune stage it is the next stage of that run. On a model, pruned or dense, a Hugging Face
-    folder or a .gguf file, it stands alone, and export, verify, bench and gate go on from what it writes:
+    The result is never worse on held-out text than what came in.
+
+    On the folder of the prune stage, it is the next stage of that run. On a model (a Hugging Face folder or a .gguf
+    file, pruned or dense) it stands alone, and export, verify, bench and gate go on from what it writes:
 
     \b
         saap-edge recover out/stages/prune-HASH --tokens 1000000
@@ -113,13 +121,13 @@ def recover(
 
 @app.command()
 def export(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
-    """Write GGUF and ONNX."""
+    """Write the model as GGUF and ONNX, in the formats of the recipe."""
     prepare()
     finish(api.export(folder, progress=ToConsole()), as_json)
 
 
 @app.command()
 def report(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
-    """Write report.json and report.html, print the tables."""
+    """Write report.json and report.html, and print the tables."""
     prepare()
     finish(api.write_report(folder, progress=ToConsole()), as_json)

@@ -31,54 +31,61 @@ __all__: list[str] = []
 def bench(
     path: Annotated[Path, typer.Argument(help="A bundle (folder or .tar.zst), or the folder of the verify stage")], *,
     against: Annotated[
-        Path | None, typer.Option("--against", help="Bundle of the same model to measure it against")
+        Path | None, typer.Option("--against", help="Bundle of the same model to measure beside it")
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads (default: those of the bundle's board)")
     ] = None,
     prompt: Annotated[int | None, typer.Option("--prompt", min=1, help="Tokens of the prompt (default 64)")] = None,
     decode: Annotated[int | None, typer.Option("--decode", min=1, help="Tokens decoded a round (default 32)")] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", min=3, help="Rounds that count (default 7)")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=3, help="Rounds after the warm-up (default 7)")] = None,
     contexts: Annotated[
-        str | None, typer.Option("--contexts", help="Measure decoding at these depths too, as 128,512,2048")
+        str | None, typer.Option("--contexts", help="Also measure decoding behind this many tokens, as 128,512,2048")
     ] = None,
     budget: Annotated[
-        Path | None, typer.Option("--budget", help="Limits of the gate, to add rounds while one is undecided")
+        Path | None, typer.Option("--budget", help="Limits of the gate: rounds are added while one is undecided")
     ] = None,
     max_rounds: Annotated[
-        int | None, typer.Option("--max-rounds", min=3, help="Rounds at most, with --budget (default: --rounds)")
+        int | None, typer.Option("--max-rounds", min=3, help="Rounds at most; only with --budget (default: --rounds)")
     ] = None,
     target: TargetOption = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="Measure on this board by ssh: user@board, or a name of ~/.ssh/config")
+        str | None,
+        typer.Option("--host", help="Measure on this board over SSH: user@board, or a name in ~/.ssh/config"),
     ] = None,
     ssh_config: Annotated[
-        Path | None, typer.Option("--ssh-config", help="ssh's configuration file instead of ~/.ssh/config")
+        Path | None, typer.Option("--ssh-config", help="Configuration file of ssh, instead of ~/.ssh/config")
     ] = None,
     remote_python: Annotated[
-        str | None, typer.Option("--remote-python", help="Python there (default ~/.cache/saap-edge/venv's, or python3)")
+        str | None,
+        typer.Option("--remote-python", help="Python on the board (default: ~/.cache/saap-edge/venv's, or python3)"),
     ] = None,
     remote_dir: Annotated[
-        str | None, typer.Option("--remote-dir", help="Folder there for files and runs (default ~/.cache/saap-edge)")
+        str | None,
+        typer.Option("--remote-dir", help="Folder on the board for files and runs (default ~/.cache/saap-edge)"),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the bundle's files there for the next time")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the bundle's files on the board for the next time")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="bench.json to write")] = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Measure speed and memory: of a bundle, of one against another, or dense against pruned in a run.
+    """Measure speed and memory: of a bundle, of one bundle beside another, or of dense beside pruned in a run.
 
     \b
         saap-edge bench model.tar.zst                             on a board: needs no torch
         saap-edge bench new.tar.zst --against main.tar.zst --out bench.json
         saap-edge bench new.tar.zst --against main.tar.zst --budget budgets.yaml --max-rounds 28 --out bench.json
         saap-edge bench model.tar.zst --contexts 128,512,2048     decode speed as the context grows
-        saap-edge bench model.tar.zst --host pi@raspberrypi       there, over ssh: docs/boards.md
+        saap-edge bench model.tar.zst --host pi@raspberrypi       on that board, over SSH
         saap-edge bench out/stages/verify-HASH                    the next stage of a run; its recipe has the settings
 
-    What is compared takes turns, each in a process of its own, after a warm-up that lasts until speeds are stable. The
-    figures with their intervals, noise, and the machine's state are in bench.json, which `saap-edge gate` judges;
-    docs/measuring.md defines them. With --budget and --max-rounds, rounds are added while noise leaves a limit open;
-    the intervals are wider for it, so that looking again does not make errors likelier (docs/gate.md). Exit codes: 0
-    ok, 2 bad input.
+    The artifacts take turns, each in a process of its own, after a warm-up that lasts until their speeds are stable.
+    The result, bench.json, has every figure with its interval, the noise, and the state of the machine;
+    docs/measuring.md defines the figures, and `saap-edge gate` judges them. With --budget and --max-rounds, rounds are
+    added while noise leaves a limit open. The intervals are wider for it, so that looking again does not make errors
+    likelier (docs/gate.md). docs/boards.md says how a board is measured over SSH.
+
+    Exit codes: 0 ok, 2 bad input.
     """
     options: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
@@ -124,7 +131,7 @@ def gate(
     path: Annotated[Path, typer.Argument(help="report.json, bench.json, a run's --out folder, or a stage folder")], *,
     budget: BudgetOption = None, target: TargetOption = None,
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", help="report.json or bench.json of another run, for changes in percent")
+        Path | None, typer.Option("--baseline", help="report.json or bench.json of another run, for limits on changes")
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="JUnit XML file to write")] = None,
     summary: Annotated[
@@ -132,7 +139,7 @@ def gate(
         typer.Option("--summary", envvar="GITHUB_STEP_SUMMARY", help="Markdown file to append a table to"),
     ] = None,
     annotations: Annotated[
-        bool, typer.Option("--annotations", envvar="GITHUB_ACTIONS", help="GitHub annotations, on stderr")
+        bool, typer.Option("--annotations", envvar="GITHUB_ACTIONS", help="Print annotations for GitHub on stderr")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -152,11 +159,12 @@ def gate(
           - {metric: file_mib_change_pct, max: 1}             counted, against --baseline
           - {metric: predicted_decode_tok_s, min: 8}          from the target's figures
 
-    A limit passes when the whole interval of its figure is inside, fails when it is all outside, and is inconclusive
-    where it straddles or where the figure is not there or was not measured on the target. docs/gate.md has all metrics.
+    A limit passes if the whole interval of its figure is inside it, and fails if the whole interval is outside. It is
+    inconclusive if the interval straddles the limit, or if the figure is missing or was not measured on the target.
+    docs/gate.md has all metrics.
 
-    The target is --target, else the one in report.json. On the folder of the bench stage, as OUT/stages/bench-HASH, it
-    is the stage of the chain: its verdicts are kept, and limits not given here are the recipe's.
+    The target is --target, else the one in report.json. On the folder of the bench stage (OUT/stages/bench-HASH) this
+    is the gate stage of that run: the verdicts are kept, and without --budget the limits are those of the recipe.
     """
     document = api.gate(path, budget, target=target, baseline=baseline, progress=ToConsole(tables=False))
     _tell(document, budget, junit, summary, annotations)

@@ -28,14 +28,14 @@ def evaluate(
         list[str] | None, typer.Option("--format", help="Only this artifact of an export folder; may be repeated")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Folder or .gguf file with the tokenizer, where PATH has none")
+        Path | None, typer.Option("--tokenizer", help="Folder or .gguf file with the tokenizer, if PATH has none")
     ] = None,
     threads: Annotated[
-        int, typer.Option("--threads", min=1, help="Threads of llama.cpp and ONNX Runtime")
+        int, typer.Option("--threads", min=1, show_default="all CPUs", help="Threads of llama.cpp and ONNX Runtime")
     ] = os.cpu_count() or 1,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Zero-shot accuracy and perplexity, of a model or of what ships.
+    """Measure zero-shot accuracy and perplexity, of a model or of the files that ship.
 
     A Hugging Face folder (dense or pruned) runs in torch, a GGUF file in llama.cpp, an ONNX folder in ONNX Runtime.
     An export folder, as `out/stages/export-HASH`, gives all its artifacts side by side:
@@ -45,15 +45,15 @@ def evaluate(
         saap-edge evaluate out/stages/export-HASH --task piqa.jsonl --text test.txt
         saap-edge evaluate model-q4_0.gguf --task lambada.jsonl
 
-    lm-eval does the scoring. --task takes its tasks by name (their data comes from the network), or a local file with
-    one JSON object a line, of one of three forms:
+    lm-eval does the scoring. --task takes a task of lm-eval by name, whose data comes from the network, or a local file
+    with one JSON object a line, in one of three forms:
 
     \b
         {"query": text, "choices": [text, ...], "gold": index}                 acc, acc_norm
         {"context_options": [text, ...], "continuation": text, "gold": index}  acc
         {"context": text, "continuation": text}                                acc (greedy), perplexity
 
-    Every figure comes with its rows, window, and the hash of its text. Exit codes: 0 ok, 2 bad input.
+    Every figure comes with its number of rows, its window, and the hash of its text. Exit codes: 0 ok, 2 bad input.
     """
     prepare()
     document = api.evaluate(

@@ -27,9 +27,10 @@ from saap_edge.cli.base import (
 
 __all__: list[str] = []
 
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe YAML; options override it")]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe (YAML); options override its fields")]
 FormatOption = Annotated[
-    list[str] | None, typer.Option("--format", help="Quantisation, dense and pruned alike; may be repeated")
+    list[str] | None,
+    typer.Option("--format", help="Format to write, of the dense and the pruned model; may be repeated"),
 ]
 
 
@@ -42,21 +43,21 @@ def frontier(
     format: FormatOption = None,
     rival: Annotated[
         list[str] | None,
-        typer.Option("--rival", help="Quantisation of the dense model alone; may be repeated; 'none' for none"),
+        typer.Option("--rival", help="Format of the dense model alone; may be repeated; 'none' for none"),
     ] = None,
     method: MethodOption = None, tokens: TokensOption = None, data: DataOption = None, out: OutOption,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Is pruning worth it here? Dense and pruned at every quantisation: quality, speed, bytes, and the Pareto front.
+    """Show whether pruning is worth it: quality, speed and bytes of dense and pruned files, and the Pareto front.
 
     \b
         saap-edge frontier --model ./TinyLlama --target rpi5 --out out
         saap-edge frontier --model ./TinyLlama --ratio 0.3 --format gguf-q4_0 --rival gguf-q3_k_m --out out
 
-    Perplexity is measured on the artifacts, speed beside one anchor (the dense model in the board's quantisation), by
-    turns on this machine; where the target is another board, its speed is predicted in a column of its own. Writes
-    frontier.json, frontier.html and frontier.png into --out. What `saap-edge compile` has done there is not done again,
-    and a killed run goes on.
+    Every artifact's perplexity is measured, and its speed beside one anchor: the dense model in the board's
+    quantisation. The shared anchor makes separate measurements comparable. If the target is another board, its speed is
+    predicted, in a column of its own. Writes frontier.json, frontier.html and frontier.png into --out. Stages that
+    `saap-edge compile` has finished there are not repeated, and a killed run goes on.
     """
     prepare()
     from saap_edge.report.frontier import render_frontier
@@ -81,16 +82,17 @@ def fit(
     format: FormatOption = None, method: MethodOption = None, tokens: TokensOption = None, data: DataOption = None,
     out: OutOption, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """The least pruning that meets a budget: from predictions first, then measured.
+    """Find the least pruning that meets a budget.
 
     \b
         saap-edge fit --model ./TinyLlama --target rpi5 --budget budgets.yaml --out out
 
-    Scores are made once. Where speed and size stand is predicted, from the dense model on; then whole models are
-    compiled and judged by the gate, one ratio after another in steps of 5 %, until the least that meets all limits is
-    known, or that there is none. Writes fit.json, and fit.yaml: the recipe, for `saap-edge compile`.
+    The search starts at the ratio whose predicted speed and size meet the limits. It then compiles whole models, one
+    ratio after another in steps of 5 %, and the gate judges each, until the least ratio that meets all limits is known,
+    or that there is none. Scores are made once. Writes fit.json, and fit.yaml: a recipe for `saap-edge compile`.
 
-    Exit codes: 0 found, 1 there is none, 2 bad input, 3 found, but a limit rests on a prediction or on noise.
+    Exit codes: 0 found, 1 no ratio meets the budget, 2 bad input, 3 found, but a limit rests on a prediction or on
+    noise.
     """
     prepare()
     from saap_edge.report.frontier import render_fit
