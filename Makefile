@@ -1,10 +1,14 @@
 # make demo          the whole chain on the bundled model, artifacts and report in demo-out/
 # make test          the test suite
+# make test-fast     its quick part, under a minute on 2 cores
 # make test-optimum  what optimum does with our ONNX folders, and models under transformers 4.57, in .venv-optimum
-# make test-device   what a board gets by `pip install saap-edge[device]`, in .venv-device: no torch, and everything works
+# make test-device   installs only the board extra (no torch) into .venv-device and runs every board command
 # make quality       ruff and mypy
+# make docs          the documentation as a site, in site/; a broken link fails
 # Each sets up what it needs in .venv the first time (about 10 minutes on 2 cores: llama.cpp is built from source), but for
-# test-optimum, which has an environment of its own without llama.cpp; test-device takes the llama.cpp built for .venv.
+# test-optimum and docs, which have environments of their own without llama.cpp; test-device takes the llama.cpp built for
+# .venv. Versions are those of requirements.lock, requirements-optimum.lock and
+# requirements-docs.lock.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -14,6 +18,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 OPTIMUM := .venv-optimum
 DEVICE := .venv-device
+DOCS := .venv-docs
+LOCK := -c requirements.lock
+OPTIMUM_LOCK := -c requirements-optimum.lock
 OPTIMUM_TESTS := tests/exporting/test_optimum.py tests/engines/test_onnxruntime.py tests/families tests/model
 LLAMA := llama-cpp-python==0.3.36
 # GCC drops the stores to llama.cpp's AMX tile configuration, and every quantised file then kills the process on CPUs
@@ -21,7 +28,7 @@ LLAMA := llama-cpp-python==0.3.36
 NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 LLAMA_CMAKE := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)')
 
-.PHONY: setup demo test test-optimum test-device quality clean
+.PHONY: setup demo test test-fast test-optimum test-device quality docs clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +37,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-optimum: $(OPTIMUM)/.ready
 	$(OPTIMUM)/bin/python -m pytest $(OPTIMUM_TESTS)
@@ -46,11 +56,14 @@ quality: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR) $(DOCS)/bin/mkdocs build --strict
+
 # torch comes first and pinned: asked for by another package, pip would take a build with gigabytes of CUDA.
 $(VENV)/.torch:
 	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -q torch==2.13.0
+	$(PIP) -q $(LOCK) torch==2.13.0
 	@touch $@
 
 $(VENV)/wheels/.llama: | $(VENV)/.torch
@@ -62,27 +75,34 @@ $(VENV)/wheels/.llama: | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.llama: $(VENV)/wheels/.llama
-	$(PIP) -q $(VENV)/wheels/llama_cpp_python-*.whl
+	$(PIP) -q $(LOCK) $(VENV)/wheels/llama_cpp_python-*.whl
 	@touch $@
 
-$(VENV)/.ready: pyproject.toml $(VENV)/.llama
-	$(PIP) -q -e '.[dev]'
+$(VENV)/.ready: pyproject.toml requirements.lock $(VENV)/.llama
+	$(PIP) -q $(LOCK) -e '.[dev]'
 	@touch $@
 
 # optimum admits transformers before 4.58 only: it cannot live in the environment above.
-$(OPTIMUM)/.ready: pyproject.toml
+$(OPTIMUM)/.ready: pyproject.toml requirements-optimum.lock
 	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
 	$(PYTHON) -m venv $(OPTIMUM)
-	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
-	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q -e '.[optimum]' 'pytest>=8.0' 'hypothesis>=6.100'
+	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q $(OPTIMUM_LOCK) torch==2.13.0
+	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q $(OPTIMUM_LOCK) -e '.[optimum]' pytest hypothesis
 	@touch $@
 
 # As on a board, but for llama.cpp, which is not compiled twice.
-$(DEVICE)/.ready: pyproject.toml $(VENV)/wheels/.llama
+$(DEVICE)/.ready: pyproject.toml requirements.lock $(VENV)/wheels/.llama
 	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
 	$(PYTHON) -m venv $(DEVICE)
-	$(DEVICE)/bin/python -m pip install --disable-pip-version-check -q --find-links $(VENV)/wheels '.[device]'
+	$(DEVICE)/bin/python -m pip install --disable-pip-version-check -q $(LOCK) --find-links $(VENV)/wheels '.[device]'
+	@touch $@
+
+# No torch and no llama.cpp: the commands' help needs neither, and docstrings are read without running them.
+$(DOCS)/.ready: pyproject.toml requirements-docs.lock
+	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --disable-pip-version-check -q -c requirements-docs.lock '.[docs]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) $(DEVICE) demo-out
+	rm -rf $(VENV) $(OPTIMUM) $(DEVICE) $(DOCS) demo-out site

@@ -46,7 +46,8 @@ needed = project["dependencies"] + project["optional-dependencies"]["device"]
 print("\n".join(line for line in needed if not line.startswith("llama")))
 print("jinja2\ndiskcache\ntyping-extensions")  # llama-cpp-python's own
 LIST
-$python -m pip install -q --disable-pip-version-check "${wheels[@]}" -r "$folder/requirements.txt"
+$python -m pip install -q --disable-pip-version-check -c "$repository/requirements.lock" "${wheels[@]}" \
+  -r "$folder/requirements.txt"
 
 command -v aarch64-linux-gnu-g++ > /dev/null || { echo "no aarch64-linux-gnu-g++: without GGUF"; exit 0; }
 if [ ! -d "$folder/llama" ]; then

@@ -1,6 +1,6 @@
 """Decode speed and memory as functions of the context, dense and pruned, in both runtimes.
 
-    python benchmarks/context.py --out benchmarks/results/context.json --plot benchmarks/results/context.svg
+    python benchmarks/context.py --out benchmarks/results/context.json --plot docs/context.svg
 
 Random weights in the shape of a known model, pruned at random non-uniform widths. At every context the cache is filled
 with that many tokens, dense and pruned then decode by turns, each in a child process of its own. The floor

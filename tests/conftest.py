@@ -15,6 +15,7 @@ from saap_edge.cli import base
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import build_pruned, load_model, save_model
 from saap_edge.model.spec import LayerShape, for_transformers_4
+from tests.fast import pytest_collection_modifyitems, pytest_ignore_collect  # noqa: F401
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs, 12345 times!\n" * 40
 VOCABULARY = 320
