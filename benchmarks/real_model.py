@@ -98,7 +98,7 @@ def speed_table(result: dict[str, Any]) -> list[str]:
     board = {row["name"]: row["decode_tok_s"] for row in result["predicted"]}
     lines = [
         "",
-        f"| format | file MiB | decode tok/s, here | speed-up [95 %] | tok/s predicted on {result['target']} | perplexity |",
+        f"| format | file MiB | decode tok/s here | speed-up [95 %] | predicted on {result['target']} | perplexity |",
         "|---|---|---|---|---|---|",
     ]
     for pair in result["comparisons"]:

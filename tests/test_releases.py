@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import saap_edge
+from tests.fast import FAST, FOLDER
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -77,3 +78,7 @@ def test_workflows_run_what_ci_runs():
     assert "ubuntu-24.04-arm" in [each["runner"] for each in matrix["include"]]
     called = re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
     assert called and all(re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) for target in called)
+
+
+def test_fast_files_are_there():
+    assert [name for name in FAST if not (FOLDER / name).is_file()] == []
