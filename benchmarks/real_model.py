@@ -47,8 +47,12 @@ def extract(run: Path) -> dict[str, Any]:
         "plan": document(run, "plan", "plan.json"),
         "quality": prune,
         "recover": document(run, "recover", "recover.json"),
-        "artifacts": report.get("artifacts", []),
-        "verify": report.get("verify", []),
+        "artifacts": [
+            {"role": role} | {name: entry[name] for name in ("format", "path", "bytes", "sha256")}
+            for role, stage in (("dense", "dense"), ("pruned", "export"))
+            for entry in document(run, stage, "manifest.json").get("artifacts", [])
+        ],
+        "verify": document(run, "verify", "verify.json"),
         "machine": {name: bench["machine"][name] for name in ("cpu", "cores", "architecture")} if bench else {},
         "conditions": bench.get("conditions", {}),
         "measured": [measured(entry) for entry in bench.get("artifacts", [])],
@@ -72,23 +76,48 @@ def measured(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> list[str]:
-    """The tables of README.md, in Markdown: quality by stage, then each artifact that was measured."""
-    return [*quality_table(result["plan"], result["quality"]["heldout_perplexity"]), *speed_table(result)]
+    """The tables of README.md, in Markdown: quality by stage, the files, and their speed as far as it was measured."""
+    quality = quality_table(result["plan"], result["quality"]["heldout_perplexity"], result["recover"])
+    return [*quality, *file_table(result), *speed_table(result)]
 
 
-def quality_table(plan: dict[str, Any], quality: dict[str, float]) -> list[str]:
+def quality_table(plan: dict[str, Any], quality: dict[str, float], recover: dict[str, Any]) -> list[str]:
+    """`recover`: its document, empty where the stage is not done; its codes are those of the exported files."""
     dense, pruned = plan["parameters"]
+    blocks = {name: f"{recover[name]['perplexity_blocks']:.1f}" for name in ("dense", "before", "after") if recover}
     rows = [
-        ("dense", dense, quality["dense"]),
-        ("pruned, as cut", pruned, quality["cut"]),
-        ("pruned, repaired", pruned, quality["repaired"]),
+        ("dense", dense, quality["dense"], blocks.get("dense", "")),
+        ("pruned, as cut", pruned, quality["cut"], ""),
+        ("pruned, repaired", pruned, quality["repaired"], blocks.get("before", "")),
     ]
+    if blocks:
+        name = f"pruned, repaired, recovered with {recover['tokens']:,} tokens"
+        rows.append((name, pruned, recover["after"]["perplexity_fp"], blocks["after"]))
     for other in plan["candidates"]:
         if other["uniform"] and not other["chosen"]:
             left = round(dense * (1 - other["achieved_ratio"]))
-            rows.append(("pruned alike in every layer, repaired", left, other["heldout_perplexity"]))
-    lines = ["| model | weights in attention and FFN | perplexity |", "|---|---|---|"]
-    return lines + [f"| {name} | {weights / 1e6:.1f} M | {perplexity:.1f} |" for name, weights, perplexity in rows]
+            rows.append(("pruned alike in every layer, repaired", left, other["heldout_perplexity"], ""))
+    form = recover.get("format", "4 bits")
+    lines = [f"| model | weights in attention and FFN | perplexity | as {form} |", "|---|---|---|---|"]
+    return lines + [f"| {name} | {size / 1e6:.1f} M | {value:.1f} | {coded} |" for name, size, value, coded in rows]
+
+
+def file_table(result: dict[str, Any]) -> list[str]:
+    """Sizes, and how far each pruned file's logits are from torch (relative RMS) beside what is allowed."""
+    size = {(row["role"], row["format"]): row["bytes"] / MIB for row in result["artifacts"]}
+    lines = [
+        "",
+        "| format | file MiB, dense => pruned | smaller by | off from torch | allowed |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["verify"]:
+        if row["role"] == "pruned":
+            dense, pruned = size["dense", row["format"]], size["pruned", row["format"]]
+            lines.append(
+                f"| {row['format']} | {dense:.1f} => {pruned:.1f} | {1 - pruned / dense:.1%} | "
+                f"{row['max_error']:.1g} | {row['tolerance']:.1g} |"
+            )
+    return lines if result["verify"] else []
 
 
 def speed_table(result: dict[str, Any]) -> list[str]:
