@@ -1,11 +1,11 @@
 """What a compile run did to a real model: quality by stage, then size, speed and perplexity of every artifact.
 
     saap-edge compile --model MODEL --target rpi5 --ratio 0.2 --method kfac --tokens 0 --out RUN
-    python benchmarks/real_model.py RUN --out RESULT.json
+    python benchmarks/real_model.py RUN --out RESULT.json --pages README.md docs/results.md
 
 RUN is the folder that the run's --out named. Nothing is computed here: the result is an extract of the documents that
 the stages wrote, without the lists of kept structures and without paths. A run that still works, or was stopped, gives
-what its finished stages know. Prints the tables that README.md shows and ends with one JSON line.
+what its finished stages know. Prints the tables, puts them into the pages that are named, and ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from result import publish
 
 MIB = 2**20
+BEGIN, END = "<!-- real model: begin -->", "<!-- real model: end -->"
 
 
 def document(run: Path, stage: str, name: str) -> dict[str, Any]:
@@ -146,14 +147,27 @@ def speed_table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def fill(page: Path, lines: list[str]) -> None:
+    """Put the tables between the page's two comments."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"'{page}' has no place for the tables: {BEGIN} and {END}")
+    page.write_text("\n\n".join([before + begin, "\n".join(lines), end + after]), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="--out folder of a compile run")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose tables are to be these")
     arguments = parser.parse_args()
     result = extract(arguments.run)
-    for line in tables(result):
+    lines = tables(result)
+    for line in lines:
         print(line)
+    for page in arguments.pages:
+        fill(page, lines)
     publish(result, arguments.out)
 
 
