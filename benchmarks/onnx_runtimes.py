@@ -22,7 +22,8 @@ import numpy as np
 from result import publish
 
 from saap_edge.evaluation.parity import relative_error
-from saap_edge.exporting.onnx import QUANTISATIONS, write_onnx
+from saap_edge.exporting.onnx import WRITER, write_onnx
+from saap_edge.formats import written_by
 from saap_edge.machine.facts import machine_facts
 from saap_edge.recipe import bundled_model
 
@@ -64,11 +65,11 @@ def main() -> None:
     tested, rows = importlib.metadata.version("onnxruntime"), []
     with tempfile.TemporaryDirectory() as name:
         scratch, truth = Path(name), {}
-        for quantisation in QUANTISATIONS:
+        for quantisation in written_by(WRITER):
             write_onnx(bundled_model(), scratch / quantisation, quantisation)
         for version in (tested, *options.versions):
             packages = install(version, scratch / version)
-            for quantisation in QUANTISATIONS:
+            for quantisation in written_by(WRITER):
                 got = answer(packages, scratch / quantisation, scratch / "logits.npy")
                 truth.setdefault(quantisation, got)
                 row: dict[str, Any] = {"onnxruntime": version, "format": f"onnx-{quantisation}", "runs": True}

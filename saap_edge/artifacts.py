@@ -9,12 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from saap_edge.engines.gguf_header import read_header
-from saap_edge.engines.gguf_shape import read_shape
-from saap_edge.engines.onnx_folder import onnx_context
-from saap_edge.engines.onnx_header import read_graph
+from saap_edge.engines.registry import engine_at
 from saap_edge.errors import SaapError
 from saap_edge.files import file_hash
+from saap_edge.formats import described
 
 __all__ = ["Artifact", "Manifest", "context_of", "engine_of", "read_manifest", "size_and_hash", "vocab_size_of"]
 
@@ -53,27 +51,21 @@ class Manifest(BaseModel):
 
 
 def engine_of(artifact_format: str) -> str:
-    """The engine that runs a format: "llama.cpp", "onnxruntime" or, for its exporter's graphs, "optimum"."""
-    if artifact_format == "onnx-optimum":
-        return "optimum"
-    return "llama.cpp" if artifact_format.startswith("gguf") else "onnxruntime"
+    """The name of the engine that runs a format."""
+    return described(artifact_format).engine
 
 
 def context_of(path: Path) -> int:
-    """Longest sequence, in tokens, of a GGUF file or an ONNX folder. Raises SaapError when it does not say."""
-    if path.suffix == ".gguf":
-        return read_shape(read_header(path)).context
-    context = onnx_context(path, read_graph(path / "model.onnx"))
+    """Longest sequence, in tokens, of an artifact. Raises SaapError when it does not say."""
+    context = engine_at(path).context(path)
     if context is None:
         raise SaapError(f"'{path}' does not say how long its context is: export the model again")
     return context
 
 
 def vocab_size_of(path: Path) -> int | None:
-    """Logits a token gives, of a GGUF file or an ONNX folder; None where a graph does not say."""
-    if path.suffix == ".gguf":
-        return read_shape(read_header(path)).vocab_size
-    return read_graph(path / "model.onnx").vocab_size
+    """Logits a token gives, of an artifact; None where it does not say."""
+    return engine_at(path).vocab_size(path)
 
 
 def size_and_hash(path: Path) -> tuple[int, str]:

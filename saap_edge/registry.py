@@ -1,93 +1,127 @@
-"""Things by name that may come from outside: those of this package, those registered by a program, and those of
-installed packages, which name them as entry points.
-"""
+"""Registries that others can add to: records by name, ours, those of entry points, and those of the running program."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from saap_edge.errors import SaapError
 
-__all__ = ["Registry", "source_file"]
-
-T = TypeVar("T")
+__all__ = ["Registry", "resolve", "source_file"]
 
 
-class Registry(Mapping[str, T], Generic[T]):
-    """Things of one kind, by name.
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Record = TypeVar("Record", bound=_Named)
+
+
+def resolve(entry: str) -> Any:
+    """The object that "package.module:name" names; its module is imported only now.
+
+    Raises SaapError when there is none.
+    """
+    module, _, name = entry.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SaapError(f"'{entry}' cannot be loaded: {error}") from error
+
+
+class Registry(Mapping[str, Record], Generic[Record]):
+    """Records by name, in the order they were registered.
+
+    The registry imports `modules`, which register our own records, at the first look. It loads the entry points of
+    `group` when a name is not among those, or when all names are asked for. An entry point names a record.
 
     Args:
-        kind: what they are, for messages: "pruning order".
-        group: of the entry points under which packages name theirs; one is loaded when its name is first asked for.
-        own: what this package has.
-        names: of what this package has, where the things themselves are defined elsewhere, because a board has to know
-            the names without what they need.
+        what: what the records are, for messages: "pruning order".
+        own: records that are there from the beginning.
+        taken: names of ours that are not in the registry.
     """
 
-    def __init__(self, kind: str, group: str, own: Mapping[str, T] | None = None, names: Iterable[str] = ()) -> None:
-        self._kind, self._group = kind, group
-        self._things: dict[str, T] = dict(own or {})
-        self._own = {*self._things, *names}
+    def __init__(
+        self, what: str, group: str, modules: tuple[str, ...] = (), *, own: Iterable[Record] = (),
+        taken: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        self._what, self._group, self._modules = what, group, modules
+        self._records: dict[str, Record] = {record.name: record for record in own}
+        self._taken = {*self._records, *taken}
+        self._loaded = self._asked = False
 
-    def register(self, name: str, thing: T) -> None:
-        """Add one, or put another in the place of one that was registered. Raises SaapError for a name of this
-        package's own."""
-        if name in self._own:
-            raise SaapError(f"the {self._kind} '{name}' is saap-edge's own: give yours another name")
-        self._things[name] = thing
+    def register(self, record: Record, *, replace: bool = False) -> Record:
+        """Add a record and return it; `replace`: in the place of one that was registered under its name before.
 
-    def outside(self, name: str) -> bool:
-        """It is none of this package's own."""
-        return name in self and name not in self._own
+        Raises SaapError for a name of ours, and when another record has it.
+        """
+        if record.name in self._taken and self._records.get(record.name) != record:
+            raise SaapError(f"the {self._what} '{record.name}' is saap-edge's own: choose another name")
+        if replace:
+            self._records[record.name] = record
+        if self._records.setdefault(record.name, record) != record:
+            raise SaapError(f"there is another {self._what} '{record.name}' already: choose another name")
+        return record
+
+    def find(self, name: str) -> Record:
+        """The record of that name. Raises SaapError that names the nearest one when there is none."""
+        found = self.get(name)
+        if found is None:
+            self.check(name)
+            raise SaapError(f"the {self._what} '{name}' is no record: it is part of saap-edge itself")
+        return found
 
     def check(self, name: str) -> str:
-        """The name itself. Raises SaapError, with the nearest known one, where it is unknown."""
-        if name not in self and name not in self._own:
-            known = sorted({*self, *self._own})
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-            raise SaapError(f"unknown {self._kind} '{name}', {hint}")
-        return name
+        """The name, where a record or something of ours has it. Raises SaapError that names the nearest known one."""
+        if name in self._taken or name in self:
+            return name
+        known = list(dict.fromkeys((*self._taken, *self)))
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+        raise SaapError(f"unknown {self._what} '{name}', {hint}")
 
-    def __getitem__(self, name: str) -> T:
-        if name not in self._things:
-            found = _installed(self._group).get(name)
-            if found is None:
-                raise KeyError(name)
-            self._things[name] = _loaded(found, self._kind)
-        return self._things[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._things or name in _installed(self._group)
+    def __getitem__(self, name: str) -> Record:
+        self._load()
+        if name not in self._records:
+            self._ask()
+        return self._records[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*self._things, *_installed(self._group))))
+        self._load()
+        self._ask()
+        return iter(dict(self._records))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return sum(1 for _ in self)
 
+    def _load(self) -> None:
+        if not self._loaded:
+            self._loaded = True
+            for module in self._modules:
+                importlib.import_module(module)
 
-@cache
-def _installed(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
-
-
-def _loaded(point: EntryPoint, kind: str) -> Any:
-    try:
-        return point.load()
-    except Exception as error:  # of whatever kind: it is another package's code
-        where = point.dist.name if point.dist else "a package"
-        raise SaapError(f"the {kind} '{point.name}' of {where} cannot be loaded: {error}") from None
+    def _ask(self) -> None:
+        """Register what the installed packages offer. Raises SaapError when one of them does not load."""
+        if not self._asked:
+            self._asked = True
+            for point in entry_points(group=self._group):
+                try:
+                    record = point.load()
+                except Exception as error:  # the code of others
+                    raise SaapError(
+                        f"the {self._what} '{point.name}' cannot be loaded ({point.value}): {error}"
+                    ) from error
+                self.register(record)
 
 
 def source_file(thing: Callable[..., Any]) -> Path | None:
-    """The file that a function from outside is in: what was made with it is made again when that changes. None where
-    it was typed in."""
+    """The file that a function is in: what was made with it is made again when that changes. None where it was typed
+    in."""
     found = inspect.getsourcefile(inspect.unwrap(thing))
     return Path(found) if found and Path(found).is_file() else None

@@ -32,7 +32,8 @@ LAYERS = (
     ("engines",),
     ("targets",),
     ("cache", "machine"),
-    ("files", "formats", "progress", "registry", "settings", "telemetry", "yaml_lines"),
+    ("files", "formats", "progress", "settings", "telemetry", "yaml_lines"),
+    ("registry",),
     ("errors",),
 )
 LEVEL = {name: len(LAYERS) - number for number, layer in enumerate(LAYERS) for name in layer}

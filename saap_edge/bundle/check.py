@@ -14,6 +14,7 @@ from saap_edge.artifacts import engine_of
 from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.schema import BUNDLE_FILE, LOGITS_FILE, Bundle, read_bundle
 from saap_edge.engines.answers import relative_error
+from saap_edge.engines.registry import engine_named
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import EXIT_FAILED, EXIT_INPUT, EXIT_OK, SaapError
 from saap_edge.files import file_hash
@@ -177,8 +178,11 @@ def _artifact_problems(worker: Worker, bundle: Bundle) -> list[str]:
         for name, told in (("vocab_size", bundle.vocab_size), ("kv_bytes_per_token", bundle.kv_bytes_per_token))
         if worker.loaded[name] != told
     ]
-    if worker.engine == "llama.cpp" and worker.tokenize(bundle.tokenizer.text, False, False) != bundle.tokenizer.ids:
-        problems.append(f"'{bundle.model}': llama.cpp splits the recorded text into other tokens: not its tokenizer")
+    own = engine_named(worker.engine).tokenizes
+    if own and worker.tokenize(bundle.tokenizer.text, False, False) != bundle.tokenizer.ids:
+        problems.append(
+            f"'{bundle.model}': {worker.engine} splits the recorded text into other tokens: not its tokenizer"
+        )
     answers = bundle.answers
     if not all(0 <= token < bundle.vocab_size for token in (*answers.tokens, *answers.likeliest)):
         problems.append(f"'{BUNDLE_FILE}': answers have tokens outside the vocabulary")

@@ -13,6 +13,7 @@ from saap_edge.bundle.schema import Licence
 from saap_edge.cache import ancestors, read_stage
 from saap_edge.errors import SaapError
 from saap_edge.files import read_json
+from saap_edge.formats import FORMATS, KINDS
 from saap_edge.sources import LICENCES, resolve_model
 from saap_edge.targets import Target, load_target
 
@@ -48,8 +49,9 @@ def find_source(path: Path, artifact_format: str | None, target: str | None) -> 
     record = read_stage(folder)
     board = load_target(target or record["recipe"]["target"])
     artifact_format = artifact_format or f"gguf-{board.quantisation['gguf']}"
-    if artifact_format == "onnx-optimum":
-        raise SaapError("--format onnx-optimum: no bundle's run.sh can run its graph: take onnx-fp32")
+    known = FORMATS.get(artifact_format)
+    if known is not None and known.launch is None:
+        raise SaapError(f"--format {artifact_format}: {known.no_bundle}")
     manifest = read_manifest(folder)
     artifacts = {artifact.format: artifact for artifact in manifest.artifacts}
     if artifact_format not in artifacts:
@@ -66,8 +68,8 @@ def find_source(path: Path, artifact_format: str | None, target: str | None) -> 
 
 def _stage_folder(path: Path) -> Path:
     """A stage's folder as it is; of a run's --out folder the export that its links point at."""
-    for name in ("gguf", "onnx"):
-        if (path / name).is_symlink():
+    for name, kind in KINDS.items():
+        if kind.usual and (path / name).is_symlink():
             return (path / name).resolve().parent
     return path
 

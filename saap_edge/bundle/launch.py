@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import shlex
+from dataclasses import dataclass
 
 from saap_edge import __version__
+from saap_edge.errors import SaapError
+from saap_edge.formats import format_of
+from saap_edge.registry import resolve
 
-__all__ = ["launch_files"]
+__all__ = ["IN_GENAI", "IN_LLAMA_CPP", "Program", "launch_files"]
 
 TOKENS = 64
 CONTEXT = 2048  # tokens of KV cache at most: a model's whole context may not fit a board
@@ -84,17 +88,36 @@ print()
 '''
 
 
+@dataclass(frozen=True)
+class Program:
+    """What runs an artifact: run.py, the lines of run.sh that come before it, and packages beside saap-edge[device].
+
+    The texts get model, threads and context by `str.format`.
+    """
+
+    script: str
+    native: str = ""
+    packages: tuple[str, ...] = ()
+
+
+IN_LLAMA_CPP = Program(GGUF, NATIVE)
+IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",))
+
+
 def launch_files(artifact_format: str, model: str, threads: int, context: int, prompt: str) -> dict[str, str]:
-    """Texts by file name. `context` is the model's longest sequence in tokens."""
-    in_llama_cpp = artifact_format.startswith("gguf")
+    """Texts by file name. `context` is the model's longest sequence in tokens. Raises SaapError for a format that no
+    bundle can have."""
+    record = format_of(artifact_format)
+    if record.launch is None:
+        raise SaapError(f"'{artifact_format}': {record.no_bundle}")
+    program: Program = resolve(record.launch)
     values = {"model": model, "threads": threads, "context": min(context, CONTEXT)}
-    native = NATIVE.format(**values) if in_llama_cpp else ""
+    native = program.native.format(**values)
     shell = SHELL.format(native=native, tokens=TOKENS, prompt=shlex.quote(prompt))
     requirements = [f"saap-edge[device]=={__version__}"]
-    if not in_llama_cpp:
-        requirements.append(f"onnxruntime-genai=={importlib.metadata.version('onnxruntime-genai')}")
+    requirements += [f"{package}=={importlib.metadata.version(package)}" for package in program.packages]
     return {
         "run.sh": shell,
-        "run.py": (GGUF if in_llama_cpp else ONNX).format(**values),
+        "run.py": program.script.format(**values),
         "requirements.txt": "\n".join(requirements) + "\n",
     }

@@ -12,7 +12,8 @@ from saap_edge.engines.answers import VERIFIED
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.token_ids import check_token_ids
 from saap_edge.exporting.refusal import export_refusal
-from saap_edge.exporting.weights import FLOATS, IN_WIDER_FLOATS
+from saap_edge.exporting.weights import IN_WIDER_FLOATS
+from saap_edge.formats import format_of
 from saap_edge.measuring.conditions import longest_sequence
 from saap_edge.model.chat import read_chat
 from saap_edge.model.checkpoint import read_spec
@@ -92,7 +93,7 @@ def check_tokenizer(model: Path, spec: ModelSpec, corpus: Corpus, formats: Itera
 def check_values(model: Path, formats: Iterable[str]) -> None:
     """Refuse weights that are no finite numbers, and formats that do not hold them. Raises SaapError."""
     large = beyond_fp16(model)
-    narrow = [name for name in formats if str(FLOATS.get(name)) == "torch.float16"]
+    narrow = [name for name in formats if format_of(name).dtype == "float16"]
     if large and narrow:
         name, largest = next(iter(large.items()))
         raise SaapError(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from saap_edge.formats import asked_by_llama_cpp, format_of
 from saap_edge.model.spec import ModelSpec
 from saap_edge.recipe import Recipe
 
@@ -162,12 +163,11 @@ class _Count:
 
     @property
     def _important(self) -> bool:
-        return any(name.startswith("gguf-") and ("_k" in name or "iq" in name) for name in self.recipe.export.formats)
+        return asked_by_llama_cpp(self.recipe.export.formats)
 
     def _file(self, artifact_format: str, weights: float) -> float:
         """Bytes a runtime holds of a model whose float32 weights have that many."""
-        share = {"f32": 1.0, "f16": 0.5, "bf16": 0.5, "q8_0": 0.3, "fp32": 1.2, "fp16": 1.2, "optimum": 1.2}
-        return weights * share.get(artifact_format.partition("-")[2], 0.3)
+        return weights * format_of(artifact_format).held
 
     def _activations(self, windows: float, checkpointing: bool) -> float:
         """Bytes that autograd keeps: about 4 numbers a channel and 7 a hidden unit, of every token and layer."""

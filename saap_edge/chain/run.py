@@ -13,6 +13,7 @@ from saap_edge.chain.context import Context
 from saap_edge.chain.rule import Rule
 from saap_edge.errors import EXIT_OK, SaapError
 from saap_edge.files import read_json
+from saap_edge.formats import KINDS
 
 __all__ = ["Before", "Outcome", "Step", "run_stages"]
 
@@ -23,7 +24,7 @@ ON_THE_WAY = ("bank",)  # a stage people need not know of: made when missing, fr
 _LINKS = {
     "plan": {"plan.json": "plan.json"},
     "recover": {"model": "model"},
-    "export": {"gguf": "gguf", "onnx": "onnx"},
+    "export": {name: name for name, kind in KINDS.items() if kind.usual},
     "report": {"report.json": "report.json", "report.html": "report.html"},
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from saap_edge.formats import format_of
+
 if TYPE_CHECKING:
     from saap_edge.model.spec import ModelSpec
     from saap_edge.pruning.space import Space
@@ -30,13 +32,11 @@ def space_of(spec: ModelSpec, recipe: Recipe, target: Target) -> Space:
 
 def grids_of(spec: ModelSpec, recipe: Recipe, target: Target) -> tuple[int, int]:
     """Grids of heads and FFN: the recipe's, or the target's and that of all types that are asked for."""
-    from saap_edge.exporting.kquants import KQUANTS, block_of
     from saap_edge.pruning.space import block_grids
 
     if recipe.prune.grid:
         return recipe.prune.grid, recipe.prune.grid
-    asked = [name.removeprefix("gguf-") for name in recipe.export.formats]
-    block = max((block_of(name) for name in asked if name in KQUANTS), default=target.grid)
+    block = max((grid for name in recipe.export.formats if (grid := format_of(name).grid)), default=target.grid)
     return block_grids(spec, target.grid, block)
 
 

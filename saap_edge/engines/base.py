@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Engine"]
+__all__ = ["ArtifactCost", "Engine"]
+
+
+@dataclass(frozen=True)
+class ArtifactCost:
+    """What running an artifact costs anywhere. `projection_bytes`: of weights that decoding one token reads;
+    `parameters`: of the model; `context`: tokens of the longest sequence (None: the artifact does not say)."""
+
+    format: str
+    projection_bytes: int
+    kv_bytes_per_token: int
+    file_bytes: int
+    parameters: int
+    context: int | None = None
 
 
 class Engine(Protocol):
     """One loaded artifact, one sequence.
 
-    Construct with `(path, threads, context)`: `path` is a .gguf file or an ONNX folder, `context` the number of
-    tokens the KV cache must hold.
+    Construct with `(path, threads, context)`: `path` is what the engine opens, `context` the number of tokens the
+    KV cache must hold.
     """
 
     name: str

@@ -12,40 +12,25 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from saap_edge.engines.base import Engine
+from saap_edge.engines.registry import VOCABULARY, engine_named
 from saap_edge.errors import SaapError
+from saap_edge.registry import resolve
 
 __all__ = ["VOCABULARY", "Server", "log_probabilities", "main"]
 
-VOCABULARY = " vocabulary"
 PIECE = 512  # tokens of a prompt at a time: llama.cpp's own default
 
 
-def load_engine(name: str, path: str, threads: int, context: int) -> Engine:
-    """Import only the runtime that is asked for. A name that ends in VOCABULARY gives its tokenizer only."""
-    if name == f"llama.cpp{VOCABULARY}":
-        from saap_edge.engines.llama_cpp import LlamaCppVocabulary
-
-        return cast(Engine, LlamaCppVocabulary(Path(path)))
-    if name == f"onnxruntime-genai{VOCABULARY}":
-        from saap_edge.engines.vocabularies import GenaiVocabulary
-
-        return cast(Engine, GenaiVocabulary(Path(path)))
-    if name == "llama.cpp":
-        from saap_edge.engines.llama_cpp import LlamaCppEngine
-
-        return LlamaCppEngine(Path(path), threads, context)
-    if name == "optimum":
-        from saap_edge.engines.optimum import OptimumEngine
-
-        return OptimumEngine(Path(path), threads, context)
-    from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(Path(path), threads, context)
+def load_engine(name: str, path: str, threads: int, context: int, entry: str | None = None) -> Engine:
+    """The engine of that name, or what `entry` names; a name that ends in VOCABULARY gives its tokenizer only."""
+    made = resolve(entry or engine_named(name).entry_of(name))
+    engine: Engine = made(Path(path)) if name.endswith(VOCABULARY) else made(Path(path), threads, context)
+    return engine
 
 
 class Server:
@@ -61,11 +46,16 @@ class Server:
             raise SaapError("no artifact is loaded")
         return self._engine
 
-    def load(self, engine: str, path: str, threads: int, context: int) -> dict[str, Any]:
-        """Load an artifact; `seconds` does not count importing the runtime."""
-        __import__("llama_cpp" if engine.startswith("llama.cpp") else "onnxruntime")
+    def load(
+        self, engine: str, path: str, threads: int, context: int, entry: str | None = None, module: str | None = None
+    ) -> dict[str, Any]:
+        """Load an artifact; `seconds` does not count importing the runtime.
+
+        `entry` and `module` are those of the engine's record, for one that only the asking process knows.
+        """
+        __import__(module or engine_named(engine).module)
         start = time.perf_counter()
-        self._engine = load_engine(engine, path, threads, context)
+        self._engine = load_engine(engine, path, threads, context, entry)
         seconds = time.perf_counter() - start
         described: dict[str, Any] = getattr(self._engine, "describe", dict)()
         return {

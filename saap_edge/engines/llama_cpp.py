@@ -5,21 +5,24 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# Without this, an abort inside ggml tries to attach a debugger to the process.
-os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-
-import llama_cpp
-
+from saap_edge.engines.gguf_cost import gguf_cost
 from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_shape import read_shape
+from saap_edge.engines.lazy import Lazy
+from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
 __all__ = ["LlamaCppEngine", "LlamaCppVocabulary"]
+
+# Without this, an abort inside ggml tries to attach a debugger to the process.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+llama_cpp = Lazy("llama_cpp")
 
 _LOG_ERROR = 4  # ggml_log_level: 1 debug, 2 info, 3 warn, 4 error
 
@@ -27,11 +30,16 @@ _LOG_ERROR = 4  # ggml_log_level: 1 debug, 2 info, 3 warn, 4 error
 _errors: list[str] = []  # what llama.cpp said last: its log callback takes a plain function
 
 
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_errors(level: int, text: bytes, _user_data: Any) -> None:
     if level == _LOG_ERROR:
         _errors[:] = [*_errors[-1:], text.decode(errors="replace").strip()]
         os.write(2, text)
+
+
+@cache
+def _log_callback() -> Any:
+    """For llama.cpp, which calls it as long as the process lives."""
+    return llama_cpp.llama_log_callback(_log_errors)
 
 
 class LlamaCppVocabulary:
@@ -43,7 +51,7 @@ class LlamaCppVocabulary:
     def __init__(self, path: Path) -> None:
         """Load `path`. Raises SaapError when llama.cpp refuses it."""
         self.path = path
-        llama_cpp.llama_log_set(_log_errors, ctypes.c_void_p(0))
+        llama_cpp.llama_log_set(_log_callback(), ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers, parameters.vocab_only = 0, self.vocabulary_only
@@ -172,3 +180,14 @@ class LlamaCppEngine(LlamaCppVocabulary):
             "kv_type": "f16",
             "kv_bytes_per_token": self.kv_bytes_per_token(),
         }
+
+
+register_engine(
+    EngineRecord(
+        LlamaCppVocabulary.name, "llama-cpp-python", "llama_cpp", "saap_edge.engines.llama_cpp:LlamaCppEngine",
+        "saap_edge.engines.llama_cpp:LlamaCppVocabulary", "gguf", opens=lambda path: path.suffix == ".gguf",
+        context=lambda path: read_shape(read_header(path)).context,
+        vocab_size=lambda path: read_shape(read_header(path)).vocab_size, cost=gguf_cost, tokenizes=True,
+        half_sums=True,
+    )
+)  # fmt: skip

@@ -11,7 +11,7 @@ from saap_edge.errors import SaapError
 if TYPE_CHECKING:
     from saap_edge.engines.onnx_header import Graph
 
-__all__ = ["head_size", "onnx_context"]
+__all__ = ["GENAI_FILE", "head_size", "onnx_context"]
 
 GENAI_FILE, CONFIG_FILE = "genai_config.json", "config.json"
 

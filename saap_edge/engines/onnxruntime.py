@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from saap_edge.engines.lazy import Lazy
+from saap_edge.engines.onnx_cost import folder_context, folder_vocab_size, onnx_cost
+from saap_edge.engines.onnx_folder import GENAI_FILE
+from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
 __all__ = ["OnnxEngine", "OnnxRuntimeEngine"]
 
 GRAPH_FILE = "model.onnx"
+ort = Lazy("onnxruntime")
 LAST_ONLY = np.array([-1], dtype=np.int64)
 ALL = np.array([0], dtype=np.int64)
 
@@ -145,7 +149,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 
-def open_session(path: Path, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, threads: int) -> Any:
     """A CPU session of `threads` threads. Raises SaapError when the file is missing or the runtime refuses it."""
     if not path.is_file():
         raise SaapError(f"no ONNX model at '{path}': give the folder of an ONNX export")
@@ -157,3 +161,12 @@ def open_session(path: Path, threads: int) -> ort.InferenceSession:
     except Exception as error:  # the binding's exceptions share no base class of their own
         reason = str(error).splitlines()[0]
         raise SaapError(f"{path}: ONNX Runtime cannot load it, export the model again ({reason})") from None
+
+
+register_engine(
+    EngineRecord(
+        OnnxRuntimeEngine.name, "onnxruntime", "onnxruntime", "saap_edge.engines.onnxruntime:OnnxRuntimeEngine",
+        kind="onnx", opens=lambda path: (path / GENAI_FILE).is_file() and (path / GRAPH_FILE).is_file(),
+        context=folder_context, vocab_size=folder_vocab_size, cost=onnx_cost,
+    )
+)  # fmt: skip

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from saap_edge.engines.onnxruntime import OnnxEngine
+from saap_edge.engines.onnx_cost import folder_context, folder_vocab_size, onnx_cost
+from saap_edge.engines.onnxruntime import GRAPH_FILE, OnnxEngine
+from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
 __all__ = ["OptimumEngine"]
@@ -67,3 +69,13 @@ class OptimumEngine(OnnxEngine):
     def describe(self) -> dict[str, Any]:
         """What ran: the conditions that belong beside every figure."""
         return self._describe("fp32", self.kv_bytes_per_token())
+
+
+register_engine(
+    EngineRecord(
+        "optimum", "onnxruntime", "onnxruntime", "saap_edge.engines.optimum:OptimumEngine", kind="onnx",
+        # Ours are asked for theirs first: the others have the graph alone.
+        opens=lambda path: path.suffix == ".onnx" or (path / GRAPH_FILE).is_file(), context=folder_context,
+        vocab_size=folder_vocab_size, cost=onnx_cost,
+    )
+)  # fmt: skip

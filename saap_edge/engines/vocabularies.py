@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
 __all__ = ["GenaiVocabulary"]
@@ -69,3 +70,13 @@ def _write_graph(folder: Path) -> None:
     model |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
     config = {"model": model, "search": {"max_length": 1}}
     (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+register_engine(
+    EngineRecord(
+        GenaiVocabulary.name,
+        GenaiVocabulary.name,
+        "onnxruntime_genai",
+        vocabulary="saap_edge.engines.vocabularies:GenaiVocabulary",
+    )
+)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from saap_edge.engines.registry import engine_named
 from saap_edge.errors import SaapError
 
 __all__ = ["EngineDied", "Worker", "cause_of_death", "child_environment"]
@@ -40,13 +41,15 @@ class Worker:
 
     def __init__(self, engine: str, path: Path, threads: int, context: int) -> None:
         self.engine, self.path = engine, Path(path)
+        record = engine_named(engine)
+        told = {"entry": record.entry_of(engine), "module": record.module}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "saap_edge.engines.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._stderr, env=child_environment() | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
         try:
-            self.loaded = self._ask("load", engine=engine, path=str(path), threads=threads, context=context)
+            self.loaded = self._ask("load", engine=engine, path=str(path), threads=threads, context=context, **told)
         except BaseException:
             self.close()
             raise

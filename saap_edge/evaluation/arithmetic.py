@@ -19,7 +19,9 @@ from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from saap_edge.exporting.weights import FLOATS, ExportWeights
+from saap_edge.engines.registry import engine_named
+from saap_edge.exporting.weights import ExportWeights, floats_of
+from saap_edge.formats import format_of
 from saap_edge.model.blocks import BLOCK, BlockFormat
 
 __all__ = ["runtime_arithmetic"]
@@ -36,28 +38,33 @@ def runtime_arithmetic(model: Any, weights: ExportWeights, artifact_format: str,
                 product = _product(module, f"{name}.weight", weights, artifact_format, group)
                 setattr(module, "forward", product)  # noqa: B010 (a plain assignment is no method to mypy)
                 stack.callback(delattr, module, "forward")
-        if artifact_format.startswith("gguf"):
+        if _half_sums(artifact_format):
             stack.callback(setattr, model.config, "_attn_implementation", model.config._attn_implementation)
             model.config._attn_implementation = _ATTENTION
         yield
+
+
+def _half_sums(artifact_format: str) -> bool:
+    """Whether the format's engine keeps sums in half precision, as llama.cpp does."""
+    return engine_named(format_of(artifact_format).engine).half_sums
 
 
 def _product(
     module: nn.Linear, name: str, weights: ExportWeights, artifact_format: str, group: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """What stands for the forward of a linear layer."""
-    in_llama_cpp, layout = artifact_format.startswith("gguf"), weights.layout(artifact_format, group)
+    half, layout = _half_sums(artifact_format), weights.layout(artifact_format, group)
     if layout is None:
         # K-quants' own rounding is not predicted (parity.py); ONNX Runtime's floats meet float32.
-        kind = FLOATS.get(artifact_format, torch.float16) if in_llama_cpp else torch.float32
+        kind = (floats_of(artifact_format) or torch.float16) if half else torch.float32
         return lambda x: nn.functional.linear(x.to(kind).float(), module.weight, module.bias)
     projection = "_proj" in name
-    block = BLOCK if in_llama_cpp else layout[1] if projection else weights.vocabulary(artifact_format)[1]
+    block = BLOCK if half else layout[1] if projection else weights.vocabulary(artifact_format)[1]
     minimums = _minimums(weights, name, layout) if projection else None
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         codes, scales = _eight_bits(x, block)
-        stored = _half(scales) if in_llama_cpp else scales
+        stored = _half(scales) if half else scales
         y = nn.functional.linear((codes * stored).flatten(-2)[..., : x.shape[-1]], module.weight, module.bias)
         if minimums is None:
             return y

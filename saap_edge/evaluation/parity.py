@@ -13,27 +13,20 @@ import torch
 from saap_edge.engines.answers import relative_error
 from saap_edge.errors import ParityError
 from saap_edge.evaluation.arithmetic import runtime_arithmetic
-from saap_edge.exporting.kquants import KQUANTS, held_projections
-from saap_edge.exporting.weights import FLOATS, OTHER_WEIGHT, ExportWeights
+from saap_edge.exporting.weights import OTHER_WEIGHT, ExportWeights, floats_of
+from saap_edge.formats import format_of
 from saap_edge.model.blocks import BLOCK, dequantise
 from saap_edge.model.folder import load_model
+from saap_edge.registry import resolve
 
 __all__ = [
-    "MODES", "TOLERANCE", "Parity", "check_parity", "logits", "relative_error", "require", "shipped_model", "tolerated",
+    "MODES", "Parity", "check_parity", "logits", "relative_error", "require", "shipped_model", "tolerated",
 ]  # fmt: skip
 
 # The tolerance is MARGIN times what the runtime's own arithmetic is predicted to do to these very tokens
 # (arithmetic.py). What was seen lies within 10 % of the prediction (benchmarks/arithmetic.py); the margin is for
 # processors that sum in another order, where another few activations round the other way.
 MARGIN = 2.0
-# Relative RMS error of centred logits that is always tolerated: in full precision sums in another order, on some
-# processors in fp16, are all there is. Measured: 6e-7 and 3e-4 on trained models.
-# A fault in a single layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope
-# 0.4.
-TOLERANCE = {
-    "gguf-f32": 0.005, "gguf-f16": 0.005, "onnx-fp32": 0.00005, "onnx-fp16": 0.00005, "onnx-optimum": 0.00005,
-}  # fmt: skip
-K_QUANTS = 0.06  # their activations are rounded in blocks of 256, which is not predicted; seen: up to 0.03
 # Whole prompt at once; one token at a time; a prompt, then steps.
 MODES = ("prefill", "steps", "mixed")
 
@@ -74,8 +67,9 @@ def shipped_model(folder: Path, artifact_format: str, group: int = BLOCK, artifa
 def _shipped(
     weights: ExportWeights, names: list[str], artifact_format: str, group: int, artifact: Path | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    if artifact is not None and artifact_format.removeprefix("gguf-") in KQUANTS:
-        for name, value in held_projections(artifact, weights):
+    reader = format_of(artifact_format).shipped
+    if artifact is not None and reader is not None:
+        for name, value in resolve(reader)(artifact, weights):
             own = weights.tensor(name).numpy()
             if np.linalg.norm(value - own) > OTHER_WEIGHT * np.linalg.norm(own):
                 raise ParityError(f"'{artifact}': {name} is not the model's weight: export again")
@@ -86,8 +80,9 @@ def _shipped(
 
 
 def _coded(weights: ExportWeights, name: str, artifact_format: str, group: int) -> torch.Tensor:
-    if artifact_format in FLOATS:
-        return weights.tensor(name, FLOATS[artifact_format]).float()
+    floats = floats_of(artifact_format)
+    if floats is not None:
+        return weights.tensor(name, floats).float()
     layout = weights.layout(artifact_format, group) if "_proj" in name else None
     return dequantise(weights.blocks(name, *(layout or weights.vocabulary(artifact_format))))
 
@@ -115,8 +110,7 @@ def tolerated(predicted: float, artifact_format: str) -> float:
 
     A prediction that is not finite, as where activations outgrow fp16, excuses nothing.
     """
-    always = K_QUANTS if artifact_format.removeprefix("gguf-") in KQUANTS else TOLERANCE.get(artifact_format, 0.0)
-    return max(MARGIN * predicted if np.isfinite(predicted) else 0.0, always)
+    return max(MARGIN * predicted if np.isfinite(predicted) else 0.0, format_of(artifact_format).tolerance)
 
 
 def logits(model: Any, tokens: list[int]) -> np.ndarray:

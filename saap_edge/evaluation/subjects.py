@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from saap_edge.artifacts import context_of, engine_of, read_manifest, vocab_size_of
+from saap_edge.engines.registry import engine_at
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.belongs import check_tokenizer
 from saap_edge.evaluation.likelihood import ArtifactScorer, Scorer, TorchScorer, window_perplexity
@@ -24,13 +25,13 @@ from saap_edge.progress import Bar
 
 __all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
 
-TORCH = "torch"
-GRAPH_FILE, GENAI_FILE = "model.onnx", "genai_config.json"  # the second is ours: optimum writes none
+IN_TORCH = "torch"  # a model folder, in this process: on a GPU where there is one
+GRAPH_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing to evaluate: TORCH, or an artifact's format. `open` loads it, `folder` may hold the tokenizer."""
+    """One thing to evaluate: IN_TORCH, or an artifact's format. `open` loads it, `folder` may hold the tokenizer."""
 
     name: str
     folder: Path
@@ -99,7 +100,7 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
 
 def _notes(path: Path, subjects: list[Subject]) -> list[str]:
     """What was put right of a model folder as it was opened."""
-    return list(open_checkpoint(path).warnings) if any(subject.name == TORCH for subject in subjects) else []
+    return list(open_checkpoint(path).warnings) if any(subject.name == IN_TORCH for subject in subjects) else []
 
 
 def _check_windows(windows: torch.Tensor, subject: Subject, scorer: Scorer) -> None:
@@ -142,17 +143,16 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
     """
     if (path / "manifest.json").is_file():
         found = {
-            artifact.format: _artifact(artifact.format, path / artifact.path, threads, artifact.format)
+            artifact.format: _artifact(artifact.format, path / artifact.path, threads, engine_of(artifact.format))
             for artifact in read_manifest(path).artifacts
         }
     elif path.suffix == ".gguf" or (path / GRAPH_FILE).is_file():
-        kind = "gguf" if path.suffix == ".gguf" else "onnx"
-        others = kind == "onnx" and not (path / GENAI_FILE).is_file()
-        name = f"{kind} {path.name}"
-        found = {name: _artifact(name, path, threads, "onnx-optimum" if others else kind)}
+        engine = engine_at(path)
+        name = f"{engine.kind} {path.name}"
+        found = {name: _artifact(name, path, threads, engine.name)}
     elif (path / "config.json").is_file():
         open_checkpoint(path)  # before any library reads it
-        found = {TORCH: Subject(TORCH, path, lambda: _torch_scorer(path))}
+        found = {IN_TORCH: Subject(IN_TORCH, path, lambda: _torch_scorer(path))}
     else:
         raise SaapError(
             f"nothing to evaluate at '{path}': give a Hugging Face folder, an export folder (with manifest.json), "
@@ -164,9 +164,9 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
     return [found[name] for name in formats or found]
 
 
-def _artifact(name: str, path: Path, threads: int, artifact_format: str) -> Subject:
+def _artifact(name: str, path: Path, threads: int, engine: str) -> Subject:
     def scorer() -> ArtifactScorer:
-        return ArtifactScorer(engine_of(artifact_format), path, threads, context_of(path), vocab_size_of(path))
+        return ArtifactScorer(engine, path, threads, context_of(path), vocab_size_of(path))
 
     return Subject(name, path, scorer)
 

@@ -23,11 +23,15 @@ from saap_edge.errors import SaapError
 from saap_edge.exporting.genai import write_genai
 from saap_edge.exporting.gguf_tokenizer import write_vocabulary
 from saap_edge.exporting.tokenizer_rules import unmerged_pairs
+from saap_edge.formats import FORMATS
 from saap_edge.model.config import read_object
 from saap_edge.model.spec import ModelSpec
 from saap_edge.model.tokenizer import plain_ids
+from saap_edge.registry import resolve
 
-__all__ = ["PLAIN", "Probe", "check_token_ids", "differences", "probes", "special_read", "tell"]
+__all__ = [
+    "PLAIN", "Probe", "by_genai", "by_llama_cpp", "check_token_ids", "differences", "probes", "special_read", "tell",
+]  # fmt: skip
 
 # What a difference is about. Plain text must not differ.
 PLAIN, LEADING, ACCENTS = "plain text", "text that begins with a space", "accents that are not composed"
@@ -142,13 +146,17 @@ def check_token_ids(folder: Path, spec: ModelSpec, tokenizer: Any, text: str, fo
     """
     texts, asked = probes(tokenizer, text, spec.vocab_size), list(formats)
     notes = _by_its_class(folder, texts, tokenizer)
-    gguf = [name for name in asked if name.startswith("gguf")]
-    if gguf:
+    checks: dict[str, list[str]] = {}
+    for record in FORMATS.values():
+        if record.name in asked and record.token_check is not None:
+            checks.setdefault(record.token_check, []).append(record.name)
+    for check, names in checks.items():
         try:
-            notes += _by_llama_cpp(folder, spec, texts, tokenizer)
+            notes += resolve(check)(folder, spec, texts, tokenizer)
         except SaapError as error:
-            raise SaapError(f"{error}; leave {', '.join(gguf)} out (export.formats)") from None
-    return notes + (_by_genai(folder, spec, texts, tokenizer) if len(gguf) < len(asked) else [])
+            named = ", ".join(name for name in asked if name in names)
+            raise SaapError(f"{error}; leave {named} out (export.formats)") from None
+    return notes
 
 
 def _by_its_class(folder: Path, texts: list[Probe], tokenizer: Any) -> list[str]:
@@ -170,7 +178,8 @@ def _by_its_class(folder: Path, texts: list[Probe], tokenizer: Any) -> list[str]
     return tell(name, differences(texts, tokenizer, tokenise))
 
 
-def _by_llama_cpp(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any) -> list[str]:
+def by_llama_cpp(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any) -> list[str]:
+    """What differs in llama.cpp beside plain text. Raises SaapError where it cannot have the tokenizer."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "vocabulary.gguf"
         try:
@@ -195,7 +204,7 @@ def _by_llama_cpp(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: 
     return [*tell("llama.cpp", found), *notes]
 
 
-def _by_genai(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any) -> list[str]:
+def by_genai(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any) -> list[str]:
     """What differs in onnxruntime-genai, plain text too: the graph is not at fault, and others run it."""
     if find_spec("onnxruntime_genai") is None:
         return []

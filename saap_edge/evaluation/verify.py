@@ -8,6 +8,7 @@ from typing import Any
 
 from saap_edge.artifacts import engine_of, read_manifest
 from saap_edge.engines.answers import VERIFIED, VERIFIED_CHARACTERS
+from saap_edge.engines.registry import engine_named
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError
 from saap_edge.evaluation.parity import Parity, check_parity, shipped_model
@@ -41,7 +42,7 @@ def verify_folder(
             # One at a time: memory.
             references = {same: shipped_model(model_folder, artifact.format, manifest.group, path)}
         with Worker(engine_of(artifact.format), path, threads, VERIFIED) as worker:
-            if artifact.format.startswith("gguf"):
+            if engine_named(worker.engine).tokenizes:
                 _check_tokens(worker, tokenizer, texts, told, f"{manifest.role} {artifact.format}")
                 _check_ends(worker, ends, f"{manifest.role} {artifact.format}")
             shipped = (weights, artifact.format, manifest.group)
@@ -52,7 +53,7 @@ def verify_folder(
 
 def _check_tokens(worker: Worker, tokenizer: Any, texts: list[Probe], told: Sequence[str], what: str) -> None:
     """Refuse token ids that differ and were not told before any work."""
-    for line in tell("llama.cpp", differences(texts, tokenizer, worker.tokenize)):
+    for line in tell(worker.engine, differences(texts, tokenizer, worker.tokenize)):
         if line not in told:
             raise ParityError(f"{what}: {line}")
 
@@ -60,4 +61,4 @@ def _check_tokens(worker: Worker, tokenizer: Any, texts: list[Probe], told: Sequ
 def _check_ends(worker: Worker, ends: tuple[int, ...], what: str) -> None:
     missing = sorted(set(ends) - set(worker.ends()))
     if missing:
-        raise ParityError(f"{what}: llama.cpp goes on at token ids {missing}, which end a text")
+        raise ParityError(f"{what}: {worker.engine} goes on at token ids {missing}, which end a text")

@@ -18,28 +18,22 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gemma import add_gemma
+from saap_edge.exporting.gguf_rows import pack, permute, unpermute
 from saap_edge.exporting.gguf_tokenizer import add_tokenizer, model_name
 from saap_edge.exporting.refusal import export_refusal, gguf_architecture
 from saap_edge.exporting.rope import rope_frequencies
-from saap_edge.exporting.weights import FLOATS, ExportWeights
+from saap_edge.exporting.weights import ExportWeights, floats_of
 from saap_edge.families.rope import attention_factor, yarn_scale
-from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks
+from saap_edge.formats import written_by
+from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.spec import ModelSpec, linear_shapes
 
-__all__ = [
-    "QUANTISATIONS", "Projection", "pack", "permute", "projections", "summarise", "unpermute", "write_gguf",
-]  # fmt: skip
+__all__ = ["WRITER", "Projection", "pack", "permute", "projections", "summarise", "unpermute", "write_gguf"]
+
+WRITER = "saap_edge.exporting.writers:gguf"
 
 _TYPE = gguf.GGMLQuantizationType
 _FILE_TYPE = gguf.LlamaFileType
-_KINDS = {
-    "f32": _TYPE.F32, "f16": _TYPE.F16, "bf16": _TYPE.BF16, "q8_0": _TYPE.Q8_0, "q4_0": _TYPE.Q4_0, "q4_1": _TYPE.Q4_1,
-}  # fmt: skip
-_FILES = {
-    "f32": _FILE_TYPE.ALL_F32, "f16": _FILE_TYPE.MOSTLY_F16, "bf16": _FILE_TYPE.MOSTLY_BF16,
-    "q8_0": _FILE_TYPE.MOSTLY_Q8_0, "q4_0": _FILE_TYPE.MOSTLY_Q4_0, "q4_1": _FILE_TYPE.MOSTLY_Q4_1,
-}  # fmt: skip
-QUANTISATIONS = tuple(_KINDS)
 # What sets llama.cpp's architectures apart (its src/models, and llama_model_rope_type).
 _BY_LAYER = ("deci", "openelm")  # widths are arrays
 _FUSED = ("openelm",)  # q, k and v in one matrix
@@ -89,13 +83,14 @@ def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     Args:
         folder: Hugging Face folder, dense or pruned.
         out: the file.
-        quantisation: one of QUANTISATIONS.
+        quantisation: that of a GGUF format which llama.cpp does not make.
 
     Returns a summary: architecture, bytes by type, file bytes, and `projection_bytes`, the weight bytes that decoding
     one token reads. Raises SaapError for a model or tokenizer that llama.cpp cannot run.
     """
-    if quantisation not in QUANTISATIONS:
-        raise SaapError(f"GGUF quantisation '{quantisation}' is unknown (known: {', '.join(QUANTISATIONS)})")
+    known = written_by(WRITER)
+    if quantisation not in known:
+        raise SaapError(f"GGUF quantisation '{quantisation}' is unknown (known: {', '.join(known)})")
     weights = ExportWeights(folder)
     spec = weights.spec
     refusal = export_refusal(spec, f"gguf-{quantisation}")
@@ -168,7 +163,7 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     if spec.gemma:
         add_gemma(writer, spec.gemma)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(_FILES[quantisation])
+    writer.add_file_type(_FILE_TYPE.__members__.get(f"MOSTLY_{quantisation.upper()}", _FILE_TYPE.ALL_F32))
 
 
 def _add_rope_scaling(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
@@ -188,7 +183,7 @@ def _add_rope_scaling(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
 def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> Iterator[_Tensor]:
     spec = weights.spec
     table = (spec.vocab_size, spec.hidden)
-    vocabulary = "q8_0" if quantisation in BLOCK_FORMATS else quantisation
+    vocabulary = written_by(WRITER)[quantisation].table_block if quantisation in BLOCK_FORMATS else quantisation
     yield _matrix(weights, ("model.embed_tokens.weight",), "token_embd.weight", table, vocabulary)
     if spec.rope_scaling and architecture in _TABLE:
         # llama.cpp divides its plain frequencies by these.
@@ -272,52 +267,15 @@ def _matrix(
     def read() -> np.ndarray:
         return permute(_stack([part(source) for source in sources]), heads)
 
-    return _Tensor(name, _KINDS[quantisation], shape, read)
+    return _Tensor(name, _TYPE.__members__[quantisation.upper()], shape, read)
 
 
 def _floats(weights: ExportWeights, source: str, quantisation: str) -> np.ndarray:
     """A weight [out, in] in floats, to nearest even; bfloat16, which numpy lacks, as its bytes."""
-    values = weights.tensor(source, FLOATS[f"gguf-{quantisation}"])
-    return (values.view(torch.uint8) if quantisation == "bf16" else values).numpy()
+    values = weights.tensor(source, floats_of(written_by(WRITER)[quantisation].name) or torch.float32)
+    return (values.view(torch.uint8) if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
     """All rows; no copy of a single part, which may be a large vocabulary."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def permute(rows: np.ndarray, heads: int | None) -> np.ndarray:
-    """Reorder the rows of q or k from halves (Hugging Face) to pairs, as llama.cpp's NORM rope wants them.
-
-    `rows` is [heads * head_dim, ...]; None leaves it alone. Works on weights, biases and packed blocks alike, because
-    only whole rows move (llama.cpp, LlamaModel.permute).
-    """
-    if heads is None:
-        return rows
-    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def unpermute(rows: np.ndarray, heads: int | None) -> np.ndarray:
-    """The inverse of `permute`."""
-    if heads is None:
-        return rows
-    return rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def pack(blocks: Blocks) -> np.ndarray:
-    """GGUF's blocks, uint8 [out, bytes]: scale and, in Q4_1, minimum in fp16; then 32 signed bytes, or 16 bytes with
-    code i low and code i + 16 high."""
-    rows, columns = blocks.codes.shape
-    count, half = columns // BLOCK, BLOCK // 2
-    figures = [figure for figure in (blocks.scales, blocks.offsets) if figure is not None]
-    spread = [figure.repeat_interleave(blocks.group // BLOCK, 1)[:, :count].numpy() for figure in figures]
-    head, codes = 2 * len(figures), blocks.codes.numpy().reshape(rows, count, BLOCK)
-    packed = np.empty((rows, count, head + BLOCK * blocks.format.bits // 8), dtype=np.uint8)
-    packed[..., :head] = np.stack(spread, axis=-1).view(np.uint8)
-    body = packed[..., head:]  # filled in place: a vocabulary's codes are too large for copies
-    if blocks.format.bits == 8:
-        np.bitwise_xor(codes, 0x80, out=body)
-    else:
-        np.left_shift(codes[..., half:], 4, out=body)
-        body |= codes[..., :half]
-    return packed.reshape(rows, -1)

@@ -26,33 +26,28 @@ from saap_edge.exporting.imatrix import read_importance
 from saap_edge.exporting.refusal import gguf_architecture
 from saap_edge.exporting.weights import ExportWeights
 from saap_edge.files import file_hash
-from saap_edge.model.blocks import BLOCK
+from saap_edge.formats import FORMATS, Format
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.spec import linear_shapes
 
-__all__ = ["KQUANTS", "LOW", "block_of", "check_importance", "held_projections", "write_kquant"]
+__all__ = ["check_importance", "held_projections", "write_kquant"]
 
-# What llama.cpp refuses to make without an importance matrix (tensor_requires_imatrix).
-LOW = ("iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs")
-KQUANTS = (
-    "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q3_k_m", "q3_k_s", "q2_k", "iq4_nl", "iq4_xs", "iq3_m", "iq3_s", *LOW,
-)  # fmt: skip
-# No mixture of KQUANTS asks for these on its own, but for the type a file is named after.
+# No mixture asks for these on its own, but for the type a file is named after.
 _FALLBACKS = ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "F16")
 
 
-def block_of(quantisation: str) -> int:
-    """Inputs that a block of one of KQUANTS has."""
-    return BLOCK if quantisation == "iq4_nl" else gguf.QK_K
-
-
-def check_importance(quantisation: str, imatrix: Path | None) -> None:
+def check_importance(format: Format, imatrix: Path | None) -> None:
     """Raise SaapError when a type needs an importance matrix and there is none."""
-    if quantisation in LOW and imatrix is None:
+    if format.needs_importance and imatrix is None:
         raise SaapError(
-            f"GGUF type '{quantisation}' needs an importance matrix (it would be garbage without): give one, "
-            f"or use one of {', '.join(name for name in KQUANTS if name not in LOW)}"
+            f"GGUF type '{format.quantisation}' needs an importance matrix (it would be garbage without): give one, "
+            f"or use one of {', '.join(own.quantisation for own in _made() if not own.needs_importance)}"
         )
+
+
+def _made() -> list[Format]:
+    """The formats that llama.cpp makes."""
+    return [format for format in FORMATS.values() if format.made_from]
 
 
 def write_kquant(
@@ -64,16 +59,18 @@ def write_kquant(
         folder: Hugging Face folder, dense or pruned.
         source: what `write_gguf` made of it in "f16".
         out: the file.
-        quantisation: one of KQUANTS; or "q4_0", which llama.cpp, unlike `write_gguf`, rounds by importance.
+        quantisation: a type that llama.cpp makes; or one in blocks, as "q4_0", which it, unlike `write_gguf`, rounds by
+            importance.
         imatrix: file of `save_importance`, of the model in `folder`.
 
     Returns the summary of `write_gguf` and `fallbacks`, the type of every matrix that could not have its own, and
     `imatrix_sha256`. Raises SaapError for a type that needs `imatrix`, for a matrix of another model, and when
     llama.cpp fails or dies; there is no file then.
     """
-    if quantisation not in (*KQUANTS, "q4_0"):
-        raise SaapError(f"GGUF type '{quantisation}' is unknown (known: {', '.join(KQUANTS)})")
-    check_importance(quantisation, imatrix)
+    format = FORMATS.get(f"gguf-{quantisation}")
+    if format is None or not (format.made_from or format.blocks):
+        raise SaapError(f"GGUF type '{quantisation}' is unknown (known: {', '.join(f.quantisation for f in _made())})")
+    check_importance(format, imatrix)
     weights = ExportWeights(folder)
     command = [
         sys.executable, "-m", "saap_edge.exporting.kquants_child", str(source), str(out),

@@ -15,14 +15,15 @@ from saap_edge.exporting.onnx_gemma import GemmaDecoder
 from saap_edge.exporting.onnx_graph import DATA_FILE, GraphWriter
 from saap_edge.exporting.optimum import write_config
 from saap_edge.exporting.refusal import export_refusal
-from saap_edge.exporting.weights import FLOATS, ExportWeights
+from saap_edge.exporting.weights import ExportWeights, floats_of
+from saap_edge.formats import written_by
 from saap_edge.model.blocks import BLOCK
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.spec import ModelSpec
 
-__all__ = ["QUANTISATIONS", "write_onnx"]
+__all__ = ["WRITER", "write_onnx"]
 
-QUANTISATIONS = ("fp32", "fp16", "int4", "int4-full", "int8")
+WRITER = "saap_edge.exporting.writers:onnx"
 GRAPH_FILE = "model.onnx"
 IR_VERSION = 10
 
@@ -45,8 +46,9 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     SaapError on an unknown quantisation, on a folder that ExportWeights refuses, on a group that MatMulNBits does not
     take, and on shapes that GroupQueryAttention cannot run.
     """
-    if quantisation not in QUANTISATIONS:
-        raise SaapError(f"unknown ONNX quantisation '{quantisation}' (there are: {', '.join(QUANTISATIONS)})")
+    known = written_by(WRITER)
+    if quantisation not in known:
+        raise SaapError(f"unknown ONNX quantisation '{quantisation}' (there are: {', '.join(known)})")
     weights = ExportWeights(folder)
     refusal = export_refusal(weights.spec, f"onnx-{quantisation}")
     if refusal:
@@ -59,7 +61,7 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
         graph = GraphWriter(data)
         decoder = GemmaDecoder if weights.spec.gemma else Decoder
         vocabulary = weights.vocabulary(f"onnx-{quantisation}")
-        stored = FLOATS.get(f"onnx-{quantisation}", torch.float32)
+        stored = floats_of(f"onnx-{quantisation}") or torch.float32
         decoder(graph, weights, layout, vocabulary, stored).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(

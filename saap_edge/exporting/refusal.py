@@ -6,10 +6,15 @@ from importlib.util import find_spec
 
 from saap_edge.exporting.gemma import gemma_limit
 from saap_edge.families import Refusal
+from saap_edge.formats import Format, format_of
 from saap_edge.model.blocks import BLOCK
 from saap_edge.model.spec import ModelSpec
+from saap_edge.registry import resolve
 
-__all__ = ["export_refusal", "gguf_architecture", "refusal_reason", "shape_reason"]
+__all__ = [
+    "export_refusal", "gguf_architecture", "gguf_reason", "onnx_reason", "optimum_reason", "refusal_reason",
+    "shape_reason",
+]  # fmt: skip
 
 # Architectures and graphs that gguf.py and onnx.py write. A family may declare others before there is a writer: its
 # exports are then refused here, and a writer lifts that by adding the name.
@@ -43,18 +48,29 @@ def export_refusal(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
 
 def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = False) -> str | None:
     """The reason alone, without a remedy."""
-    if artifact_format == "onnx-optimum":
-        return _optimum_reason(spec, per_layer)
-    gguf = artifact_format.startswith("gguf")
-    shapes = shape_reason(spec) or (None if gguf else onnx_shape_reason(spec))
-    if shapes:
-        return shapes
-    carrier = gguf_architecture(spec, per_layer) if gguf else spec.family.exports.onnx
-    if isinstance(carrier, Refusal):
-        return str(carrier)
-    if carrier not in (GGUF_WRITERS if gguf else ONNX_WRITERS):
-        return f"saap-edge has no writer for {'architecture' if gguf else 'graph'} '{carrier}' yet"
-    return _limit(spec, carrier) if gguf else _onnx_limit(spec, artifact_format)
+    record = format_of(artifact_format)
+    reason: str | None = resolve(record.refusal)(spec, record, per_layer) if record.refusal else None
+    return reason
+
+
+def gguf_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
+    """Why llama.cpp cannot have a model, or None."""
+    reason, carrier = shape_reason(spec), gguf_architecture(spec, per_layer)
+    if reason or isinstance(carrier, Refusal):
+        return reason or str(carrier)
+    if carrier not in GGUF_WRITERS:
+        return f"saap-edge has no writer for architecture '{carrier}' yet"
+    return _limit(spec, carrier)
+
+
+def onnx_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
+    """Why ONNX Runtime cannot have a model, or None."""
+    reason, carrier = shape_reason(spec) or onnx_shape_reason(spec), spec.family.exports.onnx
+    if reason or isinstance(carrier, Refusal):
+        return reason or str(carrier)
+    if carrier not in ONNX_WRITERS:
+        return f"saap-edge has no writer for graph '{carrier}' yet"
+    return _onnx_limit(spec, format)
 
 
 def shape_reason(spec: ModelSpec) -> str | None:
@@ -77,12 +93,12 @@ def onnx_shape_reason(spec: ModelSpec) -> str | None:
     return None
 
 
-def _onnx_limit(spec: ModelSpec, artifact_format: str) -> str | None:
+def _onnx_limit(spec: ModelSpec, format: Format) -> str | None:
     """What ONNX Runtime would do badly, or None."""
     # q, k and v are one matrix, gate and up another (onnx_decoder.py).
     stacked = (max((layer.heads + 2 * layer.kv_heads) * spec.head_dim, 2 * layer.ffn) for layer in spec.layers)
     rows = max(spec.vocab_size, *stacked)
-    if artifact_format == "onnx-fp16" and 4 * rows * spec.hidden > WIDENED_AT_LOAD:
+    if format.widened and 4 * rows * spec.hidden > WIDENED_AT_LOAD:
         return (
             f"ONNX Runtime widens matrices of up to 1 GiB in float32 as it loads, and larger ones ({rows} x "
             f"{spec.hidden}) anew at every token"
@@ -90,7 +106,8 @@ def _onnx_limit(spec: ModelSpec, artifact_format: str) -> str | None:
     return None
 
 
-def _optimum_reason(spec: ModelSpec, per_layer: bool) -> str | None:
+def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
+    """Why optimum's exporter cannot write a model, or None."""
     if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
         return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
     repaired = (spec.o_bias and not spec.qkv_bias) or (spec.down_bias and not spec.gate_up_bias)

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.refusal import shape_reason
+from saap_edge.formats import TABLE_GROUP, format_of
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, dequantise, quantise_rows
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.inventory import needed
@@ -18,22 +20,20 @@ from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes
 from saap_edge.model.tensors import Codes, TensorStore
 from saap_edge.model.values import require_finite
 
-__all__ = ["FLOATS", "OTHER_WEIGHT", "ExportWeights"]
+__all__ = ["IN_WIDER_FLOATS", "OTHER_WEIGHT", "ExportWeights", "floats_of"]
 
-# What the matrices of artifacts without blocks are stored in.
-FLOATS = {
-    "gguf-f32": torch.float32, "gguf-f16": torch.float16, "gguf-bf16": torch.bfloat16, "onnx-fp32": torch.float32,
-    "onnx-fp16": torch.float16, "onnx-optimum": torch.float32,
-}  # fmt: skip
 IN_WIDER_FLOATS = "use gguf-bf16, gguf-f32 or onnx-fp32 instead (export.formats)"
-VOCABULARY_GROUP = 128
 # Blocks further than this from a weight, relative to it, stand for another weight: two bits leave 0.3 to 0.5 of its own
 # RMS, rows in another order 1.4.
 OTHER_WEIGHT = 0.8
-# What ONNX's MatMulNBits may hold, by bits; the first where the folder was tuned in none of them.
-_ONNX_FORMATS = {"int4": ("q4_0", "int4_zp"), "int4-full": ("q4_0", "int4_zp"), "int8": ("q8_0", "int8_zp")}
 
 _ATTENTION, _FFN = ("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")
+
+
+def floats_of(artifact_format: str) -> torch.dtype | None:
+    """The type of all matrices of a format, None where they are not floats."""
+    name = format_of(artifact_format).dtype
+    return None if name is None else cast(torch.dtype, getattr(torch, name))
 
 
 def _mended(layer: LayerShape, head_dim: int) -> LayerShape:
@@ -89,22 +89,20 @@ class ExportWeights:
 
         The tuned ones where the artifact can hold them; else `group` in ONNX, and GGUF's own 32.
         """
-        kind, _, quantisation = artifact_format.partition("-")
-        names = _ONNX_FORMATS.get(quantisation, ()) if kind == "onnx" else (quantisation,)
-        if self._codes and self._codes.format.name in names:
+        record = format_of(artifact_format)
+        if self._codes and self._codes.format.name in record.blocks:
             return self._codes.format, self._codes.group
-        format = BLOCK_FORMATS.get(names[0]) if names else None
-        return (format, group if kind == "onnx" else BLOCK) if format else None
+        return (BLOCK_FORMATS[record.blocks[0]], record.block or group) if record.blocks else None
 
     def vocabulary(self, artifact_format: str) -> tuple[BlockFormat, int]:
         """Format and group of embedding and head where projections are in blocks: 8 bits, but in onnx-int4-full.
 
-        In ONNX with the coarsest group up to VOCABULARY_GROUP that divides the rows: onnxruntime reads 8 bytes beside
+        In ONNX with the coarsest group up to TABLE_GROUP that divides the rows: onnxruntime reads 8 bytes beside
         every block, a quarter more than the codes at 32, and in 8 bits a coarse group costs no quality: the demo
         has onnx-int4 beside gguf-q4_0, which keeps 32.
         """
-        group = BLOCK if artifact_format.startswith("gguf") else math.gcd(VOCABULARY_GROUP, self.spec.hidden)
-        return BLOCK_FORMATS["q4_0" if artifact_format == "onnx-int4-full" else "q8_0"], group
+        record = format_of(artifact_format)
+        return BLOCK_FORMATS[record.table_block], record.block or math.gcd(TABLE_GROUP, self.spec.hidden)
 
     def __contains__(self, name: str) -> bool:
         return not name.startswith(self._blank) and name in self._store

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from saap_edge.artifacts import Artifact, Manifest, size_and_hash
 from saap_edge.errors import SaapError
+from saap_edge.exporting.writers import Export
+from saap_edge.formats import FORMATS, Format, format_of
 
 __all__ = ["export_artifacts", "write_artifact"]
 
@@ -31,42 +34,19 @@ def export_artifacts(
     is the model's importance matrix, for the types that llama.cpp makes. Raises SaapError when the model cannot go to a
     runtime.
     """
-    from saap_edge.exporting.gguf import write_gguf
-    from saap_edge.exporting.kquants import KQUANTS, check_importance, write_kquant
+    from saap_edge.exporting.kquants import check_importance
     from saap_edge.exporting.refusal import export_refusal
     from saap_edge.exporting.weights import ExportWeights
-    from saap_edge.model.values import beyond_fp16
 
-    weights = ExportWeights(folder)
-    for name in formats:
-        refusal = export_refusal(weights.spec, name)
+    weights, records = ExportWeights(folder), [format_of(name) for name in formats]
+    for record in records:
+        refusal = export_refusal(weights.spec, record.name)
         if refusal:
             raise SaapError(refusal)
-        check_importance(name.removeprefix("gguf-"), imatrix)
-    artifacts = []
+        check_importance(record, imatrix)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        # What llama.cpp's types are made from: written first where it is asked for itself.
-        by_llama_cpp = any(name.removeprefix("gguf-") in KQUANTS for name in formats)
-        floats = "f32" if by_llama_cpp and beyond_fp16(folder) else "f16"
-        made_from = (out / "gguf" if f"gguf-{floats}" in formats else Path(scratch)) / f"model-{floats}.gguf"
-        for name in sorted(formats, key=lambda name: name != f"gguf-{floats}"):
-            kind, _, quantisation = name.partition("-")
-            path = out / "gguf" / f"model-{quantisation}.gguf" if kind == "gguf" else out / "onnx" / quantisation
-            path.parent.mkdir(exist_ok=True)
-            if quantisation in KQUANTS:
-                if not made_from.exists():
-                    write_gguf(folder, made_from, floats)
-                summary = write_kquant(folder, made_from, path, quantisation, imatrix)
-            else:
-                summary = write_artifact(folder, path, name, group)
-            size, digest = size_and_hash(path)
-            artifacts.append(
-                Artifact(
-                    format=name, path=str(path.relative_to(out)), bytes=size, sha256=digest,
-                    projection_bytes=summary["projection_bytes"], details=summary,
-                )
-            )  # fmt: skip
-            progress(name)
+        making = _Making(folder, out, Path(scratch), group, imatrix)
+        artifacts = [_artifact(making, record, progress) for record in making.ordered(records)]
     layers = [(shape.heads, shape.kv_heads, shape.ffn) for shape in weights.spec.layers]
     tuned = weights.tuned.name if weights.tuned else None
     manifest = Manifest(
@@ -77,28 +57,67 @@ def export_artifacts(
     return manifest
 
 
+class _Making:
+    """The artifacts of one export. What others are made of is written once: first where it is asked for itself."""
+
+    def __init__(self, folder: Path, out: Path, scratch: Path, group: int, imatrix: Path | None) -> None:
+        self.folder, self.out = folder, out
+        self._scratch, self._asked = scratch, set[str]()
+        self.export = Export(group, imatrix, self._source)
+
+    def ordered(self, records: list[Format]) -> list[Format]:
+        """First the format that llama.cpp's own are made of, whether or not one of these is asked for."""
+        self._asked = {record.name for record in records}
+        sources = {self._source_of(record) for record in records if record.made_from}
+        sources = sources or {record.made_from[0] for record in FORMATS.values() if record.made_from}
+        return sorted(records, key=lambda record: record.name not in sources)
+
+    def _source_of(self, record: Format) -> str:
+        usual, wide = record.made_from
+        return wide if self._wide else usual
+
+    @cached_property
+    def _wide(self) -> bool:
+        from saap_edge.model.values import beyond_fp16
+
+        return bool(beyond_fp16(self.folder))
+
+    def _source(self, record: Format) -> Path:
+        source = format_of(self._source_of(record))
+        root = self.out if source.name in self._asked else self._scratch
+        path = root / source.path
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source.writes()(self.folder, path, source, self.export)
+        return path
+
+
+def _artifact(making: _Making, record: Format, progress: Callable[[str], None]) -> Artifact:
+    path = making.out / record.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    summary = _write(making.folder, path, record, making.export)
+    size, digest = size_and_hash(path)
+    progress(record.name)
+    return Artifact(
+        format=record.name, path=record.path, bytes=size, sha256=digest, projection_bytes=summary["projection_bytes"],
+        details=summary,
+    )  # fmt: skip
+
+
 def write_artifact(folder: Path, path: Path, artifact_format: str, group: int = 32) -> dict[str, Any]:
     """Write one artifact of a format that is not llama.cpp's own, and return its exporter's summary.
 
     Raises SaapError as the exporters; no part of the artifact is left then.
     """
+    return _write(folder, path, format_of(artifact_format), Export(group))
+
+
+def _write(folder: Path, path: Path, record: Format, export: Export) -> dict[str, Any]:
     there = path.exists()
     try:
-        return _write(folder, path, artifact_format, group)
+        summary: dict[str, Any] = record.writes()(folder, path, record, export)
+        return summary
     except BaseException:
         if path.is_dir() and not there:
             shutil.rmtree(path, ignore_errors=True)
         raise
-
-
-def _write(folder: Path, path: Path, artifact_format: str, group: int) -> dict[str, Any]:
-    from saap_edge.exporting.gguf import write_gguf
-    from saap_edge.exporting.onnx import write_onnx
-    from saap_edge.exporting.optimum import write_optimum
-
-    kind, _, quantisation = artifact_format.partition("-")
-    if kind == "gguf":
-        return write_gguf(folder, path, quantisation)
-    if quantisation == "optimum":
-        return write_optimum(folder, path)
-    return write_onnx(folder, path, quantisation, group)

@@ -10,17 +10,15 @@ from saap_edge.registry import Registry
 __all__ = ["FAMILIES", "Config", "Coupling", "Family", "Gemma", "Refusal", "Source", "family_of", "register_family"]
 
 _MODULES = (llama, mistral, qwen2, qwen3, phi3, granite, gemma2, gemma3)
-FAMILIES: Registry[Family] = Registry(
-    "model family", "saap_edge.families", {module.FAMILY.model_type: module.FAMILY for module in _MODULES}
-)
+FAMILIES: Registry[Family] = Registry("model family", "saap_edge.families", own=[module.FAMILY for module in _MODULES])
 
 
 def register_family(family: Family) -> None:
     """Add a family under its `model_type`. Raises SaapError for one of saap-edge's own.
 
-    From a package it comes as an entry point of the group `saap_edge.families`, named as its model_type.
+    From a package it comes as an entry point of the group `saap_edge.families`, a Family.
     """
-    FAMILIES.register(family.model_type, family)
+    FAMILIES.register(family, replace=True)
 
 
 def family_of(model_type: str) -> Family:

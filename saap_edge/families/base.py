@@ -128,6 +128,11 @@ class Family:
     attention: Coupling = KV_GROUP
     ffn: Coupling = FFN_CHANNEL
 
+    @property
+    def name(self) -> str:
+        """What it is registered by."""
+        return self.model_type
+
     def projections(self, layer: Any) -> Iterator[tuple[Coupling, str]]:
         """Every projection of a decoder layer and its coupling; a pruned layer may lack a whole sublayer."""
         for coupling in (self.attention, self.ffn):

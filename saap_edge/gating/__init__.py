@@ -1,7 +1,6 @@
 """The gate: limits on figures, and a verdict for each that a noisy runner cannot flip unnoticed."""
 
-from saap_edge.formats import Format
 from saap_edge.gating.budget import METRICS, Budget, Kind, Limit, Metric, register_metric
 from saap_edge.gating.judge import Verdict, exit_code, judge
 
-__all__ = ["METRICS", "Budget", "Format", "Kind", "Limit", "Metric", "Verdict", "exit_code", "judge", "register_metric"]
+__all__ = ["METRICS", "Budget", "Kind", "Limit", "Metric", "Verdict", "exit_code", "judge", "register_metric"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from saap_edge.errors import SaapError
-from saap_edge.formats import Format
+from saap_edge.formats import FormatName
 from saap_edge.registry import Registry
 
 __all__ = ["METRICS", "OUTSIDE_METRICS", "Budget", "Kind", "Limit", "Metric", "kind_of", "register_metric"]
@@ -51,11 +51,12 @@ class Metric:
         figure: (artifact of the bench document, evidence) -> a number or a `Figure`; None where there is none.
     """
 
+    name: str
     kind: Kind
     figure: Callable[[Mapping[str, Any], Any], Any]
 
 
-OUTSIDE_METRICS: Registry[Metric] = Registry("metric", "saap_edge.metrics", names=METRICS)
+OUTSIDE_METRICS: Registry[Metric] = Registry("metric", "saap_edge.metrics", taken=METRICS)
 
 
 def register_metric(name: str, kind: Kind, figure: Callable[[Mapping[str, Any], Any], Any]) -> None:
@@ -63,7 +64,7 @@ def register_metric(name: str, kind: Kind, figure: Callable[[Mapping[str, Any], 
 
     From a package it comes as an entry point of the group `saap_edge.metrics`: a Metric.
     """
-    OUTSIDE_METRICS.register(name, Metric(kind, figure))
+    OUTSIDE_METRICS.register(Metric(name, kind, figure), replace=True)
 
 
 def kind_of(metric: str) -> Kind:
@@ -82,7 +83,7 @@ class Limit(BaseModel):
     metric: str
     min: Bound | None = None
     max: Bound | None = None
-    artifact: Format | None = None
+    artifact: FormatName | None = None
 
     @field_validator("metric")
     @classmethod

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from saap_edge.engines.gguf_header import read_header
-from saap_edge.engines.gguf_shape import read_shape
-from saap_edge.engines.onnx_folder import onnx_context
-from saap_edge.engines.onnx_header import read_graph
+from saap_edge.engines.base import ArtifactCost
+from saap_edge.engines.gguf_cost import gguf_cost
+from saap_edge.engines.registry import ENGINES, EngineRecord, engine_named
 from saap_edge.errors import SaapError
+from saap_edge.formats import KINDS, described
 
 __all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token"]
-
-_F16 = 2  # bytes of a number in llama.cpp's KV cache
-_TABLES = {"per_layer_token_embd.weight", "position_embd.weight", "token_types.weight"}
-_KNOWN = re.compile(
-    r"(blk\.\d+\.[\w.]+|token_embd|token_embd_norm|token_types|position_embd|output|output_norm|rope_freqs"
-    r"|rope_factors_long|rope_factors_short|altup_proj|altup_unembd_proj|per_layer_\w+)(\.weight|\.bias|\.scale)?"
-)
-
-
-@dataclass(frozen=True)
-class ArtifactCost:
-    """What running an artifact costs anywhere. `projection_bytes`: of weights that decoding one token reads;
-    `parameters`: of the model; `context`: tokens of the longest sequence (None: the artifact does not say)."""
-
-    format: str
-    projection_bytes: int
-    kv_bytes_per_token: int
-    file_bytes: int
-    parameters: int
-    context: int | None = None
 
 
 def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int) -> int:
@@ -65,12 +42,12 @@ def _find(path: Path, artifact_format: str | None, stack: ExitStack) -> tuple[Pa
         bundle = read_bundle(path)
         return path / bundle.model, _only(bundle.format, artifact_format, path)
     if path.is_file() or (path / "model.onnx").is_file():
-        kind = "onnx" if path.is_dir() or path.suffix == ".onnx" else "gguf"
-        if artifact_format and not artifact_format.startswith(kind):
-            raise SaapError(f"--format {artifact_format}: '{path}' is a {kind.upper()} artifact")
+        engine = _opening(path)
+        if artifact_format and engine and described(artifact_format).kind != engine.kind:
+            raise SaapError(f"--format {artifact_format}: '{path}' is a {str(engine.kind).upper()} artifact")
         return path, artifact_format
-    for name in ("gguf", "onnx"):  # a run's --out folder
-        if (path / name).is_symlink():
+    for name, kind in KINDS.items():  # a run's --out folder
+        if kind.usual and (path / name).is_symlink():
             path = (path / name).resolve().parent
     if not (path / "manifest.json").is_file():
         raise SaapError(
@@ -93,39 +70,14 @@ def _only(found: str, asked: str | None, path: Path) -> str:
     return found
 
 
+def _opening(path: Path) -> EngineRecord | None:
+    return next((engine for engine in ENGINES.values() if engine.opens(path)), None)
+
+
 def _cost(path: Path, artifact_format: str | None) -> ArtifactCost:
-    if path.is_dir():
-        return _onnx_cost(path, artifact_format)
-    if path.suffix == ".onnx":
-        return _onnx_cost(path.parent, artifact_format)
-    return _gguf_cost(path, artifact_format)
-
-
-def _gguf_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
-    header = read_header(path)
-    sizes = {tensor.name: tensor.bytes for tensor in header.tensors}
-    if any("_exps" in name for name in sizes):
-        raise SaapError(f"'{path}' is a mixture of experts: how many of its bytes a token reads cannot be told")
-    shape = read_shape(header)
-    strange = next((name for name in sizes if not _KNOWN.fullmatch(name)), None)
-    if strange is not None:
-        raise SaapError(f"'{path}' holds '{strange}': how much of it a token reads cannot be told")
-    # Of a table a token reads one row; of the embedding too, unless it is the head.
-    tables = _TABLES | ({"token_embd.weight"} if "output.weight" in sizes else set())
-    kinds: Counter[str] = Counter()
-    for tensor in header.tensors:
-        kinds[tensor.kind] += tensor.bytes if tensor.name.startswith("blk.") else 0
-    return ArtifactCost(
-        artifact_format or f"gguf-{kinds.most_common(1)[0][0]}",
-        sum(size for name, size in sizes.items() if name not in tables), _F16 * shape.kv_elements, header.bytes,
-        sum(tensor.elements for tensor in header.tensors), shape.context,
-    )  # fmt: skip
-
-
-def _onnx_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
-    graph = read_graph(path / "model.onnx")
-    return ArtifactCost(
-        artifact_format or f"onnx-{graph.quantisation}", graph.bytes_per_token, graph.kv_bytes_per_token,
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), graph.parameters,
-        onnx_context(path, graph),
-    )  # fmt: skip
+    engine = engine_named(described(artifact_format).engine) if artifact_format else _opening(path)
+    if engine is None:  # a file by whatever name: its header says what it is
+        return gguf_cost(path, None)
+    if engine.cost is None:
+        raise SaapError(f"'{path}': what a token reads is not known of artifacts of {engine.name}")
+    return engine.cost(path, artifact_format)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import SaapError
+from saap_edge.formats import described, kind_of
 from saap_edge.prediction.cost import ArtifactCost, artifact_cost, bytes_per_token
 from saap_edge.targets import Figure, Kernel, Target
 
@@ -22,8 +23,6 @@ __all__ = ["ArtifactCost", "Estimate", "Prediction", "artifact_cost", "predict",
 
 FIT_FILE = Path(__file__).with_name("prediction.json")
 _DOT = {"dotprod", "i8mm", "avx_vnni", "avx512_vnni"}  # one instruction multiplies and adds bytes; else three or more
-_BITS = {"int4-full": 4.5, "int4": 4.5, "int8": 8.5, "fp16": 32.0, "fp32": 32.0, "f16": 16.0, "bf16": 16.0, "f32": 32.0}
-_REPACKED = ("gguf-q4_0", "gguf-q4_k", "gguf-iq4_nl")  # llama.cpp keeps these twice where the CPU has kernels for it
 MIB = 2**20
 _PROBED = "kernels that `saap-edge target probe` measured on this board"
 _PUBLISHED = "published measurements of this board by others"
@@ -150,11 +149,7 @@ def weights_of(cost: ArtifactCost) -> float:
 
 def bits_of(artifact_format: str) -> float | None:
     """Bits of a weight with its share of the scale; None where the name does not tell."""
-    name = artifact_format.partition("-")[2]
-    if name in _BITS:
-        return _BITS[name]
-    digits = [int(letter) for letter in name if letter.isdigit()][:1]
-    return digits[0] + 0.5 if digits and name.lstrip("i").startswith("q") else None
+    return described(artifact_format).kernel_bits
 
 
 def lanes(target: Target, threads: int) -> float:
@@ -253,10 +248,12 @@ def _kernel(target: Target, artifact_format: str, threads: int) -> tuple[str, Ke
     """(format, the probed kernel), of the same runtime if there is one, and nearest in bits; None for other threads."""
     if not target.kernels or threads != target.threads:
         return None
-    runtime, bits = artifact_format.partition("-")[0], bits_of(artifact_format) or 8.5
+    own = described(artifact_format)
+    bits = own.kernel_bits or 8.5
 
     def distance(name: str) -> tuple[bool, bool, float]:
-        return name != artifact_format, not name.startswith(runtime), abs((bits_of(name) or 99) - bits)
+        other = described(name)
+        return name != artifact_format, other.kind != own.kind, abs((other.kernel_bits or 99) - bits)
 
     name = min(target.kernels, key=distance)
     return name, target.kernels[name]
@@ -267,8 +264,9 @@ def _doubts(
 ) -> tuple[str, ...]:
     """What no row of the fit covers, or too few; each widens the interval. `kernel`: the probed one that is used."""
     found = []
-    if cost.format.startswith("onnx") and not kernel.startswith("onnx"):
-        found.append("ONNX Runtime (all published rows are of llama.cpp)")
+    kind = kind_of(described(cost.format).kind)
+    if kind.doubt and not (kernel and described(kernel).kind == kind.name):
+        found.append(kind.doubt)
     if "avx2" in target.isa and not kernel:
         found.append("x86 (five published rows, a third off)")
     if cost.projection_bytes < fit["evidence"]["smallest_bytes"]:
@@ -294,13 +292,11 @@ def _memory(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: in
     """MiB resident in the process: what the runtime keeps of the file, the KV cache, and the runtime itself."""
     if target.accelerator:
         raise _Unknown("memory of an accelerator's runtime was not measured")
-    kind = "gguf" if cost.format.startswith("gguf") else "onnx"
-    if kind == "gguf":
-        repacks = bool({"avx2", *_DOT} & set(target.isa)) and cost.format.startswith(_REPACKED)
-        kind += "-repacked" if repacks else ""
-    else:
-        kind += "-floats" if (bits_of(cost.format) or 0) >= 16 else "-codes"
-    own = fit["memory"][kind]
+    record = described(cost.format)
+    twice = record.repacked and bool({"avx2", *_DOT} & set(target.isa))
+    own = fit["memory"].get(record.memory + ("-repacked" if twice else ""))
+    if own is None:
+        raise _Unknown(f"memory of {record.engine} was not measured")
     value = own["base_mib"] + own["of_file"] * cost.file_bytes / MIB
     cached = cost.kv_bytes_per_token * context / MIB
     return Estimate(value + cached, value * own["low"] + cached, value * own["high"] + cached)

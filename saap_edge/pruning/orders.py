@@ -36,10 +36,11 @@ Values = list[dict[str, np.ndarray]]  # [layer][kind] float64 [structures]; the 
 @dataclass(frozen=True)
 class Order:
     """A method: its values, and how widths follow from them. From outside it comes by `register_order`, or as an entry
-    point of the group `saap_edge.orders`: an Order, or its function."""
+    point of the group `saap_edge.orders`, with a name."""
 
     values: Callable[[Scores, Space, Bank | None, RankingSettings, int], Values]
     uniform: bool = False
+    name: str = ""
 
 
 def structure_values(
@@ -55,8 +56,8 @@ def order_of(method: str) -> Order:
         return ORDERS[method]
     if method not in OUTSIDE_ORDERS:
         raise SaapError(f"the order '{method}' is unknown (known: {', '.join((*ORDERS, *OUTSIDE_ORDERS))})")
-    found = OUTSIDE_ORDERS[method]
-    return found if isinstance(found, Order) else Order(found)
+    found: Order = OUTSIDE_ORDERS[method]
+    return found
 
 
 def register_order(name: str, values: Callable[..., Values], uniform: bool = False) -> None:
@@ -69,7 +70,7 @@ def register_order(name: str, values: Callable[..., Values], uniform: bool = Fal
 
     Raises SaapError for a name of saap-edge's own.
     """
-    OUTSIDE_ORDERS.register(name, Order(values, uniform))
+    OUTSIDE_ORDERS.register(Order(values, uniform, name), replace=True)
 
 
 def _fused(views: tuple[str, ...] | None) -> Callable[[Scores, Space, Bank | None, RankingSettings, int], Values]:

@@ -39,7 +39,7 @@ METHODS = (
     "auto", "search", "kfac", "saap", "fused", "obs", "llm-pruner-element", "llm-pruner-vector", "flap", "wanda-sp",
     "magnitude", "random", "shortgpt", "policy-gradient", "uniform",
 )  # fmt: skip
-OUTSIDE_ORDERS: Registry[Any] = Registry("method", "saap_edge.orders", names=METHODS)
+OUTSIDE_ORDERS: Registry[Any] = Registry("method", "saap_edge.orders", taken=METHODS)
 
 
 def _known_method(name: str) -> str:

@@ -8,20 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from saap_edge.errors import SaapError
+from saap_edge.formats import FORMATS, of_kind
 from saap_edge.model.spec import LayerShape, ModelSpec
 
-__all__ = ["BITS", "GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths"]
+__all__ = ["GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths"]
 
 GRID = 32  # the quantisation block of Q4_0, Q8_0 and MatMulNBits: narrower steps would leave a tensor unquantised
 SLACK = 0.002  # of the dense cost: on a coarse grid, just missing a budget beats overshooting it by a whole step
-# Bits a weight, scales included. The mixtures that llama.cpp makes give single layers more: these are of a model with
-# Llama 3's proportions (FFN 4 times as wide, 4 query heads a kv head, 32 layers), rounded by importance.
-BITS = {
-    "q4_0": 4.5, "q4_1": 5.0, "int4": 4.5, "q8_0": 8.5, "int8": 8.5, "f16": 16.0, "bf16": 16.0, "f32": 32.0,
-    "fp32": 32.0, "q6_k": 6.56, "q5_k_m": 5.66, "q4_k_m": 4.80, "q4_k_s": 4.54, "q3_k_m": 3.84, "q3_k_s": 3.44,
-    "q2_k": 2.94, "iq4_nl": 4.52, "iq4_xs": 4.27, "iq3_m": 3.57, "iq3_s": 3.46, "iq3_xxs": 3.07, "iq2_m": 2.69,
-    "iq2_s": 2.47, "iq2_xs": 2.36, "iq2_xxs": 2.12,
-}  # fmt: skip
 
 Unit = Literal["parameters", "bytes", "latency"]
 Widths = list[dict[str, int]]  # [layer][kind]: structures that stay
@@ -72,15 +65,17 @@ def model_cost(
 ) -> Cost:
     """The cost function of a unit for one model.
 
-    `quantisation` is that of the projections (BITS), embedding and head then take 8.5 bits (16 in f16); `context`
+    `quantisation` is that of the projections in GGUF, embedding and head then take 8.5 bits (16 in f16); `context`
     tokens of KV cache in 16 bits; `bandwidth` in bytes a second. Raises SaapError for an unknown quantisation.
     """
     if unit == "parameters":
         return Cost()
-    if quantisation not in BITS:
-        raise SaapError(f"quantisation '{quantisation}' is unknown (known: {', '.join(BITS)})")
-    weight = BITS[quantisation] / 8
-    table = spec.vocab_size * spec.hidden * max(weight, BITS["q8_0"] / 8)
+    record = FORMATS.get(f"gguf-{quantisation}")
+    if record is None:
+        known = ", ".join(format.quantisation for format in of_kind("gguf"))
+        raise SaapError(f"quantisation '{quantisation}' is unknown (known: {known})")
+    weight, numbers = (bits / 8 for bits in record.weight_bits(GRID))
+    table = spec.vocab_size * spec.hidden * numbers
     if unit == "bytes":
         return Cost("bytes", weight, 0.0, table * (1 if spec.tied else 2))
     # Decoding reads the output matrix, and of an untied embedding a single row.

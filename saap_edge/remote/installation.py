@@ -22,6 +22,7 @@ from saap_edge import __version__
 from saap_edge.artifacts import engine_of
 from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.schema import BUNDLE_FILE, read_bundle
+from saap_edge.engines.registry import engine_named
 from saap_edge.errors import SaapError
 from saap_edge.files import file_hash
 from saap_edge.progress import Bar
@@ -260,7 +261,7 @@ def _python(ssh: Ssh, board: Board, engines: Sequence[str]) -> str:
 
     Raises SaapError with the command that installs them where there is none.
     """
-    modules = [{"llama.cpp": "llama_cpp"}.get(engine, "onnxruntime") for engine in engines]
+    modules = sorted({engine_named(engine).module for engine in engines})
     candidates = [board.python] if board.python else [f"{FOLDER}/venv/bin/python", "python3"]
     found: list[tuple[str, dict[str, Any]]] = []
     for python in map(_at_home, candidates):

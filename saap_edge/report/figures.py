@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from saap_edge.formats import KINDS, described, kind_of
+
 __all__ = ["Dot", "depths", "frontier", "latency", "styled", "svg", "widths"]
 
 DENSE, PRUNED, INK = "#8a94a6", "#1f77d0", "#6b7585"
-_MARKERS = {"gguf": "o", "onnx": "s"}
 _LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (10, 3)), (0, (1, 4)))
 _SIZE = (4.6, 3.6)
 _STYLE: Any = {
@@ -73,7 +74,7 @@ def frontier(dots: Sequence[Dot], label: str, falling: bool) -> Figure:
         axis.plot(
             dot.x,
             dot.y,
-            _MARKERS[dot.kind],
+            kind_of(dot.kind).mark,
             color=colour,
             markersize=6,
             markerfacecolor=colour if dot.front else "none",
@@ -81,7 +82,8 @@ def frontier(dots: Sequence[Dot], label: str, falling: bool) -> Figure:
     axis.set_xlabel(label)
     axis.set_ylabel("perplexity (lower is better)")
     axis.margins(0.14)  # room for the labels
-    names = ((DENSE, "D", "dense"), (PRUNED, "D", "pruned"), (INK, "o", "gguf"), (INK, "s", "onnx"))
+    kinds = dict.fromkeys([*(name for name, kind in KINDS.items() if kind.usual), *(dot.kind for dot in dots)])
+    names = [(DENSE, "D", "dense"), (PRUNED, "D", "pruned"), *((INK, kind_of(name).mark, name) for name in kinds)]
     handles = [axis.plot([], [], mark, color=colour, label=name, linestyle="")[0] for colour, mark, name in names]
     figure.legend(handles=handles, frameon=False, fontsize=9, ncols=4, loc="outside upper center")
     _label(figure, axis, dots)
@@ -156,7 +158,7 @@ def depths(artifacts: Sequence[dict[str, Any]], name: str, label: str) -> Figure
 
 def _line(artifact_format: str, lines: dict[str, Any]) -> dict[str, Any]:
     """How a format is drawn: its own line, with the mark of its runtime."""
-    mark = _MARKERS[artifact_format.partition("-")[0]]
+    mark = kind_of(described(artifact_format).kind).mark
     return {"linestyle": lines[artifact_format], "marker": mark, "markersize": 4, "linewidth": 1.2}
 
 

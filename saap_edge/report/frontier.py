@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.markup import escape
 
+from saap_edge.formats import described
 from saap_edge.report.tables import new_table, number
 from saap_edge.report.terminal import VERDICT_COLOURS
 
@@ -114,8 +115,8 @@ def _figure(document: dict[str, Any], axis: str) -> Any:
             continue
         size, speed = row["file_bytes"] / 2**20, row["speed"]
         x, low, high = (speed["ratio"], speed["low"], speed["high"]) if axis == "speed" else (size, size, size)
-        kind, _, quantisation = row["format"].partition("-")
-        label = f"{quantisation} {row['ratio']:.0%}" if row["ratio"] else quantisation
-        dots.append(Dot(label, kind, bool(row["ratio"]), x, low, high, row["perplexity"], axis in row["front"]))
+        record = described(row["format"])
+        label = f"{record.quantisation} {row['ratio']:.0%}" if row["ratio"] else record.quantisation
+        dots.append(Dot(label, record.kind, bool(row["ratio"]), x, low, high, row["perplexity"], axis in row["front"]))
     label = f"decode speed, {document['anchor']} = 1" if axis == "speed" else "file size, MiB"
     return frontier(dots, label, falling=axis == "bytes")

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from saap_edge.formats import described
 from saap_edge.measuring.document import compared
 from saap_edge.measuring.pareto import on_front
 from saap_edge.report import figures
@@ -45,8 +46,8 @@ def _frontier(bench: dict[str, Any], by_speed: bool) -> Any:
     front = on_front([span[0] if by_speed else -span[0] for span in spans], losses)
     dots = []
     for entry, span, loss, marked in zip(known, spans, losses, front, strict=True):
-        kind, _, quantisation = entry["format"].partition("-")
-        dots.append(figures.Dot(quantisation, kind, entry["role"] != "dense", *span, loss, marked))
+        record = described(entry["format"])
+        dots.append(figures.Dot(record.quantisation, record.kind, entry["role"] != "dense", *span, loss, marked))
     label = "decode tokens per second (measured)" if by_speed else "file size, MiB"
     return figures.frontier(dots, label, falling=not by_speed)
 

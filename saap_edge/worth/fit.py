@@ -15,11 +15,12 @@ from saap_edge.chain.run import Before, run_stages
 from saap_edge.chain.space import space_of
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
 from saap_edge.files import read_json, save_document
+from saap_edge.formats import format_of
 from saap_edge.gating import Kind, Limit, judge
 from saap_edge.model.spec import ModelSpec
 from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar
-from saap_edge.pruning.space import BITS, Cost
+from saap_edge.pruning.space import Cost
 from saap_edge.recipe import Recipe
 from saap_edge.worth.frontier import with_ratio
 from saap_edge.worth.judgeable import check_baseline, check_board
@@ -101,32 +102,18 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float) -> 
 
     `group` is that of the ONNX formats' scales. Raises SaapError for a format whose size the shape does not tell.
     """
-    count, kept, weight, table = Cost(), 1 - ratio, *_bits(artifact_format, group)
+    record, count, kept = format_of(artifact_format), Cost(), 1 - ratio
+    weight, table = record.weight_bits(group)
     weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
     numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
     tables = 1 if spec.tied else 2
     heads = sum(shape.kv_heads for shape in spec.layers) * kept
     return ArtifactCost(
         format=artifact_format, projection_bytes=round((weights * weight + numbers * table) / 8),
-        kv_bytes_per_token=round(2 * heads * spec.head_dim * (2 if artifact_format.startswith("gguf") else 4)),
+        kv_bytes_per_token=round(2 * heads * spec.head_dim * record.kv_bytes),
         file_bytes=round((weights * weight + tables * numbers * table) / 8),
         parameters=round(weights + tables * numbers),
     )  # fmt: skip
-
-
-def _bits(artifact_format: str, group: int) -> tuple[float, float]:
-    """Bits a projection's weight takes, and one of embedding or head."""
-    kind, _, quantisation = artifact_format.partition("-")
-    # ONNX scales are float32; embedding and head share one among up to 128 inputs (exporting/onnx_decoder.py).
-    scaled = {"int4": (4, 8), "int8": (8, 8), "int4-full": (4, 4)}
-    if quantisation in scaled:
-        weight, table = scaled[quantisation]
-        return weight + 32 / group, table + 32 / 128
-    if kind == "onnx" and quantisation in ("fp32", "fp16"):
-        return BITS["fp32"], BITS["fp32"]
-    if kind != "gguf":
-        raise SaapError(f"the size of '{artifact_format}' is not known before it is written: leave it out of the fit")
-    return BITS[quantisation], max(BITS[quantisation], BITS["q8_0"])
 
 
 def predicted_figures(context: Context, cost: ArtifactCost, dense: ArtifactCost) -> dict[str, float]:

@@ -48,7 +48,7 @@ ALL = {rule.name for rule in COMPILE}
     ("recovery/train.py", {"recover"}), ("gating/judge.py", {"bench", "gate"}),
     ("model/checkpoint.py", ALL - {"gate", "report"}),
     ("chain/stages/verify.py", {"verify"}), ("worth/fit.py", set()),
-    ("engines/child.py", {"dense", "export", "verify", "bench", "bank", "plan"}),
+    ("engines/child.py", {"dense", "export", "verify", "bench"}),
     ("families/granite.py", ALL - {"gate", "report"}), ("errors.py", ALL),
 ])  # fmt: skip
 def test_a_change_makes_again_what_reaches_it(package, file, stages):

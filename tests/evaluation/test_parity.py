@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from saap_edge import formats
 from saap_edge.artifacts import read_manifest
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
-from saap_edge.evaluation.parity import TOLERANCE, check_parity, relative_error, require, tolerated
+from saap_edge.evaluation.parity import check_parity, relative_error, require, tolerated
 from saap_edge.evaluation.verify import verify_folder
 from saap_edge.exporting.weights import ExportWeights
 from saap_edge.exporting.write import export_artifacts, write_artifact
@@ -19,6 +20,7 @@ from saap_edge.model.tensors import Codes
 from tests.conftest import TEXT, WIDTHS, randomise_projections, tiny_model, write_folder
 from tests.exporting.codes_support import tune
 
+TOLERANCE = {name: format.tolerance for name, format in formats.FORMATS.items()}
 # Side by side what holds the same weights, unless ONNX has another group: verify keeps one reference at a time.
 FORMATS = (
     "gguf-f16",

@@ -13,9 +13,10 @@ from saap_edge.engines.answers import HARD_TEXT
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.arithmetic import runtime_arithmetic
-from saap_edge.evaluation.parity import TOLERANCE, logits, relative_error, shipped_model
+from saap_edge.evaluation.parity import logits, relative_error, shipped_model
 from saap_edge.exporting.gguf import permute, write_gguf
 from saap_edge.exporting.weights import ExportWeights
+from saap_edge.formats import FORMATS
 from saap_edge.model.blocks import BLOCK_FORMATS, dequantise
 from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
@@ -36,6 +37,7 @@ from tests.exporting.codes_support import tune
 from tests.exporting.llama_support import exact_logits
 
 IDS = list(range(1, 30))
+TOLERANCE = {name: format.tolerance for name, format in FORMATS.items()}
 
 
 def engine_logits(path, mode):

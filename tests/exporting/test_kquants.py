@@ -1,7 +1,5 @@
 """The types that llama.cpp makes: weights against gguf-py, answers against torch, importance against its definition."""
 
-from typing import get_args
-
 import gguf
 import numpy as np
 import pytest
@@ -14,18 +12,21 @@ from saap_edge.evaluation.parity import require, shipped_model
 from saap_edge.evaluation.verify import verify_folder
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.imatrix import save_importance
-from saap_edge.exporting.kquants import KQUANTS, LOW, held_projections, write_kquant
+from saap_edge.exporting.kquants import held_projections, write_kquant
 from saap_edge.exporting.weights import ExportWeights
 from saap_edge.exporting.write import export_artifacts
-from saap_edge.formats import Format
+from saap_edge.formats import FORMATS, of_kind
 from saap_edge.model.folder import build_pruned, load_model, spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.pruning.kept import ranked_widths
-from saap_edge.pruning.space import BITS, block_grids
+from saap_edge.pruning.space import block_grids
 from saap_edge.recipe import Recipe
 from saap_edge.recovery.imatrix import importance_matrix
 from tests.conftest import TEXT, VOCABULARY, randomise_projections, tiny_model, write_folder
 
+KQUANTS = [format.quantisation for format in FORMATS.values() if format.made_from]
+LOW = [format.quantisation for format in FORMATS.values() if format.needs_importance]
+BITS = {format.quantisation: format.bits for format in of_kind("gguf")}
 SHAPE = {"hidden_size": 256, "head_dim": 32, "intermediate_size": 512}
 # Rows of 256 and more, and rows that no block of 256 fits: 128 into o_proj, 96 into down_proj; no FFN in the last.
 WIDTHS = [LayerShape(8, 4, 512), LayerShape(4, 2, 96), LayerShape(8, 4, 0)]
@@ -53,7 +54,7 @@ def source(model, tmp_path_factory):
 
 
 def test_the_recipe_takes_every_type():
-    assert {f"gguf-{name}" for name in KQUANTS} < set(get_args(Format))
+    assert {f"gguf-{name}" for name in KQUANTS} < FORMATS.keys()
 
 
 def check(folder, imatrix, out, quantisations):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saap_edge.chain.rule import Inputs, Rule
 from saap_edge.chain.texts import windows
+from saap_edge.formats import asked_by_llama_cpp
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
@@ -23,13 +24,7 @@ def export_settings(context: Context) -> dict[str, Any]:
 def texts_read(context: Context) -> tuple[str, ...]:
     """Files from outside that an export reads: calibration text for llama.cpp's K and IQ types, where one is asked
     for."""
-    return ("model", "calibration") if _needs_importance(context) else ("model",)
-
-
-def _needs_importance(context: Context) -> bool:
-    from saap_edge.exporting.kquants import KQUANTS
-
-    return any(name.removeprefix("gguf-") in KQUANTS for name in context.recipe.export.formats)
+    return ("model", "calibration") if asked_by_llama_cpp(context.recipe.export.formats) else ("model",)
 
 
 def export_folder(context: Context, folder: Path, out: Path, role: str, lineage: dict[str, str]) -> None:
@@ -38,7 +33,7 @@ def export_folder(context: Context, folder: Path, out: Path, role: str, lineage:
 
     settings = context.recipe.export
     with tempfile.TemporaryDirectory() as scratch:
-        imatrix = _importance(context, folder, Path(scratch)) if _needs_importance(context) else None
+        imatrix = _importance(context, folder, Path(scratch)) if asked_by_llama_cpp(settings.formats) else None
         with context.bar(f"export: {role} formats", len(settings.formats)) as advance:
             export_artifacts(
                 folder, out, settings.formats, role, lineage, lambda name: advance(1, f"{name} written"),

@@ -33,7 +33,7 @@ def _outside(method: str) -> dict[str, Any]:
     """Of an order from outside, the hash of its file: what was made with it is made again when that changes."""
     from saap_edge.pruning.settings import OUTSIDE_ORDERS
 
-    if not OUTSIDE_ORDERS.outside(method):
+    if method not in OUTSIDE_ORDERS:
         return {}
     from saap_edge.pruning.orders import order_of
 

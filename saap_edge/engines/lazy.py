@@ -1,0 +1,20 @@
+"""A runtime that is imported when it is first used: engines are described where it is not installed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["Lazy"]
+
+
+class Lazy:
+    """Stands for the module of that name; looking into it imports the module."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(importlib.import_module(self._module), name)
+        setattr(self, name, found)  # the next look finds it at once
+        return found

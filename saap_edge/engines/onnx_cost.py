@@ -1,0 +1,33 @@
+"""What an ONNX folder says of itself, read from its graph and the configuration beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saap_edge.engines.base import ArtifactCost
+from saap_edge.engines.onnx_folder import onnx_context
+from saap_edge.engines.onnx_header import read_graph
+
+__all__ = ["folder_context", "folder_vocab_size", "onnx_cost"]
+
+
+def folder_context(path: Path) -> int | None:
+    """Tokens of the longest sequence; None where the folder does not say."""
+    return onnx_context(path, read_graph(path / "model.onnx"))
+
+
+def folder_vocab_size(path: Path) -> int | None:
+    """Logits a token gives; None where the graph does not say."""
+    return read_graph(path / "model.onnx").vocab_size
+
+
+def onnx_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
+    """The cost of a folder or its model.onnx, under the name of that format, else of what the graph says it holds.
+    Raises SaapError when the graph is damaged, and when what a token reads cannot be told from it."""
+    path = path.parent if path.suffix == ".onnx" else path
+    graph = read_graph(path / "model.onnx")
+    return ArtifactCost(
+        artifact_format or f"onnx-{graph.quantisation}", graph.bytes_per_token, graph.kv_bytes_per_token,
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), graph.parameters,
+        onnx_context(path, graph),
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Engines, found by name or by what they open. Each engine registers itself in its own module.
+
+Their modules import no runtime before an artifact is loaded: a record is also read where only another engine is
+installed. What a record asks of a path it answers from headers, without the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from saap_edge.engines.base import ArtifactCost
+from saap_edge.errors import SaapError
+from saap_edge.registry import Registry
+
+__all__ = ["ENGINES", "VOCABULARY", "EngineRecord", "engine_at", "engine_named", "register_engine"]
+
+VOCABULARY = " vocabulary"  # behind an engine's name: its tokenizer only
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """An engine.
+
+    Attributes:
+        name: as formats and documents have it.
+        package: what pip installs.
+        module: what it imports as; a board is asked for it.
+        entry: "module:class" of an `Engine` (engines/base.py), which the child process imports; None: it runs nothing.
+        vocabulary: "module:class" of its tokenizer alone, constructed with a path.
+        kind: of the artifacts that it opens (formats.py).
+        opens: whether something at a path is one of them.
+        context: tokens of the longest sequence that an artifact holds; None where it does not say.
+        vocab_size: logits a token gives; None where the artifact does not say.
+        cost: what running an artifact costs anywhere, under the name of the format that is given.
+        tokenizes: artifacts carry a tokenizer, whose ids and ends verify compares.
+        half_sums: inputs of float products take the type of the weight, scales of rounded inputs and attention fp16.
+    """
+
+    name: str
+    package: str
+    module: str
+    entry: str | None = None
+    vocabulary: str | None = None
+    kind: str | None = None
+    opens: Callable[[Path], bool] = lambda path: False
+    context: Callable[[Path], int | None] = lambda path: None
+    vocab_size: Callable[[Path], int | None] = lambda path: None
+    cost: Callable[[Path, str | None], ArtifactCost] | None = None
+    tokenizes: bool = False
+    half_sums: bool = False
+
+    def entry_of(self, name: str) -> str:
+        """What the child imports for this engine, or for its tokenizer alone. Raises SaapError where it has none."""
+        found = self.vocabulary if name.endswith(VOCABULARY) else self.entry
+        if found is None:
+            raise SaapError(f"'{name}' runs no artifacts")
+        return found
+
+
+ENGINES: Registry[EngineRecord] = Registry(
+    "engine", "saap_edge.engines",
+    (
+        "saap_edge.engines.llama_cpp", "saap_edge.engines.onnxruntime", "saap_edge.engines.optimum",
+        "saap_edge.engines.torch", "saap_edge.engines.vocabularies",
+    ),
+)  # fmt: skip
+
+
+def register_engine(engine: EngineRecord) -> EngineRecord:
+    """Add an engine and return it; docs/adding.md has an example. Raises SaapError when its name is another's."""
+    return ENGINES.register(engine)
+
+
+def engine_named(name: str) -> EngineRecord:
+    """The engine of that name, which may end in VOCABULARY. Raises SaapError that names the nearest when there is
+    none."""
+    return ENGINES.find(name.removesuffix(VOCABULARY))
+
+
+def engine_at(path: Path) -> EngineRecord:
+    """The first engine that opens what is at `path`. Raises SaapError when none does."""
+    for engine in ENGINES.values():
+        if engine.opens(path):
+            return engine
+    raise SaapError(f"no engine opens '{path}': give a .gguf file or an ONNX folder")

@@ -1,0 +1,189 @@
+"""Plain torch as an engine: a Hugging Face folder through transformers, as most people run a model.
+
+Dense folders get the class their config.json names. Pruned ones carry the file of their class, and it is run only where
+it is, byte for byte, the one that saap-edge writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saap_edge.engines.base import ArtifactCost
+from saap_edge.engines.lazy import Lazy
+from saap_edge.engines.registry import EngineRecord, register_engine
+from saap_edge.errors import SaapError
+
+__all__ = ["TorchEngine"]
+
+CONFIG_FILE = "config.json"
+MODELLING_FILE = Path(__file__).parents[1] / "model" / "modeling_saap_edge.py"
+FLOAT32 = 4  # bytes
+torch, transformers, safetensors = Lazy("torch"), Lazy("transformers"), Lazy("safetensors")
+
+
+class TorchEngine:
+    """A Hugging Face folder in float32 on the CPU: one sequence, transformers' own attention and KV cache."""
+
+    name = "torch"
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        """Load `path`. Raises SaapError when it is no model, too short, or carries code that is not ours."""
+        self.path, self.threads, self.context = Path(path), threads, context
+        config, longest = _config(self.path), folder_context(self.path)
+        if longest is not None and not 0 < context <= longest:
+            raise SaapError(f"'{path}': a context of {context} tokens is outside the model's 1 to {longest}")
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        self._model = _loaded(self.path, config)
+        self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the sequence; the KV cache is empty again."""
+        self._length = 0
+        self._cache = transformers.DynamicCache()  # keeps all tokens, of layers with a sliding window too
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot keep {length} of {self._length} tokens")
+        for layer in self._cache.layers:  # Cache.crop takes what stays in transformers 4, what goes in 5
+            if layer.keys is not None:
+                layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+        self._length = length
+
+    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
+        """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
+
+        Raises ValueError on no tokens, on an id outside the vocabulary, and when the sequence would outgrow `context`.
+        """
+        count = len(tokens)
+        if not count or min(tokens) < 0 or max(tokens) >= self.vocab_size:
+            raise ValueError(f"token ids must be in 0 to {self.vocab_size - 1}, at least one")
+        if self._length + count > self.context:
+            raise ValueError(f"{self._length} tokens and {count} more do not fit into a context of {self.context}")
+        ids = torch.tensor([list(tokens)])
+        answer = self._model(
+            input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=0 if all_logits else 1
+        )
+        self._length += count
+        logits: np.ndarray = answer.logits[0].float().numpy()
+        return logits
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes: float32 keys and values of every layer's own kv heads."""
+        cache = transformers.DynamicCache()
+        self._model(input_ids=torch.tensor([[0]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        held = (tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None)
+        return FLOAT32 * sum(tensor.numel() for tensor in held)
+
+    def describe(self) -> dict[str, Any]:
+        """What ran: the conditions that belong beside every figure."""
+        return {
+            "engine": self.name,
+            "version": f"{torch.__version__}, transformers {transformers.__version__}",
+            "architecture": type(self._model).__name__,
+            "parameters": int(self._model.num_parameters()),
+            "threads": self.threads,
+            "context": self.context,
+            "vocab_size": self.vocab_size,
+            "kv_type": "f32",
+            "kv_bytes_per_token": self.kv_bytes_per_token(),
+        }
+
+
+def folder_context(path: Path) -> int | None:
+    """Tokens of the longest sequence; None where config.json does not say."""
+    return _number(_config(path), "max_position_embeddings")
+
+
+def folder_vocab_size(path: Path) -> int | None:
+    """Logits a token gives; None where config.json does not say."""
+    return _number(_config(path), "vocab_size")
+
+
+def folder_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
+    """The cost in float32, from the headers of the weights. Raises SaapError when the folder is damaged."""
+    config, shapes = _config(path), _shapes(path)
+    keys = sum(shape[0] for name, shape in shapes.items() if name.endswith(("k_proj.weight", "v_proj.weight")))
+    if not keys:
+        raise SaapError(f"'{path}': what its KV cache takes cannot be told from the names of its weights")
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    untied = "lm_head.weight" in sizes and not config.get("tie_word_embeddings")
+    read = sum(size for name, size in sizes.items() if not (untied and "embed_tokens" in name))
+    return ArtifactCost(
+        artifact_format or "torch-f32", FLOAT32 * read, FLOAT32 * keys,
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), sum(sizes.values()),
+        folder_context(path),
+    )  # fmt: skip
+
+
+def _loaded(path: Path, config: dict[str, Any]) -> Any:
+    ours = _carries_our_code(path, config)
+    # The default of transformers 4 drops the cap of attention scores without a word.
+    attention = {"attn_implementation": "eager"} if config.get("attn_logit_softcapping") else {}
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=torch.float32, trust_remote_code=ours, local_files_only=True, **attention
+        )
+    except Exception as error:  # of transformers, safetensors, torch: they share no base class
+        raise SaapError(
+            f"'{path}': transformers cannot load it: {(str(error) or 'no reason').splitlines()[0]}"
+        ) from None
+    return model.eval()
+
+
+def _carries_our_code(path: Path, config: dict[str, Any]) -> bool:
+    """Whether the folder's class is the one that pruned models have. Raises SaapError for any other code."""
+    if "auto_map" not in config:
+        return False
+    file = path / MODELLING_FILE.name
+    if not file.is_file() or file.read_bytes() != MODELLING_FILE.read_bytes():
+        raise SaapError(
+            f"'{path}' carries code of its own (auto_map in {CONFIG_FILE}), which is not run: export it again"
+        )
+    return True
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SaapError(f"'{path / CONFIG_FILE}' cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise SaapError(f"'{path / CONFIG_FILE}' is damaged: export the model again")
+    return config
+
+
+def _number(config: dict[str, Any], key: str) -> int | None:
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of all weights, from the headers of the files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        for file in sorted(path.glob("model*.safetensors")):
+            with safetensors.safe_open(str(file), framework="numpy") as stored:
+                shapes |= {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has several
+        raise SaapError(f"'{path}' is damaged: {error}") from None
+    if not shapes:
+        raise SaapError(f"'{path}' has no weights (model.safetensors)")
+    return shapes
+
+
+register_engine(
+    EngineRecord(
+        TorchEngine.name, "transformers", "transformers", "saap_edge.engines.torch:TorchEngine", kind="torch",
+        opens=lambda path: (path / CONFIG_FILE).is_file() and bool([*path.glob("*.safetensors*")]),
+        context=folder_context, vocab_size=folder_vocab_size, cost=folder_cost,
+    )
+)  # fmt: skip

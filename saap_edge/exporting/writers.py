@@ -1,0 +1,75 @@
+"""The writers that our formats name: one call for all, whatever each exporter is called with.
+
+A writer is called as `writer(folder, out, format, export)`: the Hugging Face folder, dense or pruned; the file or
+folder to make; the format's record; and the settings of the whole export. It returns its summary, JSON-able, with
+`projection_bytes`, the weight bytes that decoding one token reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saap_edge.errors import SaapError
+from saap_edge.formats import Format
+from saap_edge.model.blocks import BLOCK
+
+__all__ = ["Export", "by_llama_cpp", "gguf", "hugging_face", "onnx", "optimum"]
+
+
+def _no_source(format: Format) -> Path:
+    raise SaapError(f"'{format.name}' is made of another artifact: export it with the others")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What writers may ask: the group of scales where the format has none of its own, the model's importance matrix,
+    and the artifact that a format is made of, written now where it is not there yet."""
+
+    group: int = BLOCK
+    imatrix: Path | None = None
+    source: Callable[[Format], Path] = _no_source
+
+
+def gguf(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
+    """A GGUF file of ours."""
+    from saap_edge.exporting.gguf import write_gguf
+
+    return write_gguf(folder, out, format.quantisation)
+
+
+def by_llama_cpp(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
+    """A GGUF file that llama.cpp makes of ours."""
+    from saap_edge.exporting.kquants import write_kquant
+
+    return write_kquant(folder, export.source(format), out, format.quantisation, export.imatrix)
+
+
+def onnx(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
+    """An ONNX folder of ours."""
+    from saap_edge.exporting.onnx import write_onnx
+
+    return write_onnx(folder, out, format.quantisation, export.group)
+
+
+def optimum(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
+    """An ONNX folder of optimum's exporter."""
+    from saap_edge.exporting.optimum import write_optimum
+
+    return write_optimum(folder, out)
+
+
+def hugging_face(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
+    """A Hugging Face folder in float32, in the family's canonical form, as transformers saves it."""
+    import torch
+
+    from saap_edge.engines.torch import folder_cost
+    from saap_edge.model.folder import load_model, save_model
+
+    save_model(load_model(folder, getattr(torch, str(format.dtype))), folder, out)
+    cost = folder_cost(out, format.name)
+    return {
+        "quantisation": format.quantisation, "projection_bytes": cost.projection_bytes, "folder_bytes": cost.file_bytes,
+    }  # fmt: skip
