@@ -29,7 +29,7 @@ class Engine(Protocol):
     """One loaded artifact, one sequence.
 
     Construct with `(path, threads, context)`: `path` is what the engine opens, `context` the number of tokens the
-    KV cache must hold.
+    KV cache must hold. A class may have a static method `import_runtime`: what it imports is no part of the load time.
     """
 
     name: str

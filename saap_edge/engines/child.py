@@ -26,9 +26,14 @@ __all__ = ["VOCABULARY", "Server", "log_probabilities", "main"]
 PIECE = 512  # tokens of a prompt at a time: llama.cpp's own default
 
 
+def engine_class(name: str, entry: str | None = None) -> Any:
+    """The class that stands for the engine of that name: the one that `entry` names, where it is given."""
+    return resolve(entry or engine_named(name).entry_of(name))
+
+
 def load_engine(name: str, path: str, threads: int, context: int, entry: str | None = None) -> Engine:
     """The engine of that name, or what `entry` names; a name that ends in VOCABULARY gives its tokenizer only."""
-    made = resolve(entry or engine_named(name).entry_of(name))
+    made = engine_class(name, entry)
     engine: Engine = made(Path(path)) if name.endswith(VOCABULARY) else made(Path(path), threads, context)
     return engine
 
@@ -54,6 +59,7 @@ class Server:
         `entry` and `module` are those of the engine's record, for one that only the asking process knows.
         """
         __import__(module or engine_named(engine).module)
+        getattr(engine_class(engine, entry), "import_runtime", bool)()
         start = time.perf_counter()
         self._engine = load_engine(engine, path, threads, context, entry)
         seconds = time.perf_counter() - start

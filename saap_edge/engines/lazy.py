@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["Lazy"]
+__all__ = ["lazy_import"]
 
 
-class Lazy:
-    """Stands for the module of that name; looking into it imports the module."""
+def lazy_import(module: str) -> Any:
+    """What stands for the module of that name; looking into it imports the module."""
+    return _Lazy(module)
 
+
+class _Lazy:
     def __init__(self, module: str) -> None:
         self._module = module
 

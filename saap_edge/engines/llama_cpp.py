@@ -14,7 +14,7 @@ import numpy as np
 from saap_edge.engines.gguf_cost import gguf_cost
 from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_shape import read_shape
-from saap_edge.engines.lazy import Lazy
+from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
@@ -22,7 +22,7 @@ __all__ = ["LlamaCppEngine", "LlamaCppVocabulary"]
 
 # Without this, an abort inside ggml tries to attach a debugger to the process.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-llama_cpp = Lazy("llama_cpp")
+llama_cpp = lazy_import("llama_cpp")
 
 _LOG_ERROR = 4  # ggml_log_level: 1 debug, 2 info, 3 warn, 4 error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_edge.engines.lazy import Lazy
+from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.onnx_cost import folder_context, folder_vocab_size, onnx_cost
 from saap_edge.engines.onnx_folder import GENAI_FILE
 from saap_edge.engines.registry import EngineRecord, register_engine
@@ -17,7 +17,7 @@ from saap_edge.errors import SaapError
 __all__ = ["OnnxEngine", "OnnxRuntimeEngine"]
 
 GRAPH_FILE = "model.onnx"
-ort = Lazy("onnxruntime")
+ort = lazy_import("onnxruntime")
 LAST_ONLY = np.array([-1], dtype=np.int64)
 ALL = np.array([0], dtype=np.int64)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from saap_edge.engines.base import ArtifactCost
-from saap_edge.engines.lazy import Lazy
+from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
@@ -23,13 +23,16 @@ __all__ = ["TorchEngine"]
 CONFIG_FILE = "config.json"
 MODELLING_FILE = Path(__file__).parents[1] / "model" / "modeling_saap_edge.py"
 FLOAT32 = 4  # bytes
-torch, transformers, safetensors = Lazy("torch"), Lazy("transformers"), Lazy("safetensors")
+torch, transformers, safetensors = lazy_import("torch"), lazy_import("transformers"), lazy_import("safetensors")
 
 
 class TorchEngine:
-    """A Hugging Face folder in float32 on the CPU: one sequence, transformers' own attention and KV cache."""
+    """A Hugging Face folder on the CPU: one sequence, transformers' own attention and KV cache.
 
-    name = "torch"
+    `dtype` is that of weights, arithmetic and cache; a subclass may have another.
+    """
+
+    name, dtype = "torch", "float32"
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         """Load `path`. Raises SaapError when it is no model, too short, or carries code that is not ours."""
@@ -39,9 +42,15 @@ class TorchEngine:
             raise SaapError(f"'{path}': a context of {context} tokens is outside the model's 1 to {longest}")
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self._model = _loaded(self.path, config)
+        self._model = _loaded(self.path, config, getattr(torch, self.dtype))
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         self.reset()
+
+    @staticmethod
+    def import_runtime() -> None:
+        """Import what loading would: transformers imports most of itself when it is first used."""
+        for name in ("AutoModelForCausalLM", "DynamicCache", "LlamaForCausalLM"):
+            getattr(transformers, name)
 
     def reset(self) -> None:
         """Forget the sequence; the KV cache is empty again."""
@@ -76,11 +85,11 @@ class TorchEngine:
         return logits
 
     def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache that one token takes: float32 keys and values of every layer's own kv heads."""
+        """Bytes of KV cache that one token takes: keys and values of every layer's own kv heads."""
         cache = transformers.DynamicCache()
         self._model(input_ids=torch.tensor([[0]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         held = (tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None)
-        return FLOAT32 * sum(tensor.numel() for tensor in held)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def describe(self) -> dict[str, Any]:
         """What ran: the conditions that belong beside every figure."""
@@ -92,7 +101,7 @@ class TorchEngine:
             "threads": self.threads,
             "context": self.context,
             "vocab_size": self.vocab_size,
-            "kv_type": "f32",
+            "kv_type": self.dtype.replace("float", "f"),
             "kv_bytes_per_token": self.kv_bytes_per_token(),
         }
 
@@ -123,14 +132,14 @@ def folder_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
     )  # fmt: skip
 
 
-def _loaded(path: Path, config: dict[str, Any]) -> Any:
+def _loaded(path: Path, config: dict[str, Any], dtype: Any) -> Any:
     ours = _carries_our_code(path, config)
     # The default of transformers 4 drops the cap of attention scores without a word.
     attention = {"attn_implementation": "eager"} if config.get("attn_logit_softcapping") else {}
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=torch.float32, trust_remote_code=ours, local_files_only=True, **attention
+            str(path), dtype=dtype, trust_remote_code=ours, local_files_only=True, **attention
         )
     except Exception as error:  # of transformers, safetensors, torch: they share no base class
         raise SaapError(

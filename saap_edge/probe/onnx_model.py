@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from saap_edge.formats import format_of
+
 __all__ = ["CODES", "measure_onnx_kernel", "write_probe_graph"]
 
-CODES = {"int4": 4, "int8": 8}
+CODES = ("int4", "int8")
 HIDDEN, FFN, GROUP = 2048, 6144, 32
 PROMPT, DECODE = 64, 16
 _FLOAT, _UINT8, _INT = 1, 2, 2  # TensorProto.FLOAT and UINT8, AttributeProto.INT
@@ -25,7 +27,7 @@ def measure_onnx_kernel(quantisation: str, threads: int, size: int, rounds: int)
 
     with tempfile.TemporaryDirectory(prefix="saap-edge-probe-") as folder:
         path = Path(folder) / "probe.onnx"
-        read, weights = write_probe_graph(path, CODES[quantisation], size)
+        read, weights = write_probe_graph(path, int(format_of(f"onnx-{quantisation}").bits or 0), size)
         session = open_session(path, threads)
         dice = np.random.default_rng(0)
         one, many = (dice.normal(size=(rows, HIDDEN)).astype(np.float32) for rows in (1, PROMPT))
