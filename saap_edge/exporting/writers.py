@@ -63,12 +63,10 @@ def optimum(folder: Path, out: Path, format: Format, export: Export) -> dict[str
 
 def hugging_face(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
     """A Hugging Face folder in float32, in the family's canonical form, as transformers saves it."""
-    import torch
-
     from saap_edge.engines.torch import folder_cost
     from saap_edge.model.folder import load_model, save_model
 
-    save_model(load_model(folder, getattr(torch, str(format.dtype))), folder, out)
+    save_model(load_model(folder), folder, out)
     cost = folder_cost(out, format.name)
     return {
         "quantisation": format.quantisation, "projection_bytes": cost.projection_bytes, "folder_bytes": cost.file_bytes,

@@ -18,7 +18,7 @@ from saap_edge.evaluation.verify import verify_folder
 from saap_edge.exporting.write import export_artifacts
 from saap_edge.measuring.folders import measure_beside
 from saap_edge.measuring.measure import BenchConditions
-from saap_edge.model.folder import build_pruned
+from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
 from saap_edge.prediction.cost import artifact_cost
 from saap_edge.progress import no_bar
@@ -100,8 +100,8 @@ def test_an_export_is_verified(exported, pruned_folder, tmp_path):
     assert cost.kv_bytes_per_token == sum(2 * 4 * 16 * kv_heads for _, kv_heads, _ in config["layer_widths"])
 
 
-def test_another_models_weights_are_refused(exported, tmp_path):
-    other = write_folder(randomise_projections(build_pruned(tiny_model("llama"), GONE), 5), tmp_path / "other")
+def test_another_models_weights_are_refused(exported, pruned_folder, tmp_path):
+    other = write_folder(randomise_projections(load_model(pruned_folder), 5), tmp_path / "other")
     shutil.copytree(exported, tmp_path / "out")
     with pytest.raises(ParityError, match="pruned torch-f32"):
         require(verify_folder(tmp_path / "out", other, TEXT, 1, lambda: None))
