@@ -22,7 +22,7 @@ from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
 from saap_edge.prediction.cost import artifact_cost
 from saap_edge.progress import no_bar
-from tests.conftest import TEXT, VOCABULARY, randomise_projections, raw_model, tiny_model, write_folder
+from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 
 IDS = list(range(1, 41))  # more than a sliding window of 8
 GONE = [LayerShape(8, 4, 96), LayerShape(0, 0, 64), LayerShape(2, 1, 0)]  # no attention here, no FFN there
@@ -82,14 +82,20 @@ def test_code_of_others_is_not_run(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(pruned_folder, tmp_path_factory):
+def folder(tmp_path_factory):
+    model = randomise_projections(build_pruned(tiny_model("llama"), WIDTHS))
+    return write_folder(model, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def exported(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("torch")
-    export_artifacts(pruned_folder, out, ("torch-f32", "gguf-f16"), "pruned", {}, lambda name: None)
+    export_artifacts(folder, out, ("torch-f32", "gguf-f16"), "pruned", {}, lambda name: None)
     return out
 
 
-def test_an_export_is_verified(exported, pruned_folder, tmp_path):
-    parities = verify_folder(exported, pruned_folder, TEXT, 1, lambda: None)
+def test_an_export_is_verified(exported, folder):
+    parities = verify_folder(exported, folder, TEXT, 1, lambda: None)
     require(parities)
     assert {parity.format for parity in parities} == {"torch-f32", "gguf-f16"}
     artifact = next(artifact for artifact in read_manifest(exported).artifacts if artifact.format == "torch-f32")
@@ -100,14 +106,15 @@ def test_an_export_is_verified(exported, pruned_folder, tmp_path):
     assert cost.kv_bytes_per_token == sum(2 * 4 * 16 * kv_heads for _, kv_heads, _ in config["layer_widths"])
 
 
-def test_another_models_weights_are_refused(exported, pruned_folder, tmp_path):
-    other = write_folder(randomise_projections(load_model(pruned_folder), 5), tmp_path / "other")
+def test_another_models_weights_are_refused(exported, folder, tmp_path):
+    other = write_folder(randomise_projections(load_model(folder), 5), tmp_path / "other")
     shutil.copytree(exported, tmp_path / "out")
     with pytest.raises(ParityError, match="pruned torch-f32"):
         require(verify_folder(tmp_path / "out", other, TEXT, 1, lambda: None))
 
 
-def test_it_is_measured_beside_others_by_turns(exported):
+def test_it_is_measured_beside_others_by_turns(exported, monkeypatch):
+    monkeypatch.setattr("saap_edge.measuring.measure.LOADS", 2)  # torch takes seconds to start
     windows = [list(range(1, 33))]
     conditions = BenchConditions(1, 8, 4, 3, windows)
     document = measure_beside((exported, "gguf-f16"), (exported, "torch-f32"), conditions, no_bar)
