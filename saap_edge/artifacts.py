@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from saap_edge.engines.registry import engine_at
+from saap_edge.engines.registry import engine_at, engine_named
 from saap_edge.errors import SaapError
 from saap_edge.files import file_hash
-from saap_edge.formats import described
+from saap_edge.formats import described, format_of
 
-__all__ = ["Artifact", "Manifest", "context_of", "engine_of", "read_manifest", "size_and_hash", "vocab_size_of"]
+__all__ = [
+    "Artifact", "Manifest", "code_of_others", "context_of", "engine_of", "read_manifest", "size_and_hash",
+    "vocab_size_of",
+]  # fmt: skip
 
 
 class Artifact(BaseModel):
@@ -53,6 +58,24 @@ class Manifest(BaseModel):
 def engine_of(artifact_format: str) -> str:
     """The name of the engine that runs a format."""
     return described(artifact_format).engine
+
+
+def code_of_others(formats: Iterable[str]) -> dict[str, str]:
+    """sha256 of what makes and runs these formats and is not saap-edge's: records by name, files by module.
+
+    Our own code is in a stage's key already (chain/code.py); an export is made again when theirs changes.
+    """
+    found = {}
+    for record in map(format_of, formats):
+        engine = engine_named(record.engine)
+        named = (record.writer, record.refusal, record.shipped, record.token_check, engine.entry)
+        modules = {entry.partition(":")[0] for entry in named if entry and not entry.startswith("saap_edge.")}
+        if modules:
+            found[record.name] = hashlib.sha256(repr(record).encode()).hexdigest()
+        for module in modules:
+            spec = find_spec(module)
+            found[module] = file_hash(Path(spec.origin)) if spec and spec.origin else ""
+    return found
 
 
 def context_of(path: Path) -> int:

@@ -129,6 +129,18 @@ def test_frontier(saap, place):  # noqa: F811
     assert code == 0 and all("already done" in line for line in stderr.splitlines() if "/stages/" in line)
 
 
+def test_plain_torch_is_a_rival(saap, place, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("saap_edge.measuring.measure.LOADS", 2)  # torch takes seconds to start
+    recipe, out, _ = place
+    code, stdout, stderr = saap(
+        "frontier", "--recipe", recipe, "--ratio", "0.3", "--rival", "torch-f32", "--out", out, "--json"
+    )
+    assert code == 0, stderr
+    dense, rival, _ = json.loads(stdout)["points"]
+    assert rival["name"] == "dense torch-f32" and rival["perplexity"] == pytest.approx(dense["perplexity"], rel=0.05)
+    assert rival["file_bytes"] > 2 * dense["file_bytes"] and rival["speed"]["ratio"] > 0
+
+
 @pytest.mark.parametrize("options", [("--ratio", "1.5"), ("--format", "gguf-q9"), ("--rival", "gguf-q9")])
 def test_frontier_refuses(saap, place, tmp_path, options):  # noqa: F811
     code, _, stderr = saap("frontier", "--recipe", place[0], *options, "--out", tmp_path / "out")

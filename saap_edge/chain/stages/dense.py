@@ -17,8 +17,12 @@ __all__ = ["RULE", "export_folder", "export_settings", "texts_read"]
 
 
 def export_settings(context: Context) -> dict[str, Any]:
-    """What of the recipe decides artifacts."""
-    return context.recipe.export.model_dump(mode="json")
+    """What of the recipe decides artifacts, and the code of formats that are not ours."""
+    from saap_edge.artifacts import code_of_others
+
+    settings = context.recipe.export.model_dump(mode="json")
+    others = code_of_others(context.recipe.export.formats)
+    return settings | ({"others": others} if others else {})
 
 
 def texts_read(context: Context) -> tuple[str, ...]:
