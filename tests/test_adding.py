@@ -36,11 +36,11 @@ def example(title):
 def as_before():
     """What an example registers is gone afterwards."""
     registries = (OUTSIDE_ORDERS, OUTSIDE_METRICS, FAMILIES)
-    before = [dict(registry._things) for registry in registries]
+    before = [dict(registry._records) for registry in registries]
     yield
     for registry, things in zip(registries, before, strict=True):
-        registry._things.clear()
-        registry._things.update(things)
+        registry._records.clear()
+        registry._records.update(things)
 
 
 @pytest.fixture
@@ -136,19 +136,20 @@ def test_an_unknown_method_names_the_nearest():
 
 
 def test_what_installed_packages_name(tmp_path, monkeypatch):
-    """Entry points are found without being loaded, and loaded when asked for."""
-    (tmp_path / "a_package.py").write_text("thing = 3\n")
-    (tmp_path / "a_package-1.0.dist-info").mkdir()
-    (tmp_path / "a_package-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: a-package\nVersion: 1.0\n"
+    """Entry points are loaded when a name is asked for that is none of ours."""
+    (tmp_path / "a_package.py").write_text(
+        "from saap_edge.gating import Kind, Metric\nthing = Metric('mine', Kind.COUNTED, lambda artifact, evidence: 1)\n"
     )
-    (tmp_path / "a_package-1.0.dist-info" / "entry_points.txt").write_text(
-        "[saap_edge.tests]\nmine = a_package:thing\nbroken = a_package:nothing\n"
+    described = tmp_path / "a_package-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: a-package\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(
+        "[saap_edge.tests]\nmine = a_package:thing\n[saap_edge.broken]\nx = a_package:nothing\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry = Registry("thing", "saap_edge.tests", {"own": 1})
-    assert set(registry) == {"own", "mine", "broken"} and registry["mine"] == 3 and registry.outside("mine")
-    assert not registry.outside("own") and "none" not in registry
-    with pytest.raises(se.SaapError, match="the thing 'broken' of a-package cannot be loaded"):
-        registry["broken"]
+    registry = Registry("thing", "saap_edge.tests", taken=["own"])
+    assert registry["mine"].figure(None, None) == 1 and list(registry) == ["mine"] and registry.check("own") == "own"
+    assert "none" not in registry
+    with pytest.raises(se.SaapError, match="the thing 'x' cannot be loaded"):
+        Registry("thing", "saap_edge.broken")["y"]
     assert source_file(example) == Path(__file__)
