@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, Field
 
+from saap_edge.documents.base import Document, Part
 from saap_edge.engines.registry import engine_at, engine_named
 from saap_edge.errors import SaapError
 from saap_edge.files import file_hash
@@ -22,37 +23,42 @@ __all__ = [
 ]  # fmt: skip
 
 
-class Artifact(BaseModel):
-    """One file or folder a device can run. `path` is relative to the manifest; `details` is the exporter's summary."""
+class Artifact(Part):
+    """One file or folder a device can run."""
 
     model_config = ConfigDict(extra="forbid")
 
-    format: str
-    path: str
-    bytes: int
-    sha256: str
-    projection_bytes: int
-    details: dict[str, Any]
+    format: str = Field(description='format, as "gguf-q4_0"')
+    path: str = Field(description="file or folder, relative to the manifest")
+    bytes: int = Field(description="its size, bytes")
+    sha256: str = Field(description="of the file, or over a folder's names and hashes")
+    projection_bytes: int = Field(description="weights that decoding a token reads, bytes")
+    details: dict[str, Any] = Field(description="the exporter's summary")
 
 
-class Manifest(BaseModel):
-    """All artifacts of one model.
-
-    `tuned`: the block format whose codes were trained, None where there are none; `group`: inputs that share a scale in
-    blocks that were not tuned (model/blocks.py); `layers` are [heads, kv heads, FFN width]; `parameters` those of the
-    model (None: not counted). Lineage `model` is the hash of the dense model's folder, dense and pruned alike.
-    """
+class Manifest(Document):
+    """All artifacts of one model: the file manifest.json beside them."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: int = 1
-    role: str
-    tuned: str | None
-    group: int
-    layers: list[tuple[int, int, int]]
-    parameters: int | None = None
-    lineage: dict[str, str]
-    artifacts: list[Artifact]
+    VERSION = 1
+    REMEDY = "export again with this version"
+
+    version: Literal[1] = Field(default=1, description="version of this format")
+    role: str = Field(description="dense or pruned")
+    tuned: str | None = Field(description="block format whose codes were trained; null: there are none")
+    group: int = Field(description="inputs that share a scale in blocks that were not tuned (model/blocks.py)")
+    layers: list[tuple[int, int, int]] = Field(description="[heads, kv heads, FFN width] of every layer")
+    parameters: int | None = Field(default=None, description="parameters of the model; null: not counted")
+    lineage: dict[str, str] = Field(
+        description="hash of all that it was made from; `model` is the dense model's folder, dense and pruned alike"
+    )
+    artifacts: list[Artifact] = Field(description="every file or folder")
+
+    @classmethod
+    def version_of(cls, document: Mapping[str, Any]) -> Any:
+        """One that says none is of the first."""
+        return document.get("version", 1)
 
 
 def engine_of(artifact_format: str) -> str:
@@ -103,13 +109,14 @@ def size_and_hash(path: Path) -> tuple[int, str]:
 def read_manifest(folder: Path) -> Manifest:
     """Read manifest.json and check that every artifact still is what it says.
 
-    Raises SaapError when it is missing, malformed, or an artifact's sha256 differs.
+    Raises SaapError when it is missing, damaged or of another version, or an artifact's sha256 differs.
     """
     path = folder / "manifest.json"
     try:
-        manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise SaapError(f"'{path}' is not a manifest: {str(error).splitlines()[0]}") from None
+    manifest = Manifest.parse(document, f"'{path}'")
     for artifact in manifest.artifacts:
         target = folder / artifact.path
         if not target.exists() or size_and_hash(target)[1] != artifact.sha256:

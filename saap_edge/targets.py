@@ -34,85 +34,83 @@ class _Strict(BaseModel):
 
 
 class Figure(_Strict):
-    """A number and where it comes from; `assumed` where that is an assumption or an estimate."""
+    """A number and where it comes from."""
 
-    value: float = Field(gt=0)
-    source: str = Field(min_length=8)
-    note: str | None = None
-    assumed: bool = False
+    value: float = Field(gt=0, description="the number, in the unit of its place")
+    source: str = Field(min_length=8, description="where it comes from")
+    note: str | None = Field(default=None, description="what a reader must know of it")
+    assumed: bool = Field(default=False, description="it is an assumption or an estimate")
 
 
 class Core(_Strict):
-    """Cores of one kind. `simd_bits`: bits of vector arithmetic that one of them starts a cycle, pipes times width."""
+    """Cores of one kind."""
 
-    kind: str = Field(min_length=1)
-    count: int = Field(ge=1)
-    clock_ghz: Figure | None = None
-    simd_bits: Figure | None = None
+    kind: str = Field(min_length=1, description="their name")
+    count: int = Field(ge=1, description="how many there are")
+    clock_ghz: Figure | None = Field(default=None, description="highest clock, GHz")
+    simd_bits: Figure | None = Field(
+        default=None, description="bits of vector arithmetic that one of them starts a cycle, pipes times width"
+    )
 
 
 class Bandwidth(_Strict):
-    """Memory bandwidth in GB/s (10^9 bytes): on paper; measured by copying (read plus written) or reading, by one
-    thread; by reading with all threads; seen while decoding."""
+    """Memory bandwidth in GB/s (10^9 bytes)."""
 
-    theoretical: Figure | None = None
-    copy_measured: Figure | None = None
-    read_measured: Figure | None = None
-    read_all_threads: Figure | None = None
-    effective_decode: Figure | None = None
+    theoretical: Figure | None = Field(default=None, description="on paper, GB/s")
+    copy_measured: Figure | None = Field(default=None, description="copying by one thread, read plus written, GB/s")
+    read_measured: Figure | None = Field(default=None, description="reading by one thread, GB/s")
+    read_all_threads: Figure | None = Field(default=None, description="reading with all threads, GB/s")
+    effective_decode: Figure | None = Field(default=None, description="seen while decoding, GB/s")
 
 
 class Power(_Strict):
     """Power at the wall in W."""
 
-    idle: Figure | None = None
-    load: Figure | None = None
+    idle: Figure | None = Field(default=None, description="when nothing runs, W")
+    load: Figure | None = Field(default=None, description="when all cores compute, W")
 
 
 class Kernel(_Strict):
-    """What a probe measured of one format's kernel, with the target's threads: GB/s of weights that a product of a
-    matrix and a vector reads, and 10^9 multiply-adds a second of a product with 64 columns."""
+    """What a probe measured of one format's kernel, with the target's threads."""
 
-    gemv_gb_s: Figure
-    gemm_gmac_s: Figure
+    gemv_gb_s: Figure = Field(description="weights that a product of a matrix and a vector reads, GB/s")
+    gemm_gmac_s: Figure = Field(description="multiply-adds of a product with 64 columns, 10^9 a second")
 
 
 class Why(_Strict):
     """Reasons for what is preferred."""
 
-    threads: str | None = None
-    quantisation: str | None = None
-    grid: str | None = None
+    threads: str | None = Field(default=None, description="for the number of threads")
+    quantisation: str | None = Field(default=None, description="for the quantisation")
+    grid: str | None = Field(default=None, description="for the grid")
 
 
 class Target(_Strict):
-    """A board.
+    """A board (saap-edge's own engines run on the CPU, whatever `accelerator` says)."""
 
-    `recognise`: words of the CPU's model or of the device tree's "compatible", any of which tells that a machine is
-    this board; without them `cpu` must be what the system calls it. `accelerator`: what computes instead of the CPU
-    (saap-edge's own engines run on the CPU). `system_ram_mib`: what the system itself takes. `kernels` are by format
-    ("gguf-q4_0"), `conditions` those of a probe. `source`: where the kinds of cores, the instruction sets and the sizes
-    of memory come from.
-    """
-
-    name: str = Field(min_length=1)
-    title: str
-    cpu: str
-    recognise: list[str] = Field(default_factory=list)
-    accelerator: str | None = None
-    cores: list[Core] = Field(min_length=1)
-    isa: list[str] = Field(default_factory=list)
-    ram_mib: list[int] = Field(min_length=1)
-    system_ram_mib: Figure | None = None
-    bandwidth_gb_s: Bandwidth = Bandwidth()
-    kernels: dict[str, Kernel] = Field(default_factory=dict)
-    power_w: Power = Power()
-    threads: int = Field(ge=1)
-    quantisation: dict[str, str] = Field(default_factory=lambda: {"gguf": "q4_0", "onnx": "int4"})
-    grid: int = Field(default=32, ge=32, multiple_of=32)
-    why: Why = Why()
-    conditions: str | None = None
-    source: str
+    name: str = Field(min_length=1, description="as --target takes it")
+    title: str = Field(description="for people")
+    cpu: str = Field(description="model of the CPU; what the system must call it where `recognise` is empty")
+    recognise: list[str] = Field(
+        default_factory=list,
+        description="words of the CPU's model or the device tree's \"compatible\", any of which tells the board",
+    )
+    accelerator: str | None = Field(default=None, description="what computes instead of the CPU")
+    cores: list[Core] = Field(min_length=1, description="its cores by kind")
+    isa: list[str] = Field(default_factory=list, description="instruction sets that decide which kernels are taken")
+    ram_mib: list[int] = Field(min_length=1, description="sizes of memory that it is sold with, MiB")
+    system_ram_mib: Figure | None = Field(default=None, description="memory that the system itself takes, MiB")
+    bandwidth_gb_s: Bandwidth = Field(default=Bandwidth(), description="memory bandwidth, GB/s")
+    kernels: dict[str, Kernel] = Field(default_factory=dict, description='probed kernels by format, as "gguf-q4_0"')
+    power_w: Power = Field(default=Power(), description="power at the wall, W")
+    threads: int = Field(ge=1, description="threads that decode fastest")
+    quantisation: dict[str, str] = Field(
+        default_factory=lambda: {"gguf": "q4_0", "onnx": "int4"}, description="preferred one of each runtime"
+    )
+    grid: int = Field(default=32, ge=32, multiple_of=32, description="widths are multiples of this")
+    why: Why = Field(default=Why(), description="reasons for what is preferred")
+    conditions: str | None = Field(default=None, description="of the probe")
+    source: str = Field(description="where cores, instruction sets and sizes of memory come from")
 
     @model_validator(mode="after")
     def _possible(self) -> Target:

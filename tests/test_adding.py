@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_names_of_our_own_are_not_taken():
     with pytest.raises(se.SaapError, match="'file_mib' is saap-edge's own"):
         se.register_metric("file_mib", "counted", lambda artifact, evidence: 1)
     with pytest.raises(se.SaapError, match="'llama' is saap-edge's own"):
-        se.register_family(FAMILIES["llama"])
+        se.register_family(replace(FAMILIES["llama"], title="Mine"))
 
 
 def test_an_unknown_method_names_the_nearest():
@@ -138,7 +139,8 @@ def test_an_unknown_method_names_the_nearest():
 def test_what_installed_packages_name(tmp_path, monkeypatch):
     """Entry points are loaded when a name is asked for that is none of ours."""
     (tmp_path / "a_package.py").write_text(
-        "from saap_edge.gating import Kind, Metric\nthing = Metric('mine', Kind.COUNTED, lambda artifact, evidence: 1)\n"
+        "from saap_edge.gating import Kind, Metric\n"
+        "thing = Metric('mine', Kind.COUNTED, lambda artifact, evidence: 1)\n"
     )
     described = tmp_path / "a_package-1.0.dist-info"
     described.mkdir()

@@ -32,6 +32,7 @@ LAYERS = (
     ("engines",),
     ("targets",),
     ("cache", "machine"),
+    ("documents",),
     ("files", "formats", "progress", "settings", "telemetry", "yaml_lines"),
     ("registry",),
     ("errors",),

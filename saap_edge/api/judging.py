@@ -15,6 +15,8 @@ from saap_edge.progress import Listener, progress_of
 
 if TYPE_CHECKING:
     from saap_edge.bundle.check import Check
+    from saap_edge.documents.bench import Bench
+    from saap_edge.documents.gate import Gate
     from saap_edge.gating import Budget
     from saap_edge.prediction.cost import ArtifactCost
     from saap_edge.prediction.predict import Prediction
@@ -62,7 +64,7 @@ def bench(
     budget: Budget | Mapping[str, Any] | str | Path | None = None, max_rounds: int | None = None,
     target: str | None = None, host: str | None = None, ssh_config: Path | None = None,
     remote_python: str | None = None, remote_folder: str | None = None, keep: bool = False, progress: Listener = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Bench:  # fmt: skip
     """Speed and memory of a bundle, of one against another, or of dense against pruned in a run.
 
     Args:
@@ -132,7 +134,7 @@ def _looks(budget: Any, max_rounds: int | None, rounds: int, target: str | None)
     return looks | ({} if max_rounds is None else {"max_rounds": max_rounds})
 
 
-def _bench_here(paths: list[Path], options: dict[str, Any], listener: Any) -> dict[str, Any]:
+def _bench_here(paths: list[Path], options: dict[str, Any], listener: Any) -> Bench:
     from saap_edge.gating.rerun import asked_by
     from saap_edge.measuring.bundles import bench_bundles
 
@@ -140,9 +142,7 @@ def _bench_here(paths: list[Path], options: dict[str, Any], listener: Any) -> di
     return bench_bundles(paths, listener.bar, **options, **asked_by(budget, target))
 
 
-def _bench_there(
-    host: str, there: dict[str, Any], paths: list[Path], options: dict[str, Any], listener: Any
-) -> dict[str, Any]:
+def _bench_there(host: str, there: dict[str, Any], paths: list[Path], options: dict[str, Any], listener: Any) -> Bench:
     from saap_edge.remote.installation import Board, bench_on_board
 
     for name in ("budget", "target"):
@@ -154,7 +154,7 @@ def _bench_there(
 def gate(
     place: Place, budget: Budget | Mapping[str, Any] | str | Path | None = None, *,
     target: str | None = None, baseline: str | Path | None = None, progress: Listener = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Gate:  # fmt: skip
     """Judge measurements against a budget.
 
     Args:
@@ -186,11 +186,11 @@ def gate(
     return gate_document(measured, limits, board, read_measured(Path(baseline)) if baseline else None)
 
 
-def _gate_stage(folder: Path, budget: Any, target: str | None, listener: Any) -> dict[str, Any]:
+def _gate_stage(folder: Path, budget: Any, target: str | None, listener: Any) -> Gate:
     """As the chain does it, and without what only the chain needs (torch)."""
     from saap_edge.cache import ancestors, read_stage, run_stage
     from saap_edge.chain.stages.gate import gate_stage
-    from saap_edge.files import read_json
+    from saap_edge.documents.gate import Gate
     from saap_edge.targets import load_target
 
     recipe = recipe_of(read_stage(folder)["recipe"], budget=budget, target=target)
@@ -202,7 +202,7 @@ def _gate_stage(folder: Path, budget: Any, target: str | None, listener: Any) ->
     stage = gate_stage(recipe.budget, board)
     result = run_stage(stage, folders, {}, folders["bench"].parent, recipe.model_dump(mode="json"))
     listener.stage(result)
-    return dict(read_json(result.folder / "gate.json"))
+    return Gate.read(result.folder / "gate.json")
 
 
 def predict(

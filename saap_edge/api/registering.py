@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saap_edge.documents.bench import BenchedArtifact
     from saap_edge.families import Family
     from saap_edge.gating import Kind
     from saap_edge.pruning.orders import Values
@@ -35,7 +36,7 @@ def register_family(family: Family) -> None:
     families.register_family(family)
 
 
-def register_metric(name: str, kind: Kind | str, figure: Callable[[Mapping[str, Any], Any], Any]) -> None:
+def register_metric(name: str, kind: Kind | str, figure: Callable[[BenchedArtifact, Any], Any]) -> None:
     """Add a metric that budgets may have limits on.
 
     Args:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from saap_edge.cache import StageResult, ancestors
 from saap_edge.errors import EXIT_OK, SaapError
-from saap_edge.files import read_json
 
 if TYPE_CHECKING:
-    from saap_edge.pruning.plan import Plan
+    from saap_edge.documents.bench import Bench
+    from saap_edge.documents.gate import Gate
+    from saap_edge.documents.plan import Plan
+    from saap_edge.report.document import Report
 
 __all__ = ["Fit", "Frontier", "Run"]
 
@@ -64,24 +66,30 @@ class Run:
     @property
     def plan(self) -> Plan:
         """Widths per layer, before and after."""
-        from saap_edge.pruning.plan import load_plan
+        from saap_edge.documents.plan import load_plan
 
         return load_plan(self._of("plan"))
 
     @property
-    def bench(self) -> dict[str, Any]:
+    def bench(self) -> Bench:
         """The bench document: speed, memory and quality of every artifact."""
-        return dict(read_json(self._of("bench") / "bench.json"))
+        from saap_edge.documents.bench import Bench
+
+        return Bench.read(self._of("bench") / "bench.json")
 
     @property
-    def gate(self) -> dict[str, Any]:
+    def gate(self) -> Gate:
         """The gate document: verdicts on the recipe's limits."""
-        return dict(read_json(self._of("gate") / "gate.json"))
+        from saap_edge.documents.gate import Gate
+
+        return Gate.read(self._of("gate") / "gate.json")
 
     @property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """The report document: all that the run found."""
-        return dict(read_json(self._of("report") / "report.json"))
+        from saap_edge.report.document import Report
+
+        return Report.read(self._of("report") / "report.json")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: what --json prints."""

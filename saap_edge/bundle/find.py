@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from saap_edge.artifacts import Artifact, Manifest, read_manifest
 from saap_edge.bundle.schema import Licence
 from saap_edge.cache import ancestors, read_stage
+from saap_edge.documents.verify import Parity, Verify
 from saap_edge.errors import SaapError
-from saap_edge.files import read_json
 from saap_edge.formats import FORMATS, KINDS
 from saap_edge.sources import LICENCES, resolve_model
 from saap_edge.targets import Target, load_target
@@ -61,8 +60,8 @@ def find_source(path: Path, artifact_format: str | None, target: str | None) -> 
     lineage = manifest.lineage | {name: stage.name for name, stage in ancestors(folder).items()}
     model = found["recover"] / "model" if record["stage"] == "export" else base
     return Source(
-        folder, artifacts[artifact_format], manifest, lineage, model, base, board, parity["max_error"],
-        parity["tolerance"],
+        folder, artifacts[artifact_format], manifest, lineage, model, base, board, parity.max_error,
+        parity.tolerance,
     )  # fmt: skip
 
 
@@ -74,13 +73,13 @@ def _stage_folder(path: Path) -> Path:
     return path
 
 
-def _parity(folder: Path, stage: str, role: str, artifact_format: str) -> dict[str, Any]:
+def _parity(folder: Path, stage: str, role: str, artifact_format: str) -> Parity:
     """The entry of a verify stage that read this very export folder. Raises SaapError when there is none."""
     for record in folder.parent.glob("verify-*/stage.json"):
         if read_stage(record.parent)["inputs"].get(stage) == folder.name:
-            for entry in read_json(record.parent / "verify.json"):
-                if entry["role"] == role and entry["format"] == artifact_format and entry["passed"]:
-                    return dict(entry)
+            for parity in Verify.read(record.parent / "verify.json").artifacts:
+                if parity.role == role and parity.format == artifact_format and parity.passed:
+                    return parity
     raise SaapError(f"'{folder}' was never verified: run `saap-edge verify` on the export's folder first")
 
 

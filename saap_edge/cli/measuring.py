@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -23,6 +23,10 @@ from saap_edge.cli.base import (
     prepare,
 )
 from saap_edge.errors import SaapError
+
+if TYPE_CHECKING:
+    from saap_edge.documents.bench import Bench
+    from saap_edge.documents.gate import Gate
 
 __all__: list[str] = []
 
@@ -113,17 +117,16 @@ def _contexts(text: str) -> tuple[int, ...]:
     return found
 
 
-def _tell_bench(document: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    from saap_edge.files import save_document
+def _tell_bench(document: Bench, out: Path | None, as_json: bool) -> None:
     from saap_edge.report.bench import render_bench
 
     for part in render_bench(document):
         console.print(part)
     if out:
-        save_document(document, out)
+        document.write(out)
         console.print(f"[bold]bench[/]    {escape(str(out))}", soft_wrap=True)
     if as_json:
-        print(json.dumps(document))
+        print(json.dumps(document.as_dict()))
 
 
 @app.command()
@@ -169,13 +172,11 @@ def gate(
     document = api.gate(path, budget, target=target, baseline=baseline, progress=ToConsole(tables=False))
     _tell(document, budget, junit, summary, annotations)
     if as_json:
-        print(json.dumps(document))
-    sys.exit(document["exit_code"])
+        print(json.dumps(document.as_dict()))
+    sys.exit(document.exit_code)
 
 
-def _tell(
-    gate: dict[str, Any], budget: Path | None, junit: Path | None, summary: Path | None, annotations: bool | None
-) -> None:
+def _tell(gate: Gate, budget: Path | None, junit: Path | None, summary: Path | None, annotations: bool | None) -> None:
     """The verdicts, for people and for the CI system."""
     from saap_edge.report.github import render_annotations, render_markdown
     from saap_edge.report.junit import render_junit

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from saap_edge.documents.verify import Parity
 from saap_edge.engines.answers import relative_error
 from saap_edge.errors import ParityError
 from saap_edge.evaluation.arithmetic import runtime_arithmetic
@@ -29,21 +29,6 @@ __all__ = [
 MARGIN = 2.0
 # Whole prompt at once; one token at a time; a prompt, then steps.
 MODES = ("prefill", "steps", "mixed")
-
-
-@dataclass(frozen=True)
-class Parity:
-    """The worst relative error over all modes, beside the tolerance of the format."""
-
-    format: str
-    role: str
-    max_error: float
-    tolerance: float
-    passed: bool
-    greedy_text: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def shipped_model(folder: Path, artifact_format: str, group: int = BLOCK, artifact: Path | None = None) -> Any:
@@ -102,7 +87,10 @@ def check_parity(
     tolerance = tolerated(predicted, artifact_format)
     worst = max(relative_error(worker.logits(tokens, mode), expected) for mode in MODES)
     text = decode(worker.generate(tokens[:16], 24))
-    return Parity(artifact_format, role, worst, tolerance, worst <= tolerance, text)
+    return Parity(
+        format=artifact_format, role=role, max_error=worst, tolerance=tolerance, passed=worst <= tolerance,
+        greedy_text=text,
+    )  # fmt: skip
 
 
 def tolerated(predicted: float, artifact_format: str) -> float:

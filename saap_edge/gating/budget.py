@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from saap_edge.documents.bench import BenchedArtifact
+from saap_edge.documents.gate import Kind
 from saap_edge.errors import SaapError
 from saap_edge.formats import FormatName
 from saap_edge.registry import Registry
 
 __all__ = ["METRICS", "OUTSIDE_METRICS", "Budget", "Kind", "Limit", "Metric", "kind_of", "register_metric"]
-
-
-class Kind(StrEnum):
-    """What a figure rests on, and so where a limit on it can be judged."""
-
-    BOARD = "on the board"  # belongs to the machine it was taken on: judged where that is the target
-    RATIO = "side by side"  # of two artifacts by turns in one run: holds on a shared runner
-    COUNTED = "counted"  # the same on every machine: bytes, parameters, perplexity
-    PREDICTED = "predicted"  # computed from the target's figures, never a measurement
-    CHANGE = "against the baseline"  # of a counted figure, in percent
 
 
 METRICS: dict[str, Kind] = {
@@ -53,13 +44,13 @@ class Metric:
 
     name: str
     kind: Kind
-    figure: Callable[[Mapping[str, Any], Any], Any]
+    figure: Callable[[BenchedArtifact, Any], Any]
 
 
 OUTSIDE_METRICS: Registry[Metric] = Registry("metric", "saap_edge.metrics", taken=METRICS)
 
 
-def register_metric(name: str, kind: Kind, figure: Callable[[Mapping[str, Any], Any], Any]) -> None:
+def register_metric(name: str, kind: Kind, figure: Callable[[BenchedArtifact, Any], Any]) -> None:
     """Add a metric that a budget may have limits on; see `Metric`. Raises SaapError for one of saap-edge's own.
 
     From a package it comes as an entry point of the group `saap_edge.metrics`: a Metric.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from saap_edge.documents.bench import Bench, BenchedArtifact, Comparison
+from saap_edge.documents.figures import Ratio, Summary
+from saap_edge.errors import SaapError
 from saap_edge.gating.budget import METRICS, OUTSIDE_METRICS, Kind, kind_of
 
 if TYPE_CHECKING:
@@ -45,19 +47,18 @@ class Evidence:
     """What limits are judged on: a bench document; whether it was measured on the target (None: no target is named);
     the target, for predictions; and the bench document of another run, the baseline."""
 
-    bench: Mapping[str, Any]
+    bench: Bench
     on_target: bool | None
     target: Target | None = None
-    baseline: Mapping[str, Any] | None = None
+    baseline: Bench | None = None
 
 
-def judged_artifacts(bench: Mapping[str, Any]) -> list[dict[str, Any]]:
+def judged_artifacts(bench: Bench) -> list[BenchedArtifact]:
     """The artifacts that ship; of a document that has none of those, all (a dense model measured for itself)."""
-    artifacts = list(bench["artifacts"])
-    return [entry for entry in artifacts if entry["role"] in _SHIPS] or artifacts
+    return [artifact for artifact in bench.artifacts if artifact.role in _SHIPS] or bench.artifacts
 
 
-def figure_of(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+def figure_of(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
     """The figure of one artifact. Raises Absent with the reason where there is none."""
     kind = kind_of(metric)
     if metric not in METRICS:
@@ -76,47 +77,45 @@ def figure_of(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> F
     return _plain(metric, artifact)
 
 
-def _outside(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+def _outside(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
     """Of a metric from outside: a figure, or a number that was counted. Raises Absent."""
     found, counted = OUTSIDE_METRICS[metric].figure(artifact, evidence), kind_of(metric) in (Kind.COUNTED, Kind.CHANGE)
     if isinstance(found, Figure):
         return found
     if found is not None and not counted:
         raise Absent("it has no interval: without one it decides nothing")
-    return _figure(found, ("median", "low", "high"))
+    return _figure(found)
 
 
-def _plain(metric: str, artifact: Mapping[str, Any]) -> Figure:
+def _plain(metric: str, artifact: BenchedArtifact) -> Figure:
     """A figure of the artifact itself."""
-    metrics = artifact["metrics"]
     if metric == "file_mib":
         size = _plain("file_bytes", artifact)
         return Figure(*(part / 2**20 for part in (size.value, size.low, size.high)))
-    entry = metrics.get(_WITH_INTERVAL.get(metric, metric))
-    if METRICS.get(metric) is Kind.BOARD and entry is not None and not isinstance(entry, Mapping):
+    found = getattr(artifact.metrics, _WITH_INTERVAL.get(metric, metric))
+    if METRICS.get(metric) is Kind.BOARD and isinstance(found, float):
         raise Absent("it was measured once: without an interval it decides nothing")
-    return _figure(entry, ("median", "low", "high"))
+    return _figure(found)
 
 
-def _figure(entry: Any, names: tuple[str, str, str]) -> Figure:
-    """From a mapping with these names, or a plain number. Raises Absent where it is none, or not finite."""
-    parts: list[Any] = [entry.get(name) for name in names] if isinstance(entry, Mapping) else [entry] * 3
-    try:
-        numbers = [float(part) for part in parts]
-    except (TypeError, ValueError):
-        raise Absent("there is no such figure") from None
+def _figure(found: Summary | Ratio | float | None) -> Figure:
+    """Raises Absent where there is none, or it is not finite."""
+    if isinstance(found, Summary | Ratio):
+        numbers = [found.median if isinstance(found, Summary) else found.ratio, found.low, found.high]
+    else:
+        numbers = [math.nan if found is None else float(found)] * 3
     if not all(map(math.isfinite, numbers)):
         raise Absent("there is no such figure")
     return Figure(*numbers)
 
 
-def _ratio(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+def _ratio(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
     """decode_vs_baseline and its like: more than 1 is better, whatever is compared."""
     what, _, role = metric.partition("_vs_")
     name = {"speedup": "decode_tok_s", "decode": "decode_tok_s", "prefill": "prefill_tok_s", "ttft": "ttft_ms"}[what]
     comparison = _comparison(artifact, evidence.bench, role)
     if comparison is not None:
-        return _figure(comparison["ratios"].get(name), ("ratio", "low", "high"))
+        return _figure(getattr(comparison.ratios, name))
     if role == "baseline" and evidence.baseline is not None:
         raise Absent(
             "timings of another run are not compared: measure both side by side (saap-edge bench NEW --against OLD)"
@@ -124,39 +123,41 @@ def _ratio(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figu
     raise Absent(f"no {role} was measured beside it")
 
 
-def _comparison(artifact: Mapping[str, Any], bench: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:
-    roles = {entry["name"]: entry["role"] for entry in bench["artifacts"]}
-    own = (entry for entry in bench["comparisons"] if entry["candidate"] == artifact["name"])
-    return next((entry for entry in own if roles.get(entry["base"]) == role), None)
+def _comparison(artifact: BenchedArtifact, bench: Bench, role: str) -> Comparison | None:
+    roles = {entry.name: entry.role for entry in bench.artifacts}
+    own = (entry for entry in bench.comparisons if entry.candidate == artifact.name)
+    return next((entry for entry in own if roles.get(entry.base) == role), None)
 
 
-def _partner(artifact: Mapping[str, Any], bench: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:
+def _partner(artifact: BenchedArtifact, bench: Bench, role: str) -> BenchedArtifact | None:
     """What the artifact was measured beside, in that role."""
     comparison = _comparison(artifact, bench, role)
-    names = {entry["name"]: entry for entry in bench["artifacts"]}
-    return None if comparison is None else names[comparison["base"]]
+    names = {entry.name: entry for entry in bench.artifacts}
+    return None if comparison is None else names[comparison.base]
 
 
-def _change(metric: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+def _change(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
     """Percent more than the baseline: the one of another run where it is given, else the one measured beside it."""
     if evidence.baseline is None:
         beside = _partner(artifact, evidence.bench, "baseline")
         if beside is None:
             raise Absent("there is no baseline: give the report of another run with --baseline")
         return _percent(_plain(metric, artifact), _plain(metric, beside))
-    same = [entry for entry in judged_artifacts(evidence.baseline) if entry["format"] == artifact["format"]]
+    same = [entry for entry in judged_artifacts(evidence.baseline) if entry.format == artifact.format]
     if not same:
-        raise Absent(f"the baseline has no {artifact['format']}")
-    before = next((entry for entry in same if entry["name"] == artifact["name"]), same[0])
+        raise Absent(f"the baseline has no {artifact.format}")
+    before = next((entry for entry in same if entry.name == artifact.name), same[0])
     after, was = _plain(metric, artifact), _plain(metric, before)
     _check_same(metric, evidence.bench, evidence.baseline)
     return _percent(after, was)
 
 
-def _check_same(metric: str, bench: Mapping[str, Any], baseline: Mapping[str, Any]) -> None:
+def _check_same(metric: str, bench: Bench, baseline: Bench) -> None:
     """Raises Absent where the two runs did not count the same thing."""
     for name in _SAME.get(metric, ()):
-        now, was = ((document["machine"] | document["conditions"]).get(name) for document in (bench, baseline))
+        now, was = (
+            getattr(document.machine if name == "cpu" else document.conditions, name) for document in (bench, baseline)
+        )
         if now != was:
             raise Absent(f"the baseline was measured under other conditions: {name} {was} there, {now} here")
 
@@ -168,15 +169,15 @@ def _percent(after: Figure, before: Figure) -> Figure:
     return Figure(change, change, change)
 
 
-def _predicted(name: str, artifact: Mapping[str, Any], evidence: Evidence) -> Figure:
+def _predicted(name: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
     """By the target's figures, with the interval that the prediction states."""
     if evidence.target is None:
         raise Absent("no target is named: give --target")
     from saap_edge.prediction.predict import predict_benched
 
     try:
-        prediction = predict_benched(artifact, evidence.bench["conditions"], evidence.target)
-    except (KeyError, TypeError):
+        prediction = predict_benched(artifact, evidence.bench.conditions, evidence.target)
+    except SaapError:
         raise Absent("cannot be predicted: not all of its bytes were counted") from None
     estimate = getattr(prediction, name)
     if estimate is None:

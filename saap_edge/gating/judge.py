@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
+from saap_edge.documents.bench import Bench, BenchedArtifact
+from saap_edge.documents.gate import Kind, Verdict, Word
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK
-from saap_edge.gating.budget import Budget, Kind, Limit
+from saap_edge.gating.budget import Budget, Limit
 from saap_edge.gating.figures import Absent, Evidence, Figure, figure_of, judged_artifacts
 
 if TYPE_CHECKING:
@@ -17,33 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Verdict", "exit_code", "judge"]
 
-Word = Literal["pass", "fail", "inconclusive"]
-
-
-class Verdict(BaseModel):
-    """What became of one limit on one artifact.
-
-    `kind` says what the figure rests on; `artifact` is a format, `name` the artifact's own. `low` and `high` bound
-    timed values (confidence interval) and predicted ones (the prediction's own). `limit_index` is the limit's place in
-    the budget, from 0.
-    """
-
-    metric: str
-    kind: Kind
-    artifact: str | None
-    name: str | None
-    limit: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    verdict: Word
-    reason: str
-    limit_index: int
-
 
 def judge(
-    bench: Mapping[str, Any], budget: Budget, on_target: bool | None, target: Target | None = None,
-    baseline: Mapping[str, Any] | None = None,
+    bench: Bench | Mapping[str, Any], budget: Budget, on_target: bool | None, target: Target | None = None,
+    baseline: Bench | Mapping[str, Any] | None = None,
 ) -> list[Verdict]:  # fmt: skip
     """Judge every limit against a bench document (schema 2).
 
@@ -54,12 +31,15 @@ def judge(
     Args:
         target: the board, for predictions.
         baseline: bench document of another run, for changes of counted figures.
+
+    Raises SaapError for a document that is damaged or of another version.
     """
-    evidence = Evidence(bench, on_target, target, baseline)
-    artifacts = judged_artifacts(bench)
+    measured = Bench.of(bench)
+    evidence = Evidence(measured, on_target, target, None if baseline is None else Bench.of(baseline))
+    artifacts = judged_artifacts(measured)
     verdicts = []
     for index, limit in enumerate(budget.limits):
-        own = [entry for entry in artifacts if limit.artifact in (None, entry["format"])]
+        own = [entry for entry in artifacts if limit.artifact in (None, entry.format)]
         verdicts += [_judge_one(index, limit, entry, evidence) for entry in own]
         if not own:
             verdicts.append(_judge_one(index, limit, None, evidence))
@@ -72,7 +52,7 @@ def exit_code(verdicts: list[Verdict]) -> int:
     return EXIT_FAILED if "fail" in found else EXIT_INCONCLUSIVE if "inconclusive" in found else EXIT_OK
 
 
-def _judge_one(index: int, limit: Limit, artifact: dict[str, Any] | None, evidence: Evidence) -> Verdict:
+def _judge_one(index: int, limit: Limit, artifact: BenchedArtifact | None, evidence: Evidence) -> Verdict:
     figure: Figure | None = None
     word: Word = "inconclusive"
     try:
@@ -84,9 +64,10 @@ def _judge_one(index: int, limit: Limit, artifact: dict[str, Any] | None, eviden
     except Absent as absent:
         reason = str(absent)
     return Verdict(
-        metric=limit.metric, kind=limit.kind, artifact=artifact["format"] if artifact else limit.artifact,
-        name=artifact["name"] if artifact else None, limit=limit.text, verdict=word, reason=reason, limit_index=index,
-        **({} if figure is None else {"value": figure.value, "low": figure.low, "high": figure.high}),
+        metric=limit.metric, kind=limit.kind, artifact=artifact.format if artifact else limit.artifact,
+        name=artifact.name if artifact else None, limit=limit.text, value=figure.value if figure else None,
+        low=figure.low if figure else None, high=figure.high if figure else None, verdict=word, reason=reason,
+        limit_index=index,
     )  # fmt: skip
 
 

@@ -7,52 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from saap_edge.documents.base import check_version
+from saap_edge.documents.bench import Bench
 from saap_edge.errors import SaapError
 from saap_edge.gating.figures import judged_artifacts
 from saap_edge.targets import Target
 
-__all__ = ["SCHEMA", "Measured", "check_baseline", "read_measured"]
-
-SCHEMA = 2  # of report.json (schema_version) and of bench.json (schema): what this version writes and reads
-
-
-class _Open(BaseModel):
-    """Only what the gate stands on is checked: documents may say more."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class _Artifact(_Open):
-    name: str
-    role: str
-    format: str
-    model: str | None = None
-    metrics: dict[str, Any]
-
-
-class _Comparison(_Open):
-    base: str
-    candidate: str
-    ratios: dict[str, Any]
-
-
-class _Conditions(_Open):
-    prompt_tokens: int = Field(ge=1)
-    decode_tokens: int = Field(ge=1)
-
-
-class _Machine(_Open):
-    cpu: str
-    cores: int
-
-
-class _Bench(_Open):
-    machine: _Machine
-    conditions: _Conditions
-    artifacts: list[_Artifact]
-    comparisons: list[_Comparison]
+__all__ = ["Measured", "check_baseline", "read_measured"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +23,7 @@ class Measured:
     """A bench document and what its file says besides: the model's name and the target (both None in bench.json)."""
 
     path: Path
-    bench: dict[str, Any]
+    bench: Bench
     model: str | None = None
     target: Target | None = None
 
@@ -73,20 +36,17 @@ def read_measured(path: Path) -> Measured:
     file = _find(path)
     document = _load(file)
     if "schema_version" in document:
-        _check_version(file, document["schema_version"])
+        check_version(Bench, document["schema_version"], f"'{file}'")
         bench, model, target = document.get("bench"), document.get("model"), document.get("target")
     elif "schema" in document and "conditions" in document:
-        _check_version(file, document["schema"])
         bench, model, target = document, None, None
     else:
         raise SaapError(f"'{file}' is neither a report.json nor a bench.json")
     if not isinstance(bench, dict):
         raise SaapError(f"'{file}' holds no measurements (section bench)")
-    if bench is not document:
-        _check_version(file, bench.get("schema"))
-    _check(file, bench)
     name = model.get("name") if isinstance(model, dict) else None
-    return Measured(file, bench, name if isinstance(name, str) else None, _target(file, target))
+    measured = Bench.parse(bench, f"'{file}'", "bench")
+    return Measured(file, measured, name if isinstance(name, str) else None, _target(file, target))
 
 
 def check_baseline(measured: Measured, baseline: Measured) -> None:
@@ -99,7 +59,7 @@ def check_baseline(measured: Measured, baseline: Measured) -> None:
                     f"'{measured.path}'"
                 )
             break
-    formats, others = ({entry["format"] for entry in judged_artifacts(each.bench)} for each in (measured, baseline))
+    formats, others = ({entry.format for entry in judged_artifacts(each.bench)} for each in (measured, baseline))
     if not formats & others:
         raise SaapError(
             f"'{baseline.path}' has {_listed(others)}, '{measured.path}' {_listed(formats)}: no format in common"
@@ -108,7 +68,7 @@ def check_baseline(measured: Measured, baseline: Measured) -> None:
 
 def _identities(measured: Measured) -> set[str]:
     """Of the models that the artifacts were made from, as far as they are known."""
-    return {entry["model"][:12] for entry in measured.bench["artifacts"] if entry.get("model")}
+    return {artifact.model[:12] for artifact in measured.bench.artifacts if artifact.model}
 
 
 def _name(measured: Measured) -> set[str]:
@@ -151,24 +111,3 @@ def _target(path: Path, section: Any) -> Target | None:
         return None if section is None else Target.model_validate(section)
     except ValidationError:
         raise SaapError(f"'{path}' is damaged: its section target does not describe a board") from None
-
-
-def _check_version(path: Path, found: Any) -> None:
-    if found != SCHEMA:
-        raise SaapError(
-            f"'{path}' has schema version {found!r}, this saap-edge reads {SCHEMA}: measure again with this version, "
-            "or judge with the one that wrote it"
-        )
-
-
-def _check(path: Path, bench: dict[str, Any]) -> None:
-    try:
-        checked = _Bench.model_validate(bench)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise SaapError(f"'{path}' is damaged: bench.{place}: {first['msg']}") from None
-    names = [artifact.name for artifact in checked.artifacts]
-    compared = {name for entry in checked.comparisons for name in (entry.base, entry.candidate)}
-    if len(set(names)) < len(names) or compared - set(names):
-        raise SaapError(f"'{path}' is damaged: artifacts and comparisons do not go together")

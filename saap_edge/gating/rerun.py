@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from saap_edge.documents.bench import Bench
 from saap_edge.gating.budget import Budget, Kind
 from saap_edge.gating.judge import judge
 
@@ -35,7 +36,7 @@ def asked_by(budget: Budget | None, target: Target | None) -> dict[str, Any]:
     return {"decided": decides(budget, target), "instructions": asks_instructions(budget)}
 
 
-def decides(budget: Budget, target: Target | None) -> Callable[[dict[str, Any]], bool]:
+def decides(budget: Budget, target: Target | None) -> Callable[[Bench | Mapping[str, Any]], bool]:
     """Whether a bench document leaves nothing open that more rounds could decide: `decided` of `bench.measure`.
 
     A limit that is inconclusive for another reason (nothing to compare with, another machine than the target) stays
@@ -43,10 +44,11 @@ def decides(budget: Budget, target: Target | None) -> Callable[[dict[str, Any]],
     """
     timed = timed_limits(budget)
 
-    def decided(bench: dict[str, Any]) -> bool:
+    def decided(document: Bench | Mapping[str, Any]) -> bool:
         from saap_edge.targets import matches
 
-        here = target is not None and matches(target, bench["machine"])
+        bench = Bench.of(document)
+        here = target is not None and matches(target, bench.machine.as_dict())
         return not any(
             verdict.verdict == "inconclusive" and verdict.value is not None and (verdict.kind is Kind.RATIO or here)
             for verdict in judge(bench, timed, here)

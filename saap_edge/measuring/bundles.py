@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from saap_edge.artifacts import context_of, engine_of
 from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.check import file_problems
 from saap_edge.bundle.schema import Bundle, read_bundle
+from saap_edge.documents.bench import Bench
 from saap_edge.errors import SaapError
 from saap_edge.measuring.conditions import longest_sequence
 from saap_edge.measuring.measure import BenchConditions, Subject, measure, steps_of
@@ -26,8 +26,8 @@ ROLES = ("candidate", "baseline")
 def bench_bundles(
     paths: Sequence[Path], bar: Bar, *, threads: int | None = None, prompt_tokens: int = 64, decode_tokens: int = 32,
     rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None,
-    instructions: bool = False, decided: Callable[[dict[str, Any]], bool] = lambda document: True,
-) -> dict[str, Any]:  # fmt: skip
+    instructions: bool = False, decided: Callable[[Bench], bool] = lambda document: True,
+) -> Bench:  # fmt: skip
     """Measure bundles (folders or .tar.zst): the first, against the second where there is one; the bench document.
 
     `threads`: the first's board's where None, as far as this machine has them; `decided` as in `measure`. Raises

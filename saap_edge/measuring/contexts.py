@@ -5,59 +5,67 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 
+from saap_edge.documents.bench import Bench
+from saap_edge.documents.figures import Depth, DepthRatio, Ratio, Summary
 from saap_edge.engines.worker import Worker
 from saap_edge.measuring.conditions import BenchConditions, Subject
 from saap_edge.measuring.cores import fastest_cores, share_cores
 from saap_edge.measuring.statistics import paired_ratio, summary
 from saap_edge.prediction.cost import bytes_per_token
 
-__all__ = ["add_contexts", "context_steps", "random_tokens"]
+__all__ = ["context_steps", "random_tokens", "with_contexts"]
 
 WARM_UP = 1  # the long prefill before has warmed up all else
 
 
 def context_steps(conditions: BenchConditions) -> int:
-    """Steps that `add_contexts` reports for a subject."""
+    """Steps that `with_contexts` reports for a subject."""
     return len(conditions.contexts) * (1 + WARM_UP + conditions.rounds)
 
 
-def add_contexts(
-    document: dict[str, Any], subjects: Sequence[Subject], conditions: BenchConditions, progress: Callable[[int], None]
-) -> None:
-    """Measure at every one of `conditions.contexts`, and put a row each into artifacts and comparisons.
+def with_contexts(
+    document: Bench, subjects: Sequence[Subject], conditions: BenchConditions, progress: Callable[[int], None]
+) -> Bench:
+    """The document with decoding at every one of `conditions.contexts`, a row each of artifacts and comparisons.
 
-    An artifact's row: context (tokens), decode_tok_s, tok_per_cpu_s (by the CPU time of all threads), peak_rss_mib and
-    pss_mib of a process whose KV cache has room for that many tokens and those decoded (PSS shares out what is mapped
-    by those beside it too), kv_bytes (of that many tokens), bytes_per_token (that decoding reads). A comparison's:
-    context, decode_tok_s (a ratio), ideal_decode_ratio.
-    Raises SaapError when an artifact does not run.
+    Memory is that of a process whose KV cache has room for that many tokens and those decoded (PSS shares out what is
+    mapped by those beside it too). Raises SaapError when an artifact does not run.
     """
-    artifacts = {entry["name"]: entry["metrics"] for entry in document["artifacts"]}
+    rows: dict[str, list[Depth]] = {subject.name: [] for subject in subjects}
+    ratios: list[list[DepthRatio]] = [[] for _ in document.comparisons]
     for context in conditions.contexts:
         timed, memory = _rounds(subjects, context, conditions, progress)
         steps = {name: [float(np.median(entry["decode_s"])) for entry in rounds] for name, rounds in timed.items()}
-        read = {}
-        for subject in subjects:
-            kv_bytes = artifacts[subject.name]["kv_bytes_per_token"]
+        for artifact, subject in zip(document.artifacts, subjects, strict=True):
+            kv_bytes, name = artifact.metrics.counted("kv_bytes_per_token"), subject.name
             middle = context + conditions.decode_tokens // 2
-            read[subject.name] = bytes_per_token(subject.projection_bytes, kv_bytes, middle)
-            row = {
-                "context": context, "decode_tok_s": summary([1 / seconds for seconds in steps[subject.name]]),
-                "tok_per_cpu_s": float(1 / np.median([entry["decode_cpu_s"] for entry in timed[subject.name]])),
-                **_in_mib(memory[subject.name]), "kv_bytes": kv_bytes * context, "bytes_per_token": read[subject.name],
-            }  # fmt: skip
-            artifacts[subject.name].setdefault("contexts", []).append(row)
-        for entry in document["comparisons"]:
-            base, candidate = entry["base"], entry["candidate"]
-            row = {
-                "context": context, "decode_tok_s": paired_ratio(steps[base], steps[candidate]),
-                "ideal_decode_ratio": read[base] / read[candidate],
-            }  # fmt: skip
-            entry.setdefault("contexts", []).append(row)
+            depth = Depth(
+                context=context, decode_tok_s=Summary(**summary([1 / seconds for seconds in steps[name]])),
+                tok_per_cpu_s=float(1 / np.median([entry["decode_cpu_s"] for entry in timed[name]])),
+                peak_rss_mib=_in_mib(memory[name]["peak"]), pss_mib=_in_mib(memory[name]["pss"]),
+                kv_bytes=kv_bytes * context,
+                bytes_per_token=bytes_per_token(subject.projection_bytes, kv_bytes, middle),
+            )  # fmt: skip
+            rows[name].append(depth)
+        for entry, own in zip(document.comparisons, ratios, strict=True):
+            base, candidate = (rows[name][-1].bytes_per_token or 0 for name in (entry.base, entry.candidate))
+            ratio = Ratio(**paired_ratio(steps[entry.base], steps[entry.candidate]))
+            own.append(DepthRatio(context=context, decode_tok_s=ratio, ideal_decode_ratio=base / candidate))
+    return _with_rows(document, rows, ratios) if conditions.contexts else document
+
+
+def _with_rows(document: Bench, rows: dict[str, list[Depth]], ratios: list[list[DepthRatio]]) -> Bench:
+    artifacts = [
+        artifact.model_copy(update={"metrics": artifact.metrics.model_copy(update={"contexts": rows[artifact.name]})})
+        for artifact in document.artifacts
+    ]
+    comparisons = [
+        entry.model_copy(update={"contexts": own}) for entry, own in zip(document.comparisons, ratios, strict=True)
+    ]
+    return document.model_copy(update={"artifacts": artifacts, "comparisons": comparisons})
 
 
 def random_tokens(worker: Worker, count: int) -> list[int]:
@@ -77,9 +85,8 @@ def _open(subject: Subject, context: int, conditions: BenchConditions) -> Worker
     return worker
 
 
-def _in_mib(memory: dict[str, int | None]) -> dict[str, float | None]:
-    sizes = {"peak_rss_mib": memory["peak"], "pss_mib": memory["pss"]}
-    return {name: None if size is None else size / 2**20 for name, size in sizes.items()}
+def _in_mib(size: int | None) -> float | None:
+    return None if size is None else size / 2**20
 
 
 def _rounds(

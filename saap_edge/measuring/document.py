@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from saap_edge.documents.bench import Bench, BenchedArtifact, Comparison, Conditions, Machine, Metrics, Pair
+from saap_edge.documents.figures import LlamaBenchRow, Percentiles, Ratio, Ratios, Summary
 from saap_edge.measuring.conditions import Subject
 from saap_edge.measuring.statistics import CONFIDENCE, paired_ratio, scatter, summary
 from saap_edge.prediction.cost import bytes_per_token
 
-__all__ = ["DISTURBED", "NOISY", "SCHEMA", "Samples", "compared", "merge_documents", "write_document"]
+__all__ = ["DISTURBED", "NOISY", "Samples", "compared", "merge_documents", "write_document"]
 
-SCHEMA = 2
 NOISY = 0.05  # rounds that scatter more than this are worth a word to people
 DISTURBED = 0.9  # and threads that had a CPU for less of their time
 NS = 1_000_000_000
@@ -73,113 +74,111 @@ class Samples:
 def write_document(
     machine: dict[str, Any], conditions: dict[str, Any], subjects: Sequence[Subject],
     loaded: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Samples], comparisons: Sequence[tuple[str, str]],
-) -> dict[str, Any]:  # fmt: skip
+) -> Bench:  # fmt: skip
     """The document; `loaded` is what each engine told of its artifact, `comparisons` are (base, candidate) names.
     What rounds measure has intervals of `conditions["confidence"]`, what fresh processes measure of CONFIDENCE."""
-    confidence = conditions.get("confidence", CONFIDENCE)
-    artifacts = [_artifact(subject, loaded[subject.name], samples[subject.name], conditions) for subject in subjects]
-    read = {entry["name"]: entry["metrics"]["bytes_per_token"] for entry in artifacts}
-    return {
-        "schema": SCHEMA,
-        "machine": machine,
-        "conditions": conditions,
-        "artifacts": artifacts,
-        "comparisons": [
-            {
-                "base": base,
-                "candidate": candidate,
-                "ratios": _ratios(samples[base], samples[candidate], confidence),
-                "ideal_decode_ratio": read[base] / read[candidate],
-            }
+    told = Conditions.model_validate(conditions)
+    artifacts = [_artifact(subject, loaded[subject.name], samples[subject.name], told) for subject in subjects]
+    read = {artifact.name: artifact.metrics.counted("bytes_per_token") for artifact in artifacts}
+    return Bench(
+        machine=Machine.model_validate(machine),
+        conditions=told,
+        artifacts=artifacts,
+        comparisons=[
+            Comparison(
+                base=base,
+                candidate=candidate,
+                ratios=_ratios(samples[base], samples[candidate], told.confidence or CONFIDENCE),
+                ideal_decode_ratio=read[base] / read[candidate],
+            )
             for base, candidate in comparisons
         ],
-    }
+    )
 
 
-def merge_documents(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merge_documents(documents: Sequence[Bench]) -> Bench:
     """One document of several that were measured one after the other under the same conditions."""
     first, last = documents[0], documents[-1]
-    warm_ups = [document["conditions"]["warm_up"] for document in documents]
-    warm_up = warm_ups[0] | {
-        "rounds": max(entry["rounds"] for entry in warm_ups),
-        "stable": all(entry["stable"] for entry in warm_ups),
-    }
-    rounds = max(document["conditions"]["rounds"] for document in documents)  # each comparison tells its own
-    return {
-        "schema": SCHEMA,
-        "machine": first["machine"] | {"after": last["machine"]["after"]},
-        "conditions": first["conditions"] | {"rounds": rounds, "warm_up": warm_up},
-        "artifacts": [entry for document in documents for entry in document["artifacts"]],
-        "comparisons": [entry for document in documents for entry in document["comparisons"]],
-    }
+    warm_ups = [document.conditions.warm_up for document in documents if document.conditions.warm_up]
+    changes: dict[str, Any] = {"rounds": max(document.conditions.rounds or 0 for document in documents)}
+    if warm_ups:
+        rounds, stable = max(each.rounds for each in warm_ups), all(each.stable for each in warm_ups)
+        changes["warm_up"] = warm_ups[0].model_copy(update={"rounds": rounds, "stable": stable})
+    return Bench(
+        machine=first.machine.model_copy(update={"after": last.machine.after}),
+        conditions=first.conditions.model_copy(update=changes),  # each comparison tells its own rounds
+        artifacts=[artifact for document in documents for artifact in document.artifacts],
+        comparisons=[comparison for document in documents for comparison in document.comparisons],
+    )
 
 
-def compared(document: dict[str, Any]) -> list[dict[str, Any]]:
+def compared(document: Bench) -> list[Pair]:
     """The comparisons with the artifacts themselves in place of their names."""
-    artifacts = {entry["name"]: entry for entry in document["artifacts"]}
-    return [
-        entry | {"base": artifacts[entry["base"]], "candidate": artifacts[entry["candidate"]]}
-        for entry in document["comparisons"]
-    ]
+    return document.pairs()
 
 
-def _ratios(base: Samples, candidate: Samples, confidence: float) -> dict[str, Any]:
+def _ratios(base: Samples, candidate: Samples, confidence: float) -> Ratios:
     """More than 1: the candidate is better."""
-    ttft = paired_ratio(base.ttft_s, candidate.ttft_s, confidence)
-    decode = paired_ratio(base.step_s, candidate.step_s, confidence)
-    return {"decode_tok_s": decode, "prefill_tok_s": ttft, "ttft_ms": ttft}
+    ttft = Ratio(**paired_ratio(base.ttft_s, candidate.ttft_s, confidence))
+    decode = Ratio(**paired_ratio(base.step_s, candidate.step_s, confidence))
+    return Ratios(decode_tok_s=decode, prefill_tok_s=ttft, ttft_ms=ttft)
 
 
 def _artifact(
-    subject: Subject, loaded: Mapping[str, Any], samples: Samples, conditions: Mapping[str, Any]
-) -> dict[str, Any]:
-    kv_bytes, prompt, decode = (
-        int(loaded["kv_bytes_per_token"]), conditions["prompt_tokens"], conditions["decode_tokens"],
-    )  # fmt: skip
-    confidence = conditions.get("confidence", CONFIDENCE)
+    subject: Subject, loaded: Mapping[str, Any], samples: Samples, conditions: Conditions
+) -> BenchedArtifact:  # fmt: skip
+    kv_bytes, prompt, decode = int(loaded["kv_bytes_per_token"]), conditions.prompt_tokens, conditions.decode_tokens
+    threads, confidence = conditions.threads or 1, conditions.confidence or CONFIDENCE
     rounds_ms = [[1000 * seconds for seconds in steps] for steps in samples.steps_s]
     steps_ms = [step for steps in rounds_ms for step in steps]
-    metrics = {
-        "decode_tok_s": summary([1 / seconds for seconds in samples.step_s], confidence),
-        "prefill_tok_s": summary([prompt / seconds for seconds in samples.ttft_s], confidence),
-        "ttft_ms": summary([1000 * seconds for seconds in samples.ttft_s], confidence),
-        "itl_ms": {f"p{share}": float(np.percentile(steps_ms, share)) for share in (50, 95, 99)},
-        "itl_p95_ms": summary([float(np.percentile(steps, 95)) for steps in rounds_ms], confidence),
-        "load_ms": summary([1000 * seconds for seconds in samples.load_s]),
-        "peak_rss_mib": summary([peak / 2**20 for peak in samples.peak_rss]),
-        "peak_pss_mib": summary([peak / 2**20 for peak in samples.peak_pss]) if samples.peak_pss else None,
-        "file_bytes": subject.file_bytes,
-        "kv_bytes_per_token": kv_bytes,
-        "bytes_per_token": bytes_per_token(subject.projection_bytes, kv_bytes, prompt + decode // 2),
-        "parameters": subject.parameters,
-        "perplexity": samples.perplexity,
-        "energy_j_per_token": samples.joules_per_token,
-        "round_j_per_token": summary(samples.round_joules, confidence) if samples.round_joules else None,
-        "instructions_per_token": samples.instructions,
-        "noise": scatter(samples.step_s),
-        "cpu_share": sum(map(sum, samples.cpu_s)) / sum(map(sum, samples.steps_s)) / conditions["threads"],
-        "llama_bench": _llama_bench(subject, loaded, samples, conditions),
-    }
-    return {
-        "name": subject.name, "role": subject.role, "format": subject.format, "engine": subject.engine,
-        "model": subject.model, "metrics": metrics,
-    }  # fmt: skip
+    p50, p95, p99 = (float(np.percentile(steps_ms, share)) for share in (50, 95, 99))
+    metrics = Metrics(
+        decode_tok_s=_summary([1 / seconds for seconds in samples.step_s], confidence),
+        prefill_tok_s=_summary([prompt / seconds for seconds in samples.ttft_s], confidence),
+        ttft_ms=_summary([1000 * seconds for seconds in samples.ttft_s], confidence),
+        itl_ms=Percentiles(p50=p50, p95=p95, p99=p99),
+        itl_p95_ms=_summary([float(np.percentile(steps, 95)) for steps in rounds_ms], confidence),
+        load_ms=_summary([1000 * seconds for seconds in samples.load_s]),
+        peak_rss_mib=_summary([peak / 2**20 for peak in samples.peak_rss]),
+        peak_pss_mib=_summary([peak / 2**20 for peak in samples.peak_pss]),
+        file_bytes=subject.file_bytes,
+        projection_bytes=subject.projection_bytes,
+        kv_bytes_per_token=kv_bytes,
+        bytes_per_token=bytes_per_token(subject.projection_bytes, kv_bytes, prompt + decode // 2),
+        parameters=subject.parameters,
+        perplexity=samples.perplexity,
+        energy_j_per_token=samples.joules_per_token,
+        round_j_per_token=_summary(samples.round_joules, confidence),
+        instructions_per_token=samples.instructions,
+        noise=scatter(samples.step_s),
+        cpu_share=sum(map(sum, samples.cpu_s)) / sum(map(sum, samples.steps_s)) / threads,
+        llama_bench=_llama_bench(subject, loaded, samples, conditions),
+    )
+    return BenchedArtifact(
+        name=subject.name, role=subject.role, format=subject.format, engine=subject.engine, model=subject.model,
+        metrics=metrics,
+    )  # fmt: skip
+
+
+def _summary(samples: Sequence[float], confidence: float = CONFIDENCE) -> Summary | None:
+    """None where nothing was measured."""
+    return Summary(**summary(samples, confidence)) if samples else None
 
 
 def _llama_bench(
-    subject: Subject, loaded: Mapping[str, Any], samples: Samples, conditions: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+    subject: Subject, loaded: Mapping[str, Any], samples: Samples, conditions: Conditions
+) -> list[LlamaBenchRow]:
     """Rows with the field names of llama-bench's JSON: pp (prefill) and tg (decode, at the depth of the prompt)."""
-    prompt, decode = conditions["prompt_tokens"], conditions["decode_tokens"]
+    prompt, decode = conditions.prompt_tokens, conditions.decode_tokens
     common = {
         "model_filename": subject.path.name, "model_n_params": loaded.get("parameters", subject.parameters),
-        "n_threads": conditions["threads"], "type_k": loaded.get("kv_type"), "type_v": loaded.get("kv_type"),
+        "n_threads": conditions.threads, "type_k": loaded.get("kv_type"), "type_v": loaded.get("kv_type"),
     }  # fmt: skip
     prefill = _row(prompt, [round(NS * seconds) for seconds in samples.ttft_s])
     decoding = _row(decode, [round(NS * sum(steps)) for steps in samples.steps_s])
     return [
-        common | {"n_prompt": prompt, "n_gen": 0, "n_depth": 0} | prefill,
-        common | {"n_prompt": 0, "n_gen": decode, "n_depth": prompt} | decoding,
+        LlamaBenchRow.model_validate(common | {"n_prompt": prompt, "n_gen": 0, "n_depth": 0} | prefill),
+        LlamaBenchRow.model_validate(common | {"n_prompt": 0, "n_gen": decode, "n_depth": prompt} | decoding),
     ]
 
 

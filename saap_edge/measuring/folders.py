@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from saap_edge.artifacts import Manifest, engine_of, read_manifest
+from saap_edge.documents.bench import Bench
 from saap_edge.errors import SaapError
 from saap_edge.measuring.measure import BenchConditions, Subject, measure, steps_of
 from saap_edge.progress import Bar
@@ -16,8 +16,8 @@ __all__ = ["bench_folders", "measure_beside"]
 
 def bench_folders(
     dense: Path, pruned: Path, conditions: BenchConditions, bar: Bar,
-    decided: Callable[[dict[str, Any]], bool] = lambda document: True,
-) -> dict[str, Any]:  # fmt: skip
+    decided: Callable[[Bench], bool] = lambda document: True,
+) -> Bench:  # fmt: skip
     """Measure every format that both folders (with manifest.json) hold; returns the bench document. `decided` as in
     `measure`.
 
@@ -36,7 +36,7 @@ def bench_folders(
 
 def measure_beside(
     anchor: tuple[Path, str], artifact: tuple[Path, str], conditions: BenchConditions, bar: Bar
-) -> dict[str, Any]:  # fmt: skip
+) -> Bench:  # fmt: skip
     """Measure an artifact (folder, format) beside the anchor, in the roles candidate and baseline.
 
     Raises SaapError when one was changed since export, or does not run.

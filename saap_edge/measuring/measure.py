@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from saap_edge.documents.bench import Bench
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.machine.facts import machine_facts
 from saap_edge.machine.sensors import sensors
 from saap_edge.measuring.conditions import BenchConditions, Subject
-from saap_edge.measuring.contexts import add_contexts, context_steps, random_tokens
+from saap_edge.measuring.contexts import context_steps, random_tokens, with_contexts
 from saap_edge.measuring.cores import fastest_cores, share_cores
 from saap_edge.measuring.document import Samples, merge_documents, write_document
 from saap_edge.measuring.energy import Meter, find_meter
@@ -46,8 +47,8 @@ def steps_of(subjects: int, conditions: BenchConditions) -> int:
 
 def measure(
     subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]], conditions: BenchConditions,
-    progress: Progress = lambda steps: None, decided: Callable[[dict[str, Any]], bool] = lambda document: True,
-) -> dict[str, Any]:  # fmt: skip
+    progress: Progress = lambda steps: None, decided: Callable[[Bench], bool] = lambda document: True,
+) -> Bench:  # fmt: skip
     """Measure everything and return the bench document (schema 2).
 
     Subjects that are compared, directly or through others, run side by side; what is compared with nothing runs for
@@ -60,12 +61,11 @@ def measure(
         with Harness(group, [pair for pair in comparisons if pair[0] in names], conditions, progress) as harness:
             harness.warm_up()
             document = _measure_group(harness, decided, progress)
-        add_contexts(document, group, conditions, progress)
-        documents.append(document)
+        documents.append(with_contexts(document, group, conditions, progress))
     return merge_documents(documents)
 
 
-def _measure_group(harness: Harness, decided: Callable[[dict[str, Any]], bool], progress: Progress) -> dict[str, Any]:
+def _measure_group(harness: Harness, decided: Callable[[Bench], bool], progress: Progress) -> Bench:
     """Rounds from look to look, until all is decided or the last look is taken."""
     done, looks = 0, harness.conditions.looks
     for look in looks:
@@ -153,7 +153,7 @@ class Harness:
                 self._samples[subject.name].add(timing, joules)
             self._rounds += 1
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Bench:
         """The bench document of the rounds so far. Raises SaapError when there are none."""
         if not self._rounds:
             raise SaapError("nothing was measured yet: run some rounds")

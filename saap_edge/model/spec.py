@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from saap_edge.documents.plan import LayerShape
 from saap_edge.errors import SaapError
 from saap_edge.families import Config, Family, Gemma, family_of
 from saap_edge.families.rope import head_dim_of, rope_of
@@ -15,20 +16,6 @@ __all__ = [
 ]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with per-layer widths
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """Widths of one decoder layer: query heads, kv heads, FFN width. 0 where attention or FFN is gone."""
-
-    heads: int
-    kv_heads: int
-    ffn: int
-
-    @property
-    def gone(self) -> bool:
-        """Nothing is left of the layer."""
-        return not self.heads and not self.ffn
 
 
 @dataclass(frozen=True)

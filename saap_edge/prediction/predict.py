@@ -8,12 +8,12 @@ sources that the fit had not seen: that is the interval.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from saap_edge.documents.bench import BenchedArtifact, Conditions
 from saap_edge.errors import SaapError
 from saap_edge.formats import described, kind_of
 from saap_edge.prediction.cost import ArtifactCost, artifact_cost, bytes_per_token
@@ -118,19 +118,21 @@ def predict(
     )  # fmt: skip
 
 
-def predict_benched(entry: Mapping[str, Any], conditions: Mapping[str, Any], target: Target) -> Prediction:
+def predict_benched(artifact: BenchedArtifact, conditions: Conditions, target: Target) -> Prediction:
     """An artifact of a bench document on a board: from what was counted of it, not from what was timed.
 
-    `entry` and `conditions` are the document's. Raises KeyError or TypeError where something was not counted.
+    Raises SaapError where something was not counted.
     """
-    metrics, decode = entry["metrics"], conditions["decode_tokens"]
-    context = conditions["prompt_tokens"] + decode // 2  # in the middle of decoding, as bytes_per_token has it
-    kv_bytes = metrics["kv_bytes_per_token"]
+    metrics = artifact.metrics
+    context = conditions.prompt_tokens + conditions.decode_tokens // 2  # in the middle of decoding, as bytes_per_token
+    kv_bytes, weights = metrics.counted("kv_bytes_per_token"), metrics.projection_bytes
+    if weights is None:  # a document from before it was stored
+        weights = metrics.counted("bytes_per_token") - bytes_per_token(0, kv_bytes, context)
     cost = ArtifactCost(
-        format=entry["format"], projection_bytes=metrics["bytes_per_token"] - bytes_per_token(0, kv_bytes, context),
-        kv_bytes_per_token=kv_bytes, file_bytes=metrics["file_bytes"], parameters=int(metrics["parameters"]),
+        format=artifact.format, projection_bytes=weights, kv_bytes_per_token=kv_bytes,
+        file_bytes=metrics.counted("file_bytes"), parameters=metrics.counted("parameters"),
     )  # fmt: skip
-    return predict(cost, target, conditions["prompt_tokens"], context)
+    return predict(cost, target, conditions.prompt_tokens, context)
 
 
 def _told(reasons: dict[str, str], name: str, ask: Any) -> Any:

@@ -1,82 +1,13 @@
-"""The plan: per layer, heads, kv heads and FFN width, before => after. What goes, not how; a file people edit."""
+"""Plans: made from widths, and refused where they do not fit the model or break a runtime's rule."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from saap_edge.documents.plan import Candidate, Plan, PlanLayer, load_plan, save_plan
 from saap_edge.errors import SaapError
 from saap_edge.model.spec import LayerShape, ModelSpec
-from saap_edge.pruning.space import GRID, Cost, Space, Unit, Widths, kv_unit, shape_widths
+from saap_edge.pruning.space import GRID, Cost, Space, Widths, kv_unit
 
 __all__ = ["Candidate", "Plan", "PlanLayer", "check_fits", "check_plan", "load_plan", "make_plan", "save_plan"]
-
-
-class PlanLayer(BaseModel):
-    """Widths of one layer, each [before, after]."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    layer: int
-    heads: tuple[int, int]
-    kv_heads: tuple[int, int]
-    ffn: tuple[int, int]
-
-    @property
-    def before(self) -> LayerShape:
-        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0])
-
-    @property
-    def after(self) -> LayerShape:
-        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1])
-
-
-class Candidate(BaseModel):
-    """One plan that was built, repaired and judged on held-out text."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    method: str
-    achieved_ratio: float
-    heldout_perplexity: float
-    uniform: bool
-    chosen: bool
-
-
-class Plan(BaseModel):
-    """A pruning plan.
-
-    `ratio` is the share of the dense cost to save, in `unit`; `parameters` counts attention and FFN weights, before
-    and after. `order` names the values by which structures leave inside a layer, so that an edited width needs no list
-    of structures.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    version: int = 2
-    method: str
-    order: str
-    unit: Unit = "parameters"
-    ratio: float
-    achieved_ratio: float
-    parameters: tuple[int, int]
-    candidates: list[Candidate] = Field(default_factory=list)
-    layers: list[PlanLayer]
-
-    @property
-    def shapes(self) -> list[LayerShape]:
-        return [layer.after for layer in self.layers]
-
-    @property
-    def widths(self) -> Widths:
-        """Structures that stay, `[layer][kind]`."""
-        return [shape_widths(shape) for shape in self.shapes]
-
-    @property
-    def uniform(self) -> bool:
-        return len(set(self.shapes)) == 1
 
 
 def make_plan(method: str, order: str, ratio: float, space: Space, widths: Widths) -> Plan:
@@ -178,26 +109,3 @@ def _check_attention(where: str, after: LayerShape, dense: LayerShape, head_dim:
             f"{where}: {after.heads} heads of {head_dim} are {after.heads * head_dim} wide, not a multiple of {GRID}, "
             f"so o_proj would stay unquantised: keep a multiple of {kv_unit(group, head_dim)} kv heads"
         )
-
-
-def load_plan(path: Path) -> Plan:
-    """Read plan.json (or a folder holding it). Raises SaapError naming the field that is wrong."""
-    path = path / "plan.json" if path.is_dir() else path
-    try:
-        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SaapError(f"cannot read the plan '{path}': {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SaapError(f"{path}: not a text file") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "file"
-        raise SaapError(f"{path}: {field}: {first['msg']}") from None
-
-
-def save_plan(plan: Plan, path: Path) -> None:
-    """Write plan.json, one line a layer."""
-    document = plan.model_dump(mode="json")
-    layers = ",\n  ".join(json.dumps(layer) for layer in document.pop("layers"))
-    head = json.dumps(document, indent=1)[:-2]
-    path.write_text(f'{head},\n "layers": [\n  {layers}\n ]\n}}\n', encoding="utf-8")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
+from saap_edge.documents.plan import Unit, Widths, shape_widths
 from saap_edge.errors import SaapError
 from saap_edge.formats import FORMATS, of_kind
 from saap_edge.model.spec import LayerShape, ModelSpec
@@ -15,9 +15,6 @@ __all__ = ["GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", 
 
 GRID = 32  # the quantisation block of Q4_0, Q8_0 and MatMulNBits: narrower steps would leave a tensor unquantised
 SLACK = 0.002  # of the dense cost: on a coarse grid, just missing a budget beats overshooting it by a whole step
-
-Unit = Literal["parameters", "bytes", "latency"]
-Widths = list[dict[str, int]]  # [layer][kind]: structures that stay
 
 
 def kv_unit(heads_per_group: int, head_dim: int, grid: int = GRID) -> int:
@@ -33,12 +30,6 @@ def block_grids(spec: ModelSpec, grid: int, block: int) -> tuple[int, int]:
     heads, ffn = max(layer.heads for layer in spec.layers), max(layer.ffn for layer in spec.layers)
     coarse = math.lcm(grid, block)
     return tuple(grid if width % block else coarse for width in (heads * spec.head_dim, ffn))  # type: ignore[return-value]
-
-
-def shape_widths(shape: LayerShape) -> dict[str, int]:
-    """A layer's widths by kind of structure."""
-    slots = shape.heads // shape.kv_heads if shape.kv_heads else 0
-    return {"attention": shape.kv_heads, "slots": slots, "ffn": shape.ffn}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from saap_edge import __version__
 from saap_edge.artifacts import engine_of
 from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.schema import BUNDLE_FILE, read_bundle
+from saap_edge.documents.bench import Bench
 from saap_edge.engines.registry import engine_named
 from saap_edge.errors import SaapError
 from saap_edge.files import file_hash
@@ -49,7 +50,7 @@ class Board:
 
 def bench_on_board(
     bundles: Sequence[Path], board: Board, options: dict[str, Any], bar: Bar, say: Callable[[str], None]
-) -> dict[str, Any]:
+) -> Bench:
     """Measure bundles (folders or .tar.zst) on the board; returns the bench document, with the board's facts.
 
     `options` go to the measurement as they are. Raises Unreachable where the connection stays away (the board keeps
@@ -70,8 +71,7 @@ def bench_on_board(
             client.clean(say)
             raise
         client.clean(say)
-    document["machine"]["host"] = ssh.board
-    return document
+    return document.model_copy(update={"machine": document.machine.model_copy(update={"host": ssh.board})})
 
 
 def _inside(folder: Path) -> Path:
@@ -169,7 +169,7 @@ class Client:
                     while piece := file.read(PIECE):
                         yield piece
 
-    def follow(self, bar: Bar, say: Callable[[str], None]) -> dict[str, Any]:
+    def follow(self, bar: Bar, say: Callable[[str], None]) -> Bench:
         """Start the measurement, or come back to it, and wait for its document."""
         with ExitStack() as stack:
             shown: dict[str, Any] = {"bar": None, "done": 0}
@@ -200,8 +200,7 @@ class Client:
 
             last = self._persist(once, say)
         if last["end"] == "done":
-            document: dict[str, Any] = last["document"]
-            return document
+            return Bench.parse(last["document"], f"what '{self._ssh.board}' measured")
         word = "the measurement was ended: " if last["end"] == "killed" else ""
         raise SaapError(f"on '{self._ssh.board}': {word}{last['reason']}")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.bundle.schema import Bundle, read_bundle
+from saap_edge.documents.bench import Bench
 from saap_edge.engines.worker import EngineDied
 from saap_edge.errors import SaapError
 from saap_edge.machine.limits import allowed
@@ -36,7 +37,7 @@ def main() -> None:
     kills = _kernel_kills()
     try:
         document = _measure(place, folders, request["options"])
-        _write(place, end="done", document=document)
+        _write(place, end="done", document=document.as_dict())
     except EngineDied as error:
         reason = str(error)
         if error.code == -signal.SIGKILL:
@@ -46,7 +47,7 @@ def main() -> None:
         _write(place, end="failed", reason=(str(error) or type(error).__name__).replace(f"{place}/", ""))
 
 
-def _measure(place: Path, folders: list[Path], options: dict[str, Any]) -> dict[str, Any]:
+def _measure(place: Path, folders: list[Path], options: dict[str, Any]) -> Bench:
     from saap_edge.gating import Budget
     from saap_edge.gating.rerun import asked_by
     from saap_edge.measuring.bundles import bench_bundles

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
+
+from saap_edge.documents.base import finite
+from saap_edge.documents.gate import Gate
+from saap_edge.report.document import SCHEMA_VERSION, Report
 
 __all__ = ["SCHEMA_VERSION", "build_report", "overall"]
 
-SCHEMA_VERSION = 2
 
-
-def build_report(sections: dict[str, Any]) -> dict[str, Any]:
+def build_report(sections: Mapping[str, Any]) -> Report:
     """Put sections together; figures that are not finite become null, because JSON has no word for them.
 
     `sections`: model, target, plan, prune, recover, artifacts, verify, bench, gate, versions, as the stages wrote them.
+    Raises SaapError that names the field where one is missing or damaged.
     """
-    report: dict[str, Any] = _finite(
-        {"schema_version": SCHEMA_VERSION, "verdict": overall(sections.get("gate")), **sections}
-    )
-    return report
+    head = {"schema_version": SCHEMA_VERSION, "verdict": overall(sections.get("gate"))}
+    return Report.parse(finite(head | dict(sections)), "the report")
 
 
-def overall(gate: dict[str, Any] | None) -> str:
+def overall(gate: Gate | Mapping[str, Any] | None) -> str:
     """One word for all limits: pass, fail, inconclusive, or "no limits given"."""
-    verdicts = [entry["verdict"] for entry in (gate or {}).get("verdicts", [])]
+    verdicts = [entry["verdict"] for entry in gate["verdicts"]] if gate else []
     if not verdicts:
         return "no limits given"
     return next((word for word in ("fail", "inconclusive") if word in verdicts), "pass")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

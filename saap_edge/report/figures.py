@@ -16,6 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from saap_edge.documents.bench import BenchedArtifact
+from saap_edge.documents.figures import Percentiles, Summary
+from saap_edge.documents.plan import Plan
 from saap_edge.formats import KINDS, described, kind_of
 
 __all__ = ["Dot", "depths", "frontier", "latency", "styled", "svg", "widths"]
@@ -23,6 +26,7 @@ __all__ = ["Dot", "depths", "frontier", "latency", "styled", "svg", "widths"]
 DENSE, PRUNED, INK = "#8a94a6", "#1f77d0", "#6b7585"
 _LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (10, 3)), (0, (1, 4)))
 _SIZE = (4.6, 3.6)
+_SPAN = ("median", "low", "high")
 _STYLE: Any = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": DENSE, "axes.labelcolor": INK, "xtick.color": INK,
@@ -101,12 +105,12 @@ def _label(figure: Figure, axis: Axes, dots: Sequence[Dot]) -> None:
     )  # fmt: skip
 
 
-def widths(plan: dict[str, Any], name: str, title: str) -> Figure:
+def widths(plan: Plan, name: str, title: str) -> Figure:
     """One kind of width ("kv_heads", "ffn") of every layer: before as an outline, after filled."""
     figure = Figure(figsize=(_SIZE[0], 3.0), layout="constrained")
     axis = figure.subplots()
-    layers = [layer["layer"] for layer in plan["layers"]]
-    before, after = ([layer[name][side] for layer in plan["layers"]] for side in (0, 1))
+    layers = [layer.layer for layer in plan.layers]
+    before, after = ([layer[name][side] for layer in plan.layers] for side in (0, 1))
     axis.bar(layers, before, color="none", edgecolor=DENSE, linewidth=1)
     axis.bar(layers, after, color=PRUNED, alpha=0.85)
     axis.set_xlabel("layer")
@@ -116,34 +120,35 @@ def widths(plan: dict[str, Any], name: str, title: str) -> Figure:
     return figure
 
 
-def latency(artifacts: Sequence[dict[str, Any]]) -> Figure:
+def latency(artifacts: Sequence[BenchedArtifact]) -> Figure:
     """Milliseconds between tokens: median, and how far the slowest twentieth and hundredth reach."""
     figure = Figure(figsize=(_SIZE[0], 1.0 + 0.32 * len(artifacts)), layout="constrained")
     axis = figure.subplots()
     for place, artifact in enumerate(artifacts):
-        _whiskers(axis, place, artifact["metrics"]["itl_ms"], PRUNED if artifact["role"] != "dense" else DENSE)
-    axis.set_yticks(range(len(artifacts)), [artifact["name"] for artifact in artifacts], fontsize=9)
+        if artifact.metrics.itl_ms:
+            _whiskers(axis, place, artifact.metrics.itl_ms, PRUNED if artifact.role != "dense" else DENSE)
+    axis.set_yticks(range(len(artifacts)), [artifact.name for artifact in artifacts], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(left=0)
     axis.set_xlabel("ms between tokens: median ●, 95 % |, 99 % ▸")
     return figure
 
 
-def depths(artifacts: Sequence[dict[str, Any]], name: str, label: str) -> Figure:
+def depths(artifacts: Sequence[BenchedArtifact], name: str, label: str) -> Figure:
     """A figure of every context ("decode_tok_s" with its interval, or "peak_rss_mib") over the context, by artifact."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axis = figure.subplots()
-    formats = list(dict.fromkeys(entry["format"] for entry in artifacts))
+    formats = list(dict.fromkeys(entry.format for entry in artifacts))
     lines = {name: _LINES[place % len(_LINES)] for place, name in enumerate(formats)}
     for entry in artifacts:
-        rows = entry["metrics"]["contexts"]
+        rows = entry.metrics.contexts
         # Figures without an interval (memory) have none of any length.
-        spans = [row[name] if isinstance(row[name], dict) else dict.fromkeys(("median", "low", "high"), row[name])
+        spans = [row[name] if isinstance(row[name], Summary) else Summary(**dict.fromkeys(_SPAN, row[name]))
                  for row in rows]  # fmt: skip
-        reach = [[s["median"] - s["low"] for s in spans], [s["high"] - s["median"] for s in spans]]
+        reach = [[s.median - s.low for s in spans], [s.high - s.median for s in spans]]
         axis.errorbar(
-            [row["context"] for row in rows], [span["median"] for span in spans], reach, elinewidth=0.8,
-            color=DENSE if entry["role"] == "dense" else PRUNED, **_line(entry["format"], lines),
+            [row.context for row in rows], [span.median for span in spans], reach, elinewidth=0.8,
+            color=DENSE if entry.role == "dense" else PRUNED, **_line(entry.format, lines),
         )  # fmt: skip
     axis.set_xlabel("context, tokens")
     axis.set_ylabel(label)
@@ -162,7 +167,7 @@ def _line(artifact_format: str, lines: dict[str, Any]) -> dict[str, Any]:
     return {"linestyle": lines[artifact_format], "marker": mark, "markersize": 4, "linewidth": 1.2}
 
 
-def _whiskers(axis: Axes, place: int, itl: dict[str, float], colour: str) -> None:
-    axis.plot([itl["p50"], itl["p99"]], [place, place], color=colour, linewidth=1.5)
+def _whiskers(axis: Axes, place: int, itl: Percentiles, colour: str) -> None:
+    axis.plot([itl.p50, itl.p99], [place, place], color=colour, linewidth=1.5)
     for name, mark in (("p50", "o"), ("p95", "|"), ("p99", ">")):
         axis.plot(itl[name], place, mark, color=colour, markersize=8 if mark == "|" else 5)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from saap_edge.documents.gate import Gate, Verdict
 from saap_edge.report.data import overall
 
 __all__ = ["render_annotations", "render_markdown"]
@@ -13,21 +13,21 @@ __all__ = ["render_annotations", "render_markdown"]
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconclusive"}
 
 
-def render_markdown(gate: dict[str, Any]) -> str:
+def render_markdown(gate: Gate) -> str:
     """A heading, a table with a row per verdict, and where it was measured."""
-    machine, conditions = gate["machine"], gate["conditions"]
+    machine, conditions = gate.machine, gate.conditions
     lines = [
         f"## saap-edge gate: {overall(gate)}", "",
         "| verdict | limit | artifact | figure | how |", "|---|---|---|---|---|",
-        *(_row(entry) for entry in gate["verdicts"]), "",
-        f"{_cell(gate['model'] or 'model unknown')}, measured on {_cell(machine['cpu'])}, {machine['cores']} cores, "
-        f"{conditions.get('threads', '?')} threads, prompt {conditions['prompt_tokens']} tokens, "
-        f"{conditions.get('rounds', '?')} rounds; target: {_cell(gate['target'] or 'none named')}.", "",
+        *(_row(verdict) for verdict in gate.verdicts), "",
+        f"{_cell(gate.model or 'model unknown')}, measured on {_cell(machine.cpu)}, {machine.cores} cores, "
+        f"{conditions.threads or '?'} threads, prompt {conditions.prompt_tokens} tokens, "
+        f"{conditions.rounds or '?'} rounds; target: {_cell(gate.target or 'none named')}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def render_annotations(gate: dict[str, Any], budget: Path | None, lines: Sequence[int]) -> list[str]:
+def render_annotations(gate: Gate, budget: Path | None, lines: Sequence[int]) -> list[str]:
     """Workflow commands, one per verdict that is not a pass: an error where it failed, else a warning.
 
     Args:
@@ -35,22 +35,22 @@ def render_annotations(gate: dict[str, Any], budget: Path | None, lines: Sequenc
         lines: the line of each limit in that file.
     """
     commands = []
-    for entry in gate["verdicts"]:
-        if entry["verdict"] == "pass":
+    for entry in gate.verdicts:
+        if entry.verdict == "pass":
             continue
-        command = "error" if entry["verdict"] == "fail" else "warning"
-        place = {"file": str(budget), "line": str(lines[entry["limit_index"]])} if budget else {}
-        properties = {**place, "title": f"saap-edge gate: {entry['verdict']}"}
+        command = "error" if entry.verdict == "fail" else "warning"
+        place = {"file": str(budget), "line": str(lines[entry.limit_index])} if budget else {}
+        properties = {**place, "title": f"saap-edge gate: {entry.verdict}"}
         told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-        subject = f"{entry['metric']} {entry['limit']} on {entry['name'] or entry['artifact'] or 'nothing measured'}"
-        commands.append(f"::{command} {told}::{_data(subject + ': ' + entry['reason'])}")
+        subject = f"{entry.metric} {entry.limit} on {entry.name or entry.artifact or 'nothing measured'}"
+        commands.append(f"::{command} {told}::{_data(subject + ': ' + entry.reason)}")
     return commands
 
 
-def _row(entry: dict[str, Any]) -> str:
+def _row(entry: Verdict) -> str:
     cells = (
-        _MARKS[entry["verdict"]], f"`{entry['metric']} {entry['limit']}`",
-        _cell(entry["name"] or entry["artifact"] or "-"), _cell(entry["reason"]), entry["kind"],
+        _MARKS[entry.verdict], f"`{entry.metric} {entry.limit}`", _cell(entry.name or entry.artifact or "-"),
+        _cell(entry.reason), entry.kind,
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

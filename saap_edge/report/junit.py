@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Any
 from xml.etree import ElementTree
+
+from saap_edge.documents.gate import Gate, Verdict
 
 __all__ = ["render_junit"]
 
@@ -13,17 +14,17 @@ __all__ = ["render_junit"]
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def render_junit(gate: dict[str, Any], now: datetime.datetime) -> str:
+def render_junit(gate: Gate, now: datetime.datetime) -> str:
     """One suite, a case per verdict, with the attributes and order of elements that the usual schemas ask for.
 
     A limit that failed is a <failure>. An inconclusive one is an <error>, the word of JUnit for a test that could not
     be carried out: GitLab, Jenkins and GitHub's reporters show it red, while <skipped> looks like a pass in all three.
     """
-    verdicts = gate["verdicts"]
+    verdicts = gate.verdicts
     counts = {
         "tests": len(verdicts),
-        "failures": sum(entry["verdict"] == "fail" for entry in verdicts),
-        "errors": sum(entry["verdict"] == "inconclusive" for entry in verdicts),
+        "failures": sum(entry.verdict == "fail" for entry in verdicts),
+        "errors": sum(entry.verdict == "inconclusive" for entry in verdicts),
         "skipped": 0,
     }
     totals = {name: str(count) for name, count in counts.items()}
@@ -41,15 +42,15 @@ def render_junit(gate: dict[str, Any], now: datetime.datetime) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _add_case(suite: ElementTree.Element, entry: dict[str, Any]) -> None:
+def _add_case(suite: ElementTree.Element, entry: Verdict) -> None:
     case = ElementTree.SubElement(suite, "testcase", {
-        "classname": _text(entry["name"] or entry["artifact"] or "nothing measured"),
-        "name": f"{entry['metric']} {entry['limit']} ({entry['kind']})", "time": "0",
+        "classname": _text(entry.name or entry.artifact or "nothing measured"),
+        "name": f"{entry.metric} {entry.limit} ({entry.kind})", "time": "0",
     })  # fmt: skip
-    tag = {"fail": "failure", "inconclusive": "error"}.get(entry["verdict"])
+    tag = {"fail": "failure", "inconclusive": "error"}.get(entry.verdict)
     if tag:
-        attributes = {"type": entry["verdict"], "message": _text(entry["reason"])}
-        ElementTree.SubElement(case, tag, attributes).text = _text(f"{entry['metric']}: {entry['reason']}")
+        attributes = {"type": entry.verdict, "message": _text(entry.reason)}
+        ElementTree.SubElement(case, tag, attributes).text = _text(f"{entry.metric}: {entry.reason}")
 
 
 def _text(text: str) -> str:

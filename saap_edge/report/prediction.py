@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from saap_edge.report.document import Estimate, Report
 from saap_edge.report.tables import new_table
 
 __all__ = ["render_prediction", "render_predictions"]
@@ -43,21 +44,21 @@ def render_prediction(document: dict[str, Any], board: str) -> list[RenderableTy
     return lines
 
 
-def render_predictions(report: dict[str, Any]) -> list[RenderableType]:
+def render_predictions(report: Report) -> list[RenderableType]:
     """A row an artifact, of a report whose target is another machine; nothing where it is this one."""
-    if not report["predicted"]:
+    if not report.predicted:
         return []
-    rows = new_table(escape(f"predicted, not measured: {report['target']['title']}"), "artifact", *_FIGURES.values())
-    for entry in report["predicted"]:
-        rows.add_row(escape(entry["name"]), *(_span(entry[name]) for name in _FIGURES))
-    basis = dict.fromkeys(entry["basis"] for entry in report["predicted"])
+    rows = new_table(escape(f"predicted, not measured: {report.target.title}"), "artifact", *_FIGURES.values())
+    for entry in report.predicted:
+        rows.add_row(escape(entry.name), *(_span(entry[name]) for name in _FIGURES))
+    basis = dict.fromkeys(entry.basis for entry in report.predicted)
     return [rows, *(f"  rests on {escape(text)}" for text in basis)]
 
 
-def _span(estimate: dict[str, float] | None) -> str:
+def _span(estimate: Estimate | None) -> str:
     if estimate is None:
         return "unknown"
-    return escape(f"{_short(estimate['value'])} [{_short(estimate['low'])}, {_short(estimate['high'])}]")
+    return escape(f"{_short(estimate.value)} [{_short(estimate.low)}, {_short(estimate.high)}]")
 
 
 def _fits(document: dict[str, Any]) -> str:

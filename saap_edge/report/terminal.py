@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,13 @@ from typing import Any
 from rich.console import RenderableType
 from rich.markup import escape
 
+from saap_edge.documents.bench import Bench
+from saap_edge.documents.gate import Gate
+from saap_edge.documents.plan import Plan, load_plan
+from saap_edge.documents.verify import Parity, Verify
+from saap_edge.files import read_json
 from saap_edge.report.bench import render_bench
+from saap_edge.report.document import Report
 from saap_edge.report.prediction import render_predictions
 from saap_edge.report.tables import change, new_table, number
 
@@ -32,34 +37,33 @@ VERDICT_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"
 
 def render_stage(name: str, folder: Path) -> list[RenderableType]:
     """The renderables of a finished stage; none for stages that have nothing to show."""
-    renderers: dict[str, Callable[[Any], list[RenderableType]]] = {
-        "plan": render_plan, "prune": render_prune, "recover": render_recover, "verify": render_verify,
-        "bench": render_bench, "gate": render_gate, "report": render_predictions,
+    renderers: dict[str, Callable[[Path], list[RenderableType]]] = {
+        "plan": lambda path: render_plan(load_plan(path)), "prune": lambda path: render_prune(read_json(path)),
+        "recover": lambda path: render_recover(read_json(path)),
+        "verify": lambda path: render_verify(Verify.read(path).artifacts),
+        "bench": lambda path: render_bench(Bench.read(path)), "gate": lambda path: render_gate(Gate.read(path)),
+        "report": lambda path: render_predictions(Report.read(path)),
     }  # fmt: skip
     path = folder / f"{name}.json"
-    if name not in renderers or not path.is_file():
-        return []
-    return renderers[name](json.loads(path.read_text(encoding="utf-8")))
+    return renderers[name](path) if name in renderers and path.is_file() else []
 
 
-def render_plan(plan: dict[str, Any]) -> list[RenderableType]:
+def render_plan(plan: Plan) -> list[RenderableType]:
     """Widths before => after, and the plans that competed."""
-    before, after = plan["parameters"]
+    before, after = plan.parameters
     removed = f"{1 - after / before:.1%} removed"
-    if plan["unit"] != "parameters":
-        removed += f", {plan['achieved_ratio']:.1%} of the {plan['unit']}"
-    title = f"plan ({plan['method']}): {before:,} => {after:,} attention and FFN parameters ({removed})"
+    if plan.unit != "parameters":
+        removed += f", {plan.achieved_ratio:.1%} of the {plan.unit}"
+    title = f"plan ({plan.method}): {before:,} => {after:,} attention and FFN parameters ({removed})"
     table = new_table(title, "layer", "heads", "kv heads", "FFN width")
-    for layer in plan["layers"]:
-        table.add_row(str(layer["layer"]), *(change(*layer[name]) for name in ("heads", "kv_heads", "ffn")))
+    for layer in plan.layers:
+        table.add_row(str(layer.layer), change(*layer.heads), change(*layer.kv_heads), change(*layer.ffn))
     parts: list[RenderableType] = [table]
-    if plan["candidates"]:
+    if plan.candidates:
         rivals = new_table("candidates, repaired, on held-out text", "method", "removed", "perplexity", "")
-        for rival in plan["candidates"]:
-            chosen = "[green]kept[/]" if rival["chosen"] else ""
-            rivals.add_row(
-                rival["method"], f"{rival['achieved_ratio']:.1%}", f"{rival['heldout_perplexity']:.2f}", chosen
-            )
+        for rival in plan.candidates:
+            chosen = "[green]kept[/]" if rival.chosen else ""
+            rivals.add_row(rival.method, f"{rival.achieved_ratio:.1%}", f"{rival.heldout_perplexity:.2f}", chosen)
         parts.append(rivals)
     return parts
 
@@ -83,16 +87,14 @@ def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
     return [table, *(f"[yellow]note:[/] {escape(note)}" for note in recover.get("notes", ()))]
 
 
-def render_verify(parities: list[dict[str, Any]]) -> list[RenderableType]:
+def render_verify(parities: list[Parity]) -> list[RenderableType]:
     """Every artifact's distance from torch, and what the pruned ones say."""
     table = new_table(
         "artifacts against torch (relative error of logits)", "artifact", "error", "tolerance", "greedy text"
     )
     for entry in parities:
-        text = escape(" ".join(entry["greedy_text"].split())[:70])
-        table.add_row(
-            f"{entry['role']} {entry['format']}", f"{entry['max_error']:.1e}", f"{entry['tolerance']:.0e}", text
-        )
+        text = escape(" ".join(entry.greedy_text.split())[:70])
+        table.add_row(f"{entry.role} {entry.format}", f"{entry.max_error:.1e}", f"{entry.tolerance:.0e}", text)
     return [table]
 
 
@@ -108,17 +110,17 @@ def render_check(check: dict[str, Any]) -> list[str]:
     return lines
 
 
-def render_gate(gate: dict[str, Any]) -> list[RenderableType]:
+def render_gate(gate: Gate) -> list[RenderableType]:
     """A verdict per limit, with its reason."""
-    if not gate["verdicts"]:
+    if not gate.verdicts:
         return ["  no limits given: nothing to judge"]
     table = new_table("budget", "limit", "artifact", "verdict", "how", "figure")
-    for entry in gate["verdicts"]:
-        colour = VERDICT_COLOURS[entry["verdict"]]
-        limit = f"{entry['metric']} {entry['limit']}"
+    for entry in gate.verdicts:
+        colour = VERDICT_COLOURS[entry.verdict]
+        limit = f"{entry.metric} {entry.limit}"
         table.add_row(
-            escape(limit), escape(entry["name"] or entry["artifact"] or "-"), f"[{colour}]{entry['verdict']}[/]",
-            entry["kind"], escape(entry["reason"]),
+            escape(limit), escape(entry.name or entry.artifact or "-"), f"[{colour}]{entry.verdict}[/]", entry.kind,
+            escape(entry.reason),
         )  # fmt: skip
     return [table]
 

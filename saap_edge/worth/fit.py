@@ -13,10 +13,12 @@ from saap_edge.chain.chains import COMPILE, DENSE, ORDER
 from saap_edge.chain.context import Context, open_context
 from saap_edge.chain.run import Before, run_stages
 from saap_edge.chain.space import space_of
+from saap_edge.documents.bench import Bench
+from saap_edge.documents.gate import Gate
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
-from saap_edge.files import read_json, save_document
+from saap_edge.files import save_document
 from saap_edge.formats import format_of
-from saap_edge.gating import Kind, Limit, judge
+from saap_edge.gating import Kind, Limit, Verdict, judge
 from saap_edge.model.spec import ModelSpec
 from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar
@@ -154,24 +156,23 @@ def _within(limit: Limit, value: float) -> bool:
 
 def _judged(
     recipe: Recipe, ratio: int, out: Path, bar: Bar, done: Callable[[StageResult], None], before: Before
-) -> tuple[list[dict[str, Any]], Path]:
+) -> tuple[list[Verdict], Path]:
     """Verdicts of the gate at a ratio, and the folder of the artifacts. 0 is the dense model."""
     if ratio:
         context = open_context(with_ratio(recipe, ratio / 100), None, bar)
         results = run_stages(context, COMPILE, CHAIN, out=out, done=done, before=before).results
         folders = {result.name: result.folder for result in results}
-        return list(read_json(folders["gate"] / "gate.json")["verdicts"]), folders["export"]
+        return Gate.read(folders["gate"] / "gate.json").verdicts, folders["export"]
     context = open_context(recipe, None, bar, tune=True)
     results = run_stages(context, DENSE, tuple(rule.name for rule in DENSE), out=out, done=done).results
     folders = {result.name: result.folder for result in results}
-    bench = read_json(folders["densebench"] / "bench.json")
-    verdicts = judge(bench, recipe.budget, context.on_target, context.target)
-    return [verdict.model_dump(mode="json") for verdict in verdicts], folders["dense"]
+    bench = Bench.read(folders["densebench"] / "bench.json")
+    return judge(bench, recipe.budget, context.on_target, context.target), folders["dense"]
 
 
-def _row(context: Context, ratio: int, name: str, verdicts: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _row(context: Context, ratio: int, name: str, verdicts: list[Verdict], folder: Path) -> dict[str, Any]:
     """What one format came to at one ratio; figures of another board are settled by prediction, and marked so."""
-    own = [dict(verdict) for verdict in verdicts if verdict["artifact"] == name]
+    own = [verdict.as_dict() for verdict in verdicts if verdict.artifact == name]
     figures: dict[str, float] = {}
     if not context.on_target:
         dense = cost_at(context.spec, name, context.recipe.export.group, 0)

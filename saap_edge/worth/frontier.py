@@ -17,7 +17,8 @@ from saap_edge.chain.chains import COMPILE, DENSE, ORDER
 from saap_edge.chain.context import Context, open_context
 from saap_edge.chain.run import Before, run_stages
 from saap_edge.chain.stages.bench import point as point_rule
-from saap_edge.files import read_json
+from saap_edge.documents.bench import Bench
+from saap_edge.documents.plan import load_plan
 from saap_edge.measuring.pareto import on_front
 from saap_edge.prediction.predict import predict_benched
 from saap_edge.progress import Bar
@@ -84,7 +85,7 @@ def frontier(
             if rival:
                 folder = dense_folder(rival, out, done)
                 points += [_Point(0, 0, name, folder, rival) for name in wanted]
-        removed = float(read_json(folders["plan"] / "plan.json")["achieved_ratio"])
+        removed = load_plan(folders["plan"]).achieved_ratio
         points += [
             _Point(context.recipe.prune.ratio, removed, name, folders["export"], context)
             for name in recipe.export.formats
@@ -93,7 +94,7 @@ def frontier(
     for point in points:
         result = _measured(point, anchor, out)
         done(result)
-        measured.append(read_json(result.folder / "point.json"))
+        measured.append(Bench.read(result.folder / "point.json"))
     return _document(contexts[0], anchor_format, points, measured)
 
 
@@ -112,32 +113,30 @@ def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult
         return run_stage(stage, folders, context.outside(stage.reads), out / "stages", record)
 
 
-def _document(context: Context, anchor: str, points: list[_Point], measured: list[dict[str, Any]]) -> dict[str, Any]:
+def _document(context: Context, anchor: str, points: list[_Point], measured: list[Bench]) -> dict[str, Any]:
     """The frontier document: a row a point, and which of them no other beats."""
     rows = [_row(context, point, document) for point, document in zip(points, measured, strict=True)]
     first = measured[0]
     return {
         "schema": SCHEMA, "model": context.model_name, "target": context.target.name, "on_target": context.on_target,
-        "anchor": f"dense {anchor}", "machine": first["machine"], "conditions": first["conditions"],
+        "anchor": f"dense {anchor}", "machine": first.machine.as_dict(), "conditions": first.conditions.as_dict(),
         "points": mark_front(rows),
     }  # fmt: skip
 
 
-def _row(context: Context, point: _Point, document: dict[str, Any]) -> dict[str, Any]:
+def _row(context: Context, point: _Point, document: Bench) -> dict[str, Any]:
     """One artifact. `speed` is its decode rate over the anchor's; the target's is predicted where that is elsewhere."""
-    [artifact] = [entry for entry in document["artifacts"] if entry["role"] == "candidate"]
-    [comparison], metrics = document["comparisons"], artifact["metrics"]
-    there = (
-        None if context.on_target else predict_benched(artifact, document["conditions"], context.target).decode_tok_s
-    )
+    [artifact] = [entry for entry in document.artifacts if entry.role == "candidate"]
+    [comparison], metrics = document.comparisons, artifact.metrics
+    there = None if context.on_target else predict_benched(artifact, document.conditions, context.target).decode_tok_s
     return {
         "name": point.name, "role": "pruned" if point.ratio else "dense", "ratio": point.ratio,
         "removed": point.removed, "format": point.format,
-        "speed": comparison["ratios"]["decode_tok_s"], "ideal_speed": comparison["ideal_decode_ratio"],
-        "decode_tok_s": metrics["decode_tok_s"]["median"], "perplexity": metrics["perplexity"],
+        "speed": comparison.ratios.decode_tok_s.as_dict(), "ideal_speed": comparison.ideal_decode_ratio,
+        "decode_tok_s": metrics.timed("decode_tok_s").median, "perplexity": metrics.perplexity,
         "predicted_decode_tok_s": there and asdict(there),
         **{name: metrics[name] for name in ("file_bytes", "bytes_per_token", "kv_bytes_per_token", "parameters")},
-        "peak_rss_mib": metrics["peak_rss_mib"]["median"],
+        "peak_rss_mib": metrics.timed("peak_rss_mib").median,
     }  # fmt: skip
 
 

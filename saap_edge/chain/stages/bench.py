@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saap_edge.chain.rule import Inputs, Rule
 from saap_edge.chain.texts import windows
-from saap_edge.files import file_hash, write_json
+from saap_edge.files import file_hash
 from saap_edge.gating.rerun import asks_instructions, decides, timed_limits
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _measure(context: Context, dense: Path, pruned: Path, out: Path) -> None:
     from saap_edge.measuring.folders import bench_folders
 
     decided = decides(context.recipe.budget, context.target)
-    write_json(out / "bench.json", bench_folders(dense, pruned, conditions_of(context), context.bar, decided))
+    bench_folders(dense, pruned, conditions_of(context), context.bar, decided).write(out / "bench.json")
 
 
 def _bench(context: Context, inputs: Inputs, out: Path) -> None:
@@ -78,6 +78,6 @@ def _beside(anchor: str, artifact: str) -> Callable[[Context, Inputs, Path], Non
 
         pair = (inputs["anchor"], anchor), (inputs["artifact"], artifact)
         conditions = replace(conditions_of(context), contexts=())  # no axis of the picture
-        write_json(out / "point.json", measure_beside(*pair, conditions, context.bar))
+        measure_beside(*pair, conditions, context.bar).write(out / "point.json")
 
     return body

@@ -34,10 +34,7 @@ def _settings(budget: Budget, target: Target) -> dict[str, Any]:
 
 
 def _judge(budget: Budget, target: Target, inputs: Inputs, out: Path) -> None:
-    import json
-
-    document = gate_document(read_measured(inputs["bench"]), budget, target)
-    (out / "gate.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+    gate_document(read_measured(inputs["bench"]), budget, target).write(out / "gate.json")
 
 
 def _gate(context: Context, inputs: Inputs, out: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from saap_edge.chain.rule import Inputs, Rule
 from saap_edge.chain.texts import text
-from saap_edge.files import write_json
+from saap_edge.documents.verify import Verify
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
@@ -37,7 +37,7 @@ def _verify_all(context: Context, folders: list[tuple[Path, Path]], out: Path) -
             for parity in verify_folder(artifacts, model, told, context.threads, lambda: advance(1), context.warnings)
         ]
     require(parities)
-    write_json(out / "verify.json", [parity.as_dict() for parity in parities])
+    Verify(artifacts=parities).write(out / "verify.json")
 
 
 RULE = Rule("verify", ("export", "dense", "recover"), _verify, reads=("model", "test"))

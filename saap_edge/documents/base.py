@@ -1,0 +1,134 @@
+"""What all documents share: one version field, reading and writing in one place, and errors that name the field."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
+
+from saap_edge.errors import SaapError
+from saap_edge.files import save_document
+
+__all__ = ["Document", "Number", "Part", "Real", "check_version", "fault", "finite"]
+
+
+def finite(value: Any) -> Any:
+    """The value with null for every number that is not finite, because JSON has no word for those."""
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def fault(error: ValidationError) -> str:
+    """The first fault in one line: the field's place, and what is wrong with it."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def check_version(kind: type[Document], found: Any, where: str) -> None:
+    """Raises SaapError when `found` is not the version that this saap-edge reads; `where` names the file."""
+    if found != kind.VERSION:
+        raise SaapError(
+            f"{where} has {kind.VERSION_WORD} {found!r}, this saap-edge reads {kind.VERSION}: {kind.REMEDY}"
+        )
+
+
+def _measured(value: Any) -> Any:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
+
+
+def _real(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+# A figure that may be missing: what is no finite number was not measured.
+Number = Annotated[float | None, BeforeValidator(_measured)]
+# A figure that is always there: null in JSON where it is not finite, NaN in Python.
+Real = Annotated[float, BeforeValidator(_real), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]})]
+
+
+class Part(BaseModel):
+    """A part of a document. It reads by attribute, and by key as in the file. Fields that this version does not know
+    are kept."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=())
+
+    def __getitem__(self, key: str) -> Any:
+        fields = type(self).model_fields
+        name = next((name for name, field in fields.items() if key == (field.alias or name)), key)
+        if name not in fields and name not in (self.model_extra or {}):
+            raise KeyError(key)
+        return getattr(self, name)
+
+    def __contains__(self, key: str) -> bool:
+        try:
+            self[key]
+        except KeyError:
+            return False
+        return True
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able, as it stands in the file: fields that were never set are left out."""
+        document: dict[str, Any] = finite(self.model_dump(mode="json", by_alias=True, exclude_unset=True))
+        return document
+
+
+class Document(Part):
+    """A whole document, with `version` as its one version field (under another name in some files)."""
+
+    VERSION: ClassVar[int]
+    VERSION_WORD: ClassVar[str] = "version"
+    REMEDY: ClassVar[str]  # what to do about a document of another version
+
+    def model_post_init(self, context: Any, /) -> None:
+        self.model_fields_set.add("version")  # it is written even where nobody set it
+
+    @classmethod
+    def version_of(cls, document: Mapping[str, Any]) -> Any:
+        """The version that a JSON document says; None where it says none."""
+        return document.get(cls.model_fields["version"].alias or "version")
+
+    @classmethod
+    def parse(cls, document: Any, where: str, inside: str = "") -> Self:
+        """A JSON document, checked.
+
+        `where` names the file, `inside` the section of it that this is. Raises SaapError in one line: what version it
+        has and what to do, or the field that is damaged.
+        """
+        if not isinstance(document, Mapping):
+            raise SaapError(f"{where} is damaged: {inside or 'it'} is no JSON object")
+        check_version(cls, cls.version_of(document), where)
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            place = f"{inside}." if inside and error.errors()[0]["loc"] else ""
+            raise SaapError(f"{where} is damaged: {place}{fault(error)}") from None
+
+    @classmethod
+    def of(cls, document: Self | Mapping[str, Any]) -> Self:
+        """A model as it is, a JSON document checked. Raises SaapError as `parse`."""
+        return document if isinstance(document, cls) else cls.parse(document, f"the {cls.__name__.lower()} document")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A file. Raises SaapError when it cannot be read, and as `parse`."""
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise SaapError(f"cannot read '{path}': {error}") from None
+        return cls.parse(document, f"'{path}'")
+
+    def write(self, path: Path) -> None:
+        """A file, whole or not at all, of what `read` would accept. Raises SaapError as `parse`."""
+        document = self.as_dict()
+        self.parse(document, f"what is to be '{path}'")
+        save_document(document, path)

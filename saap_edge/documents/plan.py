@@ -1,0 +1,136 @@
+"""plan.json: per layer, heads, kv heads and FFN width, before => after. What goes, not how; a file people edit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from saap_edge.documents.base import Document, Part, Real, check_version
+from saap_edge.errors import SaapError
+
+__all__ = ["Candidate", "LayerShape", "Plan", "PlanLayer", "Unit", "Widths", "load_plan", "save_plan", "shape_widths"]
+
+Unit = Literal["parameters", "bytes", "latency"]
+Widths = list[dict[str, int]]  # [layer][kind]: structures that stay
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Widths of one decoder layer: query heads, kv heads, FFN width. 0 where attention or FFN is gone."""
+
+    heads: int
+    kv_heads: int
+    ffn: int
+
+    @property
+    def gone(self) -> bool:
+        """Nothing is left of the layer."""
+        return not self.heads and not self.ffn
+
+
+def shape_widths(shape: LayerShape) -> dict[str, int]:
+    """A layer's widths by kind of structure."""
+    slots = shape.heads // shape.kv_heads if shape.kv_heads else 0
+    return {"attention": shape.kv_heads, "slots": slots, "ffn": shape.ffn}
+
+
+class PlanLayer(Part):
+    """Widths of one layer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int = Field(description="place of the layer, from 0")
+    heads: tuple[int, int] = Field(description="query heads, [before, after]; 0: attention is gone")
+    kv_heads: tuple[int, int] = Field(description="kv heads, [before, after]; 0: attention is gone")
+    ffn: tuple[int, int] = Field(description="FFN width, [before, after]; 0: the FFN is gone")
+
+    @property
+    def before(self) -> LayerShape:
+        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0])
+
+    @property
+    def after(self) -> LayerShape:
+        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1])
+
+
+class Candidate(Part):
+    """One plan that was built, repaired and judged on held-out text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str = Field(description="how it was made")
+    achieved_ratio: float = Field(description="share of the dense cost that it saves, 0 to 1")
+    heldout_perplexity: Real = Field(description="perplexity on held-out text, no unit; null: not finite")
+    uniform: bool = Field(description="all layers have the same widths")
+    chosen: bool = Field(description="it is the plan that was kept")
+
+
+class Plan(Document):
+    """A pruning plan: the file plan.json, which people may edit.
+
+    `order` names the values by which structures leave inside a layer, so that an edited width needs no list of
+    structures.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    VERSION = 2
+    REMEDY = "plan again with this version"
+
+    version: Literal[2] = Field(default=2, description="version of this format")
+    method: str = Field(description="how it was made")
+    order: str = Field(description="values by which structures leave inside a layer")
+    unit: Unit = Field(default="parameters", description="what `ratio` is a share of: parameters, bytes or latency")
+    ratio: float = Field(description="share of the dense cost to save, in `unit`, 0 to 1")
+    achieved_ratio: float = Field(description="share of the dense cost that it saves, in `unit`, 0 to 1")
+    parameters: tuple[int, int] = Field(description="attention and FFN weights, [before, after]")
+    candidates: list[Candidate] = Field(default_factory=list, description="plans that competed")
+    layers: list[PlanLayer] = Field(description="widths of every layer, in order")
+
+    @classmethod
+    def version_of(cls, document: Mapping[str, Any]) -> Any:
+        """One that says none, as people write it, is of the current."""
+        return document.get("version", cls.VERSION)
+
+    @property
+    def shapes(self) -> list[LayerShape]:
+        return [layer.after for layer in self.layers]
+
+    @property
+    def widths(self) -> Widths:
+        """Structures that stay, `[layer][kind]`."""
+        return [shape_widths(shape) for shape in self.shapes]
+
+    @property
+    def uniform(self) -> bool:
+        return len(set(self.shapes)) == 1
+
+
+def load_plan(path: Path) -> Plan:
+    """Read plan.json (or a folder holding it). Raises SaapError naming the field that is wrong, or the version."""
+    path = path / "plan.json" if path.is_dir() else path
+    try:
+        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SaapError(f"cannot read the plan '{path}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SaapError(f"{path}: not a text file") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["loc"] == ("version",):
+            check_version(Plan, first["input"], f"'{path}'")
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise SaapError(f"{path}: {field}: {first['msg']}") from None
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write plan.json, one line a layer."""
+    document = plan.model_dump(mode="json")
+    layers = ",\n  ".join(json.dumps(layer) for layer in document.pop("layers"))
+    head = json.dumps(document, indent=1)[:-2]
+    path.write_text(f'{head},\n "layers": [\n  {layers}\n ]\n}}\n', encoding="utf-8")
