@@ -91,7 +91,7 @@ def test_compile_gives_verified_files(compiled):
     assert report["schema_version"] == 2
     plan = json.loads((out / "plan.json").read_text())
     assert plan["achieved_ratio"] >= 0.3
-    verify = json.loads(next((out / "stages").glob("verify-*/verify.json")).read_text())
+    verify = json.loads(next((out / "stages").glob("verify-*/verify.json")).read_text())["artifacts"]
     assert len(verify) == 10 and all(entry["passed"] for entry in verify)
     assert AutoModelForCausalLM.from_pretrained(out / "model") is not None
 

@@ -164,8 +164,8 @@ def gate(
         target: the board they are for; that of the report or recipe where absent.
         baseline: report.json or bench.json of another run, for changes in percent.
 
-    Returns the gate document; its `exit_code` is 0 pass, 1 fail, 3 inconclusive. Raises SaapError where there is
-    nothing to judge, or nothing to judge by.
+    Returns the gate document; its `verdict` is a word, its `exit_code` 0 pass, 1 fail, 3 inconclusive. Raises SaapError
+    where there is nothing to judge, or nothing to judge by.
     """
     path = _path(place)
     if (path / "stage.json").is_file():

@@ -45,7 +45,7 @@ def document(subjects):
 
 
 def test_document(document):
-    json.dumps(document, allow_nan=False)
+    json.dumps(document.as_dict(), allow_nan=False)
     conditions = document["conditions"]
     assert document["schema"] == 2 and conditions["perplexity_tokens"] == 6 and conditions["rounds"] == 3
     assert 3 <= conditions["warm_up"]["rounds"] <= MOST and conditions["warm_up"]["stable"] in (True, False)

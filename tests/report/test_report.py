@@ -18,9 +18,11 @@ from saap_edge.report.terminal import (
     render_recover,
     render_verify,
 )
+from tests.gating.support import report as gate_report
 from tests.gating.support import stat
 
 HOSTILE = "<script>alert(1)</script>"
+TARGET = gate_report()["target"]
 
 
 def sections():
@@ -56,12 +58,13 @@ def sections():
     figures = {"perplexity_fp": 10.0, "perplexity_blocks": math.inf}
     verdict = {
         "metric": "ttft_ms", "kind": "on the board", "artifact": "gguf-q4_0", "name": "pruned gguf-q4_0",
-        "limit": "<= 9", "value": 50, "low": 50, "high": 50,
+        "limit": "<= 9", "value": 50, "low": 50, "high": 50, "limit_index": 0,
     }  # fmt: skip
     return {
-        "model": {"name": HOSTILE, "family": "Llama", "layers": 2, "hidden": 64}, "target": {"title": "A board"},
+        "model": {"name": HOSTILE, "family": "Llama", "layers": 2, "hidden": 64}, "target": TARGET,
         "plan": {
-            "method": "saap", "unit": "parameters", "ratio": 0.3, "achieved_ratio": 0.31, "parameters": [1000, 690],
+            "method": "saap", "order": "saap", "unit": "parameters", "ratio": 0.3, "achieved_ratio": 0.31,
+            "parameters": [1000, 690],
             "candidates": [{"method": "saap", "achieved_ratio": 0.3, "heldout_perplexity": 9.0,
             "uniform": False, "chosen": True}],
             "layers": [{"layer": i, "heads": [8, 4], "kv_heads": [4, 2], "ffn": [777, 555 + i]} for i in range(2)],
@@ -81,13 +84,17 @@ def sections():
                            "perplexity_window": 256, "perplexity_tokens": 4080, "perplexity_text_sha256": "abc123",
                            "warm_up": warm_up},
         },
-        "gate": {"exit_code": 1, "verdicts": [verdict | {"verdict": "fail", "reason": "50"}]},
+        "gate": {
+            "exit_code": 1, "verdict": "fail", "model": None, "target": "A board",
+            "machine": {"cpu": "A CPU", "cores": 2}, "conditions": {"prompt_tokens": 64, "decode_tokens": 32},
+            "verdicts": [verdict | {"verdict": "fail", "reason": "50"}],
+        },
         "predicted": [predicted], "versions": {"torch": "2"}, "lineage": {"plan": "plan-1"},
     }  # fmt: skip
 
 
 def test_json_has_no_nan_and_a_schema():
-    report = json.loads(json.dumps(build_report(sections()), allow_nan=False))
+    report = json.loads(json.dumps(build_report(sections()).as_dict(), allow_nan=False))
     assert report["schema_version"] == 2 and report["verdict"] == "fail"
     assert report["recover"]["after"]["perplexity_blocks"] is None
 
@@ -111,10 +118,10 @@ def test_html_is_self_contained_complete_and_escaped():
 
 def test_predictions_stand_apart():
     """Only where the target is another machine, and under a title that nobody can take for a measurement."""
-    there, here = sections(), sections() | {"predicted": []}
-    page = render_html(build_report(there))
+    there, here = build_report(sections()), build_report(sections() | {"predicted": []})
+    page = render_html(there)
     assert "Predicted for A board, not measured" in page and "12 [9, 15]" in page and "<td>unknown</td>" in page
-    assert "not measured" not in render_html(build_report(here))
+    assert "not measured" not in render_html(here)
     assert render_predictions(here) == [] and len(render_predictions(there)) == 2
 
 
@@ -135,11 +142,11 @@ def test_the_same_report_gives_the_same_page():
 
 def test_terminal_shows_everything():
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    made, report = sections(), build_report(sections())
+    made = report = build_report(sections())
     parts = render_plan(made["plan"]) + render_prune(made["prune"]) + render_verify(made["verify"])
     for part in parts + render_bench(report["bench"]) + render_gate(made["gate"]):
         console.print(part)
-    for part in render_recover(made["recover"]):
+    for part in render_recover(sections()["recover"]):
         console.print(part)
     text = console.export_text()
     for expected in (

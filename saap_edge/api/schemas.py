@@ -1,0 +1,46 @@
+"""JSON schemas of the documents that saap-edge writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from saap_edge.errors import SaapError
+
+if TYPE_CHECKING:
+    from saap_edge.documents.base import Document
+
+__all__ = ["DOCUMENTS", "schema"]
+
+DOCUMENTS = {
+    "bench": "speed, memory and quality of artifacts (bench.json)",
+    "gate": "verdicts on limits (gate.json)",
+    "manifest": "artifacts of an export (manifest.json)",
+    "plan": "widths per layer, before and after (plan.json)",
+    "report": "all that a run found (report.json)",
+    "verify": "how far each artifact's answers are from torch's (verify.json)",
+}
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The JSON schema of a document: "bench", "gate", "manifest", "plan", "report" or "verify".
+
+    Every field has a description with its unit. Raises SaapError for another name.
+
+    >>> schema("bench")["properties"]["schema"]["const"]
+    2
+    """
+    if name not in DOCUMENTS:
+        raise SaapError(f"there is no document '{name}' (known: {', '.join(DOCUMENTS)})")
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return head | _classes()[name].model_json_schema()
+
+
+def _classes() -> dict[str, type[Document]]:
+    from saap_edge.artifacts import Manifest
+    from saap_edge.documents.bench import Bench
+    from saap_edge.documents.gate import Gate
+    from saap_edge.documents.plan import Plan
+    from saap_edge.documents.verify import Verify
+    from saap_edge.report.document import Report
+
+    return {"bench": Bench, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report, "verify": Verify}
