@@ -175,7 +175,7 @@ def main() -> None:
             subjects = write_artifacts(args, Path(scratch))
         pairs = [(dense.name, pruned.name) for dense, pruned in zip(subjects[::2], subjects[1::2], strict=True)]
         with console.status("measuring at every context"):
-            document = measure(subjects, pairs, conditions)
+            document = measure(subjects, pairs, conditions).as_dict()
         with console.status("generating"):
             generated = {subject.name: long_generation(subject, args) for subject in subjects}
     rows = rows_of(document, generated)

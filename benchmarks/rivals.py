@@ -135,7 +135,7 @@ def measure_speed(rows: list[Row], base: Row, threads: int, rounds: int) -> Benc
     conditions = BenchConditions(threads, prompt_tokens=64, decode_tokens=32, rounds=rounds)
     for row in track(rows, "decoding", console=Console(stderr=True), transient=True):
         beside = replace(base.subject, name="base")  # the base itself is measured against a second process of its own
-        document = measure([beside, row.subject], [("base", row.subject.name)], conditions)
+        document = measure([beside, row.subject], [("base", row.subject.name)], conditions).as_dict()
         [pair] = document["comparisons"]
         row.tok_s = document["artifacts"][1]["metrics"]["decode_tok_s"]["median"]
         row.ratio, row.ideal = pair["ratios"]["decode_tok_s"], pair["ideal_decode_ratio"]

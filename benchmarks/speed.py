@@ -146,7 +146,7 @@ def main() -> None:
         show_results(rows)
     result = {
         "benchmark": "speed", "shape": f"{args.shape}, random weights", "onnx_group": args.group,
-        "machine": document["machine"], "conditions": document["conditions"],
+        "machine": document.machine.as_dict(), "conditions": document.conditions.as_dict(),
         "read_bandwidth_gb_s": round(bandwidth, 2), "rows": rows,
     }  # fmt: skip
     publish(result, args.out)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from saap_edge.documents.bench import Bench
     from saap_edge.documents.gate import Gate
     from saap_edge.documents.plan import Plan
-    from saap_edge.report.document import Report
+    from saap_edge.documents.report import Report
 
 __all__ = ["Fit", "Frontier", "Run"]
 
@@ -87,7 +87,7 @@ class Run:
     @property
     def report(self) -> Report:
         """The report document: all that the run found."""
-        from saap_edge.report.document import Report
+        from saap_edge.documents.report import Report
 
         return Report.read(self._of("report") / "report.json")
 

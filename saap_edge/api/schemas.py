@@ -40,7 +40,7 @@ def _classes() -> dict[str, type[Document]]:
     from saap_edge.documents.bench import Bench
     from saap_edge.documents.gate import Gate
     from saap_edge.documents.plan import Plan
+    from saap_edge.documents.report import Report
     from saap_edge.documents.verify import Verify
-    from saap_edge.report.document import Report
 
     return {"bench": Bench, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report, "verify": Verify}

@@ -1,5 +1,4 @@
-"""The documents that stages write and others read, one class each.
+"""The documents that stages write and others read, one class each; `saap-edge schema` prints their JSON schemas.
 
-bench.json, gate.json, verify.json and plan.json are here; manifest.json is `artifacts.Manifest` and report.json
-`report.document.Report`. All six share `documents.base`; `saap-edge schema` prints the JSON schema of each.
+All share `documents.base`. manifest.json is `artifacts.Manifest`, the others are here.
 """

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from saap_edge.documents.base import Document, Number, Part, Real
-from saap_edge.documents.figures import Depth, DepthRatio, LlamaBenchRow, Percentiles, Ratios, Summary
+from saap_edge.documents.measured import Depth, DepthRatio, LlamaBenchRow, Percentiles, Ratios, Summary
 from saap_edge.errors import SaapError
 
 __all__ = ["Bench", "BenchedArtifact", "Comparison", "Conditions", "Limits", "Machine", "Metrics", "Pair", "Sensors"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from saap_edge.documents.bench import Bench, BenchedArtifact, Comparison
-from saap_edge.documents.figures import Ratio, Summary
+from saap_edge.documents.measured import Ratio, Summary
 from saap_edge.errors import SaapError
 from saap_edge.gating.budget import METRICS, OUTSIDE_METRICS, Kind, kind_of
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from saap_edge.documents.bench import Bench
-from saap_edge.documents.figures import Depth, DepthRatio, Ratio, Summary
+from saap_edge.documents.measured import Depth, DepthRatio, Ratio, Summary
 from saap_edge.engines.worker import Worker
 from saap_edge.measuring.conditions import BenchConditions, Subject
 from saap_edge.measuring.cores import fastest_cores, share_cores

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from saap_edge.documents.bench import Bench, BenchedArtifact, Comparison, Conditions, Machine, Metrics, Pair
-from saap_edge.documents.figures import LlamaBenchRow, Percentiles, Ratio, Ratios, Summary
+from saap_edge.documents.measured import LlamaBenchRow, Percentiles, Ratio, Ratios, Summary
 from saap_edge.measuring.conditions import Subject
 from saap_edge.measuring.statistics import CONFIDENCE, paired_ratio, scatter, summary
 from saap_edge.prediction.cost import bytes_per_token

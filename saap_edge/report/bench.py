@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from saap_edge.documents.bench import Bench, BenchedArtifact, Conditions, Metrics, Pair
-from saap_edge.documents.figures import Depth, Ratio
+from saap_edge.documents.measured import Depth, Ratio
 from saap_edge.measuring.document import DISTURBED, NOISY
 from saap_edge.report.tables import new_table, number
 

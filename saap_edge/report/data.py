@@ -7,7 +7,7 @@ from typing import Any
 
 from saap_edge.documents.base import finite
 from saap_edge.documents.gate import Gate
-from saap_edge.report.document import SCHEMA_VERSION, Report
+from saap_edge.documents.report import SCHEMA_VERSION, Report
 
 __all__ = ["SCHEMA_VERSION", "build_report", "overall"]
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from saap_edge.documents.bench import BenchedArtifact
-from saap_edge.documents.figures import Percentiles, Summary
+from saap_edge.documents.measured import Percentiles, Summary
 from saap_edge.documents.plan import Plan
 from saap_edge.formats import KINDS, described, kind_of
 

@@ -8,10 +8,10 @@ from typing import Any
 import jinja2
 
 from saap_edge.documents.bench import Bench, BenchedArtifact
+from saap_edge.documents.report import Report
 from saap_edge.formats import described
 from saap_edge.measuring.pareto import on_front
 from saap_edge.report import figures
-from saap_edge.report.document import Report
 
 __all__ = ["environment", "render_html"]
 
@@ -24,7 +24,7 @@ def environment() -> jinja2.Environment:
 
 
 def render_html(report: Report) -> str:
-    """The page for a report document (see `report.document`), as text."""
+    """The page for a report document (see `documents.report`), as text."""
     bench, plan = report.bench, report.plan
     with figures.styled():
         plots = {

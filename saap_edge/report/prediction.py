@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from saap_edge.report.document import Estimate, Report
+from saap_edge.documents.report import Estimate, Report
 from saap_edge.report.tables import new_table
 
 __all__ = ["render_prediction", "render_predictions"]

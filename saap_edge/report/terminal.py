@@ -12,10 +12,10 @@ from rich.markup import escape
 from saap_edge.documents.bench import Bench
 from saap_edge.documents.gate import Gate
 from saap_edge.documents.plan import Plan, load_plan
+from saap_edge.documents.report import Report
 from saap_edge.documents.verify import Parity, Verify
 from saap_edge.files import read_json
 from saap_edge.report.bench import render_bench
-from saap_edge.report.document import Report
 from saap_edge.report.prediction import render_predictions
 from saap_edge.report.tables import change, new_table, number
 

@@ -10,11 +10,11 @@ from typing import Any
 from saap_edge.documents.bench import Bench
 from saap_edge.documents.gate import Gate
 from saap_edge.documents.plan import load_plan
+from saap_edge.documents.report import Report
 from saap_edge.documents.verify import Verify
 from saap_edge.files import read_json
 from saap_edge.prediction.predict import predict_benched
 from saap_edge.report.data import build_report
-from saap_edge.report.document import Report
 from saap_edge.report.html import render_html
 from saap_edge.targets import Target
 

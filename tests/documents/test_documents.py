@@ -12,10 +12,10 @@ from saap_edge.artifacts import Manifest, read_manifest
 from saap_edge.documents.bench import Bench, Metrics
 from saap_edge.documents.gate import Gate
 from saap_edge.documents.plan import Plan, load_plan
+from saap_edge.documents.report import Report
 from saap_edge.documents.verify import Verify
 from saap_edge.errors import SaapError
 from saap_edge.prediction.predict import predict_benched
-from saap_edge.report.document import Report
 from saap_edge.targets import load_target
 from tests.conftest import tiny_model, write_folder
 from tests.documents.schema_check import faults, fields
