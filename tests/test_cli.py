@@ -124,7 +124,7 @@ def test_compile_of_families_with_their_own_writers(family, saap, tmp_path):
     recipe = write_recipe(tmp_path, folder, export={"formats": formats, "group": 64})
     code, _, stderr = saap("compile", recipe, "--out", tmp_path / "out")
     assert code == 0, stderr
-    verify = json.loads(next((tmp_path / "out" / "stages").glob("verify-*/verify.json")).read_text())
+    verify = json.loads(next((tmp_path / "out" / "stages").glob("verify-*/verify.json")).read_text())["artifacts"]
     assert len(verify) == 2 * len(formats) and all(entry["passed"] for entry in verify)
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["achieved_ratio"] >= 0.3
     for role in ("dense", "export"):

@@ -6,7 +6,7 @@ import sys
 
 import saap_edge
 
-PACKAGES = ("machine", "engines", "probe", "prediction", "measuring", "gating", "remote", "report")  # whole
+PACKAGES = ("documents", "machine", "engines", "probe", "prediction", "measuring", "gating", "remote", "report")  # whole
 MODULES = (
     "artifacts", "bundle.archive", "bundle.check", "bundle.schema", "cache", "cli", "files", "formats", "recipe",
     "targets",
