@@ -19,7 +19,8 @@ def saap(monkeypatch, capsys, tmp_path):
 
 
 def passed(out: Path) -> list[bool]:
-    return [entry["passed"] for entry in json.loads(next(out.glob("stages/verify-*/verify.json")).read_text())]
+    verify = json.loads(next(out.glob("stages/verify-*/verify.json")).read_text())
+    return [entry["passed"] for entry in verify["artifacts"]]
 
 
 def test_compile_and_bundle(saap, tmp_path):
