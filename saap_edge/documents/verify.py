@@ -21,7 +21,7 @@ class Parity(Part):
     max_error: float = Field(description="largest relative RMS error of centred logits over all modes, no unit")
     tolerance: float = Field(description="the error that may be, no unit")
     passed: bool = Field(description="the error is within the tolerance")
-    greedy_text: str = Field(description="what the artifact says by itself, for people")
+    greedy_text: str = Field(default="", description="what the artifact says by itself, for people")
 
 
 class Verify(Document):
