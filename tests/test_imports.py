@@ -6,7 +6,10 @@ import sys
 
 import saap_edge
 
-PACKAGES = ("documents", "machine", "engines", "probe", "prediction", "measuring", "gating", "remote", "report")  # whole
+# Whole folders.
+PACKAGES = (
+    "documents", "machine", "engines", "probe", "prediction", "measuring", "gating", "remote", "report",
+)  # fmt: skip
 MODULES = (
     "artifacts", "bundle.archive", "bundle.check", "bundle.schema", "cache", "cli", "files", "formats", "recipe",
     "targets",
