@@ -43,7 +43,8 @@ def test_files_of_others_have_the_bits_that_their_names_tell(name, bits, engine)
 
 def test_a_name_that_nobody_knows():
     for find, name, near in (
-        (format_of, "gguf-q4km", "did you mean 'gguf-q4_k_m'"), (described, "tensorrt-int8", "unknown format 'tensorrt-int8'"),
+        (format_of, "gguf-q4km", "did you mean 'gguf-q4_k_m'"),
+        (described, "tensorrt-int8", "unknown format 'tensorrt-int8'"),
         (engine_named, "llama.ccp", "did you mean 'llama.cpp'"),
     ):  # fmt: skip
         with pytest.raises(SaapError, match=near):
