@@ -53,7 +53,7 @@ class Registry(Mapping[str, Record], Generic[Record]):
     ) -> None:  # fmt: skip
         self._what, self._group, self._modules = what, group, modules
         self._records: dict[str, Record] = {record.name: record for record in own}
-        self._taken = {*self._records, *taken}
+        self._taken = dict.fromkeys((*self._records, *taken))  # in their order, as people are told of them
         self._loaded = self._asked = False
 
     def register(self, record: Record, *, replace: bool = False) -> Record:

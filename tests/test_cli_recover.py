@@ -60,7 +60,7 @@ def test_the_other_stages_go_on_from_it(saap, root, tmp_path, kind):
         assert code in (0, 3), stderr
     stages = {path.name.partition("-")[0]: path for path in (tmp_path / "out" / "stages").iterdir()}
     assert sorted(stages) == ["bench", "dense", "export", "gate", "recover", "verify"]
-    verify = json.loads((stages["verify"] / "verify.json").read_text())
+    verify = json.loads((stages["verify"] / "verify.json").read_text())["artifacts"]
     assert len(verify) == 4 and all(entry["passed"] for entry in verify)
     code, stdout, stderr = saap("report", stages["gate"])
     assert code == 2 and stderr.count("\n") == 1 and "report works on the folder of" in stderr and not stdout

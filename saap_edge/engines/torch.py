@@ -41,7 +41,6 @@ class TorchEngine:
         if longest is not None and not 0 < context <= longest:
             raise SaapError(f"'{path}': a context of {context} tokens is outside the model's 1 to {longest}")
         torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)
         self._model = _loaded(self.path, config, getattr(torch, self.dtype))
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         self.reset()
@@ -77,9 +76,10 @@ class TorchEngine:
         if self._length + count > self.context:
             raise ValueError(f"{self._length} tokens and {count} more do not fit into a context of {self.context}")
         ids = torch.tensor([list(tokens)])
-        answer = self._model(
-            input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=0 if all_logits else 1
-        )
+        with torch.inference_mode():
+            answer = self._model(
+                input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=0 if all_logits else 1
+            )
         self._length += count
         logits: np.ndarray = answer.logits[0].float().numpy()
         return logits
@@ -87,7 +87,8 @@ class TorchEngine:
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one token takes: keys and values of every layer's own kv heads."""
         cache = transformers.DynamicCache()
-        self._model(input_ids=torch.tensor([[0]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        with torch.inference_mode():
+            self._model(input_ids=torch.tensor([[0]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         held = (tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None)
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saap_edge.documents.bench import Bench, BenchedArtifact, Comparison
 from saap_edge.documents.measured import Ratio, Summary
@@ -103,10 +103,18 @@ def _figure(found: Summary | Ratio | float | None) -> Figure:
     if isinstance(found, Summary | Ratio):
         numbers = [found.median if isinstance(found, Summary) else found.ratio, found.low, found.high]
     else:
-        numbers = [math.nan if found is None else float(found)] * 3
+        numbers = [_number(found)] * 3
     if not all(map(math.isfinite, numbers)):
         raise Absent("there is no such figure")
     return Figure(*numbers)
+
+
+def _number(found: Any) -> float:
+    """NaN for what is none: a metric from outside may give anything."""
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _ratio(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
