@@ -39,6 +39,7 @@ def extract(run: Path) -> dict[str, Any]:
         stage["stage"]: stage["seconds"]
         for stage in (json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("stages/*/stage.json")))
     }
+    verify: Any = document(run, "verify", "verify.json")  # a bare list, of a run of an older version
     return {
         "benchmark": "real_model",
         "model": Path(recipe["model"]).name,
@@ -53,7 +54,7 @@ def extract(run: Path) -> dict[str, Any]:
             for role, stage in (("dense", "dense"), ("pruned", "export"))
             for entry in document(run, stage, "manifest.json").get("artifacts", [])
         ],
-        "verify": document(run, "verify", "verify.json"),
+        "verify": verify["artifacts"] if isinstance(verify, dict) and verify else verify or [],
         "machine": {name: bench["machine"][name] for name in ("cpu", "cores", "architecture")} if bench else {},
         "conditions": bench.get("conditions", {}),
         "measured": [measured(entry) for entry in bench.get("artifacts", [])],
