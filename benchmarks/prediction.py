@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import least_squares
 
-from saap_edge.prediction.predict import decode_seconds, memory_rate, prefill_seconds
+from saap_edge.prediction.formulas import decode_seconds, memory_rate, prefill_seconds
 from saap_edge.targets import list_targets
 
 console = Console(width=120)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["LOGITS", "head_gradient", "logits_of"]
+__all__ = ["LOGITS", "head_gradient", "logits_of", "next_token_gradient"]
 
 LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient
 
@@ -42,3 +42,21 @@ def head_gradient(
             found[rows] = torch.autograd.grad(value, piece)[0]
         total += value.detach().to(total.device)
     return total, found
+
+
+def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Mean loss of next tokens, in nats, and its gradient with respect to `states`.
+
+    Args:
+        states: output of the decoder, [sequences, window, hidden], no part of a graph.
+        tokens: token ids [sequences, window].
+    """
+    wanted = tokens[:, 1:].flatten()
+
+    def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits, wanted[rows].to(logits.device), reduction="sum")
+
+    value, found = head_gradient(model, states[:, :-1].flatten(0, 1), loss)
+    gradient = torch.zeros_like(states)
+    gradient[:, :-1] = found.reshape_as(gradient[:, :-1])
+    return float(value), gradient

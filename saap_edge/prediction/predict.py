@@ -7,22 +7,27 @@ sources that the fit had not seen: that is the interval.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from saap_edge.documents.bench import BenchedArtifact, Conditions
 from saap_edge.errors import SaapError
 from saap_edge.formats import described, kind_of
 from saap_edge.prediction.cost import ArtifactCost, artifact_cost, bytes_per_token
+from saap_edge.prediction.formulas import (
+    DOT,
+    UnknownFigure,
+    bits_of,
+    decode_seconds,
+    load_fit,
+    memory_rate,
+    prefill_seconds,
+    weights_of,
+)  # fmt: skip
 from saap_edge.targets import Figure, Kernel, Target
 
 __all__ = ["ArtifactCost", "Estimate", "Prediction", "artifact_cost", "predict", "predict_benched"]
 
-FIT_FILE = Path(__file__).with_name("prediction.json")
-_DOT = {"dotprod", "i8mm", "avx_vnni", "avx512_vnni"}  # one instruction multiplies and adds bytes; else three or more
 MIB = 2**20
 _PROBED = "kernels that `saap-edge target probe` measured on this board"
 _PUBLISHED = "published measurements of this board by others"
@@ -66,17 +71,6 @@ class _Speed:
     doubts: tuple[str, ...]
     figure: Figure
     basis: str
-
-
-class _Unknown(Exception):
-    """Why a figure cannot be predicted."""
-
-
-@cache
-def load_fit() -> dict[str, Any]:
-    """The coefficients that come with saap-edge: `benchmarks/prediction.py --write` makes them."""
-    fit: dict[str, Any] = json.loads(FIT_FILE.read_text(encoding="utf-8"))
-    return fit
 
 
 def predict(
@@ -138,67 +132,9 @@ def predict_benched(artifact: BenchedArtifact, conditions: Conditions, target: T
 def _told(reasons: dict[str, str], name: str, ask: Any) -> Any:
     try:
         return ask()
-    except _Unknown as error:
+    except UnknownFigure as error:
         reasons[name] = str(error)
         return None
-
-
-def weights_of(cost: ArtifactCost) -> float:
-    """Weights that decoding multiplies: all, but for a table of embeddings that is not the head."""
-    bits = bits_of(cost.format)
-    return min(cost.parameters, 8 * cost.projection_bytes / bits) if bits else cost.parameters
-
-
-def bits_of(artifact_format: str) -> float | None:
-    """Bits of a weight with its share of the scale; None where the name does not tell."""
-    return described(artifact_format).kernel_bits
-
-
-def lanes(target: Target, threads: int) -> float:
-    """10^9 128-bit vector instructions a second, of the fastest cores that `threads` threads find."""
-    speeds = sorted((_core_lanes(core, target) for core in target.cores for _ in range(core.count)), reverse=True)
-    return sum(speeds[:threads])
-
-
-def _core_lanes(core: Any, target: Target) -> float:
-    if core.clock_ghz is None or core.simd_bits is None:
-        raise _Unknown(f"target '{target.name}' does not state clock_ghz and simd_bits of its {core.kind}")
-    return float(core.clock_ghz.value * core.simd_bits.value / 128)
-
-
-def memory_rate(fit: dict[str, Any], target: Target) -> tuple[float, Figure]:
-    """(GB/s that decoding gets from memory where `fit` knows nothing of the board, the figure that says so)."""
-    known = target.bandwidth_gb_s
-    if target.accelerator:
-        if known.theoretical:
-            return known.theoretical.value * fit["accelerator"]["theory"], known.theoretical
-    elif known.copy_measured:
-        return known.copy_measured.value * fit["decode"]["copy"], known.copy_measured
-    elif known.theoretical:
-        return known.theoretical.value * fit["decode"]["theory"], known.theoretical
-    raise _Unknown(f"target '{target.name}' states no memory bandwidth: `saap-edge target probe` measures it there")
-
-
-def decode_seconds(
-    fit: dict[str, Any], target: Target, rate: float, read: float, weights: float, bits: float, threads: int
-) -> float:
-    """Of one token that reads `read` bytes at `rate` GB/s and multiplies `weights` of `bits` bits each."""
-    seconds = read / rate / 1e9
-    if target.accelerator:
-        return seconds
-    own = fit["decode"]
-    cycles = 0.0 if bits >= 16 else own["dot"] if _DOT & set(target.isa) else own["plain"]
-    vectors = lanes(target, threads)
-    clock = max(core.clock_ghz.value for core in target.cores if core.clock_ghz)
-    depth = weights ** (1 / 3) / 30  # layers, about: they grow as the cube root of the weights
-    return float(seconds + weights * cycles / vectors / 1e9 + depth * own["layer_us"] * 1e-6 / clock)
-
-
-def prefill_seconds(fit: dict[str, Any], target: Target, weights: float, bits: float, threads: int) -> float:
-    """Of one token of a long prompt."""
-    own = fit["prefill"]
-    cycles = own["4"] if bits < 5.6 else own["8"] if bits < 16 else own["16"]
-    return float(weights * cycles * (1 if _DOT & set(target.isa) else own["plain"]) / lanes(target, threads) / 1e9)
 
 
 def _decode(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int, threads: int) -> _Speed:
@@ -226,7 +162,7 @@ def _decode(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: in
 def _prefill(fit: dict[str, Any], cost: ArtifactCost, target: Target, prompt: int, threads: int) -> _Speed:
     """Never faster than reading the weights once."""
     if target.accelerator:
-        raise _Unknown("nothing published relates an accelerator's data sheet to its prefill")
+        raise UnknownFigure("nothing published relates an accelerator's data sheet to its prefill")
     once = _decode(fit, cost, target, 0, threads)
     probed = _kernel(target, cost.format, threads)
     if probed:
@@ -293,12 +229,12 @@ def _turned(rate: Estimate, count: float) -> Estimate:
 def _memory(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int) -> Estimate:
     """MiB resident in the process: what the runtime keeps of the file, the KV cache, and the runtime itself."""
     if target.accelerator:
-        raise _Unknown("memory of an accelerator's runtime was not measured")
+        raise UnknownFigure("memory of an accelerator's runtime was not measured")
     record = described(cost.format)
-    twice = record.repacked and bool({"avx2", *_DOT} & set(target.isa))
+    twice = record.repacked and bool({"avx2", *DOT} & set(target.isa))
     own = fit["memory"].get(record.memory + ("-repacked" if twice else ""))
     if own is None:
-        raise _Unknown(f"memory of {record.engine} was not measured")
+        raise UnknownFigure(f"memory of {record.engine} was not measured")
     value = own["base_mib"] + own["of_file"] * cost.file_bytes / MIB
     cached = cost.kv_bytes_per_token * context / MIB
     return Estimate(value + cached, value * own["low"] + cached, value * own["high"] + cached)

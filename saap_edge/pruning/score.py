@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from saap_edge.errors import SaapError
 from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.folder import spec_of
-from saap_edge.model.head import head_gradient
+from saap_edge.model.head import next_token_gradient
 from saap_edge.model.spec import LayerShape
 from saap_edge.pruning.importance import column_importance, gradient_sums, per_structure, weight_sums
 from saap_edge.pruning.space import shape_widths
@@ -106,24 +106,6 @@ def score_model(
     fisher = [{name: (total / predicted).cpu().numpy() for name, total in layer.items()} for layer in watch.fisher]
     influence = np.array(watch.influence, dtype=np.float32) / len(batches)
     return Scores(values, list(spec.layers), spec.hidden, spec.head_dim, calibration, fisher, influence)
-
-
-def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Mean loss of next tokens, in nats, and its gradient with respect to `states`.
-
-    Args:
-        states: output of the decoder, [sequences, window, hidden], no part of a graph.
-        tokens: token ids [sequences, window].
-    """
-    wanted = tokens[:, 1:].flatten()
-
-    def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(logits, wanted[rows].to(logits.device), reduction="sum")
-
-    value, found = head_gradient(model, states[:, :-1].flatten(0, 1), loss)
-    gradient = torch.zeros_like(states)
-    gradient[:, :-1] = found.reshape_as(gradient[:, :-1])
-    return float(value), gradient
 
 
 class _Watch:

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from accelerate import PartialState
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
-from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, Blocks, dequantise, quantise
+from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.perplexity import Perplexity, perplexity
-from saap_edge.model.tensors import Codes
 from saap_edge.model.values import FP16_MAX, beyond_fp16
+from saap_edge.recovery.judged import Trained, judged, projections
 from saap_edge.recovery.quantiser import GroupLinear, LoraLinear, put
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.start import in_blocks
@@ -114,41 +114,18 @@ def recover(
         return {}
     tuned = {f"{name}.weight": part.blocks() for name, part in model.named_modules() if isinstance(part, GroupLinear)}
     del model, teacher
-
-    def nearest(name: str, weight: torch.Tensor) -> Blocks:
-        return quantise(torch.nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)), format, group)
-
-    rounded = _rounded_perplexity(pruned, family, nearest, texts.heldout)
-    tell("measuring")
-    value = _rounded_perplexity(folder, family, lambda name, weight: tuned[name], texts.heldout)
-    tell("measuring")
-    kept = value < rounded
-    if kept:
-        Codes.save(tuned, folder)
-    elif fp < untuned:  # rounded to nearest, the tuned weights might be worse than the untuned ones
-        Codes.save({name: nearest(name, weight) for name, weight in _projections(load_model(pruned), family)}, folder)
-    dense_fp = perplexity(load_model(dense), texts.heldout).value
-    tell("measuring")
-    document = {
-        "format": format.name, "group": group, "tokens": weights.tokens + blocks.tokens,
-        "dense": {
-            "perplexity_fp": dense_fp,
-            "perplexity_blocks": _rounded_perplexity(dense, family, nearest, texts.heldout),
-        },
-        "before": {"perplexity_fp": untuned, "perplexity_blocks": rounded},
-        "after": {"perplexity_fp": fp, "perplexity_blocks": value if kept else rounded},
-        "kept": f"{'tuned' if fp < untuned else 'untuned'} weights, {'tuned' if kept else 'untuned'} blocks",
-        "phases": {"weights": asdict(weights), "blocks": asdict(blocks)},
-        "notes": _notes(settings, weights, blocks, fault),
-        "window": texts.heldout.shape[1], "heldout_tokens": texts.heldout.numel(),
-    }  # fmt: skip
+    trained = Trained(tuned, untuned, fp, weights, blocks, fault)
+    document = judged(
+        dense, pruned, folder, texts.heldout, trained, family=family, format=format, group=group, settings=settings,
+        measured=lambda: tell("measuring"),
+    )  # fmt: skip
     (out / "recover.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     return document
 
 
 def _beyond_fp16(model: Any, family: Family, pruned: Path) -> str | None:
     """Which trained weights half precision does not hold, where it held those of the folder `pruned`; else None."""
-    for name, weight in _projections(model, family):
+    for name, weight in projections(model, family):
         largest = float(weight.abs().max())
         if largest > FP16_MAX and not beyond_fp16(pruned):
             return f"{name} grew to {largest:.3g}, and half precision holds nothing beyond {FP16_MAX:.0f}"
@@ -162,45 +139,6 @@ def _refusal(act: Callable[[Any], None], model: Any) -> str | None:
     except SaapError as error:
         return str(error)
     return None
-
-
-def _notes(settings: RecoverSettings, weights: Recovery, blocks: Recovery, fault: str | None) -> list[str]:
-    """A line about each phase whose training came to nothing, or to an early end."""
-    notes = []
-    phases = (
-        ("weights", weights, f"recover.weights_learning_rate than {settings.weights_learning_rate:g}"),
-        ("blocks", blocks, f"recover.learning_rate than {settings.learning_rate:g}"),
-    )
-    for phase, recovery, lower in phases:
-        given_up = fault if phase == "weights" else None
-        kept = (
-            f"those of step {recovery.best_step} are kept"
-            if recovery.best_step and not given_up
-            else ("those that came in are kept")
-        )
-        if recovery.diverged_at is not None:
-            what = f"training diverged at step {recovery.diverged_at} of {recovery.steps}"
-        elif given_up:
-            what = f"what was trained cannot be used ({given_up})"
-        elif recovery.best_step or len(recovery.history) < 2:
-            continue
-        else:
-            what = (
-                f"training found nothing better ({recovery.start:.4g} nats before, {recovery.history[-1][1]:.4g} after)"
-            )
-        notes.append(f"{phase}: {what}: {kept}; a lower {lower} may help")
-    return notes
-
-
-@torch.no_grad()
-def _rounded_perplexity(
-    folder: Path, family: Family, change: Callable[[str, torch.Tensor], Blocks], heldout: torch.Tensor
-) -> float:
-    """Held-out perplexity of a model whose projections hold the values of `change`: what ships, measured by itself."""
-    model = load_model(folder)
-    for name, weight in _projections(model, family):
-        weight.copy_(dequantise(change(name, weight))[:, : weight.shape[1]])
-    return perplexity(model, heldout).value
 
 
 def _train_weights(
@@ -251,15 +189,6 @@ def _teacher(
             done = iter(range(1, len(windows) + 1))
             write_cache(load_model(dense), windows, settings.top, path, lambda: progress(next(done)))
     return CachedTeacher(path)
-
-
-def _projections(model: Any, family: Family) -> list[tuple[str, torch.Tensor]]:
-    """Full names and weights of all projections."""
-    return [
-        (f"model.layers.{index}.{name}.weight", layer.get_submodule(name).weight.detach())
-        for index, layer in enumerate(model.model.layers)
-        for _, name in family.projections(layer)
-    ]
 
 
 def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict[str, tuple[int, float]]:

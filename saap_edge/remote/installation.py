@@ -25,8 +25,8 @@ from saap_edge.bundle.schema import BUNDLE_FILE, read_bundle
 from saap_edge.documents.bench import Bench
 from saap_edge.engines.registry import engine_named
 from saap_edge.errors import SaapError
-from saap_edge.files import file_hash
 from saap_edge.progress import Bar
+from saap_edge.remote.parcel import Parcel
 from saap_edge.remote.ssh import PREFIX, Session, Ssh, Unreachable
 
 __all__ = ["FOLDER", "Board", "bench_on_board"]
@@ -77,28 +77,6 @@ def bench_on_board(
 def _inside(folder: Path) -> Path:
     """The folder with bundle.json: an unpacked archive's, or the given one. Raises SaapError where there is none."""
     return folder if (folder / BUNDLE_FILE).is_file() else next(iter(folder.glob(f"*/{BUNDLE_FILE}")), folder).parent
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """A bundle's files: sha256 by path, as bundle.json has them, and bundle.json itself."""
-
-    folder: Path
-    tree: dict[str, str]
-    sizes: dict[str, int]  # by sha256
-
-    @classmethod
-    def of(cls, folder: Path) -> Parcel:
-        """Raises SaapError when it is no bundle, or a file is not of the size that bundle.json says."""
-        listed = [(file.path, file.sha256, file.bytes) for file in read_bundle(folder).files]
-        manifest = folder / BUNDLE_FILE
-        listed.append((BUNDLE_FILE, file_hash(manifest), manifest.stat().st_size))
-        for path, _, size in listed:
-            if not (folder / path).is_file() or (folder / path).stat().st_size != size:
-                raise SaapError(
-                    f"'{folder / path}' is missing or not as {BUNDLE_FILE} says: `saap-edge verify {folder}`"
-                )
-        return cls(folder, {path: name for path, name, _ in listed}, {name: size for _, name, size in listed})
 
 
 class Client:

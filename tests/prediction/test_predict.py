@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saap_edge.prediction import predict as module
-from saap_edge.prediction.predict import ArtifactCost, Estimate, lanes, load_fit, predict, weights_of
+from saap_edge.prediction.formulas import lanes, load_fit, weights_of
+from saap_edge.prediction.predict import ArtifactCost, Estimate, predict
 from saap_edge.targets import Bandwidth, Core, Figure, Kernel, Target, list_targets, load_target
 
 ROOT = Path(__file__).parents[2]

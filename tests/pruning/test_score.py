@@ -13,9 +13,10 @@ from accelerate import dispatch_model
 from saap_edge.errors import SaapError
 from saap_edge.model import head
 from saap_edge.model.folder import load_model
+from saap_edge.model.head import next_token_gradient
 from saap_edge.pruning import importance, score
 from saap_edge.pruning.importance import per_structure
-from saap_edge.pruning.score import VIEWS, load_scores, next_token_gradient, save_scores, score_model
+from saap_edge.pruning.score import VIEWS, load_scores, save_scores, score_model
 from tests.conftest import tiny_model
 
 

@@ -216,7 +216,7 @@ def test_nothing_of_training_outlives_it(setting, tmp_path, monkeypatch, precisi
         return 1.0
 
     monkeypatch.setattr(module, "train", noted)
-    monkeypatch.setattr(module, "_rounded_perplexity", measured)
+    monkeypatch.setattr("saap_edge.recovery.judged._rounded_perplexity", measured)
     gc.disable()  # nothing is left to chance
     try:
         run(setting, tmp_path, tokens=256, weights=0.5, precision=precision)

@@ -22,7 +22,8 @@ from saap_edge.errors import SaapError
 from saap_edge.files import file_hash
 from saap_edge.remote import installation as remote
 from saap_edge.remote.client import BOOT, EVENTS, LOG, reason_of
-from saap_edge.remote.installation import Board, Client, Parcel, bench_on_board
+from saap_edge.remote.installation import Board, Client, bench_on_board
+from saap_edge.remote.parcel import Parcel
 from saap_edge.remote.ssh import Ssh, Unreachable
 from tests.bundle.conftest import amend
 from tests.remote.sshd import SSHD, Sshd, Wire, make_key

@@ -1,0 +1,91 @@
+"""The formulas of docs/prediction.md: seconds from bytes, products and a board's figures, with fitted coefficients."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from saap_edge.formats import described
+from saap_edge.prediction.cost import ArtifactCost
+from saap_edge.targets import Figure, Target
+
+__all__ = [
+    "DOT", "FIT_FILE", "UnknownFigure", "bits_of", "decode_seconds", "lanes", "load_fit", "memory_rate",
+    "prefill_seconds", "weights_of",
+]  # fmt: skip
+
+FIT_FILE = Path(__file__).with_name("prediction.json")
+DOT = {"dotprod", "i8mm", "avx_vnni", "avx512_vnni"}  # one instruction multiplies and adds bytes; else three or more
+
+
+class UnknownFigure(Exception):
+    """Why a figure cannot be predicted."""
+
+
+@cache
+def load_fit() -> dict[str, Any]:
+    """The coefficients that come with saap-edge: `benchmarks/prediction.py --write` makes them."""
+    fit: dict[str, Any] = json.loads(FIT_FILE.read_text(encoding="utf-8"))
+    return fit
+
+
+def weights_of(cost: ArtifactCost) -> float:
+    """Weights that decoding multiplies: all, but for a table of embeddings that is not the head."""
+    bits = bits_of(cost.format)
+    return min(cost.parameters, 8 * cost.projection_bytes / bits) if bits else cost.parameters
+
+
+def bits_of(artifact_format: str) -> float | None:
+    """Bits of a weight with its share of the scale; None where the name does not tell."""
+    return described(artifact_format).kernel_bits
+
+
+def lanes(target: Target, threads: int) -> float:
+    """10^9 128-bit vector instructions a second, of the fastest cores that `threads` threads find."""
+    speeds = sorted((_core_lanes(core, target) for core in target.cores for _ in range(core.count)), reverse=True)
+    return sum(speeds[:threads])
+
+
+def _core_lanes(core: Any, target: Target) -> float:
+    if core.clock_ghz is None or core.simd_bits is None:
+        raise UnknownFigure(f"target '{target.name}' does not state clock_ghz and simd_bits of its {core.kind}")
+    return float(core.clock_ghz.value * core.simd_bits.value / 128)
+
+
+def memory_rate(fit: dict[str, Any], target: Target) -> tuple[float, Figure]:
+    """(GB/s that decoding gets from memory where `fit` knows nothing of the board, the figure that says so)."""
+    known = target.bandwidth_gb_s
+    if target.accelerator:
+        if known.theoretical:
+            return known.theoretical.value * fit["accelerator"]["theory"], known.theoretical
+    elif known.copy_measured:
+        return known.copy_measured.value * fit["decode"]["copy"], known.copy_measured
+    elif known.theoretical:
+        return known.theoretical.value * fit["decode"]["theory"], known.theoretical
+    raise UnknownFigure(
+        f"target '{target.name}' states no memory bandwidth: `saap-edge target probe` measures it there"
+    )
+
+
+def decode_seconds(
+    fit: dict[str, Any], target: Target, rate: float, read: float, weights: float, bits: float, threads: int
+) -> float:
+    """Of one token that reads `read` bytes at `rate` GB/s and multiplies `weights` of `bits` bits each."""
+    seconds = read / rate / 1e9
+    if target.accelerator:
+        return seconds
+    own = fit["decode"]
+    cycles = 0.0 if bits >= 16 else own["dot"] if DOT & set(target.isa) else own["plain"]
+    vectors = lanes(target, threads)
+    clock = max(core.clock_ghz.value for core in target.cores if core.clock_ghz)
+    depth = weights ** (1 / 3) / 30  # layers, about: they grow as the cube root of the weights
+    return float(seconds + weights * cycles / vectors / 1e9 + depth * own["layer_us"] * 1e-6 / clock)
+
+
+def prefill_seconds(fit: dict[str, Any], target: Target, weights: float, bits: float, threads: int) -> float:
+    """Of one token of a long prompt."""
+    own = fit["prefill"]
+    cycles = own["4"] if bits < 5.6 else own["8"] if bits < 16 else own["16"]
+    return float(weights * cycles * (1 if DOT & set(target.isa) else own["plain"]) / lanes(target, threads) / 1e9)
