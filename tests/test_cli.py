@@ -474,6 +474,7 @@ def test_ctrl_c_is_told_and_leaves_nothing_half_written(tmp_path, tiny):
     process = subprocess.Popen(
         [sys.executable, "-m", "saap_edge", "compile", str(recipe), "--out", str(tmp_path / "out")],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
