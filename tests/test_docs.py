@@ -52,6 +52,7 @@ def test_links_lead_somewhere(document):
         if document.startswith("docs/") and name in GENERATED:
             continue
         assert path.is_file(), target
+        assert not (document.startswith("docs/") and name.startswith("../")), f"{target} is not on the site"
         assert not anchor or anchor in headings(path), target
 
 

@@ -12,6 +12,7 @@ from saap_edge.errors import SaapError
 from saap_edge.exporting.weights import ExportWeights
 from saap_edge.exporting.write import write_artifact
 from saap_edge.model.checkpoint import open_checkpoint
+from saap_edge.model.classes import TRANSFORMERS_4
 from saap_edge.model.folder import load_model
 from saap_edge.model.tensors import TensorStore
 from saap_edge.model.values import beyond_fp16
@@ -90,9 +91,17 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+# What names and a head beside the embedding mean is as in transformers 5, whatever version is installed.
+OF_TRANSFORMERS_5 = {
+    "decoder alone", "decoder and head", "prefix twice", "tied, stored as the head", "tied, a head of its own",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["llama", "granite", "phi3", "gemma3_text"])
 def test_every_layout_that_transformers_reads(name, layout, tmp_path):
+    if TRANSFORMERS_4 and layout in OF_TRANSFORMERS_5:
+        pytest.skip("transformers 4 fills some of these with random numbers")
     tied, change = LAYOUTS[layout]
     agrees(stored(dense(tmp_path, name, tied), change))
 
@@ -107,6 +116,7 @@ def test_an_index_of_the_single_file_itself(tmp_path):
     agrees(said(folder, "model.safetensors.index.json", weight_map=places))
 
 
+@pytest.mark.skipif(TRANSFORMERS_4, reason="it ties them all the same")
 def test_a_head_of_its_own_is_kept_whatever_the_config_says(tmp_path):
     folder = stored(dense(tmp_path, tied=True), LAYOUTS["tied, a head of its own"][1])
     checkpoint = open_checkpoint(folder)
@@ -274,6 +284,8 @@ FIELDS = [
 
 @pytest.mark.parametrize(("field", "value", "reason"), FIELDS)
 def test_fields_that_cannot_be(field, value, reason, tmp_path):
+    if TRANSFORMERS_4 and field in ("hidden_act", "rope_scaling"):
+        pytest.skip("it says so in other words, or has rope_theta elsewhere")
     refuses(said(dense(tmp_path), **{field: value}), reason)
 
 
