@@ -125,6 +125,11 @@ class Target(_Strict):
         return sum(core.count for core in self.cores)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What results depend on, JSON-able: not the memory, whose total grows in a virtual machine that runs."""
+        return self.model_dump(mode="json", exclude={"ram_mib"})
+
+    @property
     def decode_bandwidth(self) -> float:
         """Bytes a second that decoding reads: seen while decoding where known, else measured, else on paper.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saap_edge.api.recipes import budget_of, recipe_of
-from saap_edge.api.results import Run
-from saap_edge.api.stages import Place, resume
+from saap_edge.api.results import Place, Run, folder_of
+from saap_edge.api.stages import resume
 from saap_edge.errors import SaapError
 from saap_edge.progress import Listener, progress_of
 
@@ -36,7 +36,7 @@ def verify(place: Place, *, progress: Listener = None) -> Run | Check:
     Returns the run, or for a bundle what was found (`exit_code` 0, 1 or 2). Raises SaapError where an artifact of a run
     was changed or answers otherwise.
     """
-    path, listener = _path(place), progress_of(progress)
+    path, listener = folder_of(place), progress_of(progress)
     if path.is_file() or (path / "bundle.json").is_file():
         from saap_edge.bundle.check import check_bundle
 
@@ -78,7 +78,7 @@ def bench(
 
     Returns the bench document. Raises SaapError for bad input, and for options that do not go together.
     """
-    path, listener = _path(place), progress_of(progress)
+    path, listener = folder_of(place), progress_of(progress)
     if (path / "stage.json").is_file():
         return bench_stage(
             path, against=against, threads=threads, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens,
@@ -107,7 +107,7 @@ def bench(
 def bench_stage(place: Place, *, progress: Listener = None, **options: Any) -> Run:
     """The bench stage of a run, whose recipe says how to measure. Raises SaapError where `options` of `bench` are given
     all the same."""
-    path = _path(place)
+    path = folder_of(place)
     there = {name: options.pop(name, None) for name in ("ssh_config", "remote_python", "remote_folder", "keep")}
     _check_host(options.get("host"), {name: value for name, value in there.items() if value})
     if any(options.values()):
@@ -167,7 +167,7 @@ def gate(
     Returns the gate document; its `verdict` is a word, its `exit_code` 0 pass, 1 fail, 3 inconclusive. Raises SaapError
     where there is nothing to judge, or nothing to judge by.
     """
-    path = _path(place)
+    path = folder_of(place)
     if (path / "stage.json").is_file():
         if baseline is not None:
             raise SaapError(f"--baseline goes with a report: give '{path}/bench.json' or report.json, not the folder")
@@ -285,7 +285,3 @@ def evaluate(
             threads=threads or os.cpu_count() or 1,
         )  # fmt: skip
         return evaluate_path(Path(path), settings, listener.bar)
-
-
-def _path(place: Place) -> Path:
-    return place.folder if isinstance(place, Run) else Path(place)

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from saap_edge.gating import Budget
     from saap_edge.recipe import Recipe
 
-__all__ = ["RecipeLike", "budget_of", "recipe_of", "with_formats"]
+__all__ = ["budget_of", "recipe_of", "with_formats"]
 
-RecipeLike = "Recipe | Mapping[str, Any] | str | Path | None"
 _PLACES = {
     "model": "model", "target": "target", "ratio": "prune.ratio", "method": "prune.method", "tokens": "recover.tokens",
     "teacher": "recover.teacher",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from saap_edge.documents.plan import Plan
     from saap_edge.documents.report import Report
 
-__all__ = ["Fit", "Frontier", "Run"]
+__all__ = ["Fit", "Frontier", "Place", "Run", "folder_of"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,14 @@ def _artifacts(folder: Path) -> dict[str, Path]:
     from saap_edge.artifacts import read_manifest
 
     return {artifact.format: folder / artifact.path for artifact in read_manifest(folder).artifacts}
+
+
+Place = str | Path | Run  # a run, or the folder of a stage
+
+
+def folder_of(place: Place) -> Path:
+    """The folder that a run ends with, or the one that was given."""
+    return place.folder if isinstance(place, Run) else Path(place)
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saap_edge.api.recipes import recipe_of
-from saap_edge.api.results import Run
+from saap_edge.api.results import Place, Run, folder_of
 from saap_edge.errors import SaapError
-from saap_edge.progress import Listener, progress_of
+from saap_edge.progress import Listener, Progress, progress_of
 
 if TYPE_CHECKING:
+    from saap_edge.chain.run import Before
     from saap_edge.gating import Budget
     from saap_edge.recipe import Recipe
 
-__all__ = ["bank", "compile", "export", "plan", "prune", "recover", "resume", "run_chain", "score", "write_report"]
-
-Place = str | Path | Run  # a run, or the folder of a stage
+__all__ = [
+    "bank",
+    "compile",
+    "export",
+    "plan",
+    "prune",
+    "recover",
+    "resume",
+    "run_chain",
+    "score",
+    "told_ahead",
+    "write_report",
+]
 
 
 def compile(
@@ -102,7 +113,7 @@ def recover(
 
     Raises SaapError as `resume`, and for options that do not go with what was given.
     """
-    folder = _folder(place)
+    folder = folder_of(place)
     if (folder / "stage.json").is_file() or not (folder.is_file() or (folder / "config.json").is_file()):
         if recipe or data or out:
             raise SaapError("--recipe, --data and --out go with a model: a stage folder has its own")
@@ -132,7 +143,7 @@ def resume(
     """
     from saap_edge.cache import ancestors, read_stage
 
-    folder = _folder(place)
+    folder = folder_of(place)
     record = read_stage(folder)
     settings, folders = recipe_of(record["recipe"], **options), ancestors(folder)
     tune = "recover" in folders and "prune" not in folders
@@ -155,7 +166,6 @@ def run_chain(
     listener = progress_of(progress)
     _check_processes(recipe, names)
     with listener.bar("loading libraries", None):
-        from saap_edge.chain.ahead import announce
         from saap_edge.chain.chains import COMPILE, TUNE
         from saap_edge.chain.context import open_context
         from saap_edge.chain.run import run_stages
@@ -166,9 +176,16 @@ def run_chain(
     chain = TUNE if tune else COMPILE
     outcome = run_stages(
         context, chain, names, out=out, folders=folders, after=after, done=listener.stage,
-        before=lambda context, steps: listener.ahead(announce(context, steps)),
+        before=told_ahead(listener),
     )  # fmt: skip
     return Run(out, tuple(outcome.results), outcome.links, outcome.exit_code, context.warnings)
+
+
+def told_ahead(listener: Progress) -> Before:
+    """What `run_stages` calls before it begins: the listener hears what is about to be done."""
+    from saap_edge.chain.ahead import announce
+
+    return lambda context, steps: listener.ahead(announce(context, steps))
 
 
 def _check_processes(recipe: Recipe, names: tuple[str, ...]) -> None:
@@ -178,7 +195,3 @@ def _check_processes(recipe: Recipe, names: tuple[str, ...]) -> None:
         raise SaapError("accelerate launch is for `saap-edge recover`: run the other stages without it")
     if recipe.recover.batch % processes:  # every process sees this, so that none waits for another
         raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {processes} processes")
-
-
-def _folder(place: Place) -> Path:
-    return place.folder if isinstance(place, Run) else Path(place)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saap_edge.api.recipes import recipe_of, with_formats
 from saap_edge.api.results import Fit, Frontier
+from saap_edge.api.stages import told_ahead
 from saap_edge.progress import Listener, progress_of
 
 if TYPE_CHECKING:
@@ -43,13 +44,12 @@ def frontier(
         recipe_of(settings, ratio=value)  # refuses what is no ratio
     if rivals:
         with_formats(settings, list(rivals), "--rival")
-    from saap_edge.chain.ahead import announce
     from saap_edge.report.frontier import write_frontier
     from saap_edge.worth.frontier import frontier as measure
 
     document = measure(
         settings, chosen, tuple(rivals), Path(out), listener.bar, listener.stage,
-        lambda context, steps: listener.ahead(announce(context, steps)),
+        told_ahead(listener),
     )  # fmt: skip
     return Frontier(document, tuple(write_frontier(document, Path(out))))
 
@@ -67,12 +67,11 @@ def fit(
     listener = progress_of(progress)
     settings = recipe_of(recipe, model=model, target=target, method=method, tokens=tokens, data=data, budget=budget)
     settings = with_formats(settings, formats, "--format") if formats else settings
-    from saap_edge.chain.ahead import announce
     from saap_edge.worth.fit import fit as search
 
     document = search(
         settings, Path(out), listener.bar, listener.stage,
-        lambda context, steps: listener.ahead(announce(context, steps)),
+        told_ahead(listener),
     )  # fmt: skip
     found = document["found"]
     return Fit(document, Path(out) / "fit.yaml" if found and found["ratio"] else None)

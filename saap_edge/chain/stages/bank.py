@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from saap_edge.chain.rule import Inputs, Rule
 from saap_edge.chain.space import grids_of, space_of
-from saap_edge.chain.stages.score import score_settings
+from saap_edge.chain.stages.score import dense_model, score_settings
 from saap_edge.chain.texts import windows
 
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ def _settings(context: Context) -> dict[str, Any]:
 
 
 def _bank(context: Context, inputs: Inputs, out: Path) -> None:
-    from saap_edge.model.folder import load_model, placement
     from saap_edge.pruning.bank import build_bank
     from saap_edge.pruning.score import load_scores
 
-    model = load_model(context.model, device_map=placement())
+    model = dense_model(context)
     space = space_of(context.spec, context.recipe, context.target)
     texts = windows(context, "calibration", context.recipe.score.samples)
     with context.bar("bank: layers", len(context.spec.layers)) as advance:

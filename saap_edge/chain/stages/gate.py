@@ -27,10 +27,8 @@ def gate_stage(budget: Budget, target: Target) -> Stage:
 
 
 def _settings(budget: Budget, target: Target) -> dict[str, Any]:
-    """What decides the verdicts besides the figures. Memory is left out: a virtual machine's grows."""
-    return {
-        "budget": budget.model_dump(mode="json"), "target": target.model_dump(mode="json", exclude={"ram_mib"}),
-    }  # fmt: skip
+    """What decides the verdicts besides the figures."""
+    return {"budget": budget.model_dump(mode="json"), "target": target.identity}
 
 
 def _judge(budget: Budget, target: Target, inputs: Inputs, out: Path) -> None:

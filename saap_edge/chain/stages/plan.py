@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saap_edge.chain.rule import Inputs, Rule
 from saap_edge.chain.space import space_of, target_settings
-from saap_edge.chain.stages.score import batches_of, score_settings, scores_of
+from saap_edge.chain.stages.score import batches_of, dense_model, score_settings, scores_of
 from saap_edge.chain.texts import HELDOUT_WINDOWS, windows
 from saap_edge.files import file_hash
 from saap_edge.registry import source_file
@@ -58,13 +58,12 @@ def _plan(context: Context, inputs: Inputs, out: Path) -> None:
 
 
 def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
-    from saap_edge.model.folder import load_model, placement
     from saap_edge.pruning.bank import Bank, build_bank
     from saap_edge.pruning.planner import Planner
     from saap_edge.pruning.score import load_scores
 
     settings, samples = context.recipe.prune, context.recipe.score.samples
-    model = load_model(context.model, device_map=placement())
+    model = dense_model(context)
     space = space_of(context.spec, context.recipe, context.target)
     texts = windows(context, "calibration", samples + SEARCH_WINDOWS)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saap_edge.chain.rule import Inputs, Rule
-from saap_edge.chain.stages.score import score_settings
+from saap_edge.chain.stages.score import dense_model, score_settings
 from saap_edge.chain.texts import HELDOUT_WINDOWS, windows
 from saap_edge.files import write_json
 
@@ -22,13 +22,13 @@ def _settings(context: Context) -> dict[str, Any]:
 
 
 def _prune(context: Context, inputs: Inputs, out: Path) -> None:
-    from saap_edge.model.folder import load_model, placement, save_model
+    from saap_edge.model.folder import save_model
     from saap_edge.pruning.kept import kept_structures
     from saap_edge.pruning.plan import check_fits, load_plan
     from saap_edge.pruning.planner import load_values
 
     plan, settings = load_plan(inputs["plan"]), context.recipe.prune
-    model = load_model(context.model, device_map=placement())
+    model = dense_model(context)
     check_fits(plan, context.spec)
     kept = kept_structures(load_values(inputs["plan"]), plan.widths)
     heldout = windows(context, "heldout", HELDOUT_WINDOWS)

@@ -16,8 +16,7 @@ _TOLD = ("file", "architecture", "types", "rounding")  # of a GGUF file that the
 
 
 def _settings(context: Context) -> dict[str, Any]:
-    # Not the target's memory, whose total grows in a virtual machine that runs.
-    return {"target": context.target.model_dump(mode="json", exclude={"ram_mib"}), "model": context.model_name}
+    return {"target": context.target.identity, "model": context.model_name}
 
 
 def _report(context: Context, inputs: Inputs, out: Path) -> None:

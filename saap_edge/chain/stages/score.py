@@ -12,7 +12,7 @@ from saap_edge.chain.texts import windows
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
 
-__all__ = ["RULE", "batches_of", "score_settings", "scores_of"]
+__all__ = ["RULE", "batches_of", "dense_model", "score_settings", "scores_of"]
 
 
 def score_settings(context: Context) -> dict[str, Any]:
@@ -29,6 +29,15 @@ def batches_of(context: Context) -> list[Any]:
     return [batch for batch in batches if len(batch)]
 
 
+def dense_model(context: Context, dtype: str = "float32") -> Any:
+    """The dense model, on the GPUs where there are any."""
+    import torch
+
+    from saap_edge.model.folder import load_model, placement
+
+    return load_model(context.model, getattr(torch, dtype), placement())
+
+
 def scores_of(context: Context, model: Any, batches: list[Any], progress: Callable[[], None] = lambda: None) -> Any:
     """The scores of a loaded model."""
     from saap_edge.model.perplexity import text_hash
@@ -43,13 +52,10 @@ def scores_of(context: Context, model: Any, batches: list[Any], progress: Callab
 
 
 def _score(context: Context, inputs: Inputs, out: Path) -> None:
-    import torch
-
-    from saap_edge.model.folder import load_model, placement
     from saap_edge.pruning.score import save_scores
 
     batches = batches_of(context)
-    model = load_model(context.model, getattr(torch, context.recipe.score.dtype), placement())
+    model = dense_model(context, context.recipe.score.dtype)
     with context.bar("score: calibration batches", len(batches)) as advance:
         save_scores(scores_of(context, model, batches, lambda: advance(1)), out)
 
