@@ -1,11 +1,9 @@
 """The bank: for every sublayer, the order its structures leave in and its repaired output projection at every width.
 
-Removing inputs of an output projection y = W x costs, after the best repair of what stays, a known amount of loss.
-With G = E[x x^T] and F = E[(dL/dy)^2] over calibration tokens (Fisher, diagonal), the loss of removing structure s is
-    1/2 tr( sqrt(F) W_s [G^-1]_ss^-1 W_s^T sqrt(F) )          nats per token
-(Optimal Brain Surgeon with a Kronecker-factored curvature; cf. The LLM Surgeon, 2312.17244). Structures leave greedily
-in that order, G^-1 and W are updated after each step, so that what stays takes over what goes. Because the figure is a
-loss, not a norm, it compares across layers. `obs` is the same with F = 1 and no updates (the layer's output error).
+Removing inputs of an output projection y = W x costs, after the best repair of what stays, a known amount of loss
+(removal.py). Structures leave greedily in the order of that cost, and what stays takes over what goes. Because the
+figure is a loss, not a norm, it compares across layers. `obs` is the same with F = 1 and no updates (the layer's output
+error).
 
 A bank serves every budget: another plan is another choice of widths from it, not another pruning.
 """
@@ -31,14 +29,13 @@ from saap_edge.model.stream import (
     layer_inputs,
     require_finite_sums,
 )
-from saap_edge.pruning.repair import RIDGE, least_squares
+from saap_edge.pruning.removal import least_squares, nested_repairs, removal_costs, removal_inverse
 from saap_edge.pruning.score import KINDS, SUBLAYERS, Scores
 from saap_edge.pruning.space import Space, shape_widths
 from saap_edge.pruning.surgery import PROJECTIONS, output_columns, output_projections
 
-__all__ = ["Bank", "build_bank", "removal_costs"]
+__all__ = ["Bank", "build_bank", "offered"]
 
-STEPS = 256  # greedy steps a sublayer at most: wide FFNs lose several channels a step
 FFN_WIDTHS = 16  # repaired widths kept of one FFN, evenly spaced on the grid
 
 
@@ -170,75 +167,12 @@ def _costs(
     else:
         heads = torch.arange(weight.shape[1]).reshape(shape.kv_heads, number["slots"], -1)
         slices = {"attention": heads.flatten(1), "slots": heads.transpose(0, 1).flatten(1)}
-    found = []
+    found, inverse = [], removal_inverse(gram)
     for kind, columns in slices.items():
-        greedy = removal_costs(weight, gram, curvature, columns)
-        plain = removal_costs(weight, gram, torch.ones_like(curvature), columns, greedy=False)
+        greedy = removal_costs(weight, inverse, curvature, columns)
+        plain = removal_costs(weight, inverse, torch.ones_like(curvature), columns, greedy=False)
         found.append((kind, greedy.cpu(), plain.cpu()))
     return found
-
-
-def removal_costs(
-    weight: torch.Tensor, gram: torch.Tensor, curvature: torch.Tensor, columns: torch.Tensor, greedy: bool = True
-) -> torch.Tensor:
-    """Loss at which each structure leaves, in nats per token where curvature is in nats^2; float64 [structures].
-
-    Args:
-        weight: [out, in]; gram: [in, in], E[x x^T]; curvature: [out], E[(dL/dy)^2].
-        columns: int64 [structures, width], the input columns of each structure.
-        greedy: remove one after the other, updating what stays; otherwise every structure's own cost, alone.
-
-    Greedy costs never fall along the order of removal (a cheap structure behind a dear one takes its cost), so that
-    sorting by them gives the order back. Raises SaapError where they are not finite.
-    """
-    columns = columns.to(weight.device)
-    structures, width = columns.shape
-    system = gram + RIDGE * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(
-        len(gram), dtype=gram.dtype, device=gram.device
-    )
-    inverse = torch.linalg.inv(system)
-    left = weight.double() * (0.5 * curvature.double()).sqrt()[:, None]
-    costs = torch.zeros(structures, dtype=torch.float64, device=weight.device)
-    alive = torch.ones(structures, dtype=torch.bool, device=weight.device)
-    batch = max(1, structures // STEPS) if width == 1 else 1
-    reached = 0.0
-    while bool(alive.any()):
-        now = _single_costs(left, inverse, columns)
-        if not bool(torch.isfinite(now).all()):
-            raise SaapError("costs of removal that are no finite numbers: scores or activations are too large")
-        if not greedy:
-            return now
-        now[~alive] = torch.inf
-        order = torch.argsort(now, stable=True)[: min(batch, int(alive.sum()))]
-        # Rising by a hair where the order's own costs fall: sorting then gives the order, ties included.
-        for structure in order.tolist():
-            reached = max(reached * (1 + 1e-12) + 1e-300, float(now[structure]))
-            costs[structure] = reached
-        alive[order] = False
-        if bool(alive.any()):
-            _remove(left, inverse, columns[order].flatten())
-    return costs
-
-
-def _single_costs(left: torch.Tensor, inverse: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    if columns.shape[1] == 1:
-        return left.square().sum(0)[columns[:, 0]] / inverse.diagonal()[columns[:, 0]].clamp_min(1e-30)
-    blocks = inverse[columns[:, :, None], columns[:, None, :]]
-    parts = left[:, columns].transpose(0, 1)  # [structures, out, width]
-    lost: torch.Tensor = ((parts @ torch.linalg.inv(blocks)) * parts).sum(dim=(1, 2))
-    return lost
-
-
-def _remove(left: torch.Tensor, inverse: torch.Tensor, gone: torch.Tensor) -> None:
-    """Take columns out, in place: the rest of W takes over what they gave, the rest of G^-1 forgets them."""
-    block = torch.linalg.inv(inverse[gone][:, gone])
-    rows = inverse[gone].clone()
-    left -= left[:, gone] @ block @ rows
-    inverse -= rows.T @ block @ rows
-    left[:, gone] = 0
-    inverse[gone] = 0
-    inverse[:, gone] = 0
-    inverse[gone, gone] = 1
 
 
 def _repaired(
@@ -251,16 +185,31 @@ def _repaired(
     space: Space,
 ) -> dict[str, torch.Tensor]:
     """Repaired weights [hidden, kept inputs] at the offered widths below dense: name "kv.slots" or "channels"."""
+    widths = offered(space, index, sublayer)
+    if sublayer == "ffn":
+        return _repaired_channels(weight, gram, costs["ffn"], [width for (width,) in widths])
     dense = shape_widths(space.shapes[index])
     found = {}
-    for width in offered(space, index, sublayer):
-        named = dict(zip(("attention", "slots") if sublayer == "attention" else ("ffn",), width, strict=True))
+    for width in widths:
+        named = dict(zip(("attention", "slots"), width, strict=True))
         kinds = {kind: costliest(costs[kind], named.get(kind, dense[kind])) for kind in costs}
         columns = output_columns(layer, sublayer, kinds).to(weight.device)
         if 0 < len(columns) < weight.shape[1]:
             inner, cross = gram[columns][:, columns], weight.double() @ gram[:, columns]
             found[".".join(map(str, width))] = least_squares(inner, cross, weight[:, columns]).cpu()
     return found
+
+
+def _repaired_channels(
+    weight: torch.Tensor, gram: torch.Tensor, costs: np.ndarray, widths: list[int]
+) -> dict[str, torch.Tensor]:
+    """The same of an FFN, where every width keeps what the next narrower one keeps, and some channels more."""
+    order = torch.from_numpy(np.argsort(-costs, kind="stable")).to(weight.device)
+    below = [width for width in widths if 0 < width < weight.shape[1]]
+    return {
+        str(width): repaired[:, torch.argsort(order[:width])].cpu()  # columns ascending, as `costliest` gives them
+        for width, repaired in nested_repairs(weight, gram, order, below)
+    }
 
 
 def offered(space: Space, layer: int, sublayer: str) -> list[tuple[int, ...]]:

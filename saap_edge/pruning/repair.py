@@ -29,27 +29,13 @@ from saap_edge.model.stream import (
     require_finite_sums,
     sandwiched,
 )
+from saap_edge.pruning.removal import least_squares
 from saap_edge.pruning.score import SUBLAYERS
 from saap_edge.pruning.surgery import PROJECTIONS, Kept, output_columns, output_projections
 
-__all__ = ["MIX", "least_squares", "repair", "restored"]
+__all__ = ["MIX", "repair", "restored"]
 
-RIDGE = 1e-3  # of the mean diagonal of X X^T: enough for channels that are nearly collinear
 MIX = 0.6  # share of the dense target
-
-
-def least_squares(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
-    """Weights [out, in] that minimise || t - W x ||^2 + ridge || W - start ||^2 over the data. Solved in float64.
-
-    `gram` [in, in] = sum x x^T, `cross` [out, in] = sum t x^T, `start` [out, in]. The ridge, relative to the mean
-    diagonal of `gram`, pulls towards `start`, so that with no data the result is `start`.
-    """
-    gram, start64 = gram.double(), start.double()
-    weight = ridge * gram.diagonal().mean().clamp_min(1e-30)
-    system = gram + weight * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-    missing = cross.double() - start64 @ gram
-    solved: torch.Tensor = start64 + torch.linalg.solve(system, missing.T).T
-    return solved.to(start.dtype)
 
 
 @contextmanager

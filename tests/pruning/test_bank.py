@@ -10,9 +10,10 @@ import torch
 from saap_edge.errors import SaapError
 from saap_edge.model.folder import spec_of
 from saap_edge.model.perplexity import perplexity
-from saap_edge.pruning.bank import Bank, build_bank, removal_costs
+from saap_edge.pruning.bank import Bank, build_bank
 from saap_edge.pruning.kept import kept_structures, ranked_widths
 from saap_edge.pruning.planner import METHODS, Planner, load_values, save_values
+from saap_edge.pruning.removal import RIDGE, removal_costs, removal_inverse
 from saap_edge.pruning.repair import repair, restored
 from saap_edge.pruning.score import score_model
 from saap_edge.pruning.search import Assembly, evolve, measured_values
@@ -44,7 +45,7 @@ def test_plain_cost_is_the_error_after_the_best_repair():
     inputs = torch.randn(400, 12, dtype=torch.float64) @ mixing
     weight, curvature = torch.randn(5, 12, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
     columns = torch.arange(12).reshape(6, 2)
-    found = removal_costs(weight, inputs.T @ inputs / 400, curvature, columns, greedy=False)
+    found = removal_costs(weight, removal_inverse(inputs.T @ inputs / 400), curvature, columns, greedy=False)
     for structure in range(6):
         stay = [c for c in range(12) if c // 2 != structure]
         best = torch.linalg.lstsq(inputs[:, stay], inputs @ weight.T).solution
@@ -79,10 +80,11 @@ def test_greedy_takes_redundancy_into_account():
     inputs = torch.randn(500, 4, dtype=torch.float64)
     inputs[:, 1] = inputs[:, 0] + 1e-3 * torch.randn(500)
     gram = inputs.T @ inputs / 500
+    inverse = removal_inverse(gram)
     weight, ones = torch.ones(3, 4, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     columns = torch.arange(4)[:, None]
-    plain = removal_costs(weight, gram, ones, columns, greedy=False)
-    greedy = removal_costs(weight, gram, ones, columns)
+    plain = removal_costs(weight, inverse, ones, columns, greedy=False)
+    greedy = removal_costs(weight, inverse, ones, columns)
     assert plain[:2].max() < 0.1 * plain[2:].min()
     assert sorted(torch.argsort(greedy)[:1].tolist()) in ([0], [1]) and (greedy[:2] > 1).sum() == 1
     # The twin that stays has taken over the other's weight: 3 outputs, half of 2^2 each, times the input's variance.
@@ -97,11 +99,24 @@ def test_banked_weights_are_least_squares(planner):
         assert assembly.divergence(dense) == pytest.approx(0, abs=1e-5)
         assembly.divergence(widths)
         banked = model.model.layers[0].mlp.down_proj.weight.detach().clone()
-    with restored(model):
-        repair(model, [bank.kept(i, layer) for i, layer in enumerate(widths)], planner.calibration, mix=0.0)
-        mended = model.model.layers[0].mlp.down_proj.weight.detach().clone()
-    torch.testing.assert_close(banked, mended, atol=2e-4, rtol=1e-3)
+    project, kept = model.model.layers[0].mlp.down_proj, bank.kept(0, widths[0])["ffn"]
+    inputs = torch.cat(inputs_of(project, model, planner.calibration)).double()
+    ridge = (RIDGE * inputs.square().sum(0).mean()).sqrt() * torch.eye(len(kept), dtype=torch.float64)
+    start, wanted = project.weight.detach()[:, kept].double(), inputs @ project.weight.detach().double().T
+    rows, targets = torch.cat([inputs[:, kept], ridge]), torch.cat([wanted, ridge @ start.T])
+    best = torch.linalg.lstsq(rows, targets).solution.T
+    torch.testing.assert_close(banked[:, kept].double(), best, atol=2e-4, rtol=1e-3)
     assert int((banked.abs().sum(0) == 0).sum()) == 64
+
+
+def inputs_of(module, model, windows):
+    """What a projection sees of these windows, [tokens, in] each."""
+    seen = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().flatten(0, 1)))
+    with torch.no_grad():
+        model(input_ids=windows)
+    handle.remove()
+    return seen
 
 
 def test_the_assembly_leaves_the_model_as_it_was(planner):

@@ -9,7 +9,8 @@ import torch
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.perplexity import perplexity
-from saap_edge.pruning.repair import least_squares, repair, restored
+from saap_edge.pruning.removal import least_squares
+from saap_edge.pruning.repair import repair, restored
 from saap_edge.pruning.surgery import cut, zero_removed
 from tests.conftest import tiny_model, write_folder
 
