@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["LOGITS", "head_gradient", "logits_of", "next_token_gradient"]
+from saap_edge.model.perplexity import Perplexity
+
+__all__ = ["LOGITS", "head_gradient", "logits_of", "next_token_gradient", "states_perplexity"]
 
 LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient
 
@@ -60,3 +62,22 @@ def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) 
     gradient = torch.zeros_like(states)
     gradient[:, :-1] = found.reshape_as(gradient[:, :-1])
     return float(value), gradient
+
+
+@torch.no_grad()
+def states_perplexity(model: Any, states: list[torch.Tensor], windows: torch.Tensor) -> Perplexity:
+    """Next-token perplexity over `windows` [n, window], from what the last layer gives for them.
+
+    `states`: [some windows, window, hidden] a chunk, in order, before the model's last norm. The first token of a
+    window is context only.
+    """
+    total, done = 0.0, 0
+    for chunk in states:
+        wanted = windows[done : done + len(chunk), 1:].to(chunk.device)
+        rows, targets = model.model.norm(chunk)[:, :-1].flatten(0, 1), wanted.flatten()
+        step = max(1, LOGITS // model.config.get_text_config().vocab_size)
+        for first in range(0, len(rows), step):
+            logits = logits_of(model, rows[first : first + step])
+            total += float(torch.nn.functional.cross_entropy(logits, targets[first : first + step], reduction="sum"))
+        done += len(chunk)
+    return Perplexity(nll=total / windows[:, 1:].numel(), tokens=windows[:, 1:].numel(), window=windows.shape[1])

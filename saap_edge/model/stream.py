@@ -14,7 +14,7 @@ import torch
 from saap_edge.errors import SaapError
 
 __all__ = [
-    "BATCH", "Branch", "attention_branch", "ffn_branch", "follow", "layer_arguments", "layer_inputs",
+    "BATCH", "Branch", "attention_branch", "ffn_branch", "follow", "layer_arguments", "layer_inputs", "output_norm",
     "require_finite_sums", "sandwiched",
 ]  # fmt: skip
 
@@ -37,7 +37,7 @@ def layer_inputs(model: Any, windows: torch.Tensor) -> list[torch.Tensor]:
 
     handle = model.model.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        for chunk in windows.split(BATCH):
+        for chunk in windows.split(BATCH) if len(windows) else ():
             try:
                 model(input_ids=chunk.to(model.get_input_embeddings().weight.device), use_cache=False)
             except _Stop:
@@ -112,3 +112,10 @@ def ffn_branch(layer: Any) -> Branch:
 def sandwiched(layer: Any) -> bool:
     """The layer norms what a sublayer gives as well as what it takes (Gemma 2 and 3)."""
     return hasattr(layer, "pre_feedforward_layernorm")
+
+
+def output_norm(layer: Any, sublayer: str) -> Any:
+    """The module that norms what a sublayer ("attention" or "ffn") gives, None where nothing does."""
+    if not sandwiched(layer):
+        return None
+    return layer.post_attention_layernorm if sublayer == "attention" else layer.post_feedforward_layernorm

@@ -38,11 +38,9 @@ def least_squares(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, 
     """
     start64 = start.double()
     missing = cross.double() - start64 @ gram.double()
-    factor, broken = torch.linalg.cholesky_ex(damped(gram, ridge))
-    if int(broken):  # sums in float32 may leave a matrix that is only nearly positive
-        step = torch.linalg.solve(damped(gram, ridge), missing.T)
-    else:
-        step = torch.cholesky_solve(missing.T, factor)
+    system = damped(gram, ridge)
+    factor = _factor(system)
+    step = torch.linalg.solve(system, missing.T) if factor is None else torch.cholesky_solve(missing.T, factor)
     solved: torch.Tensor = start64 + step.T
     return solved.to(start.dtype)
 
@@ -50,8 +48,17 @@ def least_squares(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, 
 def removal_inverse(gram: torch.Tensor) -> torch.Tensor:
     """G^-1 of a damped Gram matrix [in, in], float64: what costs of removal are made of."""
     system = damped(gram)
-    factor, broken = torch.linalg.cholesky_ex(system)
-    return torch.linalg.inv(system) if int(broken) else torch.cholesky_inverse(factor)
+    factor = _factor(system)
+    return torch.linalg.inv(system) if factor is None else torch.cholesky_inverse(factor)
+
+
+def _factor(system: torch.Tensor) -> torch.Tensor | None:
+    """The Cholesky factor; None where sums in float32 left a matrix that is only nearly positive."""
+    try:
+        factor: torch.Tensor = torch.linalg.cholesky(system)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return None
+    return factor
 
 
 def removal_costs(
@@ -208,12 +215,13 @@ def nested_repairs(
         weight: [out, in]; gram: [in, in], of its inputs.
         order: int64 [in], columns by what they are worth, the dearest first.
         widths: of each result; columns of a result are in the order of `order`, yielded from wide to narrow.
-
-    Raises SaapError where the Gram matrix is no such matrix.
     """
-    factor, broken = torch.linalg.cholesky_ex(damped(gram[order][:, order]))
-    if int(broken):
-        raise SaapError("second moments that are not positive: activations are too large, or no numbers")
+    factor = _factor(damped(gram[order][:, order]))
+    if factor is None:
+        for width in widths:
+            kept = order[:width]
+            yield width, least_squares(gram[kept][:, kept], weight.double() @ gram[:, kept], weight[:, kept])
+        return
     left = weight.double()[:, order]
     product = left @ factor
     inverse = torch.linalg.solve_triangular(
