@@ -24,11 +24,12 @@ from rich.progress import track
 from rich.table import Table
 
 from saap_edge.model.perplexity import perplexity
+from saap_edge.pruning.assembly import Assembly
 from saap_edge.pruning.kept import kept_structures, ranked_widths
 from saap_edge.pruning.orders import Values
 from saap_edge.pruning.planner import Planner
 from saap_edge.pruning.repair import repair, restored
-from saap_edge.pruning.search import Assembly, evolve, measured_values, on_bank
+from saap_edge.pruning.search import evolve, measured_values, on_bank
 from saap_edge.pruning.settings import RankingSettings
 from saap_edge.pruning.space import Widths
 from saap_edge.pruning.surgery import cut

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from saap_edge.errors import SaapError
 from saap_edge.model.perplexity import perplexity
+from saap_edge.pruning.assembly import Assembly
 from saap_edge.pruning.bank import Bank
 from saap_edge.pruning.iterate import iterative_values
 from saap_edge.pruning.kept import kept_structures, method_widths, ranked_widths
@@ -22,7 +23,7 @@ from saap_edge.pruning.plan import Candidate, Plan, make_plan
 from saap_edge.pruning.policy import policy_values
 from saap_edge.pruning.repair import MIX, repair, restored
 from saap_edge.pruning.score import KINDS, Scores
-from saap_edge.pruning.search import Assembly, evolve, measured_values, probe_count
+from saap_edge.pruning.search import evolve, measured_values, probe_count
 from saap_edge.pruning.settings import RankingSettings
 from saap_edge.pruning.space import Space, Widths
 from saap_edge.pruning.surgery import cut

@@ -11,89 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
-import torch
 
-from saap_edge.pruning.bank import Bank, offered
+from saap_edge.pruning.assembly import Assembly
+from saap_edge.pruning.bank import offered
 from saap_edge.pruning.kept import one_step, tighten
 from saap_edge.pruning.orders import Values
-from saap_edge.pruning.score import SUBLAYERS
 from saap_edge.pruning.space import Space, Widths
-from saap_edge.pruning.surgery import output_columns, output_projections
 
-__all__ = ["Assembly", "Member", "evolve", "measured_values", "on_bank", "probe_count"]
+__all__ = ["Member", "evolve", "measured_values", "on_bank", "probe_count"]
 
 POPULATION = 8
 PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which its measured divergence corrects the ranking
-REFERENCE_ELEMENTS = 1 << 26  # logits of the dense model held for comparison
-
-
-class Assembly:
-    """The dense model with sublayers swapped for the bank's: any plan in the bank, without surgery.
-
-    Use as a context; on leaving it the model is dense again. `windows` are token ids [n, window]; as many as keep the
-    dense model's logits within memory are used.
-    """
-
-    def __init__(self, model: Any, bank: Bank, space: Space, windows: torch.Tensor) -> None:
-        self.model, self.bank, self.space = model, bank, space
-        vocabulary = model.config.get_text_config().vocab_size
-        fitting = max(1, REFERENCE_ELEMENTS // (windows.shape[1] * vocabulary))
-        self.windows = windows[:fitting]
-        self._dense: dict[tuple[int, str], torch.Tensor] = {}
-        self._now: dict[tuple[int, str], tuple[int, ...]] = {}
-
-    def __enter__(self) -> Assembly:
-        for index in range(len(self.space.shapes)):
-            for sublayer in SUBLAYERS:
-                self._dense[index, sublayer] = self._module(index, sublayer).weight.detach().clone()
-        self._reference = self._log_probabilities()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for (index, sublayer), weight in self._dense.items():
-            self._module(index, sublayer).weight.data.copy_(weight)
-
-    def _module(self, index: int, sublayer: str) -> Any:
-        return output_projections(self.model.model.layers[index])[sublayer]
-
-    @torch.no_grad()
-    def _log_probabilities(self) -> list[torch.Tensor]:
-        device = self.model.get_input_embeddings().weight.device
-        return [
-            self.model(input_ids=chunk.to(device), use_cache=False).logits.float().log_softmax(-1)
-            for chunk in self.windows.split(2)
-        ]
-
-    @torch.no_grad()
-    def divergence(self, widths: Widths) -> float:
-        """KL(dense || plan) in nats per token."""
-        for index, layer in enumerate(widths):
-            for sublayer in SUBLAYERS:
-                self._set(index, sublayer, layer)
-        total = sum(
-            float((reference.exp() * (reference - now)).sum())
-            for reference, now in zip(self._reference, self._log_probabilities(), strict=True)
-        )
-        value = total / self.windows.numel()
-        return value if np.isfinite(value) else float("inf")
-
-    def _set(self, index: int, sublayer: str, layer: dict[str, int]) -> None:
-        width = (layer["ffn"],) if sublayer == "ffn" else (layer["attention"], layer["slots"])
-        if self._now.get((index, sublayer)) == width:
-            return
-        module, dense = self._module(index, sublayer), self._dense[index, sublayer]
-        columns = output_columns(self.model.model.layers[index], sublayer, self.bank.kept(index, layer))
-        if len(columns) == dense.shape[1]:
-            module.weight.data.copy_(dense)
-        else:
-            module.weight.data.zero_()
-            if len(columns):
-                stored = self.bank.weight(index, sublayer, width).to(dense.device)
-                module.weight.data.index_copy_(1, columns.to(dense.device), stored)
-        self._now[index, sublayer] = width
 
 
 def measured_values(assembly: Assembly, values: Values, progress: Callable[[], None] = lambda: None) -> Values:
@@ -144,10 +74,11 @@ def banked_options(space: Space, layer: int, kind: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Member:
-    """A plan that was tried, and its divergence in nats per token."""
+    """A plan that was tried, and its divergence in nats per token, on all windows and on the first panel."""
 
     divergence: float
     widths: Widths
+    glance: float
 
 
 def evolve(
@@ -160,8 +91,8 @@ def evolve(
 ) -> list[Member]:
     """The best plans found, at most POPULATION, the best first.
 
-    Starts are brought to widths that the bank holds. `evaluations` counts forward passes over the search windows. A
-    plan saves at least `ratio` of the dense cost.
+    Starts are brought to widths that the bank holds. `evaluations` counts plans that are tried; one that is worse than
+    all of the best on the first panel is not run on the second. A plan saves at least `ratio` of the dense cost.
     """
     rng, space = np.random.default_rng(seed), assembly.space
     members: list[Member] = []
@@ -169,7 +100,8 @@ def evolve(
     for widths in (on_bank(space, start, ratio) for start in starts):
         if str(widths) not in seen:
             seen.add(str(widths))
-            members.append(Member(assembly.divergence(widths), widths))
+            glance = assembly.glance(widths)
+            members.append(Member(assembly.rest(widths, glance), widths, glance))
             progress()
     for _ in range(evaluations - len(members)):
         members = sorted(members, key=lambda member: member.divergence)[:POPULATION]
@@ -179,7 +111,9 @@ def evolve(
         if str(child) in seen:
             continue
         seen.add(str(child))
-        members.append(Member(assembly.divergence(child), child))
+        glance = assembly.glance(child)
+        if glance <= max(member.glance for member in members):
+            members.append(Member(assembly.rest(child, glance), child, glance))
     return sorted(members, key=lambda member: member.divergence)[:POPULATION]
 
 

@@ -10,13 +10,14 @@ import torch
 from saap_edge.errors import SaapError
 from saap_edge.model.folder import spec_of
 from saap_edge.model.perplexity import perplexity
+from saap_edge.pruning.assembly import Assembly
 from saap_edge.pruning.bank import Bank, build_bank
 from saap_edge.pruning.kept import kept_structures, ranked_widths
 from saap_edge.pruning.planner import METHODS, Planner, load_values, save_values
 from saap_edge.pruning.removal import RIDGE, removal_costs, removal_inverse
 from saap_edge.pruning.repair import repair, restored
 from saap_edge.pruning.score import score_model
-from saap_edge.pruning.search import Assembly, evolve, measured_values
+from saap_edge.pruning.search import evolve, measured_values
 from saap_edge.pruning.space import Space
 from saap_edge.pruning.surgery import cut
 from tests.conftest import tiny_model
