@@ -109,7 +109,7 @@ def plan(
 
     if method != "auto":
         return *one(method), method
-    chosen, _ = planner.choose({name: one(name) for name in AUTO}, "auto", ratio)
+    chosen, _ = planner.choose({name: [one(name)] for name in AUTO}, "auto", ratio)
     return *one(chosen.method), chosen.method
 
 

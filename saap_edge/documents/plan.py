@@ -66,6 +66,9 @@ class Candidate(Part):
     method: str = Field(description="how it was made")
     achieved_ratio: float = Field(description="share of the dense cost that it saves, 0 to 1")
     heldout_perplexity: Real = Field(description="perplexity on held-out text, no unit; null: not finite")
+    heldout_windows: int | None = Field(
+        default=None, description="windows of it: plans that lost at a first look were judged on few; null: all"
+    )
     uniform: bool = Field(description="all layers have the same widths")
     chosen: bool = Field(description="it is the plan that was kept")
 

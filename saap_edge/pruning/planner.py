@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from saap_edge.errors import SaapError
-from saap_edge.model.perplexity import perplexity
+from saap_edge.model.arithmetic import Precision
 from saap_edge.pruning.assembly import Assembly
 from saap_edge.pruning.bank import Bank
 from saap_edge.pruning.iterate import iterative_values
@@ -21,29 +22,37 @@ from saap_edge.pruning.kept import kept_structures, method_widths, ranked_widths
 from saap_edge.pruning.orders import ORDERS, Values, order_of, structure_values
 from saap_edge.pruning.plan import Candidate, Plan, make_plan
 from saap_edge.pruning.policy import policy_values
-from saap_edge.pruning.repair import MIX, repair, restored
+from saap_edge.pruning.repair import MIX, Variant, judge_variants
 from saap_edge.pruning.score import KINDS, Scores
 from saap_edge.pruning.search import evolve, measured_values, probe_count
 from saap_edge.pruning.settings import RankingSettings
 from saap_edge.pruning.space import Space, Widths
-from saap_edge.pruning.surgery import cut
 
-__all__ = ["AUTO", "METHODS", "Planner", "load_values", "save_values"]
+__all__ = ["AUTO", "METHODS", "Made", "Planner", "load_values", "save_values"]
 
 SEARCH, POLICY = "search", "policy-gradient"  # these learn widths or an order with the model, by forward passes
 METHODS = (*ORDERS, SEARCH, POLICY)
 PAPER = RankingSettings()
 STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # widths that the search starts from
 AUTO = (SEARCH, *STARTS)  # what `auto` builds and judges
-FINALISTS = 6  # plans of a search that are repaired for real: the bank's one-shot repair ranks them only roughly
+FOUND = 6  # plans of a search that are repaired for real: the bank's one-shot repair ranks them only roughly
+LOOK = 16  # windows of either text in the first look at many plans
+
+Made = tuple[Widths, Values]  # widths, and the values that structures leave by
 
 
 @dataclass(frozen=True)
 class Planner:
     """Plans for any ratio from one set of scores and one bank.
 
-    `model` is the dense model (put back as it was after every call); `calibration`, `search` and `heldout` are token
-    ids [n, window]: for repair, for the search, and for the choice.
+    Attributes:
+        model: the dense model, put back as it was after every call.
+        calibration, search, heldout: token ids [n, window]: for repair, for the search, and for the choice.
+        evaluations: plans that the search tries.
+        auto: methods that `auto` builds; `finalists`: plans that are judged on all text, where more were made.
+        mix, bias: of the repair that plans are judged after; mix None judges them as cut.
+        rounds: of an order; each scores the model again as it then is, by `rescore`.
+        precision: of passes over text (model/arithmetic.py).
     """
 
     model: Any
@@ -56,94 +65,124 @@ class Planner:
     ranking: RankingSettings = PAPER
     evaluations: int = 200
     seed: int = 0
-    mix: float | None = MIX  # of the repair candidates are judged after; None judges them as cut
+    mix: float | None = MIX
     bias: bool = False
-    rounds: int = 1  # of an order; each scores the model again as it then is
-    rescore: Callable[[], tuple[Scores, Bank]] | None = None  # fresh scores and bank of `model`, needed for rounds
+    rounds: int = 1
+    rescore: Callable[[], tuple[Scores, Bank]] | None = None
+    auto: tuple[str, ...] = AUTO
+    finalists: int = 3
+    precision: Precision = "float32"
 
     def work(self, method: str) -> float:
         """Steps of `plan`, each about as long as a plan tried by the search: a judgement counts for many."""
         wanted = self._wanted(method)
+        count = len(wanted) + (FOUND - 1) * (SEARCH in wanted)
         search = self.evaluations + probe_count(self.space) if SEARCH in wanted else 0
-        judged = len(wanted) + FINALISTS * (SEARCH in wanted)
-        judgement = self._repair + len(self.heldout) * self._window
-        return judged * judgement + search + self.evaluations * (POLICY in wanted)
+        learnt = self.evaluations * (POLICY in wanted)
+        if count <= self._most:
+            return search + learnt + self._judgement(count, None)
+        return search + learnt + self._judgement(count, LOOK) + self._judgement(self._most, None)
 
     @property
-    def _window(self) -> float:
-        """Steps that a pass over one window counts for."""
-        return 1 / len(self.search)
+    def _most(self) -> int:
+        """Plans that are judged on all text: the finalists and the uniform plan."""
+        return self.finalists + 1
 
-    @property
-    def _repair(self) -> float:
-        """Steps that a repair counts for: it runs the calibration text three times."""
-        return 0.0 if self.mix is None else 3 * len(self.calibration) * self._window
+    def _judgement(self, count: int, windows: int | None) -> float:
+        """Steps that judging so many plans counts for: each, and the dense model, run both texts once."""
+        texts = self.heldout[:windows], () if self.mix is None else self.calibration[:windows]
+        return (count + 1) * sum(map(len, texts)) / len(self.search)
 
     def plan(
         self, method: str, ratio: float, progress: Callable[[float], None] = lambda steps: None
     ) -> tuple[Plan, Values]:
-        """The plan of a method (METHODS), or with `auto` the best of AUTO, and the values its structures leave by.
+        """The plan of a method (METHODS), or with `auto` the best of `auto`, and the values its structures leave by.
 
         A method that was asked for by name is kept, and the uniform rival's figure stands beside it. Raises SaapError
         when the ratio cannot be reached.
         """
-        return self.choose(
-            {name: self.widths(name, ratio, progress) for name in self._wanted(method)}, method, ratio, progress
-        )
+        made = {name: self.made(name, ratio, progress) for name in self._wanted(method)}
+        return self.choose(made, method, ratio, progress)
 
     def choose(
         self,
-        made: dict[str, tuple[Widths, Values]],
+        made: Mapping[str, Sequence[Made]],
         method: str,
         ratio: float,
         progress: Callable[[float], None] = lambda steps: None,
     ) -> tuple[Plan, Values]:
-        """Judge the plans that `widths` gave, by method, and keep one as `plan` does."""
-        judged = [self.judge(widths, values, progress) for widths, values in made.values()]
-        best = int(np.argmin(judged)) if method == "auto" else list(made).index(method)
-        plans = [
-            make_plan(name, "kfac" if name in (SEARCH, "uniform") else name, ratio, self.space, widths)
-            for name, (widths, _) in made.items()
-        ]
-        candidates = [
-            Candidate(
-                method=plan.method, achieved_ratio=plan.achieved_ratio, heldout_perplexity=value, uniform=plan.uniform,
-                chosen=index == best,
-            )
-            for index, (plan, value) in enumerate(zip(plans, judged, strict=True))
-        ]  # fmt: skip
-        return plans[best].model_copy(update={"candidates": candidates}), made[plans[best].method][1]
+        """Judge the plans that `made` gave, by method, and keep one as `plan` does.
+
+        Where there are many, all are looked at on LOOK windows first, and the best of them judged on all text.
+        """
+        entries = [_Entry(name, *one) for name, several in made.items() for one in several]
+        final = list(range(len(entries)))
+        looked: list[float] = []
+        if len(entries) > self._most:
+            looked = self.judge(entries, LOOK, progress)
+            final = self._finalists(entries, looked, method)
+        judged = dict(zip(final, self.judge([entries[i] for i in final], None, progress), strict=True))
+        mine = [i for i in final if method in ("auto", entries[i].method)]
+        best = min(mine, key=lambda i: judged[i])
+        candidates = []
+        for name in made:
+            several = [i for i, entry in enumerate(entries) if entry.method == name]
+            ahead = [i for i in several if i in judged]
+            shown = best if best in several else min(ahead or several, key=lambda i: judged[i] if ahead else looked[i])
+            plan = self._plan(entries[shown], ratio)
+            candidates.append(
+                Candidate(
+                    method=name, achieved_ratio=plan.achieved_ratio, uniform=plan.uniform, chosen=shown == best,
+                    heldout_perplexity=judged.get(shown, looked[shown] if looked else math.nan),
+                    heldout_windows=len(self.heldout) if shown in judged else LOOK,
+                )
+            )  # fmt: skip
+        return self._plan(entries[best], ratio).model_copy(update={"candidates": candidates}), entries[best].values
+
+    def _finalists(self, entries: list[_Entry], looked: list[float], method: str) -> list[int]:
+        """Of many plans those to judge on all text: the best, of the method that was asked for, and the uniform one."""
+        by = sorted(range(len(entries)), key=lambda i: looked[i])
+        wanted = [i for i in by if method in ("auto", entries[i].method)][: self.finalists]
+        return sorted({*wanted, *(i for i in by if entries[i].method == "uniform")})
+
+    def _plan(self, entry: _Entry, ratio: float) -> Plan:
+        order = "kfac" if entry.method in (SEARCH, "uniform") else entry.method
+        return make_plan(entry.method, order, ratio, self.space, entry.widths)
 
     def _wanted(self, method: str) -> tuple[str, ...]:
         if self.space.uniform_only:
             if method != "auto" and (method in (SEARCH, POLICY) or not order_of(method).uniform):
                 method_widths(method, [], self.space, 0.5)
             return ("uniform",) if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
-        return AUTO if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
+        return self.auto if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
 
     def values(self, order: str) -> Values:
         """Values of an order (ORDERS). Raises SaapError for an unknown one."""
         return structure_values(order, self.scores, self.space, self.bank, self.ranking, self.seed)
 
-    def widths(
-        self, method: str, ratio: float, progress: Callable[[float], None] = lambda steps: None
-    ) -> tuple[Widths, Values]:
-        """Widths of one method, and the values its structures leave by. `progress`: called with steps done."""
+    def made(self, method: str, ratio: float, progress: Callable[[float], None] = lambda steps: None) -> list[Made]:
+        """Plans of one method: of a search the best few. `progress`: called with steps done."""
         if method == SEARCH:
             values = self.values("kfac")
-            finalists = self._search(values, ratio, lambda: progress(1))
-            judged = [self.judge(widths, values, progress) for widths in finalists]
-            return finalists[int(np.argmin(judged))], values
+            return [(widths, values) for widths in self._search(values, ratio, lambda: progress(1))]
         if method == POLICY:
             start = self.values("wanda-sp")
             learnt = policy_values(
                 self.model, self.space, start, self.calibration, ratio, self.evaluations, self.seed,
                 lambda: progress(1),
             )  # fmt: skip
-            return ranked_widths(learnt, self.space, ratio), learnt
+            return [(ranked_widths(learnt, self.space, ratio), learnt)]
         rounds = 1 if order_of(method).uniform else self.rounds
         values = self.values(method) if rounds == 1 else self._rounds(method, ratio)
-        return method_widths(method, values, self.space, ratio), values
+        return [(method_widths(method, values, self.space, ratio), values)]
+
+    def widths(self, method: str, ratio: float) -> Made:
+        """The best plan of one method."""
+        made = self.made(method, ratio)
+        if len(made) == 1:
+            return made[0]
+        plan, values = self.choose({method: made}, method, ratio)
+        return plan.widths, values
 
     def _rounds(self, method: str, ratio: float) -> Values:
         assert self.rescore is not None
@@ -157,26 +196,34 @@ class Planner:
         return iterative_values(self.model, self.space, value, self.calibration, ratio, self.rounds, mix)
 
     def _search(self, values: Values, ratio: float, progress: Callable[[], None]) -> list[Widths]:
-        """The ranking corrected by measurement and the best plans of the search, FINALISTS at most."""
+        """The ranking corrected by measurement and the best plans of the search, FOUND at most."""
         starts = [self.widths(name, ratio)[0] for name in STARTS]
-        with Assembly(self.model, self.bank, self.space, self.search) as assembly:
+        with Assembly(self.model, self.bank, self.space, self.search, self.precision) as assembly:
             corrected = ranked_widths(measured_values(assembly, values, progress), self.space, ratio)
             found = evolve(assembly, [corrected, *starts], ratio, self.evaluations, self.seed, progress)
-        return [corrected, *(member.widths for member in found if member.widths != corrected)][:FINALISTS]
+        return [corrected, *(member.widths for member in found if member.widths != corrected)][:FOUND]
 
-    def judge(self, widths: Widths, values: Values, progress: Callable[[float], None] = lambda steps: None) -> float:
-        """Held-out perplexity of the model cut to these widths and repaired."""
-        kept = kept_structures(values, widths)
+    def judge(
+        self, plans: Sequence[_Entry], windows: int | None, progress: Callable[[float], None] = lambda steps: None
+    ) -> list[float]:
+        """Held-out perplexity of the model cut to each plan and repaired, on so many windows of either text."""
+        variants = [Variant(kept_structures(plan.values, plan.widths), self.mix, self.bias) for plan in plans]
+        layer = self._judgement(len(plans), windows) / len(self.space.shapes)
+        calibration = self.calibration[:0] if self.mix is None else self.calibration[:windows]
+        _, *found = judge_variants(
+            self.model, variants, calibration, self.heldout[:windows], progress=lambda: progress(layer),
+            precision=self.precision,
+        )  # fmt: skip
+        return [one.value for one in found]
 
-        def passed(windows: int) -> None:
-            progress(windows * self._window)
 
-        if self.mix is None:
-            return perplexity(cut(self.model, kept), self.heldout, passed).value
-        with restored(self.model):
-            layer = self._repair / len(kept)
-            repair(self.model, kept, self.calibration, self.mix, self.bias, lambda: progress(layer))
-            return perplexity(self.model, self.heldout, passed).value
+@dataclass(frozen=True)
+class _Entry:
+    """A plan that competes."""
+
+    method: str
+    widths: Widths
+    values: Values
 
 
 def save_values(values: Values, folder: Path) -> None:
