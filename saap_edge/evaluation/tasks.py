@@ -1,6 +1,6 @@
 """Tasks for lm-eval: its own by name, and local JSON Lines files in three plain forms. lm-eval does the scoring.
 
-All rows of a local file have one of these forms (the names are those of MosaicML's llm-foundry):
+All rows of a local file have the same one of these forms (the names are those of MosaicML's llm-foundry):
 
     {"query": text, "choices": [text, ...], "gold": index}                  which choice continues the query?
     {"context_options": [text, ...], "continuation": text, "gold": index}   which context fits the continuation?
