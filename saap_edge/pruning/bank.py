@@ -1,11 +1,12 @@
-"""The bank: for every sublayer, the order its structures leave in and its repaired output projection at every width.
+"""The bank: for every sublayer, the order its structures leave in and its repaired output projection at many widths.
 
 Removing inputs of an output projection y = W x costs, after the best repair of what stays, a known amount of loss
 (removal.py). Structures leave greedily in the order of that cost, and what stays takes over what goes. Because the
 figure is a loss, not a norm, it compares across layers. `obs` is the same with F = 1 and no updates (the layer's output
 error).
 
-A bank serves every budget: another plan is another choice of widths from it, not another pruning.
+A bank serves every budget: another plan chooses other widths from it and needs no second pruning. docs/method.md
+compares the orders.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ FFN_WIDTHS = 16  # repaired widths kept of one FFN, evenly spaced on the grid
 class Bank:
     """A bank on disk. Raises SaapError when it is missing or damaged.
 
-    `costs[layer][kind]`: float64 [structures], the loss at which the greedy order removes each; sorting by it gives
-    the order. `obs[layer][kind]`: the plain removal cost.
+    Attributes:
+        costs: `[layer][kind]` float64 [structures], what the greedy order pays for each structure, in nats per token.
+            Sorting by it gives the order.
+        obs: `[layer][kind]` float64 [structures], the output error of removing each structure alone.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,16 +64,16 @@ class Bank:
             raise self._unreadable(error) from None
 
     def widths(self, layer: int, sublayer: str) -> list[tuple[int, ...]]:
-        """Widths there are repaired weights for: (kv groups, slots) or (channels,)."""
+        """Widths with stored repaired weights, ascending: (kv groups, slots) of attention, (channels,) of an FFN."""
         with self._open(layer, sublayer) as file:
             return sorted(tuple(int(part) for part in name.split(".")) for name in file.keys())  # noqa: SIM118
 
     def kept(self, layer: int, widths: dict[str, int]) -> dict[str, np.ndarray]:
-        """Structures that stay in a layer at these widths, ascending."""
+        """Indices of the structures that stay in a layer at these widths, ascending, by kind."""
         return {kind: costliest(self.costs[layer][kind], width) for kind, width in widths.items()}
 
     def weight(self, layer: int, sublayer: str, width: tuple[int, ...]) -> torch.Tensor:
-        """Repaired output projection [hidden, kept inputs] at a width below dense."""
+        """Repaired output projection [hidden, kept inputs] at one of `widths`."""
         with self._open(layer, sublayer) as file:
             weight: torch.Tensor = file.get_tensor(".".join(str(part) for part in width))
         return weight
@@ -86,7 +89,11 @@ class Bank:
 
 
 def costliest(costs: np.ndarray, width: int) -> np.ndarray:
-    """The `width` structures that stay, ascending indices: the costliest to remove."""
+    """Indices of the `width` structures that cost most to remove, ascending: these stay.
+
+    >>> costliest(np.array([0.3, 0.1, 0.9, 0.2]), 2).tolist()
+    [0, 2]
+    """
     return np.sort(np.argsort(-costs, kind="stable")[:width])
 
 
@@ -99,16 +106,16 @@ def build_bank(
     folder: Path,
     progress: Callable[[], None] = lambda: None,
 ) -> Bank:
-    """Build the bank of a dense model in `folder`, layer by layer; memory holds one layer's moments.
+    """Build the bank of a dense model in `folder`, layer by layer. Memory holds the moments of one layer only.
 
     Args:
-        model: dense, evaluation mode; not changed.
-        scores: for F, the output curvature.
-        space: widths to offer.
+        model: the dense transformers model, in evaluation mode; it is not changed.
+        scores: they hold F, the curvature at the outputs.
+        space: the widths to store.
         windows: calibration token ids [n, window].
         progress: called after every layer.
 
-    Raises SaapError where numbers on the way are not finite.
+    Raises SaapError when an intermediate result is not finite.
     """
     arguments, states = layer_arguments(model, windows), layer_inputs(model, windows)
     arrays: dict[str, torch.Tensor] = {}
@@ -136,7 +143,7 @@ def build_bank(
 
 
 def _advance(module: Any, branch: Callable[[torch.Tensor], torch.Tensor], states: list[torch.Tensor]) -> torch.Tensor:
-    """Carry `states` past a sublayer; returns E[x x^T] of what its output projection sees, float64."""
+    """Run a sublayer on `states`, in place; return E[x x^T] of its output projection's inputs, float64."""
     width = module.weight.shape[1]
     gram = torch.zeros(width, width, device=module.weight.device)
     rows = 0
@@ -159,7 +166,7 @@ def _advance(module: Any, branch: Callable[[torch.Tensor], torch.Tensor], states
 def _costs(
     scores: Scores, index: int, sublayer: str, weight: torch.Tensor, gram: torch.Tensor, curvature: torch.Tensor
 ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(kind, greedy costs, plain costs) of the sublayer's kinds of structures."""
+    """(kind, greedy costs, plain costs) for each kind of structure in the sublayer."""
     shape = scores.shapes[index]
     number = shape_widths(shape)
     if sublayer == "ffn":
@@ -213,7 +220,7 @@ def _repaired_channels(
 
 
 def offered(space: Space, layer: int, sublayer: str) -> list[tuple[int, ...]]:
-    """Widths the bank keeps of a sublayer: all for attention, FFN_WIDTHS evenly spaced ones for an FFN."""
+    """Widths that the bank stores for a sublayer: all of attention, FFN_WIDTHS evenly spaced ones of an FFN."""
     if sublayer == "ffn":
         options = space.options(layer, "ffn")
         every = -(-len(options) // FFN_WIDTHS)

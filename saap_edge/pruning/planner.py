@@ -30,7 +30,7 @@ from saap_edge.pruning.space import Space, Widths
 
 __all__ = ["AUTO", "METHODS", "Made", "Planner", "load_values", "save_values"]
 
-SEARCH, POLICY = "search", "policy-gradient"  # these learn widths or an order with the model, by forward passes
+SEARCH, POLICY = "search", "policy-gradient"  # these run the model to learn widths or an order
 METHODS = (*ORDERS, SEARCH, POLICY)
 PAPER = RankingSettings()
 STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # widths that the search starts from
@@ -43,7 +43,7 @@ Made = tuple[Widths, Values]  # widths, and the values that structures leave by
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans for any ratio from one set of scores and one bank.
+    """Makes plans for any ratio from one set of scores and one bank.
 
     Attributes:
         model: the dense model, put back as it was after every call.
@@ -74,7 +74,7 @@ class Planner:
     precision: Precision = "float32"
 
     def work(self, method: str) -> float:
-        """Steps of `plan`, each about as long as a plan tried by the search: a judgement counts for many."""
+        """How many steps `plan` takes. One is the time to try one plan of the search; a judgement takes several."""
         wanted = self._wanted(method)
         count = len(wanted) + (FOUND - 1) * (SEARCH in wanted)
         search = self.evaluations + probe_count(self.space) if SEARCH in wanted else 0
@@ -98,8 +98,9 @@ class Planner:
     ) -> tuple[Plan, Values]:
         """The plan of a method (METHODS), or with `auto` the best of `auto`, and the values its structures leave by.
 
-        A method that was asked for by name is kept, and the uniform rival's figure stands beside it. Raises SaapError
-        when the ratio cannot be reached.
+        A method asked for by name is kept even if the uniform plan is better; the plan's candidates show both.
+        `progress` is called with the steps done, as `work` counts them. Raises SaapError when the ratio cannot be
+        reached.
         """
         made = {name: self.made(name, ratio, progress) for name in self._wanted(method)}
         return self.choose(made, method, ratio, progress)
@@ -227,7 +228,7 @@ class _Entry:
 
 
 def save_values(values: Values, folder: Path) -> None:
-    """Write order.safetensors: for every layer and kind, the figure each structure leaves by (lowest first)."""
+    """Write order.safetensors: for every layer and kind, the value of each structure (the lowest leaves first)."""
     arrays = {f"layers.{i}.{kind}": layer[kind].astype(np.float64) for i, layer in enumerate(values) for kind in KINDS}
     save_file(arrays, folder / "order.safetensors")
 

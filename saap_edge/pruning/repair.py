@@ -1,11 +1,11 @@
 """Repair: least-squares update of `o_proj` and `down_proj` after some of their inputs are gone.
 
-For a projection y = W x + b whose inputs are cut to `kept`, the weights that come closest to a wanted output t have a
-closed form, W' = T X^T (X X^T + ridge)^-1, so no gradient and no training is needed. Layers are mended in order, each
-on the activations that the already mended layers before it produce. What is wanted is a mixture of two targets:
+For a projection y = W x + b whose inputs are cut to `kept`, the weights that come closest to a target output t have a
+closed form, W' = T X^T (X X^T + ridge)^-1. It needs no gradient and no training. Layers are repaired in order, each on
+the activations that the repaired layers before it produce. The target is a mixture of two:
 
-  local   what the dense projection gives on these same activations: mends the cut of this layer alone
-  dense   what brings the residual stream back to the dense model's: mends the errors of the layers before it too
+  local   the dense projection's output on these same activations: repairs the cut of this layer alone
+  dense   what brings the residual stream back to the dense model's: repairs the errors of earlier layers too
 
 (GPTQ-style methods use the first; the second is the asymmetric target of GPTAQ, 2504.02692, here for structures.)
 Either end is worse than a mixture: docs/method.md has the figures.
@@ -63,7 +63,7 @@ class Variant:
 
 @contextmanager
 def restored(model: Any) -> Iterator[None]:
-    """Output projections are put back as they were at the end: several repairs can be tried on one model."""
+    """Restore all output projections on leaving, so that several repairs can be tried on one model."""
     modules = [module for layer in model.model.layers for module in output_projections(layer).values()]
     before = [(module.weight.detach().clone(), module.bias) for module in modules]
     try:
@@ -83,7 +83,7 @@ def repair(
     progress: Callable[[], None] = lambda: None,
     precision: Precision = "float32",
 ) -> None:
-    """Mend the dense `model` in place, layer by layer, for a cut to `kept`: removed columns become zero.
+    """Repair the dense `model` in place, layer by layer, for a cut to `kept`. Removed columns become zero.
 
     `surgery.cut` of the result is the repaired pruned model.
 
@@ -242,7 +242,7 @@ class _Step:
 
 
 class _Moments:
-    """Second moments of one projection's kept inputs (and the constant 1, for a bias) with the wanted outputs."""
+    """Second moments of one projection's kept inputs (and of the constant 1, for a bias) with the target outputs."""
 
     def __init__(self, module: Any, columns: torch.Tensor, bias: bool) -> None:
         self.module, self.columns = module, columns

@@ -1,9 +1,9 @@
-"""Search by candidates: which width for which layer, judged by the whole model's answers.
+"""Search: try many plans and judge each by the whole model's answers.
 
-Widths are assembled from the bank of repaired sublayers, and judged by the divergence KL(dense || assembled) of
-next-token distributions on calibration text that the bank was not built on. Starts are the plans of the one-pass
-orders, the uniform plan and a ranking corrected by measurement; small moves that keep the budget follow (after
-SlimGPT, 2412.18110, and Tyr-the-Pruner, 2503.09657).
+A plan is assembled from the bank of repaired sublayers. It is judged by KL(dense || assembled), the divergence of
+next-token distributions, on calibration text that the bank was not built on. The search starts from the plans of the
+one-pass orders, the uniform plan and a ranking corrected by measurement, and makes small moves that keep the budget
+(after SlimGPT, arXiv 2412.18110, and Tyr-the-Pruner, arXiv 2503.09657).
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from saap_edge.pruning.space import Space, Widths
 
 __all__ = ["Member", "evolve", "measured_values", "on_bank", "probe_count"]
 
-POPULATION = 8
+POPULATION = 8  # plans kept from one round to the next
 PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which its measured divergence corrects the ranking
 
 
 def measured_values(assembly: Assembly, values: Values, progress: Callable[[], None] = lambda: None) -> Values:
-    """The bank's predicted costs, corrected: every sublayer is narrowed alone to a few widths and its divergence taken.
+    """Correct `values`, which predict losses, by measured ones; returns the corrected values.
 
-    The ratio of measured to predicted loss, interpolated over widths in its logarithm, multiplies the values.
+    Every sublayer alone is narrowed to a few widths (PROBES), and the divergence is measured. The ratio of measured to
+    predicted loss multiplies the values; between the widths its logarithm is interpolated. `progress` is called after
+    each measurement.
     """
     space, dense = assembly.space, assembly.space.dense()
     corrected = [dict(layer) for layer in values]
@@ -51,7 +53,7 @@ def measured_values(assembly: Assembly, values: Values, progress: Callable[[], N
 
 
 def probe_count(space: Space) -> int:
-    """Plans that `measured_values` tries."""
+    """Number of plans that `measured_values` tries."""
     return sum(len(_probed(space, layer, kind)) for layer, kind in space.sublayers())
 
 
@@ -66,7 +68,7 @@ def _probed(space: Space, layer: int, kind: str) -> list[int]:
 
 @cache
 def banked_options(space: Space, layer: int, kind: str) -> list[int]:
-    """Widths of a kind that the bank holds, ascending."""
+    """Widths of a kind that the bank stores, ascending; for the dense width it stores nothing."""
     sublayer = "ffn" if kind == "ffn" else "attention"
     position = 1 if kind == "slots" else 0
     return sorted({width[position] for width in offered(space, layer, sublayer)})
@@ -118,7 +120,7 @@ def evolve(
 
 
 def on_bank(space: Space, widths: Widths, ratio: float) -> Widths:
-    """The same plan at the nearest widths the bank holds, then narrowed or widened to the budget."""
+    """The same plan at the nearest widths that the bank stores, then narrowed or widened to the budget."""
     moved = [
         layer
         | {kind: min(banked_options(space, index, kind), key=lambda width: abs(width - layer[kind])) for kind in layer}
@@ -131,7 +133,7 @@ def on_bank(space: Space, widths: Widths, ratio: float) -> Widths:
 
 
 def _to_budget(space: Space, widths: Widths, ratio: float, rng: np.random.Generator) -> Widths | None:
-    """Random steps until the plan saves `ratio`, and at most a step more; None when that fails."""
+    """Take random steps until the plan saves `ratio` and no step wider would; None when there is no step left."""
     widths, options = list(widths), partial(banked_options, space)
     for _ in range(200):
         if space.met(widths, ratio):
@@ -156,7 +158,7 @@ def _to_budget(space: Space, widths: Widths, ratio: float, rng: np.random.Genera
 
 
 def _mutate(space: Space, widths: Widths, ratio: float, rng: np.random.Generator) -> Widths:
-    """One or two sublayers a step narrower, others wider in exchange."""
+    """Make one or two sublayers a step narrower, and others wider in exchange."""
     child = list(widths)
     for _ in range(1 + int(rng.random() < 0.3)):
         steps = one_step(space, child, -1, partial(banked_options, space))
