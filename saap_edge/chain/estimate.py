@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from saap_edge.formats import asked_by_llama_cpp, format_of
 from saap_edge.model.spec import ModelSpec
+from saap_edge.pruning.settings import EFFORTS
 from saap_edge.recipe import Recipe
 
 __all__ = ["ESTIMATED", "HIGH", "LOW", "Estimate", "Rates", "estimate_stages", "measure_rates"]
@@ -28,7 +29,9 @@ LOW, HIGH = 0.6, 1.7  # of what was measured lies within them (docs/progress.md)
 FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2}
 HELDOUT, SEARCHED = 40, 8  # windows: of held-out text, and those the search compares plans on
 LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the dense model that a search keeps
-JUDGED = {"auto": 12, "search": 8}  # plans repaired and judged; any other method: itself and the uniform plan
+LOOK, FOUND = 16, 6  # windows of a first look at many plans, and plans that a search finds
+BFLOAT16 = 2.0  # times as many operations a second as float32, where the processor multiplies in it
+SHARED, GLANCED = 0.6, 0.6  # of a plan that is tried: layers that are run, and windows
 PROBES, SUBLAYERS = 3, 2  # widths at which a search measures every sublayer
 EVALUATED = 8  # times in each of recovery's two phases
 BASE = 760 << 20  # Python with torch and transformers
@@ -129,7 +132,7 @@ class _Count:
         export, bench = self._export(), self._bench()
         return {
             "score": self._score(), "bank": self._bank(), "plan": self._plan(),
-            "prune": self._repair() + self._forward(3 * HELDOUT) + self._load() * 2, "recover": self._recover(),
+            "prune": self._judged(1, self.samples, 1.5 * HELDOUT) + self._load() * 2, "recover": self._recover(),
             "dense": export, "export": export * self.kept, "verify": self._verify(), "bench": bench,
         }  # fmt: skip
 
@@ -144,7 +147,10 @@ class _Count:
         outputs = 4.0 * self.layers * self.hidden * (self.q + self.ffn)  # of o_proj and down_proj
         moments = 6 * 8.0 * self.ffn**2
         reference = 2 * 4.0 * min(REFERENCE, SEARCHED * self.window * self.vocabulary)
-        search = self.recipe.prune.method in JUDGED
+        prune = self.recipe.prune
+        search = prune.method == "search" or (prune.method == "auto" and "search" in EFFORTS[prune.effort].auto)
+        streams = 2.0 + EFFORTS[prune.effort].finalists * (prune.method == "auto" or search)
+        judged = states * (1 + HELDOUT / self.samples) * (1 + streams) + states * self.ffn / self.hidden
         teacher = weights if recover.tokens and recover.distillation and recover.top is None else 0.0
         trained = pruned * 1.3 + self._activations(recover.batch, recover.checkpointing) if recover.tokens else 0.0
         importance = weights + states if self._important else 0.0
@@ -153,8 +159,8 @@ class _Count:
         held = {
             "score": scored * 1.05 + activations + 4.0 * self.projections * score.running_fisher,
             "bank": weights + 2 * states + moments,
-            "plan": weights + outputs + max(3 * states + 2 * 4.0 * self.ffn**2, logits, reference if search else 0.0),
-            "prune": weights + pruned + max(3 * states, pruned + logits),
+            "plan": weights + max(judged + moments, logits, reference + outputs if search else 0.0),
+            "prune": weights + max(judged + moments, pruned + logits),
             "recover": teacher + max(trained, pruned * 1.6 + 3 * states + 4 * 4.0 * self.ffn**2, pruned + logits),
             "dense": max(1.1 * largest, importance), "export": max(1.1 * largest, importance),
             "verify": 2 * weights + CHILD + one, "bench": 2 * CHILD + both,
@@ -190,9 +196,9 @@ class _Count:
 
     def _score(self) -> _Work:
         score = self.recipe.score
-        passes = self._forward(self.samples, head=False) * (4 if score.checkpointing else 3)
+        passes = self._read(self.samples) * (4 if score.checkpointing else 3)
         reductions = _Work(bytes=score.batches * 6 * 4.0 * self.projections)
-        return self._load() + passes + self._forward(self.samples) + reductions
+        return self._load() + passes + self._read(self.samples, head=True) + reductions
 
     def _grams(self, share: float = 1.0) -> _Work:
         """Second moments of what o_proj and down_proj see, and of it with what they give."""
@@ -202,31 +208,51 @@ class _Count:
     def _bank(self) -> _Work:
         solved = 0.0
         for width in (self.q, self.ffn):
-            # Two inverses, the greedy order's updates, and 16 repaired widths.
-            solved += 6 * width**3 + 16 * width * self.hidden * width * 2 + 16 * width**3 / 12
-        greedy = _Work(bytes=self.layers * 256 * 6 * 8.0 * min(self.ffn, 4096) ** 2)
-        passes = self._forward(self.samples, head=False) + self._grams()
+            # An inverse, the greedy order's blocks, a factor and its inverse, and the repaired widths.
+            solved += 4 * width**3 + 4 * width**2 * self.hidden
+        greedy = _Work(seconds=1e-3 * self.layers * min(256, self.ffn))
+        passes = self._read(self.samples) + self._grams()
         return self._load() + passes + _Work(doubles=solved * self.layers) + greedy
 
-    def _repair(self) -> _Work:
-        if not self.recipe.prune.repair:
-            return _Work()
-        solved = self.layers * sum((self.kept * width) ** 3 for width in (self.q, self.ffn))
-        return self._forward(3 * self.samples, head=False) + self._grams(self.kept) + _Work(doubles=solved)
+    def _read(self, windows: float, head: bool = False) -> _Work:
+        """A pass over text, in the recipe's arithmetic."""
+        from saap_edge.model.arithmetic import uses_bfloat16
+
+        work = self._forward(windows, head)
+        return replace(work, flops=work.flops / (BFLOAT16 if uses_bfloat16(self.recipe.score.precision) else 1))
+
+    def _judged(self, plans: float, samples: float, heldout: float) -> _Work:
+        """Plans that are repaired and judged together, and the dense model beside them."""
+        samples = samples if self.recipe.prune.repair else 0
+        widths = (self.kept * self.q, self.kept * self.ffn)
+        # The repaired outputs, their moments, and what is solved.
+        moments = self._grams(self.kept) * (1.3 * samples / self.samples)
+        solved = self.layers * sum(width**3 / 3 + 4 * width**2 * self.hidden for width in widths)
+        head = self._read(heldout, head=True) * (plans + 1)
+        each = moments + _Work(doubles=solved if samples else 0.0)
+        return self._read(samples) * (plans + 1) + head + each * plans
 
     def _plan(self) -> _Work:
         prune = self.recipe.prune
-        judged = self._repair() + self._forward(HELDOUT) + _Work(bytes=2 * 4.0 * self.projections)
-        work = self._load() + judged * JUDGED.get(prune.method, 2)
-        if prune.method in JUDGED:
+        effort = EFFORTS[prune.effort]
+        tried = prune.evaluations or effort.evaluations
+        made = effort.auto if prune.method == "auto" else dict.fromkeys((prune.method, "uniform"))
+        work, plans = self._load(), len(made)
+        if "search" in made:
             windows = min(SEARCHED, max(1, REFERENCE // (self.window * self.vocabulary)))
-            tried = prune.evaluations + PROBES * SUBLAYERS * self.layers
+            # Layers before the first change are not run again, and bad plans see two windows.
+            run = SHARED * (tried * GLANCED + PROBES * SUBLAYERS * self.layers)
             compared = _Work(bytes=6 * 4.0 * windows * self.window * self.vocabulary + 4.0 * self.projections)
-            work += (self._forward(windows) + compared) * tried
+            work += (self._read(windows, head=True) + compared) * run
+            plans += FOUND - 1
+        if plans > effort.finalists + 1:
+            work += self._judged(plans, LOOK, LOOK)
+            plans = effort.finalists + 1
+        work += self._judged(plans, self.samples, HELDOUT)
         if prune.method == "policy-gradient":
-            work += self._forward(4) * prune.evaluations
+            work += self._forward(4) * tried
         if prune.rounds > 1:
-            work += (self._score() + self._bank() + self._repair()) * prune.rounds
+            work += (self._score() + self._bank() + self._judged(1, self.samples, 0)) * prune.rounds
         return work
 
     def _recover(self) -> _Work:

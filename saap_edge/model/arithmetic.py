@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import wraps
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -45,7 +44,6 @@ def products(precision: Precision) -> AbstractContextManager[Any]:
 def multiplied(precision: Precision, act: Callable[..., _Result]) -> Callable[..., _Result]:
     """The function, with its products in this precision."""
 
-    @wraps(act)
     def inside(*inputs: Any, **keywords: Any) -> _Result:
         with products(precision):
             return act(*inputs, **keywords)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from saap_edge.errors import SaapError
+from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.stream import (
     attention_branch,
     ffn_branch,
@@ -105,6 +106,7 @@ def build_bank(
     windows: torch.Tensor,
     folder: Path,
     progress: Callable[[], None] = lambda: None,
+    precision: Precision = "float32",
 ) -> Bank:
     """Build the bank of a dense model in `folder`, layer by layer. Memory holds the moments of one layer only.
 
@@ -114,6 +116,7 @@ def build_bank(
         space: the widths to store.
         windows: calibration token ids [n, window].
         progress: called after every layer.
+        precision: of the passes over the text (model/arithmetic.py).
 
     Raises SaapError when an intermediate result is not finite.
     """
@@ -124,7 +127,7 @@ def build_bank(
         branches = (attention_branch(layer, keywords), ffn_branch(layer))
         modules = output_projections(layer).values()
         for sublayer, branch, module in zip(SUBLAYERS, branches, modules, strict=True):
-            gram = _advance(module, branch, states)
+            gram = _advance(module, multiplied(precision, branch), states)
             require_finite_sums(gram, index, PROJECTIONS[sublayer])
             curvature = torch.from_numpy(scores.fisher[index][sublayer]).to(module.weight.device)
             for kind, costs, plain in _costs(scores, index, sublayer, module.weight, gram, curvature):

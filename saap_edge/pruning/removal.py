@@ -33,8 +33,16 @@ def damped(gram: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
 def least_squares(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
     """Weights [out, in] that minimise || t - W x ||^2 + ridge || W - start ||^2 over the data. Solved in float64.
 
-    `gram` [in, in] = sum x x^T, `cross` [out, in] = sum t x^T, `start` [out, in]. The ridge, relative to the mean
-    diagonal of `gram`, pulls towards `start`, so that with no data the result is `start`.
+    Args:
+        gram: [in, in], sum of x x^T.
+        cross: [out, in], sum of t x^T.
+        start: [out, in]. The ridge pulls towards it; without data it is the result.
+        ridge: relative to the mean diagonal of `gram`.
+
+    Inputs (1, 0) and (0, 1) with targets 2 and 3:
+
+    >>> least_squares(torch.eye(2), torch.tensor([[2.0, 3.0]]), torch.zeros(1, 2), ridge=0.0).tolist()
+    [[2.0, 3.0]]
     """
     start64 = start.double()
     missing = cross.double() - start64 @ gram.double()
@@ -64,15 +72,23 @@ def _factor(system: torch.Tensor) -> torch.Tensor | None:
 def removal_costs(
     weight: torch.Tensor, inverse: torch.Tensor, curvature: torch.Tensor, columns: torch.Tensor, greedy: bool = True
 ) -> torch.Tensor:
-    """Loss at which each structure leaves, in nats per token where curvature is in nats^2; float64 [structures].
+    """Loss of removing each structure, float64 [structures]; in nats per token if `curvature` is in nats^2.
 
     Args:
-        weight: [out, in]; inverse: [in, in], `removal_inverse` of E[x x^T]; curvature: [out], E[(dL/dy)^2].
+        weight: [out, in].
+        inverse: [in, in], `removal_inverse` of E[x x^T].
+        curvature: [out], E[(dL/dy)^2].
         columns: int64 [structures, width], the input columns of each structure.
-        greedy: remove one after the other, updating what stays; otherwise every structure's own cost, alone.
+        greedy: remove one structure after the other and update what stays; else the cost of removing each alone.
 
-    Greedy costs never fall along the order of removal (a cheap structure behind a dear one takes its cost), so that
-    sorting by them gives the order back. Raises SaapError where they are not finite.
+    Greedy costs never fall along the order of removal: a structure that would be cheaper than the one removed before it
+    takes that one's cost. So sorting by them gives the order. Raises SaapError where costs are not finite.
+
+    Two independent inputs of variance 1, with weights 1 and 3, cost w^2 / 2 each:
+
+    >>> columns, inverse = torch.tensor([[0], [1]]), removal_inverse(torch.eye(2))
+    >>> removal_costs(torch.tensor([[1.0, 3.0]]), inverse, torch.ones(1), columns).round(decimals=2).tolist()
+    [0.5, 4.5]
     """
     columns = columns.to(weight.device)
     left = weight.double() * (0.5 * curvature.double()).sqrt()[:, None]

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from saap_edge.errors import SaapError
+from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.folder import spec_of
 from saap_edge.model.head import next_token_gradient
@@ -74,6 +75,7 @@ def score_model(
     second_order: bool = False,
     running_fisher: bool = False,
     checkpointing: bool = False,
+    precision: Precision = "float32",
 ) -> Scores:
     """Score every KV group, query slot and FFN channel of a dense model.
 
@@ -86,6 +88,7 @@ def score_model(
         running_fisher: the diagonal Fisher is the mean over all batches so far, not the batch's own. This costs a
             float32 copy of the projections (4 bytes a parameter, whatever the model's dtype).
         checkpointing: recompute activations in the backward pass: less memory, a fifth more time.
+        precision: of matrix products (model/arithmetic.py); sums over gradients are float32.
 
     Raises SaapError when the loss is not finite.
     """
@@ -95,13 +98,14 @@ def score_model(
         for shape in spec.layers
     ]
     watch = _Watch(model, spec, values, second_order, running_fisher)
+    decoded, lost = multiplied(precision, model.model), multiplied(precision, next_token_gradient)
     with watch.attached(), checkpointed(model, checkpointing):
         for number, batch in enumerate(batches):
             watch.start(number)
             tokens = batch.to(model.get_input_embeddings().weight.device)
-            states = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+            states = decoded(input_ids=tokens, use_cache=False).last_hidden_state
             watch.finish(batch)
-            loss, gradient = next_token_gradient(model, states.detach(), tokens)
+            loss, gradient = lost(model, states.detach(), tokens)
             if not np.isfinite(loss):
                 raise SaapError(f"the loss on calibration batch {number} is {loss}: the model or text is broken")
             states.backward(gradient)

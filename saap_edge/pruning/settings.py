@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,7 +11,17 @@ from saap_edge.errors import SaapError
 from saap_edge.registry import Registry
 from saap_edge.settings import Section
 
-__all__ = ["METHODS", "OUTSIDE_ORDERS", "Method", "PruneSettings", "RankingSettings", "ScoreSettings", "View"]
+__all__ = [
+    "EFFORTS",
+    "METHODS",
+    "OUTSIDE_ORDERS",
+    "Effort",
+    "Method",
+    "PruneSettings",
+    "RankingSettings",
+    "ScoreSettings",
+    "View",
+]
 
 
 class ScoreSettings(Section):
@@ -20,6 +31,10 @@ class ScoreSettings(Section):
     batches: int = Field(default=16, ge=2, description="batches they form; importance is kept per batch")
     window: int = Field(default=256, ge=16, description="tokens a window, also for recovery and perplexity")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the model while it is scored")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of products in score, bank, plan and prune; auto: bfloat16 where the processor multiplies in it",
+    )
     checkpointing: bool = Field(default=False, description="recompute activations: less memory, a fifth more time")
     second_order: bool = Field(default=False, description="second-order term in the vector-wise metric too")
     running_fisher: bool = Field(
@@ -33,6 +48,26 @@ class ScoreSettings(Section):
         return self
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a plan may cost.
+
+    Attributes:
+        auto: methods that `auto` builds.
+        evaluations: plans that a search tries.
+        finalists: plans that are repaired and judged on all text, where more were made.
+    """
+
+    auto: tuple[str, ...]
+    evaluations: int
+    finalists: int
+
+
+EFFORTS = {
+    "quick": Effort(("kfac", "uniform"), 40, 2),
+    "normal": Effort(("search", "kfac", "llm-pruner-element", "uniform"), 80, 2),
+    "thorough": Effort(("search", "kfac", "fused", "llm-pruner-element", "saap", "uniform"), 200, 6),
+}
 View = Literal["vector", "element", "wanda", "flap", "magnitude", "obs"]
 # Methods of this package. Orders from outside come beside them: docs/adding.md.
 METHODS = (
@@ -96,7 +131,10 @@ class PruneSettings(Section):
     query_slots: bool = Field(default=False, description="query heads may go beside whole kv groups (GQA)")
     depth: bool = Field(default=False, description="a layer's whole attention or FFN may go")
     ranking: RankingSettings = RankingSettings()
-    evaluations: int = Field(default=200, ge=1, description="plans the search tries")
+    effort: Literal["quick", "normal", "thorough"] = Field(
+        default="normal", description="how many plans auto and search build, try and judge"
+    )
+    evaluations: int | None = Field(default=None, ge=1, description="plans the search tries; where absent, by effort")
     rounds: int = Field(
         default=1, ge=1, le=16, description="for a ranked method: prune in so many steps, repaired and scored between"
     )

@@ -32,7 +32,8 @@ def _bank(context: Context, inputs: Inputs, out: Path) -> None:
     space = space_of(context.spec, context.recipe, context.target)
     texts = windows(context, "calibration", context.recipe.score.samples)
     with context.bar("bank: layers", len(context.spec.layers)) as advance:
-        build_bank(model, load_scores(inputs["score"]), space, texts, out, lambda: advance(1))
+        scores, precision = load_scores(inputs["score"]), context.recipe.score.precision
+        build_bank(model, scores, space, texts, out, lambda: advance(1), precision)
 
 
 RULE = Rule("bank", ("score",), _bank, reads=("model", "calibration"), settings=_settings)

@@ -61,22 +61,25 @@ def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
     from saap_edge.pruning.bank import Bank, build_bank
     from saap_edge.pruning.planner import Planner
     from saap_edge.pruning.score import load_scores
+    from saap_edge.pruning.settings import EFFORTS
 
-    settings, samples = context.recipe.prune, context.recipe.score.samples
+    settings, samples, precision = context.recipe.prune, context.recipe.score.samples, context.recipe.score.precision
+    effort = EFFORTS[settings.effort]
     model = dense_model(context)
     space = space_of(context.spec, context.recipe, context.target)
     texts = windows(context, "calibration", samples + SEARCH_WINDOWS)
 
     def rescore() -> tuple[Any, Any]:
         scores = scores_of(context, model, batches_of(context))
-        return scores, build_bank(model, scores, space, texts[:samples], scratch)
+        return scores, build_bank(model, scores, space, texts[:samples], scratch, precision=precision)
 
     return Planner(
         model=model, scores=load_scores(inputs["score"]), bank=Bank(inputs["bank"]), space=space,
         calibration=texts[:samples], search=texts[-SEARCH_WINDOWS:],
         heldout=windows(context, "heldout", HELDOUT_WINDOWS), ranking=settings.ranking,
-        evaluations=settings.evaluations, seed=context.recipe.seed, mix=settings.mix if settings.repair else None,
-        bias=settings.bias, rounds=settings.rounds, rescore=rescore,
+        evaluations=settings.evaluations or effort.evaluations, seed=context.recipe.seed,
+        mix=settings.mix if settings.repair else None, bias=settings.bias, rounds=settings.rounds, rescore=rescore,
+        auto=effort.auto, finalists=effort.finalists, precision=precision,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def _prune(context: Context, inputs: Inputs, out: Path) -> None:
     check_fits(plan, context.spec)
     kept = kept_structures(load_values(inputs["plan"]), plan.widths)
     heldout = windows(context, "heldout", HELDOUT_WINDOWS)
-    texts: Any = windows(context, "calibration", context.recipe.score.samples) if settings.repair else []
+    texts = windows(context, "calibration", context.recipe.score.samples)[: None if settings.repair else 0]
     pruned, figures = _cut_and_repaired(context, model, kept, heldout, texts)
     (out / "model").mkdir()
     save_model(pruned, context.model, out / "model")
@@ -46,23 +46,18 @@ def _prune(context: Context, inputs: Inputs, out: Path) -> None:
 def _cut_and_repaired(
     context: Context, model: Any, kept: Any, heldout: Any, texts: Any
 ) -> tuple[Any, dict[str, float]]:
-    """The pruned model, and held-out perplexity of each step."""
-    from saap_edge.model.perplexity import perplexity
-    from saap_edge.pruning.repair import repair
+    """The pruned model, and held-out perplexity of each step: the dense model, the cut one and the repaired one."""
+    from saap_edge.pruning.repair import Variant, judge_variants
     from saap_edge.pruning.surgery import cut
 
-    settings = context.recipe.prune
-    layer = 3 * len(texts) / len(kept)  # a repair runs every window three times
-    work = 3 * (len(heldout) + len(texts)) if settings.repair else 2 * len(heldout)
-    with context.bar("prune: passes over windows", work) as advance:
-        figures = {"dense": perplexity(model, heldout, advance).value}
-        pruned = cut(model, kept)
-        figures["cut"] = perplexity(pruned, heldout, advance).value
-        if settings.repair:
-            repair(model, kept, texts, settings.mix, settings.bias, lambda: advance(layer))
-            pruned = cut(model, kept)
-            figures["repaired"] = perplexity(pruned, heldout, advance).value
-    return pruned, figures
+    settings, precision = context.recipe.prune, context.recipe.score.precision
+    variants = [Variant(kept, None), *([Variant(kept, settings.mix, settings.bias)] if settings.repair else [])]
+    with context.bar("prune: layers", len(kept)) as advance:
+        found = judge_variants(
+            model, variants, texts, heldout, store=len(variants) - 1, progress=lambda: advance(1), precision=precision
+        )
+    figures = dict(zip(("dense", "cut", "repaired"), (one.value for one in found), strict=False))
+    return cut(model, kept), figures
 
 
 RULE = Rule("prune", ("plan",), _prune, reads=("model", "calibration", "heldout"), settings=_settings)

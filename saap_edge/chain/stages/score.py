@@ -47,7 +47,7 @@ def scores_of(context: Context, model: Any, batches: list[Any], progress: Callab
     conditions = {"text_sha256": text_hash(context.recipe.data.calibration), **settings.model_dump()}
     return score_model(
         model, batches, conditions, progress, second_order=settings.second_order,
-        running_fisher=settings.running_fisher, checkpointing=settings.checkpointing,
+        running_fisher=settings.running_fisher, checkpointing=settings.checkpointing, precision=settings.precision,
     )  # fmt: skip
 
 
