@@ -9,7 +9,8 @@
 # What helps: read the text that stays again instead of moving it.
 #
 # Run: findings/llama-cpp-yarn-keys-grow-when-shifted.sh
-# (pip builds llama-cpp-python from source: about 7 minutes on 2 cores; half a minute where pip has that build in its cache)
+# (pip builds llama-cpp-python from source with a C++ compiler: 7 minutes on 2 idle cores, 13 on 2 busy ones; half a minute
+# where pip has that build in its cache)
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
