@@ -7,7 +7,7 @@
 # kind without a word and answer as if it were not scaled; llama.cpp gives another answer, the right one. What
 # helps in transformers: pass a config with rope_parameters set (logits then agree); else open the original folder.
 #
-# Run: findings/gguf-scaled-rope-is-read-as-plain.sh      (about 3 minutes: it installs a CPU build of torch and OpenVINO)
+# Run: findings/gguf-scaled-rope-is-read-as-plain.sh      (about 4 minutes, most of it pip: torch and OpenVINO)
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
