@@ -1,11 +1,14 @@
-"""What a runtime's own arithmetic does to the answers, in torch: how far an artifact without a fault may be off.
+"""A runtime's arithmetic emulated in torch: it predicts how much the answers of a faultless artifact differ.
 
-Both runtimes round the input of every quantised product to 8 bits, in blocks, with a scale of the block's largest
-magnitude / 127: llama.cpp in blocks of 32 with scales in fp16 (`quantize_row_q8_0`, and `quantize_row_q8_1` before
-Q4_1, whose minimums meet a sum of the block that is rounded to fp16 too), ONNX Runtime's MatMulNBits at accuracy level
-4 in blocks of the weight's own size with float32 scales. llama.cpp's F16 and BF16 products round their input to the
-type of the weight, and its attention, on fewer than 64 tokens at once, keeps queries, keys, values and the running sum
-in fp16 (ggml-cpu/ops.cpp, `flash_attn_ext_f16_one_chunk`). All else is float32 in another order.
+Both runtimes round the input of every quantised product to 8 bits, in blocks, with the scale max|x| / 127 of the block.
+
+- llama.cpp has blocks of 32 and fp16 scales (`quantize_row_q8_0`). For Q4_1 (`quantize_row_q8_1`) minimums are
+  multiplied by the block's sum, which is rounded to fp16 too.
+- ONNX Runtime's MatMulNBits at accuracy level 4 has blocks of the weight's own size and float32 scales.
+
+llama.cpp's F16 and BF16 products round their input to the type of the weight. Its attention, for fewer than 64 tokens
+at once, keeps queries, keys, values and the running sum in fp16 (ggml-cpu/ops.cpp, `flash_attn_ext_f16_one_chunk`).
+The rest is float32 in another order of summation.
 """
 
 from __future__ import annotations
@@ -31,7 +34,14 @@ _ATTENTION = "saap_edge_llama_cpp"
 
 @contextmanager
 def runtime_arithmetic(model: Any, weights: ExportWeights, artifact_format: str, group: int = BLOCK) -> Iterator[None]:
-    """Within this, `model`, the `shipped_model` of an artifact of the folder `weights`, rounds as its runtime does."""
+    """Inside this context `model` rounds as the runtime of an artifact does.
+
+    Args:
+        model: the `shipped_model` of the artifact.
+        weights: the model folder that was exported.
+        artifact_format: the artifact's format.
+        group: that of the export.
+    """
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
@@ -52,10 +62,10 @@ def _half_sums(artifact_format: str) -> bool:
 def _product(
     module: nn.Linear, name: str, weights: ExportWeights, artifact_format: str, group: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What stands for the forward of a linear layer."""
+    """The function that replaces the forward of a linear layer."""
     half, layout = _half_sums(artifact_format), weights.layout(artifact_format, group)
     if layout is None:
-        # K-quants' own rounding is not predicted (parity.py); ONNX Runtime's floats meet float32.
+        # The rounding of inputs before K-quants is not emulated (parity.py). ONNX Runtime multiplies floats in float32.
         kind = (floats_of(artifact_format) or torch.float16) if half else torch.float32
         return lambda x: nn.functional.linear(x.to(kind).float(), module.weight, module.bias)
     projection = "_proj" in name
@@ -69,7 +79,7 @@ def _product(
         if minimums is None:
             return y
         sums = codes.sum(-1, keepdim=True)
-        # The product above took minimums times the codes' own sums.
+        # The product above multiplied minimums by the exact sums of the codes: correct for the rounded sums.
         off = (_half(scales * sums) - stored * sums)[..., 0]
         return y + off @ minimums[: len(module.weight), : off.shape[-1]].T
 
@@ -77,14 +87,14 @@ def _product(
 
 
 def _minimums(weights: ExportWeights, name: str, layout: tuple[BlockFormat, int]) -> torch.Tensor | None:
-    """Minimums [out, blocks of 32] where the format has them."""
+    """Minimums [out, blocks of 32]; None if the format has none."""
     format, group = layout
     offsets = weights.blocks(name, format, group).offsets if format.offset == "minimum" else None
     return None if offsets is None else offsets.float().repeat_interleave(group // BLOCK, dim=1)
 
 
 def _eight_bits(x: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes -127..127 [..., blocks, block] and scales [..., blocks, 1] of the rows of `x`, zeros after their end."""
+    """Codes -127..127 [..., blocks, block] and scales [..., blocks, 1] of the rows of `x`, padded with zeros."""
     blocks = nn.functional.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
     highest = blocks.abs().amax(-1, keepdim=True)
     inverse = torch.where(highest == 0, 0, 127 / highest)

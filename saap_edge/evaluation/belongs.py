@@ -1,4 +1,4 @@
-"""Whether a tokenizer is the one that a model was made with: another one's ids give figures that mean nothing."""
+"""Checks that a tokenizer belongs to a model: the ids of another tokenizer would give meaningless figures."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from saap_edge.errors import SaapError
 
 __all__ = ["check_tokenizer"]
 
-OTHERS = 0.1  # of the tokens at most may be called otherwise: converters rename special and unused ones
+OTHERS = 0.1  # largest share of tokens with other names: converters rename special and unused ones
 
 
 def check_tokenizer(tokenizer: Any, origin: Path, path: Path, vocab_size: int | None) -> None:
-    """Raises SaapError when `tokenizer` (of the folder `origin`) has more tokens than the model at `path` with
-    `vocab_size`, or calls them otherwise than the vocabulary that is there."""
-    # Without added tokens: Gemma 3 has one of these beyond its model's vocabulary, and no text gives it.
+    """Raise SaapError when `tokenizer`, of the folder `origin`, does not belong to the model at `path`.
+
+    It must not have more tokens than `vocab_size`, and its tokens must have the names that are stored at `path`.
+    """
+    # Added tokens are not counted: Gemma 3 has one beyond its model's vocabulary, which no text contains.
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise SaapError(
             f"the tokenizer of '{origin}' is another model's: it has {tokenizer.vocab_size} tokens, '{path}' has "
@@ -36,7 +38,7 @@ def check_tokenizer(tokenizer: Any, origin: Path, path: Path, vocab_size: int | 
 
 
 def _pieces(path: Path) -> dict[int, str]:
-    """Pieces by id of a GGUF file, or of the tokenizer.json of a folder; none where there is none."""
+    """Token names by id, of a GGUF file or of a folder's tokenizer.json; empty where there are none."""
     if path.suffix == ".gguf":
         return dict(enumerate(read_strings(path, "tokenizer.ggml.tokens") or []))
     try:

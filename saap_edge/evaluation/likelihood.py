@@ -1,4 +1,4 @@
-"""Log-likelihoods of token sequences: one small protocol, for a torch model and for an artifact in its own engine."""
+"""Log-likelihoods of token sequences, by one protocol for torch models and for artifacts in their engines."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from saap_edge.model.perplexity import Perplexity
 
 __all__ = ["ArtifactScorer", "Request", "Score", "Scorer", "TorchScorer", "finite_scores", "window_perplexity"]
 
-# Tokens of one forward pass in torch, padding included: enough to keep a CPU busy, little enough to fit anywhere.
+# Tokens of one forward pass in torch, padding included: they keep a CPU busy and fit into any memory.
 BATCH_TOKENS = 4096
-# Requests of one question to the child process: it answers within the worker's time limit on a slow board too.
+# Requests sent to the child process at once: a slow board, too, answers them within the worker's time limit.
 ASK = 8
 
 
 class Request(NamedTuple):
-    """Token ids; those from `start` on (at least 1) are to be scored given all before them."""
+    """Token ids. Those from `start` (at least 1) on are scored, each given all tokens before it."""
 
     tokens: list[int]
     start: int
 
 
 class Score(NamedTuple):
-    """Of every scored token: log-probability in nats, and whether the model finds no token likelier."""
+    """For every scored token: its log-probability in nats, and whether no token is likelier."""
 
     values: list[float]
     greedy: list[bool]
 
 
 class Scorer(Protocol):
-    """Whatever gives log-probabilities. `context` is the longest sequence the model can be run on."""
+    """Gives log-probabilities. `context` is the longest sequence that the model can run, in tokens."""
 
     context: int
 
@@ -46,18 +46,18 @@ class Scorer(Protocol):
         """Number of token ids; None where the file does not say."""
 
     def score(self, requests: list[Request], advance: Callable[[int], None]) -> list[Score]:
-        """Scores in the order of `requests`; `advance` is told how many were done. Raises SaapError when it fails.
+        """Scores in the order of `requests`; `advance` gets the number just done. Raises SaapError on failure.
 
-        A request may have one token more than `context`: its last token is predicted, never run.
+        A request may have one token more than `context`, because its last token is predicted and not run.
         """
         ...
 
 
 @dataclass
 class TorchScorer:
-    """A transformers causal LM, on the device it is on; batches of like lengths, padded on the right.
+    """A transformers causal LM, run on its device in batches of similar lengths, padded on the right.
 
-    Choices that share a question are run as rows of one batch: the question is not kept between them.
+    Choices that share a question are separate rows of a batch: no cache is shared between them.
     """
 
     model: Any
@@ -65,13 +65,13 @@ class TorchScorer:
 
     @property
     def vocab_size(self) -> int | None:
-        """Of the embedding."""
+        """Rows of the embedding."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
     @torch.no_grad()
     def score(self, requests: list[Request], advance: Callable[[int], None]) -> list[Score]:
         scores: dict[int, Score] = {}
-        # Longest first: what does not fit into memory fails at once.
+        # Longest first, so that a lack of memory shows at once.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].tokens))
         for indices in _batches(order, requests):
             batch = [requests[i] for i in indices]
@@ -84,8 +84,8 @@ class TorchScorer:
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         for row, request in zip(ids, batch, strict=True):
             row[: len(request.tokens) - 1] = torch.tensor(request.tokens[:-1])
-        # Padding comes after every real token, and attention only looks back: it needs no mask. Logits are made from
-        # the first wanted position on: those of a whole batch with a large vocabulary would take gigabytes.
+        # No mask is needed: padding comes after every real token, and attention only looks back. Logits are computed
+        # from the first wanted position on, because all of a batch with a large vocabulary would take gigabytes.
         first = min(request.start for request in batch) - 1
         keep = torch.arange(first, width, device=self.model.device)
         logits = self.model(input_ids=ids.to(self.model.device), use_cache=False, logits_to_keep=keep).logits
@@ -98,7 +98,7 @@ class TorchScorer:
 
 
 def _batches(order: list[int], requests: list[Request]) -> Iterator[list[int]]:
-    """Runs of `order`, longest request first, whose padded size stays within BATCH_TOKENS; at least one request."""
+    """Batches of `order`, longest request first, of at most BATCH_TOKENS padded tokens, or of one request."""
     start = 0
     while start < len(order):
         count = max(1, BATCH_TOKENS // len(requests[order[start]].tokens))
@@ -108,10 +108,10 @@ def _batches(order: list[int], requests: list[Request]) -> Iterator[list[int]]:
 
 @dataclass
 class ArtifactScorer:
-    """A GGUF file or an ONNX folder in a child process, which lives only while it scores.
+    """A GGUF file or an ONNX folder, in a child process that lives only while it scores.
 
-    Its KV cache is as long as the longest request, not as the model allows. What consecutive requests share (a
-    question and its choices) is run once.
+    Its KV cache is as long as the longest request, not as long as the model allows. The beginning that consecutive
+    requests share (a question before its choices) runs once.
     """
 
     engine: str
@@ -132,7 +132,7 @@ class ArtifactScorer:
 
 
 def finite_scores(scorer: Scorer, requests: list[Request], advance: Callable[[int], None]) -> list[Score]:
-    """`scorer.score`, refused with a SaapError when an answer is not a finite number: a mean would hide it."""
+    """`scorer.score`. Raises SaapError when a log-probability is not finite, which a mean could hide."""
     scores = scorer.score(requests, advance)
     if not all(math.isfinite(value) for score in scores for value in score.values):
         raise SaapError("the model answers with numbers that are not finite: its weights are damaged")
@@ -140,7 +140,10 @@ def finite_scores(scorer: Scorer, requests: list[Request], advance: Callable[[in
 
 
 def window_perplexity(scorer: Scorer, windows: torch.Tensor, advance: Callable[[int], None]) -> Perplexity:
-    """Next-token perplexity over `windows` [n, window]; the first token of a window is context only."""
+    """Next-token perplexity over `windows` [n, window]; the first token of a window is context only.
+
+    Raises SaapError as `finite_scores`.
+    """
     scores = finite_scores(scorer, [Request(window, 1) for window in windows.tolist()], advance)
     count = windows.shape[0] * (windows.shape[1] - 1)
     return Perplexity(nll=-sum(sum(score.values) for score in scores) / count, tokens=count, window=windows.shape[1])

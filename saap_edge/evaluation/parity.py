@@ -1,4 +1,4 @@
-"""Parity: does an artifact, in its own engine, answer as the torch model that holds exactly the shipped weights?"""
+"""Parity: an artifact in its engine must answer as the torch model with exactly the shipped weights."""
 
 from __future__ import annotations
 
@@ -23,27 +23,30 @@ __all__ = [
     "MODES", "Parity", "check_parity", "logits", "relative_error", "require", "shipped_model", "tolerated",
 ]  # fmt: skip
 
-# The tolerance is MARGIN times what the runtime's own arithmetic is predicted to do to these very tokens
-# (arithmetic.py). What was seen lies within 10 % of the prediction (benchmarks/arithmetic.py); the margin is for
-# processors that sum in another order, where another few activations round the other way.
+# The tolerance is MARGIN times the error that emulating the runtime's arithmetic predicts for the same tokens
+# (arithmetic.py). Measured errors were within 10 % of the prediction (benchmarks/arithmetic.py). The margin allows for
+# processors that sum in another order, so that a few other activations are rounded differently.
 MARGIN = 2.0
-# Whole prompt at once; one token at a time; a prompt, then steps.
+# The whole prompt at once; one token at a time; a prompt, then single tokens.
 MODES = ("prefill", "steps", "mixed")
 
 
 def shipped_model(folder: Path, artifact_format: str, group: int = BLOCK, artifact: Path | None = None) -> Any:
-    """The torch model (float32) whose weights are, to the bit, what the artifact of that format holds.
+    """The torch model (float32) with exactly the weights, to the bit, that an artifact of that format holds.
 
-    `group` is that of the export. The types that llama.cpp makes are read from the file `artifact`: only llama.cpp
-    knows its codes. Raises SaapError when the folder is not a model, ParityError when the file's weights are not the
-    folder's.
+    Args:
+        folder: the Hugging Face folder that was exported.
+        group: that of the export.
+        artifact: the file. Weights in types that llama.cpp makes are read from it, as only llama.cpp knows their codes.
+
+    Raises SaapError when the folder is not a model, ParityError when the file's weights are not those of the folder.
     """
     model = load_model(folder)
     weights = ExportWeights(folder)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim == 2}
     with torch.no_grad():
         for name, value in _shipped(weights, list(parameters), artifact_format, group, artifact):
-            if name in parameters:  # what the exporter put back is in the file alone
+            if name in parameters:  # the exporter may have added a sublayer that only the file has
                 rows, columns = parameters[name].shape
                 parameters[name].copy_(value[:rows, :columns])
     return model
@@ -75,10 +78,16 @@ def _coded(weights: ExportWeights, name: str, artifact_format: str, group: int) 
 def check_parity(
     reference: Any, worker: Any, artifact: tuple[ExportWeights, str, int], role: str, tokens: list[int], decode: Any
 ) -> Parity:
-    """Compare an artifact running in `worker` with `reference` over all modes; greedy text from the worker.
+    """Compare the logits of an artifact with those of the torch model, in all MODES.
 
-    `artifact` is the folder it was exported from, its format and the export's group; `tokens` is a real text's ids,
-    `decode` turns ids into text. Never raises for a difference: `passed` says it.
+    Args:
+        reference: the artifact's `shipped_model`.
+        worker: the process that runs the artifact.
+        artifact: the folder it was exported from, its format, and the export's group.
+        tokens: ids of a real text.
+        decode: turns ids into text.
+
+    The result also has some greedy text. A difference raises nothing: `passed` is False then.
     """
     weights, artifact_format, group = artifact
     expected = logits(reference, tokens)
@@ -94,22 +103,25 @@ def check_parity(
 
 
 def tolerated(predicted: float, artifact_format: str) -> float:
-    """The error that may be, where the runtime's arithmetic is predicted to give `predicted`.
+    """The relative error of logits that is allowed if emulating the runtime's arithmetic gives `predicted`.
 
-    A prediction that is not finite, as where activations outgrow fp16, excuses nothing.
+    A prediction that is not finite, as when activations exceed fp16, allows no more than the format's own tolerance.
+
+    >>> tolerated(0.03, "gguf-q4_0")
+    0.06
     """
     return max(MARGIN * predicted if np.isfinite(predicted) else 0.0, format_of(artifact_format).tolerance)
 
 
 def logits(model: Any, tokens: list[int]) -> np.ndarray:
-    """float32 [tokens, vocab] of a torch model."""
+    """Logits of a torch model for one text, float32 [tokens, vocab]."""
     with torch.no_grad():
         answer: np.ndarray = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
     return answer
 
 
 def require(parities: list[Parity]) -> None:
-    """Raise ParityError naming every artifact that answers differently from its torch model."""
+    """Raise ParityError that names every artifact which answers differently from its torch model."""
     bad = [
         f"{p.role} {p.format} (error {p.max_error:.3g}, tolerance {p.tolerance:.3g})" for p in parities if not p.passed
     ]

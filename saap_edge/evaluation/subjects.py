@@ -1,4 +1,4 @@
-"""What can be evaluated: a Hugging Face folder, an export folder, one GGUF file or ONNX folder; and evaluating it."""
+"""Evaluates a Hugging Face folder, an export folder, a GGUF file or an ONNX folder."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from saap_edge.progress import Bar
 
 __all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
 
-IN_TORCH = "torch"  # a model folder, in this process: on a GPU where there is one
+IN_TORCH = "torch"  # a model folder, run in this process, on a GPU if there is one
 GRAPH_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing to evaluate: IN_TORCH, or an artifact's format. `open` loads it, `folder` may hold the tokenizer."""
+    """One model or artifact to evaluate. `name`: IN_TORCH, or its format. `folder`: its path. `open`: loads it."""
 
     name: str
     folder: Path
@@ -40,7 +40,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Settings:
-    """Conditions of an evaluation. No `tasks`: perplexity only; no `text`: none of it. `limit` rows of each task."""
+    """Conditions of an evaluation.
+
+    Attributes:
+        tasks: zero-shot tasks, by lm-eval's names or as .jsonl files; none: perplexity only.
+        limit: most rows of each task.
+        text: text for perplexity; None: no perplexity.
+        window: tokens in a window of the text.
+        formats: artifacts of an export folder; none named: all.
+        tokenizer: folder or GGUF file with the tokenizer, if not that of the evaluated path.
+        threads: of the artifacts' engines.
+    """
 
     tasks: tuple[str, ...] = ()
     limit: int | None = None
@@ -52,16 +62,16 @@ class Settings:
 
 
 def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
-    """Evaluate everything at `path`; returns the evaluation document (schema 1), plain and JSON-able.
+    """Evaluate everything at `path`; returns the evaluation document (schema 1), which is JSON-able.
 
-    Raises SaapError for bad input, before anything is run where that can be seen.
+    `bar` shows progress. Raises SaapError for bad input, before anything is run where possible.
     """
     subjects = find_subjects(path, settings.formats, settings.threads)
     origin = settings.tokenizer or _tokenizer_folder(path, subjects)
     origin = unpack(origin) if origin.is_file() else origin
     tokenizer = load_tokenizer(origin)
     windows = _windows(tokenizer, settings)
-    # A model in torch is loaded here, an artifact's header read: what does not fit is said before anything is run.
+    # Here torch models are loaded and artifacts' headers read, so that errors show before anything is run.
     scorers = [subject.open() for subject in subjects]
     for subject, scorer in zip(subjects, scorers, strict=True):
         check_tokenizer(tokenizer, origin, subject.folder, scorer.vocab_size)
@@ -72,7 +82,7 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
         "lm_eval": lm_eval_version() if settings.tasks else None, "notes": _notes(path, subjects),
         "artifacts": [], "tasks": [], "perplexity": [],
     }  # fmt: skip
-    # Names of lm-eval take a while: it reads all its thousands of task files to find one.
+    # Finding a task by name takes a while: lm-eval reads thousands of task files.
     with bar("reading tasks", None):
         tasks = load_tasks(list(settings.tasks)) if settings.tasks else []
     for subject, scorer in zip(subjects, scorers, strict=True):
@@ -99,12 +109,12 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
 
 
 def _notes(path: Path, subjects: list[Subject]) -> list[str]:
-    """What was put right of a model folder as it was opened."""
+    """Warnings from opening a model folder."""
     return list(open_checkpoint(path).warnings) if any(subject.name == IN_TORCH for subject in subjects) else []
 
 
 def _check_windows(windows: torch.Tensor, subject: Subject, scorer: Scorer) -> None:
-    """Raises SaapError where they are longer than the model's context, or have tokens it does not know."""
+    """Raise SaapError when windows are longer than the model's context, or have ids beyond its vocabulary."""
     if windows.shape[1] > scorer.context:
         raise SaapError(f"--window {windows.shape[1]} is more than the model's context of {scorer.context} tokens")
     largest = int(windows.max())
@@ -136,10 +146,9 @@ def _perplexity(subject: Subject, scorer: Scorer, windows: torch.Tensor, text: P
 
 
 def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Subject]:
-    """What is at `path`, only the artifacts of `formats` where some are named.
+    """The subjects at `path`; if `formats` names some, only these.
 
-    Raises SaapError when it is nothing that can be evaluated, an artifact was changed since export, or a format is
-    not there.
+    Raises SaapError when nothing there can be evaluated, an artifact was changed since export, or a format is missing.
     """
     if (path / "manifest.json").is_file():
         found = {
@@ -178,7 +187,7 @@ def _torch_scorer(folder: Path) -> TorchScorer:
 
 
 def _tokenizer_folder(path: Path, subjects: list[Subject]) -> Path:
-    """Hugging Face and ONNX folders carry their tokenizer, a GGUF file's is unpacked from it."""
+    """Where the tokenizer is: in a Hugging Face or ONNX folder, or in a GGUF file. Raises SaapError if nowhere."""
     if path.is_file():
         return path
     manifest = path / "manifest.json"

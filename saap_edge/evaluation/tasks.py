@@ -1,10 +1,10 @@
 """Tasks for lm-eval: its own by name, and local JSON Lines files in three plain forms. lm-eval does the scoring.
 
-Rows of a local file, all of one form (the names of MosaicML's llm-foundry):
+All rows of a local file have the same one of these forms (the names are those of MosaicML's llm-foundry):
 
-    {"query": text, "choices": [text, ...], "gold": index}                  which choice goes on best
-    {"context_options": [text, ...], "continuation": text, "gold": index}   which beginning fits the end best
-    {"context": text, "continuation": text}                                 is the end what greedy decoding writes?
+    {"query": text, "choices": [text, ...], "gold": index}                  which choice continues the query?
+    {"context_options": [text, ...], "continuation": text, "gold": index}   which context fits the continuation?
+    {"context": text, "continuation": text}                                 does greedy decoding give the continuation?
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ACCURACY = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
 _NORMALISED = {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}
 _PERPLEXITY = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
 
-# What lm-eval must know of each form. Fields are named, never templates: text with braces stays text.
+# lm-eval's settings for each form. Fields are named and not templates, so that text with braces stays text.
 _FORMS: dict[tuple[str, ...], dict[str, Any]] = {
     ("query", "choices", "gold"): {
         "output_type": "multiple_choice", "doc_to_text": "query", "doc_to_choice": "choices", "doc_to_target": "gold",
@@ -47,7 +47,7 @@ _FORMS: dict[tuple[str, ...], dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class EvalTask:
-    """A task as the user named it; `task` is lm-eval's object (or group, or list), `sha256` that of a local file."""
+    """A task. `name`: as the user gave it. `task`: lm-eval's object. `sha256`: that of a local file, else None."""
 
     name: str
     task: Any
@@ -55,7 +55,7 @@ class EvalTask:
 
 
 def lm_eval_version() -> str:
-    """The installed lm-eval's version. Raises SaapError when there is none."""
+    """The version of the installed lm-eval. Raises SaapError when there is none."""
     try:
         import lm_eval
     except ImportError:
@@ -66,8 +66,8 @@ def lm_eval_version() -> str:
 def load_tasks(names: list[str]) -> list[EvalTask]:
     """Tasks of lm-eval by name, and of `.jsonl` files by path; a file's task has the name of the file.
 
-    Raises SaapError for a file that is missing or malformed, a name lm-eval does not know, a data set that cannot be
-    had, a task that asks for generated text, and two tasks of one name.
+    Raises SaapError for a file that is missing or malformed, a name that lm-eval does not know, a data set that cannot
+    be loaded, a task that asks for generated text, and two tasks of the same name.
     """
     with quiet_lm_eval():
         local = {name: _local_task(Path(name)) for name in names if name.endswith(".jsonl")}
@@ -83,10 +83,10 @@ def load_tasks(names: list[str]) -> list[EvalTask]:
 
 @contextlib.contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """lm-eval prints and logs as it goes: stdout is for the result alone, and the terminal for our own bar."""
+    """Silence lm-eval: stdout is for the result only, and the terminal for our own progress bar."""
     for name in ("lm_eval", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Read by lm-eval when it computes a standard error: without it, a pool of processes for one bootstrap.
+    # Without this lm-eval starts a pool of processes for each standard error that it bootstraps.
     os.environ["DISABLE_MULTIPROC"] = "1"
     with contextlib.redirect_stdout(io.StringIO()):
         yield
@@ -124,10 +124,10 @@ def _local_task(path: Path) -> EvalTask:
     form, rows = read_rows(path)
     config = _FORMS[form] | {"task": path.name, "test_split": "test", "num_fewshot": 0}
     if form == ("context", "continuation"):
-        # lm-eval puts nothing between the two here.
+        # lm-eval puts nothing between context and continuation here.
         rows = [row | {"continuation": _between(row["context"]) + row["continuation"]} for row in rows]
     else:
-        # One answer for the whole file: a prompt that ends in a line break (PIQA) is followed at once.
+        # One delimiter for the whole file; none after prompts that end in a line break (PIQA).
         before = [row["query"] if "query" in row else row["context_options"][0] for row in rows]
         config["target_delimiter"] = " " if any(map(_between, before)) else ""
     data = {"test": Dataset.from_list(rows)}
@@ -176,7 +176,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def _form(row: dict[str, Any], where: str) -> tuple[str, ...]:
-    """The form whose first field the row has."""
+    """The form whose first field is in the row. Raises SaapError when there is none."""
     for form in _FORMS:
         if form[0] in row:
             return form

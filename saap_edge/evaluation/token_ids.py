@@ -1,7 +1,7 @@
-"""Token ids of every runtime's own tokenizer against those of tokenizer.json, on texts that are hard to split.
+"""Compares the token ids of every runtime's tokenizer with those of tokenizer.json, on texts that are hard to split.
 
-A runtime reads the same vocabulary with code of its own, and measuring is surer than knowing all its rules. Where plain
-text comes out otherwise, the model is refused before any work; what else differs is told in a line.
+Each runtime splits text with code of its own, and a comparison is more reliable than knowledge of all its rules. If ids
+of plain text differ, the model is refused before any work. Other differences are reported, a line each.
 """
 
 from __future__ import annotations
@@ -33,23 +33,28 @@ __all__ = [
     "PLAIN", "Probe", "by_genai", "by_llama_cpp", "check_token_ids", "differences", "probes", "special_read", "tell",
 ]  # fmt: skip
 
-# What a difference is about. Plain text must not differ.
+# Kinds of texts in which ids may differ. Those of plain text must not.
 PLAIN, LEADING, ACCENTS = "plain text", "text that begins with a space", "accents that are not composed"
 ADDED, CHAT, AROUND = "text beside added tokens", "chat prompts", "what stands around a text"
 NAMES = "names of special tokens in plain text"
 
-_DIGITS = "a  1\n\n 2   34 5,678  "  # where digits are split first, spaces before them are what differs
+_DIGITS = "a  1\n\n 2   34 5,678  "  # tokenizers that split digits first differ in the spaces before them
 _BESIDE = ("The quick{}brown fox", "a {} b", "{}\n\n{}x")
-_ADDED = 48  # added tokens that are tried: some vocabularies have thousands of reserved ones
+_ADDED = 48  # most added tokens that are tried: some vocabularies have thousands of reserved ones
 _CHAT = (("user", "The quick  fox?"), ("assistant", "Yes, 12 of them."), ("user", "Why"))
 
-Tokenise = Callable[[str, bool, bool], list[int]]  # text, BOS and EOS are added, special tokens are read
+Tokenise = Callable[[str, bool, bool], list[int]]  # (text, add BOS and EOS, read names of special tokens) -> ids
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A text, and what a difference in its ids is about. `special`: the names of special tokens in it are tokens;
-    `ends`: BOS and EOS are added as the tokenizer asks."""
+    """A text to compare.
+
+    Attributes:
+        about: its kind, which a report of a difference names.
+        special: names of special tokens in it are read as these tokens.
+        ends: BOS and EOS are added if the tokenizer says so.
+    """
 
     about: str
     text: str
@@ -58,9 +63,9 @@ class Probe:
 
 
 def probes(tokenizer: Any, text: str, rows: int) -> list[Probe]:
-    """Hard texts, the first characters of `text`, texts with the tokenizer's own added tokens, and a chat.
+    """Hard texts, the beginning of `text`, texts with the tokenizer's added tokens, and a chat.
 
-    `rows` are those of the model's embedding: no file has an added token beyond them.
+    `rows` is the number of rows of the model's embedding: exported files have no added tokens beyond them.
     """
     added = [token for index, token in tokenizer.added_tokens_decoder.items() if index < rows]
     sample = unicodedata.normalize("NFC", text[:VERIFIED_CHARACTERS]).lstrip(" ")
@@ -77,30 +82,37 @@ def probes(tokenizer: Any, text: str, rows: int) -> list[Probe]:
 
 
 def special_read(texts: Iterable[Probe]) -> list[Probe]:
-    """The texts for a reader that takes the names of special tokens for these everywhere."""
+    """The texts for a runtime that always reads the names of special tokens as these tokens.
+
+    >>> special_read([Probe(PLAIN, "a b"), Probe(NAMES, "The </s> fox")])
+    [Probe(about='plain text', text='a b', special=True, ends=False)]
+    """
     return [replace(probe, special=True) for probe in texts if probe.about != NAMES]
 
 
 def _chosen(added: list[Any]) -> list[str]:
-    """Names of added tokens: one of each kind, and the first of all."""
+    """Names of some added tokens: one with each combination of flags, and the first _ADDED."""
     kinds = {(token.special, token.normalized, token.lstrip, token.rstrip, token.single_word): token for token in added}
     return list(dict.fromkeys(token.content for token in [*kinds.values(), *added[:_ADDED]]))
 
 
 def _chat(tokenizer: Any) -> str | None:
-    """A conversation by the model's own template; None where it has none, or one that wants another conversation."""
+    """A conversation in the model's own template; None if it has none, or refuses this conversation."""
     messages = [{"role": role, "content": content} for role, content in _CHAT]
     for turns in (messages, messages[:1]) if tokenizer.chat_template else ():
         try:
             prompt: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception:  # whatever a template raises: it is a program
+        except Exception:  # a template is a program, and may raise anything
             continue
         return prompt
     return None
 
 
 def differences(texts: Iterable[Probe], tokenizer: Any, tokenise: Tokenise) -> dict[str, str]:
-    """What differs between a runtime and tokenizer.json -> the first place where it does, as `'THEIRS' for 'OURS'`."""
+    """Kind of text -> the first place where a runtime differs from tokenizer.json, as `'THEIRS' for 'OURS'`.
+
+    Kinds without a difference are left out.
+    """
     found: dict[str, str] = {}
     for probe in texts:
         if probe.about in found:
@@ -132,17 +144,20 @@ def _place(tokenizer: Any, actual: list[int], expected: list[int]) -> str:
 
 
 def tell(reader: str, found: Mapping[str, str]) -> list[str]:
-    """A line on what differs in a runtime; none where nothing does."""
+    """A line with all differences of a runtime (`reader`), or no line.
+
+    >>> tell("llama.cpp", {CHAT: "'a b' for 'ab'"})
+    ["llama.cpp gives other token ids than tokenizer.json in chat prompts ('a b' for 'ab')"]
+    """
     told = "; ".join(f"{about} ({place})" for about, place in found.items())
     return [f"{reader} gives other token ids than tokenizer.json in {told}"] if told else []
 
 
 def check_token_ids(folder: Path, spec: ModelSpec, tokenizer: Any, text: str, formats: Iterable[str]) -> list[str]:
-    """Compare the tokenizers of the runtimes that run `formats` with `tokenizer`, the one of `folder`; `text` is one
-    that will be measured.
+    """Compare the tokenizers of the runtimes that run `formats` with `tokenizer`, which is that of `folder`.
 
-    Returns what differs beside plain text, a line each. Raises SaapError when a runtime cannot have this tokenizer, or
-    gives other ids for plain text.
+    `text` is one that will be measured. Returns a line for each difference in other than plain text. Raises SaapError
+    when a runtime cannot read this tokenizer, or gives other ids for plain text.
     """
     texts, asked = probes(tokenizer, text, spec.vocab_size), list(formats)
     notes = _by_its_class(folder, texts, tokenizer)
@@ -160,12 +175,12 @@ def check_token_ids(folder: Path, spec: ModelSpec, tokenizer: Any, text: str, fo
 
 
 def _by_its_class(folder: Path, texts: list[Probe], tokenizer: Any) -> list[str]:
-    """What differs in transformers where AutoTokenizer takes the class that tokenizer_config.json names."""
+    """Differences of transformers' AutoTokenizer, which uses the class named in tokenizer_config.json."""
     from transformers import AutoTokenizer
 
     try:
         other = AutoTokenizer.from_pretrained(str(folder))
-    except Exception:  # a class that it does not know, or code of the model's own: saap-edge does without it
+    except Exception:  # an unknown class, or one that needs the model's own code, which saap-edge does not run
         return []
 
     def tokenise(text: str, ends: bool, special: bool) -> list[int]:
@@ -179,7 +194,10 @@ def _by_its_class(folder: Path, texts: list[Probe], tokenizer: Any) -> list[str]
 
 
 def by_llama_cpp(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any) -> list[str]:
-    """What differs in llama.cpp beside plain text. Raises SaapError where it cannot have the tokenizer."""
+    """Differences of llama.cpp in other than plain text.
+
+    Raises SaapError when it cannot read the tokenizer, or splits plain text differently.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "vocabulary.gguf"
         try:
@@ -205,7 +223,7 @@ def by_llama_cpp(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: A
 
 
 def by_genai(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any) -> list[str]:
-    """What differs in onnxruntime-genai, plain text too: the graph is not at fault, and others run it."""
+    """Differences of onnxruntime-genai. Even those in plain text are no error: other programs run the graph too."""
     if find_spec("onnxruntime_genai") is None:
         return []
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""The verify stage: each artifact in a child process of its own, against the torch model that holds its weights."""
+"""The verify stage: compares each artifact, in a child process of its own, with the torch model of its weights."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ def verify_folder(
 ) -> list[Parity]:
     """Check all artifacts of an export folder against `model_folder`, the Hugging Face folder they were made from.
 
-    `text` gives the token ids that are run; `told` is what `check_token_ids` said of the tokenizer. Raises SaapError
-    when an artifact was changed, does not load or kills its process, ParityError when its tokenizer gives other ids
-    than tokenizer.json, or a text would not end where it should.
+    Args:
+        text: its first token ids are run.
+        progress: called after each artifact.
+        told: lines from `check_token_ids`, of differences that are already known.
+
+    Raises SaapError when an artifact was changed, does not load or kills its process, and ParityError when its
+    tokenizer gives other ids than tokenizer.json, or does not end a text where it should.
     """
     manifest = read_manifest(artifacts)
     tokenizer, ends = load_tokenizer(model_folder), read_chat(model_folder).ends
-    # Token ids of plain text: enough for any vocabulary, and cheap even where tokens are bytes.
+    # So many characters give enough token ids with any vocabulary, and few enough even if tokens are bytes.
     tokens = plain_ids(tokenizer, text[:VERIFIED_CHARACTERS])[:VERIFIED]
     weights, results, references = ExportWeights(model_folder), [], {}
     texts = probes(tokenizer, text, weights.spec.vocab_size)
@@ -39,7 +43,7 @@ def verify_folder(
         path = artifacts / artifact.path
         same = weights.layout(artifact.format, manifest.group) or artifact.format
         if same not in references:
-            # One at a time: memory.
+            # Only one reference at a time is kept in memory.
             references = {same: shipped_model(model_folder, artifact.format, manifest.group, path)}
         with Worker(engine_of(artifact.format), path, threads, VERIFIED) as worker:
             if engine_named(worker.engine).tokenizes:
@@ -52,7 +56,7 @@ def verify_folder(
 
 
 def _check_tokens(worker: Worker, tokenizer: Any, texts: list[Probe], told: Sequence[str], what: str) -> None:
-    """Refuse token ids that differ and were not told before any work."""
+    """Raise ParityError for differences in token ids that were not reported before."""
     for line in tell(worker.engine, differences(texts, tokenizer, worker.tokenize)):
         if line not in told:
             raise ParityError(f"{what}: {line}")

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy through lm-eval, and perplexity, of a torch model or of artifacts in their own engines."""
+"""Zero-shot accuracy by lm-eval, of a torch model or of artifacts in their own engines."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from saap_edge.evaluation.tasks import EvalTask, quiet_lm_eval
 from saap_edge.progress import Bar
 
 __all__ = ["ScorerLM", "ZeroShot", "run_tasks"]
-# Resamples behind the standard error of what has no closed form (LAMBADA's perplexity); means have one.
+# Bootstrap samples for standard errors without a closed form (LAMBADA's perplexity); those of means have one.
 BOOTSTRAP = 1000
 
 
 class ScorerLM(TemplateLM):
-    """What lm-eval asks of a model, answered by a `Scorer`; text becomes ids by the folder's tokenizer.
+    """lm-eval's model interface on a `Scorer`; the folder's tokenizer turns text into ids.
 
-    Special tokens, the split of context and continuation, and the cut of what is too long (on the left) follow
+    Special tokens, the split of context and continuation, and the cut of long requests (on the left) are as in
     lm-eval's own `hf` model. `shortened` counts the requests that were cut.
     """
 
@@ -35,13 +35,14 @@ class ScorerLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that stands before text without a context: BOS, or EOS where there is none."""
+        """The token before a text without context: BOS, or EOS if there is no BOS. Raises SaapError without both."""
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if bos is None and eos is None:
             raise SaapError("the tokenizer has neither BOS nor EOS: text without a context cannot be scored")
         return int(eos if bos is None else bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids of a text, without a second BOS if the text begins with one."""
         bos = self.tokenizer.bos_token
         if add_special_tokens is None and bos and string.startswith(bos):
             add_special_tokens = False
@@ -50,6 +51,7 @@ class ScorerLM(TemplateLM):
         return ids
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether greedy decoding gives it) of every continuation."""
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
@@ -60,7 +62,7 @@ class ScorerLM(TemplateLM):
         return [(sum(score.values), all(score.greedy)) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood in nats of whole texts, in windows of the model's context, each token predicted once."""
+        """Log-likelihood in nats of whole texts, in windows of the model's context; each token is predicted once."""
         parts, owners = [], []
         for index, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
@@ -74,6 +76,7 @@ class ScorerLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Always raises SaapError: nothing is generated here."""
         raise SaapError("tasks that ask for generated text cannot be run here: only likelihood tasks")
 
     def _request(self, texts: tuple[str, str], context: list[int], wanted: list[int]) -> Request:
@@ -96,7 +99,13 @@ class ScorerLM(TemplateLM):
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """One figure: `stderr` is lm-eval's standard error, `n` the rows it is over; `sha256` of a local file's text."""
+    """One figure of a task.
+
+    Attributes:
+        stderr: lm-eval's standard error, or None.
+        n: rows that it was computed on.
+        sha256: of a local file, else None.
+    """
 
     task: str
     metric: str
@@ -107,7 +116,7 @@ class ZeroShot:
 
 
 def run_tasks(lm: ScorerLM, tasks: list[EvalTask], limit: int | None) -> list[ZeroShot]:
-    """Run `tasks` on `lm`, at most `limit` rows of each, and return every figure in the order of the tasks.
+    """Run `tasks` on `lm`, at most `limit` rows of each, and return all figures in the order of the tasks.
 
     Raises SaapError when the model cannot be run or a task needs more than likelihoods.
     """

@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 in llama.cpp: what its architectures take from metadata, and what they have fixed (src/models)."""
+"""Gemma 2 and 3 in llama.cpp: what its architectures read from metadata, and what is fixed in them (src/models)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from saap_edge.model.spec import ModelSpec
 
 __all__ = ["add_gemma", "gemma_limit"]
 
-# In these, by their number of layers taken for the 27B models, the scale of scores comes from the number of heads.
+# With so many layers llama.cpp takes a model for the 27B one, and scales scores by hidden size / heads.
 _LARGEST = {"gemma2": 46, "gemma3": 62}
-_PERIOD = {"gemma2": 2, "gemma3": 6}  # every such layer has no window
-_WINDOW_THETA = 10000.0  # of gemma3; later versions read it from metadata, earlier ones do not
+_PERIOD = {"gemma2": 2, "gemma3": 6}  # every second, or sixth, layer has no window
+_WINDOW_THETA = 10000.0  # rope base of gemma3's windowed layers; only later versions read it from metadata
 
 
 def gemma_limit(spec: ModelSpec, gemma: Gemma, architecture: str) -> str | None:
-    """What of this Gemma llama.cpp would compute otherwise, or None."""
+    """What llama.cpp's `architecture` would compute differently for this Gemma, or None."""
     period = _PERIOD[architecture]
     if len(spec.layers) == _LARGEST[architecture]:
         return "at that depth llama.cpp scales attention scores by the number of heads, which pruning changes"
@@ -37,7 +37,7 @@ def gemma_limit(spec: ModelSpec, gemma: Gemma, architecture: str) -> str | None:
 
 
 def add_gemma(writer: gguf.GGUFWriter, gemma: Gemma) -> None:
-    """Window and soft caps; that layers follow a pattern, llama.cpp knows."""
+    """Add the window and the soft caps to the metadata. llama.cpp knows which layers have the window."""
     writer.add_sliding_window(int(gemma.window or 0))
     if gemma.attention_cap:
         writer.add_attn_logit_softcapping(gemma.attention_cap)

@@ -1,4 +1,4 @@
-"""What onnxruntime-genai needs beside the graph: genai_config.json, and a tokenizer folder that it can open."""
+"""What onnxruntime-genai needs besides the graph: genai_config.json, and a tokenizer that it can open."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saap_edge.model.tokenizer_files import TEMPLATES_FOLDER, copy_tokenizer
 __all__ = ["GENAI_FILE", "genai_config", "write_genai"]
 
 GENAI_FILE = "genai_config.json"
-# The tokenizer classes that it opens, with or without "Fast" behind them (its library, version 0.18).
+# The tokenizer classes that onnxruntime-genai 0.18 opens, with or without "Fast" at the end.
 _CLASSES = frozenset((
     "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "MistralCommonBackend", "SentencePieceBackend",
     "LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "Phi3Tokenizer", "Qwen2Tokenizer", "GPT2Tokenizer",
@@ -23,20 +23,20 @@ _CLASSES = frozenset((
 ))  # fmt: skip
 
 
-# What it reads of tokenizer_config.json, and of which type; another, null included, and it opens nothing.
+# The fields of tokenizer_config.json that it reads, and their types. With any other type, even null, it opens nothing.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "tokenizer_class": str, "chat_template": str, "model_max_length": (int, float),
     "clean_up_tokenization_spaces": bool,
 }  # fmt: skip
-_GIVEN = ("bos_token", "eos_token")  # what it gives a template, as tokenizer_config.json says
+_GIVEN = ("bos_token", "eos_token")  # variables that it gives a template, with the values in tokenizer_config.json
 
 
 def write_genai(spec: ModelSpec, folder: Path, out: Path, graph: str) -> None:
     """Write genai_config.json and the tokenizer of the model in `folder` to the ONNX folder `out`.
 
-    `graph` is the name of the graph's file. The tokenizer is a copy, but for tokenizer_config.json where genai could
-    not open it or would make another prompt of a chat (`_readable`), and the files that templates go to then. Raises
-    SaapError as `read_chat`.
+    `graph` is the name of the graph's file. The tokenizer is a copy. If genai could not open its tokenizer_config.json,
+    or would make other prompts of chats, that file is changed (`_readable`) and templates go to files of their own.
+    Raises SaapError as `read_chat`.
     """
     chat = copy_tokenizer(folder, out)
     path = out / "tokenizer_config.json"
@@ -52,11 +52,11 @@ def write_genai(spec: ModelSpec, folder: Path, out: Path, graph: str) -> None:
 
 
 def _readable(config: dict[str, Any], chat: Chat, templates: dict[str, str]) -> dict[str, Any]:
-    """tokenizer_config.json such that genai opens it, and transformers makes the same of it as before.
+    """A tokenizer_config.json that genai can open and that means the same to transformers.
 
-    - Several templates, and one that chat_template.jinja overrides in transformers but not in genai, go to files.
-    - bos_token and eos_token that transformers has from elsewhere are written out.
-    - A class that is not named is, and one that genai does not know becomes the one that takes tokenizer.json as it is.
+    - Several templates, or one that only transformers replaces by chat_template.jinja, are left out here.
+    - bos_token and eos_token that transformers takes from other files are added.
+    - A missing class is added. One unknown to genai becomes PLAIN, which uses tokenizer.json as it is.
     """
     readable: dict[str, Any] = {
         name: value for name, value in config.items() if isinstance(value, _TYPES.get(name, object))
@@ -81,11 +81,10 @@ def _write_templates(out: Path, templates: dict[str, str]) -> None:
 
 
 def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
-    """genai_config.json: what onnxruntime-genai must know to load the folder.
+    """The content of genai_config.json, which onnxruntime-genai needs to load the folder.
 
-    Its `type` only picks the decoder-only runtime; per-layer widths come from the graph's own input shapes. genai's
-    tokenizer adds no BOS unless asked (`tokenizer.update_options(add_special_tokens="true")`): that is its rule for
-    every model, no fault of the folder.
+    `type` only selects the decoder-only runtime; widths per layer come from the shapes of the graph's inputs. genai's
+    tokenizer adds no BOS unless asked (`tokenizer.update_options(add_special_tokens="true")`), with any model.
     """
     widest = max(spec.layers, key=lambda layer: layer.heads)
     names = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in KINDS}
@@ -118,16 +117,16 @@ def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
 
 
 def _pad(chat: Chat) -> int:
-    """The padding id, -1 where it is also an end or the BOS.
+    """The padding id; -1 if it is also an end or the BOS.
 
-    genai takes padding ids at a prompt's end for padding: a prompt that ends with one of these would be answered
-    otherwise. With -1 nothing in a prompt is padding, and batches still work: what stands there is not looked at.
+    genai treats padding ids at the end of a prompt as padding, so a prompt that ends with such a token would get
+    another answer. With -1 nothing in a prompt counts as padding. Batches still work, because padding is not read.
     """
     return -1 if chat.pad is None or chat.pad in (*chat.ends, chat.bos) else chat.pad
 
 
 def _search(spec: ModelSpec, chat: Chat) -> dict[str, Any]:
-    """How the next token is chosen where the caller does not say; min_p it does not have."""
+    """genai's default settings for choosing the next token; it has no min_p."""
     sampling = sampling_of(chat.generation)
     search: dict[str, Any] = {"do_sample": bool(sampling.do_sample)}
     if sampling.repetition_penalty != 1.0:

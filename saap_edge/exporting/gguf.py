@@ -1,8 +1,8 @@
 """GGUF that stock llama.cpp runs, with heads, kv heads and FFN width per layer.
 
-Per-layer widths go through architectures that read all three as arrays: `deci`, and `openelm` where q and k are normed;
-a uniform model goes to the architecture its family names (Exports). Layout: GGUF specification (ggml/docs/gguf.md);
-tensor names: gguf-py's `constants.py`.
+Models with widths per layer use architectures that read all three as arrays: `deci`, or `openelm` if q and k are
+normalised. A uniform model uses the architecture that its family names (Exports). The layout is that of the GGUF
+specification (ggml/docs/gguf.md), tensor names are those of gguf-py's `constants.py`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ WRITER = "saap_edge.exporting.writers:gguf"
 
 _TYPE = gguf.GGMLQuantizationType
 _FILE_TYPE = gguf.LlamaFileType
-# What sets llama.cpp's architectures apart (its src/models, and llama_model_rope_type).
+# What distinguishes llama.cpp's architectures (its src/models, and llama_model_rope_type).
 _BY_LAYER = ("deci", "openelm")  # widths are arrays
-_FUSED = ("openelm",)  # q, k and v in one matrix
-_NEIGHBOURS = ("llama", "deci")  # rope turns neighbouring rows of q and k, in all others halves, as transformers does
-_TABLE = ("llama", "deci")  # read rope_freqs, frequencies of any kind
-# Their projections <- ours, stacked where there are several.
+_FUSED = ("openelm",)  # q, k and v are one matrix
+_NEIGHBOURS = ("llama", "deci")  # rope pairs neighbouring rows of q and k; all others pair halves, as transformers does
+_TABLE = ("llama", "deci")  # they read rope_freqs, a table of any frequencies
+# llama.cpp's projection <- ours, stacked if there are several.
 _QKV = {"attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",)}
 _FUSED_QKV = {"attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}
 _REST = {
@@ -50,7 +50,12 @@ _REST = {
 
 @dataclass(frozen=True)
 class Projection:
-    """A projection matrix of a file: the folder's weights stacked in it, and the heads its rows are permuted by."""
+    """A projection matrix of a GGUF file.
+
+    Attributes:
+        sources: the folder's weights that are stacked in it.
+        heads: its rows are permuted within so many heads; None: not at all.
+    """
 
     name: str
     sources: tuple[str, ...]
@@ -59,7 +64,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor to be written: its place, type and shape are known before its data is read."""
+    """A tensor to write: name, type and shape are known before its data is read."""
 
     name: str
     kind: gguf.GGMLQuantizationType
@@ -75,15 +80,14 @@ class _Tensor:
 def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     """Write the model in `folder` as one GGUF file.
 
-    Projections are floats or blocks (the tuned ones where the folder has them in that format, a scale of a larger group
-    in each of its blocks of 32); token embedding and output matrix the same floats, or Q8_0 beside blocks; norms and
-    biases F32.
-    Tensors are read, coded and written one at a time.
+    Projections are floats or blocks. If the folder has tuned blocks of that format, these are written; the scale of a
+    larger group is repeated in each block of 32. Token embedding and output head are the same floats, or Q8_0 if
+    projections are blocks. Norms and biases are F32. Tensors are read, coded and written one at a time.
 
     Args:
         folder: Hugging Face folder, dense or pruned.
         out: the file.
-        quantisation: that of a GGUF format which llama.cpp does not make.
+        quantisation: of a GGUF format that we write, such as "q4_0" (those of kquants.py are made by llama.cpp).
 
     Returns a summary: architecture, bytes by type, file bytes, and `projection_bytes`, the weight bytes that decoding
     one token reads. Raises SaapError for a model or tokenizer that llama.cpp cannot run.
@@ -128,11 +132,11 @@ def _quantised(kind: gguf.GGMLQuantizationType) -> bool:
 def summarise(
     tensors: list[tuple[str, str, int]], architecture: str, quantisation: str, out: Path, spec: ModelSpec
 ) -> dict[str, Any]:
-    """What `write_gguf` returns, from each tensor's (name, type, bytes)."""
+    """The summary that `write_gguf` returns, from the (name, type, bytes) of each tensor."""
     by_type: dict[str, int] = {}
     for _, kind, size in tensors:
         by_type[kind] = by_type.get(kind, 0) + size
-    # Decoding reads every matrix once; of an untied embedding it reads a single row.
+    # Decoding a token reads every matrix once, but only one row of an untied embedding.
     read = sum(size for name, _, size in tensors if spec.tied or name != "token_embd.weight")
     return {
         "architecture": architecture,
@@ -167,14 +171,15 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
 
 
 def _add_rope_scaling(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
-    """What of the scaling is metadata: all of it where the architecture reads no table of frequencies."""
+    """Add what the metadata holds of the scaling: all of it if the architecture reads no table of frequencies."""
     scaling, factor = spec.rope_scaling, attention_factor(spec.rope_scaling)
     if scaling and writer.arch not in _TABLE:
         writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
         writer.add_rope_scaling_factor(float(scaling["factor"]))
         if scaling["rope_type"] == "yarn":
             writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
-            # llama.cpp multiplies keys by it again where it shifts the context: undone, and in q's norm (`_norm`).
+            # llama.cpp would multiply keys by it again when it shifts the context. So it is cancelled here and put into
+            # the norm of q instead (`_norm`).
             factor = 1 / yarn_scale(float(scaling["factor"]))
     if factor != 1.0:
         writer.add_rope_scaling_attn_factors(factor)
@@ -223,7 +228,7 @@ def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Proj
 
 
 def _norms(spec: ModelSpec) -> dict[str, str]:
-    """llama.cpp's names of a layer's norms and the folder's."""
+    """A layer's norms: llama.cpp's name -> the folder's."""
     norms = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
     if spec.gemma:
         norms |= {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
@@ -234,11 +239,11 @@ def _norms(spec: ModelSpec) -> dict[str, str]:
 
 
 def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:
-    # What queries and keys are multiplied by as they turn, all of it on the queries.
+    # The factor on rotated queries and keys, both on the queries.
     factor = attention_factor(weights.spec.rope_scaling) ** 2 if "q_norm" in source else 1.0
 
     def read() -> np.ndarray:
-        # Gemma multiplies by 1 + weight, llama.cpp by what it finds.
+        # Gemma multiplies by 1 + weight, llama.cpp by the stored value.
         return (weights.tensor(source).numpy() + np.float32(1 if weights.spec.gemma else 0)) * np.float32(factor)
 
     return _Tensor(name, _TYPE.F32, (size,), read)
@@ -271,11 +276,11 @@ def _matrix(
 
 
 def _floats(weights: ExportWeights, source: str, quantisation: str) -> np.ndarray:
-    """A weight [out, in] in floats, to nearest even; bfloat16, which numpy lacks, as its bytes."""
+    """A weight [out, in] in floats, rounded to nearest even; bfloat16 as bytes, because numpy does not have it."""
     values = weights.tensor(source, floats_of(written_by(WRITER)[quantisation].name) or torch.float32)
     return (values.view(torch.uint8) if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """All rows; no copy of a single part, which may be a large vocabulary."""
+    """The rows of all parts. A single part, maybe a large vocabulary, is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

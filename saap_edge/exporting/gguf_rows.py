@@ -1,4 +1,4 @@
-"""Rows of matrices as GGUF files hold them: their order, and their blocks."""
+"""Rows of matrices in GGUF files: their order, and their blocks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ __all__ = ["pack", "permute", "unpermute"]
 
 
 def permute(rows: np.ndarray, heads: int | None) -> np.ndarray:
-    """Reorder the rows of q or k from halves (Hugging Face) to pairs, as llama.cpp's NORM rope wants them.
+    """Reorder the rows of q or k from halves (Hugging Face) to pairs, for llama.cpp's NORM rope.
 
-    `rows` is [heads * head_dim, ...]; None leaves it alone. Works on weights, biases and packed blocks alike, because
-    only whole rows move (llama.cpp, LlamaModel.permute).
+    `rows` is [heads * head_dim, ...]; `heads` None leaves it as it is. Only whole rows move, so weights, biases and
+    packed blocks are treated alike. The same as LlamaModel.permute in llama.cpp's converter.
+
+    >>> permute(np.arange(4), heads=1).tolist()
+    [0, 2, 1, 3]
     """
     if heads is None:
         return rows
@@ -28,8 +31,16 @@ def unpermute(rows: np.ndarray, heads: int | None) -> np.ndarray:
 
 
 def pack(blocks: Blocks) -> np.ndarray:
-    """GGUF's blocks, uint8 [out, bytes]: scale and, in Q4_1, minimum in fp16; then 32 signed bytes, or 16 bytes with
-    code i low and code i + 16 high."""
+    """Blocks in GGUF's bytes, uint8 [out, bytes] (ggml-common.h).
+
+    A block begins with its fp16 scale and, in Q4_1, its fp16 minimum. Then come 32 signed bytes, or 16 bytes with code
+    i in the low and code i + 16 in the high half.
+
+    >>> import torch
+    >>> from saap_edge.model.blocks import BLOCK_FORMATS, quantise
+    >>> pack(quantise(torch.tensor([[-8.0] * 16 + [7.0] * 16]), BLOCK_FORMATS["q4_0"])).tobytes().hex(" ", 2)
+    '003c f0f0 f0f0 f0f0 f0f0 f0f0 f0f0 f0f0 f0f0'
+    """
     rows, columns = blocks.codes.shape
     count, half = columns // BLOCK, BLOCK // 2
     figures = [figure for figure in (blocks.scales, blocks.offsets) if figure is not None]
@@ -37,7 +48,7 @@ def pack(blocks: Blocks) -> np.ndarray:
     head, codes = 2 * len(figures), blocks.codes.numpy().reshape(rows, count, BLOCK)
     packed = np.empty((rows, count, head + BLOCK * blocks.format.bits // 8), dtype=np.uint8)
     packed[..., :head] = np.stack(spread, axis=-1).view(np.uint8)
-    body = packed[..., head:]  # filled in place: a vocabulary's codes are too large for copies
+    body = packed[..., head:]  # filled in place: the codes of a vocabulary are too large to copy
     if blocks.format.bits == 8:
         np.bitwise_xor(codes, 0x80, out=body)
     else:

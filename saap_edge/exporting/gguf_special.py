@@ -10,8 +10,8 @@
 | tokenizer.chat_template.NAME, tokenizer.chat_templates | the other templates, and the array of their names |
 | general.sampling.temp, top_k, top_p, min_p, penalty_repeat, penalty_last_n | defaults of generation_config.json |
 
-Which tokens end a text in llama.cpp is not in the file alone: some end by their names (llama-vocab.cpp,
-special_eog_ids). `llama_cpp_ends` says which; tests compare it with the runtime over whole vocabularies.
+llama.cpp also ends a text at some tokens because of their names (llama-vocab.cpp, special_eog_ids). `llama_cpp_ends`
+gives all its ends; tests compare them with the runtime's, over whole vocabularies.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _ENDS = frozenset((
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
     "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
 ))  # fmt: skip
-# Of each group one ends too: the one the key names, else one of these.
+# One token of each of these groups ends a text too: the one that the key names, else one of these.
 _FILL = {
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
-# A token that ends by its name or its key, but not where all tokens of one of these sets are there.
+# These tokens do not end a text if the vocabulary has all tokens of one of their sets.
 _UNLESS = {
     "<|end|>": tuple({call, other} for call in ("<|call|>", "<|calls|>") for other in ("<|return|>", "<|flush|>")),
     "</s>": ({"<|tool_response>"},),
 }
-# What holds an end without a name that llama.cpp knows. fim_pad is no part of its prompts for filling in: it only ends.
+# Keys for ends whose names llama.cpp does not know. fim_pad is in none of its fill-in prompts, so an end can have it.
 _SLOTS = {"eos": _KEYS.EOS_ID, "eot": _KEYS.EOT_ID, "eom": _KEYS.EOM_ID, "fim_pad": _KEYS.FIM_PAD_ID}
 
 
@@ -57,8 +57,8 @@ def add_special(
         tokens: the vocabulary by id, as it is written.
         around: the tokens that the post-processor puts before and after a text.
 
-    Returns the tokens at which llama.cpp ends a text because of their names alone. Raises SaapError for ends that it
-    cannot hold, or other tokens around a text than BOS and EOS.
+    Returns the tokens at which llama.cpp ends a text only because of their names. Raises SaapError for ends that the
+    metadata cannot hold, and for tokens around a text other than BOS and EOS.
     """
     ids = special_ids(chat, tokens)
     for role, index in ids.items():
@@ -76,14 +76,14 @@ def add_special(
 
 
 def special_ids(chat: Chat, tokens: Sequence[str]) -> dict[str, int]:
-    """Ids by role: bos, eos, unk, pad, and in eot, eom and fim_pad the ends that llama.cpp does not know by name.
+    """Ids by role: bos, eos, unk, pad, and eot, eom and fim_pad for ends whose names llama.cpp does not know.
 
-    bos and eos are always there: without them llama.cpp takes ids 11 or 1 and 2, whatever tokens these are. Raises
-    SaapError where it cannot end at every end.
+    bos and eos are always set: without them llama.cpp uses ids 11, or 1 and 2, whatever these tokens are. Raises
+    SaapError when llama.cpp would not end a text at all of the chat's ends.
     """
     eos = chat.tokens.get("eos", chat.ends[0] if chat.ends else None)
     if eos is None:
-        # One at which it ends in any case, by the name; else one that no answer holds.
+        # A token at which it ends anyway, because of the name; else one that no answer contains.
         eos = min(llama_cpp_ends(tokens, {}), default=chat.pad if chat.pad is not None else chat.bos)
     if eos is None:
         raise SaapError(
@@ -104,14 +104,17 @@ def special_ids(chat: Chat, tokens: Sequence[str]) -> dict[str, int]:
 
 
 def _named(role: str, tokens: Sequence[str], ends: Sequence[int]) -> bool:
-    """A token that ends a text fills this role by its name, and no longer would if the role were taken."""
+    """Whether an end has this role because of its name, which it would lose if the role had another token."""
     return any(tokens[index] in _FILL.get(role, ()) for index in ends)
 
 
 def llama_cpp_ends(tokens: Sequence[str], ids: dict[str, int]) -> set[int]:
     """The ids at which llama.cpp ends a text, given its vocabulary and the ids by role.
 
-    Of several tokens that fill one role of _FILL, it takes any one: none is counted.
+    If several tokens could have a role of _FILL, llama.cpp picks any of them, so none is counted.
+
+    >>> sorted(llama_cpp_ends(["<s>", "a", "<|im_end|>", "END"], {"bos": 0, "eos": 3}))
+    [2, 3]
     """
     names = set(tokens)
     gone = {end for end, others in _UNLESS.items() if any(other <= names for other in others)}
@@ -125,7 +128,7 @@ def llama_cpp_ends(tokens: Sequence[str], ids: dict[str, int]) -> set[int]:
 
 
 def _add_templates(writer: gguf.GGUFWriter, chat: Chat) -> None:
-    # Runtimes of GGUF give bos_token and eos_token alone, and some text for these where the tokenizer has none.
+    # Runtimes of GGUF give templates only bos_token and eos_token, and make them up if the tokenizer has none.
     given = [f"{role}_token" for role in ("bos", "eos") if role in chat.tokens]
     keys: dict[str, str] = {}
     for name, template in chat.templates.items():
@@ -141,7 +144,7 @@ def _add_templates(writer: gguf.GGUFWriter, chat: Chat) -> None:
 
 
 def _add_sampling(writer: gguf.GGUFWriter, chat: Chat) -> None:
-    """What generation_config.json says of sampling, all of it, or that there is none; nothing where it is silent."""
+    """Add sampling defaults: all if do_sample is true, temperature 0 if it is false; the repetition penalty always."""
     sampling = sampling_of(chat.generation)
     if sampling.do_sample:
         writer.add_sampling_temp(sampling.temperature)
@@ -152,4 +155,4 @@ def _add_sampling(writer: gguf.GGUFWriter, chat: Chat) -> None:
         writer.add_sampling_temp(0.0)
     if sampling.repetition_penalty != 1.0:
         writer.add_sampling_penalty_repeat(sampling.repetition_penalty)
-        writer.add_sampling_penalty_last_n(-1)  # transformers looks at the whole text, prompt and all
+        writer.add_sampling_penalty_last_n(-1)  # transformers penalises tokens of the whole text, prompt included

@@ -1,6 +1,6 @@
-"""A Hugging Face tokenizer.json as GGUF metadata, such that llama.cpp gives the same token ids.
+"""Writes a Hugging Face tokenizer.json as GGUF metadata with which llama.cpp gives the same token ids.
 
-Two kinds are carried: byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM: `tokenizer.ggml.model` = gpt2, with the name of
+Two kinds can be written: byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM: `tokenizer.ggml.model` = gpt2, with the name of
 the splitting rule in `tokenizer.ggml.pre`) and SentencePiece-like BPE with byte fallback (Llama 1, 2, Gemma: `llama`).
 """
 
@@ -24,10 +24,10 @@ _KIND = gguf.TokenType
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, spec: ModelSpec) -> list[str]:
-    """Add the folder's tokenizer, with all that gguf_special.py carries, to `writer`.
+    """Add the folder's tokenizer to `writer`, with special tokens, templates and sampling (gguf_special.py).
 
-    Returns what `add_special` does. Raises SaapError as that, when there is no tokenizer.json, or llama.cpp has no
-    equal of it: a tokenizer that is nearly right would answer quietly wrong.
+    Returns what `add_special` returns. Raises SaapError as `add_special`, when there is no tokenizer.json, and when
+    llama.cpp cannot split text in exactly the same way: nearly the same would silently give wrong answers.
     """
     document = _read(folder / "tokenizer.json")
     model = document.get("model", {})
@@ -46,7 +46,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, spec: ModelSpec) -> lis
 
 
 def write_vocabulary(folder: Path, spec: ModelSpec, out: Path) -> list[str]:
-    """Write the folder's tokenizer as a GGUF file without a model. Returns, or raises SaapError, as `add_tokenizer`."""
+    """Write the folder's tokenizer as a GGUF file without weights. Returns and raises as `add_tokenizer`."""
     writer = gguf.GGUFWriter(out, "llama")
     writer.add_name(model_name(folder, spec))
     named = add_tokenizer(writer, folder, spec)
@@ -59,7 +59,7 @@ def write_vocabulary(folder: Path, spec: ModelSpec, out: Path) -> list[str]:
 
 
 def _check_model(document: dict[str, Any]) -> None:
-    """Raise SaapError for what neither of llama.cpp's two algorithms does."""
+    """Raise SaapError for features that neither of llama.cpp's two algorithms has."""
     model = document.get("model", {})
     if model.get("type") != "BPE":
         raise SaapError(f"tokenizer of kind '{model.get('type')}' cannot go to GGUF (supported: BPE)")
@@ -69,7 +69,7 @@ def _check_model(document: dict[str, Any]) -> None:
     without = ("lstrip", "single_word") if _is_phi3(document) else ("lstrip", "rstrip", "single_word")
     for added in document.get("added_tokens", []):
         odd = [name for name in without if added.get(name)]
-        if odd and not added["special"]:  # special ones are read where it is asked for, and token_ids.py tells
+        if odd and not added["special"]:  # differences of special ones are found and reported by token_ids.py
             raise SaapError(f"the added token '{added['content']}' has {odd[0]}, which llama.cpp does not have")
 
 
@@ -83,8 +83,11 @@ def _is_phi3(document: dict[str, Any]) -> bool:
 
 
 def model_name(folder: Path, spec: ModelSpec) -> str:
-    """`general.name`. llama.cpp reads a rule out of it: in a model called "phi-3", special tokens swallow the space
-    behind them, and a vocabulary without _PHI3_TOKENS does not load (llama-vocab.cpp, "set attributes by name")."""
+    """The value of `general.name`, from which llama.cpp derives a rule (llama-vocab.cpp, "set attributes by name").
+
+    In a model called "phi-3" special tokens swallow the space after them, and a vocabulary without _PHI3_TOKENS does
+    not load. So only models with that rule get this name.
+    """
     phi3 = _is_phi3(_read(folder / "tokenizer.json"))
     return f"{'Phi-3' if phi3 else spec.family.title.replace('-', ' ')}, saap-edge"
 
@@ -100,7 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _vocabulary(document: dict[str, Any], spec: ModelSpec) -> tuple[list[str], list[int]]:
-    """Tokens by id and their types, filled up to the rows of the embedding; without added tokens that have no row."""
+    """Tokens by id, and their types, one for each row of the embedding. Added tokens without a row are left out."""
     by_id = {index: token for token, index in document["model"]["vocab"].items()}
     kinds = dict.fromkeys(by_id, int(_KIND.NORMAL))
     for added in document.get("added_tokens", []):
@@ -126,7 +129,7 @@ def _vocabulary(document: dict[str, Any], spec: ModelSpec) -> tuple[list[str], l
 def _add_sentencepiece(
     writer: gguf.GGUFWriter, document: dict[str, Any], tokens: list[str], kinds: list[int], merges: list[str]
 ) -> None:
-    """SentencePiece-like BPE. llama.cpp merges the pair whose result scores highest, so a merge's rank is its score."""
+    """Add SentencePiece-like BPE. llama.cpp merges the pair whose result scores highest: minus a merge's rank."""
     check_pieces(document)
     rank = {merge.replace(" ", "", 1): -float(index) for index, merge in reversed(list(enumerate(merges)))}
     lowest = -float(len(merges)) - 1
@@ -139,7 +142,7 @@ def _add_sentencepiece(
 
 
 def _template_ends(document: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The special tokens that the post-processor puts before and after a text."""
+    """The special tokens that the post-processor adds before and after a text."""
     processor = document.get("post_processor") or {}
     for step in processor.get("processors", [processor]):
         if step.get("type") == "TemplateProcessing":

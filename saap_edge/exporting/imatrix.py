@@ -1,4 +1,4 @@
-"""The file of an importance matrix (recovery/imatrix.py measures one)."""
+"""Saves and reads an importance matrix (recovery/imatrix.py measures one)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE = "imatrix.safetensors"
 
 
 def save_importance(matrix: dict[str, np.ndarray], folder: Path) -> Path:
-    """Write `matrix` as FILE into `folder`; returns the file's path."""
+    """Write `matrix` (weight name -> float32 [in]) to FILE in `folder`; returns the file's path."""
     path = folder / FILE
     save_file(matrix, path)
     return path

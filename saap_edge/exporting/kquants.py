@@ -1,9 +1,9 @@
-"""GGUF in llama.cpp's other types, K-quants and IQ, which llama.cpp itself makes from our F16 file.
+"""GGUF in llama.cpp's K-quants and IQ types, which llama.cpp itself makes from our F16 file.
 
-Which tensor gets which type is llama.cpp's own mixture, as in everybody's files of that name (src/llama-quant.cpp,
-llama_tensor_get_type_impl); token embedding and output matrix are Q8_0, as in our other quantised files. Most of these
-types come in blocks of 256: a matrix whose rows do not divide into them gets another type (tensor_type_fallback
-there), and the summary says which.
+llama.cpp chooses the type of each tensor, as in all files of that name (src/llama-quant.cpp,
+llama_tensor_get_type_impl). Only token embedding and output head are always Q8_0, as in our other quantised files. Most
+of these types have blocks of 256. A matrix whose rows do not divide into blocks gets another type
+(tensor_type_fallback in that file), and the summary names it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from saap_edge.model.spec import linear_shapes
 
 __all__ = ["check_importance", "held_projections", "write_kquant"]
 
-# No mixture asks for these on its own, but for the type a file is named after.
+# Types that llama.cpp falls back to. It chooses none of them otherwise, except the type that a file is named after.
 _FALLBACKS = ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "F16")
 
 
 def check_importance(format: Format, imatrix: Path | None) -> None:
-    """Raise SaapError when a type needs an importance matrix and there is none."""
+    """Raise SaapError when the format needs an importance matrix and there is none."""
     if format.needs_importance and imatrix is None:
         raise SaapError(
             f"GGUF type '{format.quantisation}' needs an importance matrix (it would be garbage without): give one, "
@@ -57,15 +57,15 @@ def write_kquant(
 
     Args:
         folder: Hugging Face folder, dense or pruned.
-        source: what `write_gguf` made of it in "f16".
+        source: the file that `write_gguf` wrote of it in "f16".
         out: the file.
-        quantisation: a type that llama.cpp makes; or one in blocks, as "q4_0", which it, unlike `write_gguf`, rounds by
-            importance.
-        imatrix: file of `save_importance`, of the model in `folder`.
+        quantisation: a type that llama.cpp makes, or one in blocks such as "q4_0", which llama.cpp rounds by
+            importance and `write_gguf` does not.
+        imatrix: importance matrix of the model in `folder`, a file of `save_importance`.
 
-    Returns the summary of `write_gguf` and `fallbacks`, the type of every matrix that could not have its own, and
-    `imatrix_sha256`. Raises SaapError for a type that needs `imatrix`, for a matrix of another model, and when
-    llama.cpp fails or dies; there is no file then.
+    Returns the summary of `write_gguf`, with `fallbacks` (the type of every matrix that could not have the wanted one)
+    and `imatrix_sha256`. Raises SaapError for a type that needs `imatrix`, for an importance matrix of another model,
+    and when llama.cpp fails or dies; then there is no file.
     """
     format = FORMATS.get(f"gguf-{quantisation}")
     if format is None or not (format.made_from or format.blocks):
@@ -95,9 +95,9 @@ def write_kquant(
 
 
 def held_projections(path: Path, weights: ExportWeights) -> Iterator[tuple[str, np.ndarray]]:
-    """Every projection weight that a GGUF file of the folder behind `weights` holds, under the folder's name.
+    """(name, values) of every projection in a GGUF file that was made of the folder of `weights`.
 
-    float32 [out, in], dequantised by gguf-py, rows in transformers' order.
+    Names are the folder's; values are float32 [out, in], dequantised by gguf-py, with rows in transformers' order.
     """
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     for index in range(len(weights.spec.layers)):
@@ -120,10 +120,10 @@ def _names(weights: ExportWeights, index: int) -> list[str]:
 
 
 def _importance(matrix: dict[str, np.ndarray], weights: ExportWeights, path: Path) -> dict[str, np.ndarray]:
-    """The matrix under the file's names, as wide as the file's rows.
+    """The importance matrix under the file's names, as wide as the file's rows.
 
-    Columns that the exporter added hold zeros, so that their importance is free; a mean keeps llama.cpp's weighted
-    sums away from zero. Stacked matrices have one input, and so one importance.
+    Columns that the exporter added are zeros, so any importance would do; the mean keeps llama.cpp's weighted sums away
+    from zero. Stacked matrices have the same input, and so one importance.
     """
     spec, found = read_spec(weights.folder), {}
     for index in range(len(spec.layers)):

@@ -1,7 +1,8 @@
 """A process that quantises one GGUF file: `python -m saap_edge.exporting.kquants_child SOURCE OUT FTYPE [MATRIX]`.
 
-Apart because llama.cpp aborts the process where it does not throw. It exits 1 with llama.cpp's reason as the last line
-on stderr. MATRIX is a safetensors file of the importance matrix, float32 [columns] under the names of the GGUF file.
+It is a process of its own because llama.cpp may abort. If llama.cpp fails, it exits with 1, and the last line on stderr
+is llama.cpp's reason. MATRIX is a safetensors file of the importance matrix, float32 [columns] under the names of the
+GGUF file.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ __all__ = ["main"]
 
 
 def _entries(matrix: dict[str, np.ndarray]) -> Any:
-    """The array of llama_model_imatrix_data that llama.cpp reads up to the first entry without a name (llama.h).
+    """The array of llama_model_imatrix_data that llama.cpp reads, up to the first entry without a name (llama.h).
 
-    It points into `matrix`, which has to outlive it.
+    It points into `matrix`, which must live longer.
     """
     entries = (llama_cpp.llama_model_imatrix_data * (len(matrix) + 1))()
     for entry, (name, values) in zip(entries, matrix.items(), strict=False):
@@ -31,7 +32,7 @@ def _entries(matrix: dict[str, np.ndarray]) -> Any:
 
 
 def main() -> None:
-    """Quantise; vocabulary matrices to Q8_0, whatever the mixture says of them, as in our other quantised files."""
+    """Quantise the file. Token embedding and output head become Q8_0, as in our other quantised files."""
     source, out, ftype, *importance = sys.argv[1:]
     os.dup2(2, 1)
     llama_cpp.llama_backend_init()

@@ -1,4 +1,4 @@
-"""ONNX for stock ONNX Runtime, onnxruntime-genai and optimum: a graph built directly (onnx_decoder.py), not traced."""
+"""ONNX for stock ONNX Runtime, onnxruntime-genai and optimum. The graph is built (onnx_decoder.py), not traced."""
 
 from __future__ import annotations
 
@@ -29,22 +29,25 @@ IR_VERSION = 10
 
 
 def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -> dict[str, Any]:
-    """Write the model in `folder` (dense, pruned or tuned) as an ONNX folder `out`, and say what it holds.
+    """Write the model in `folder` (dense, pruned or tuned) as an ONNX folder `out`, and return a summary.
 
-    `out` gets model.onnx, model.onnx.data, genai_config.json, config.json and the tokenizer. In "fp32" all weights are
-    float32, in "fp16" all matrices are stored in half of that and widened as the runtime loads them
-    (`Decoder._floats`); in "int4" and "int8" projections are MatMulNBits with the blocks of `ExportWeights.layout`
-    (`group` inputs a block, a power of two from 32, unless they were tuned in another), token embedding and head the
-    8-bit blocks of `ExportWeights.vocabulary` (one copy when tied; 4 bits in "int4-full"), norms and biases float32.
+    `out` gets model.onnx, model.onnx.data, genai_config.json, config.json and the tokenizer. Weights by quantisation:
 
-    The graph takes input_ids, attention_mask int64 and past_key_values.N.key/.value float32 [batch, kv_heads of layer
-    N, past, head_dim]; it gives logits [batch, seq, vocab] and present.N.key/.value. The optional input
-    `logits_from` (int64 [1], default 0: all) starts the logits at that position; -1 computes the last one only.
+    - "fp32": all float32.
+    - "fp16": matrices float16, which the runtime widens when it loads them (`Decoder._floats`).
+    - "int4", "int8": projections are MatMulNBits with the blocks of `ExportWeights.layout`. A block has `group` inputs,
+      a power of two from 32, unless the folder was tuned with another group. Token embedding and head have the 8-bit
+      blocks of `ExportWeights.vocabulary` (one copy if tied; 4 bits in "int4-full").
+
+    Norms and biases are float32. The graph's inputs are input_ids and attention_mask, int64, and
+    past_key_values.N.key/.value, float32 [batch, kv_heads of layer N, past, head_dim]. Its outputs are logits [batch,
+    seq, vocab] and present.N.key/.value. The optional input `logits_from` (int64 [1], default 0) is the first position
+    that gets logits; -1: only the last one.
 
     Returns quantisation, initializers (type -> bytes), onnx_bytes, data_bytes, projection_bytes (read per decoded
     token: projections, biases, head, norms), blocks (format and group, None in fp32 and fp16) and padded_layers. Raises
-    SaapError on an unknown quantisation, on a folder that ExportWeights refuses, on a group that MatMulNBits does not
-    take, and on shapes that GroupQueryAttention cannot run.
+    SaapError for an unknown quantisation, a folder that ExportWeights refuses, a group that MatMulNBits does not
+    accept, and shapes that GroupQueryAttention cannot run.
     """
     known = written_by(WRITER)
     if quantisation not in known:
@@ -82,6 +85,6 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
 
 
 def padded_layers(folder: Path, padded: ModelSpec) -> dict[int, list[int]]:
-    """Layers whose FFN was padded to the grid: index -> [width in the folder, width in the file]."""
+    """Layers with an FFN padded to the grid: index -> [width in the folder, width in the file]."""
     pairs = zip(read_spec(folder).layers, padded.layers, strict=True)
     return {index: [old.ffn, new.ffn] for index, (old, new) in enumerate(pairs) if old.ffn != new.ffn}

@@ -30,7 +30,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Decoder:
-    """The Llama-like decoder, with or without norms of q and k, layer by layer, in a GraphWriter."""
+    """Writes the Llama-like decoder, with or without norms of q and k, to a GraphWriter, layer by layer."""
 
     FFN_NORM = "post_attention_layernorm"
 
@@ -38,8 +38,8 @@ class Decoder:
         self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None,
         vocabulary: tuple[BlockFormat, int], stored: torch.dtype,
     ) -> None:  # fmt: skip
-        """`layout` is format and group of the projections, None where they are in no blocks, `vocabulary` that of
-        embedding and head where they are; `stored` is the type of matrices that are in none."""
+        """`layout`: format and group of the projections, None if these are floats. `vocabulary`: those of embedding
+        and head, used if projections are in blocks. `stored`: the type of float matrices."""
         self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
         self.vocabulary, self.stored = vocabulary, stored
 
@@ -60,11 +60,11 @@ class Decoder:
             following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
             normed, residual = self._skip_norm(residual, self._ffn(normed, prefix), following)
         self._head(normed, table)
-        # The optional input comes last: position 0 is input_ids for everyone who counts inputs.
+        # The optional input comes last, so that input 0 is input_ids for callers that go by position.
         graph.inputs.append(self.logits_from)
 
     def _sequence(self, ids: ir.Value, mask: ir.Value) -> None:
-        """What every attention node shares: lengths from the mask, rotary tables, positions where it needs them."""
+        """Values that all attention nodes share: lengths from the mask, rotary tables, positions if needed."""
         graph, spec = self.graph, self.spec
         lengths = graph.node("ReduceSum", [mask, graph.constant("axis_1", [1])], keepdims=0)
         last = graph.node("Sub", [lengths, graph.constant("one", 1)])
@@ -75,14 +75,14 @@ class Decoder:
         self.rotary = self._rotary(spec)
 
     def _rotary(self, spec: ModelSpec, suffix: str = "cache") -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines [context, head_dim / 2] of every position."""
+        """Cosines and sines of every position, each [context, head_dim / 2]."""
         angles = np.outer(np.arange(spec.context, dtype=np.float32), rope_frequencies(spec))
         factor = np.float32(attention_factor(spec.rope_scaling))
         cos = self.graph.weight(f"cos_{suffix}", factor * np.cos(angles), per_token=False)
         return cos, self.graph.weight(f"sin_{suffix}", factor * np.sin(angles), per_token=False)
 
     def _positions(self, ids: ir.Value, lengths: ir.Value) -> ir.Value:
-        """Positions int64 [batch, seq] of the new tokens: they end where the mask does (right padding)."""
+        """Positions int64 [batch, seq] of the new tokens, which end where the mask ends (right padding)."""
         graph = self.graph
         seq = graph.node("Gather", [graph.node("Shape", [ids]), graph.constant("index_seq", 1)], axis=0)
         start = graph.node("Max", [graph.node("Sub", [lengths, seq]), graph.constant("zero", 0)])
@@ -90,11 +90,11 @@ class Decoder:
         return graph.node("Add", [graph.node("Unsqueeze", [start, graph.constant("column", [1])]), steps])
 
     def _rotate(self, x: ir.Value, heads: int, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
-        """Rotary embedding outside of attention, whose own takes only multiples of 16 as head_dim."""
+        """Rotary embedding outside of attention, whose own needs a head_dim that is a multiple of 16."""
         return self.graph.node("RotaryEmbedding", [x, self.positions, *rotary], CONTRIB, num_heads=heads)
 
     def _embedding(self, ids: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ...]]:
-        """Token vectors, and the table's values (weight, or codes and scales) for a tied head."""
+        """Token vectors, and the table (its weight, or codes and scales), which a tied head uses too."""
         table = self._vocabulary(EMBEDDING, per_token=self.spec.tied)
         if not self.layout:
             return self.graph.node("Gather", [table[0], ids]), table
@@ -120,14 +120,14 @@ class Decoder:
         else:
             logits = self._matmul(normed, table[0])
         graph.output(self._capped(logits), "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
-        # Logits first: that is where callers who do not look at names expect them.
+        # Logits come first, where callers that go by position expect them.
         graph.outputs.insert(0, graph.outputs.pop())
 
     def _capped(self, logits: ir.Value) -> ir.Value:
         return logits
 
     def _vocabulary(self, name: str, per_token: bool) -> tuple[ir.Value, ...]:
-        """The rows of embedding or head: (weight,) or, in blocks, (codes [vocab, blocks, bytes], scales)."""
+        """The matrix of embedding or head: (weight,) or, in blocks, (codes [vocab, blocks, bytes], scales)."""
         if not self.layout:
             return (self._floats(name, [name], per_token),)
         return self._blocks(name, [name], self.vocabulary, per_token)
@@ -135,7 +135,7 @@ class Decoder:
     def _blocks(
         self, name: str, parts: list[str], layout: tuple[BlockFormat, int], per_token: bool = True
     ) -> tuple[ir.Value, ...]:
-        """Codes, scales and, where the format has them, zero points of the weights `parts`, row on row."""
+        """Codes, scales and, if the format has them, zero points of the weights `parts`, stacked by rows."""
         blocks = joined([self.weights.blocks(part, *layout) for part in parts])
         named = zip(("codes", "scales", "zeros"), pack(blocks), strict=True)
         return tuple(
@@ -157,11 +157,11 @@ class Decoder:
         return outputs[0], outputs[3]
 
     def _scale(self, name: str) -> ir.Value:
-        """What a norm multiplies by."""
+        """The factors of a norm."""
         return self._plain(name)
 
     def _head_norm(self, x: ir.Value, name: str, heads: int) -> ir.Value:
-        """Norm of every head of q or k by itself: attention's own inputs for that are not there on CPU."""
+        """Norm of every head of q or k. Attention has inputs for it, but not on CPU."""
         graph, width = self.graph, self.spec.head_dim
         apart = graph.node("Reshape", [x, graph.constant(f"{name}.heads", [0, 0, heads, width])])
         return graph.node("Reshape", [self._norm(apart, name), graph.constant(f"{name}.whole", [0, 0, heads * width])])
@@ -186,7 +186,7 @@ class Decoder:
     def _states(
         self, packed: ir.Value, prefix: str, layer: LayerShape, rotary: tuple[ir.Value, ir.Value] | None
     ) -> list[ir.Value | None]:
-        """Queries, keys and values apart, with what attention cannot do to them itself: norms, some rotations."""
+        """Queries, keys and values, with the norms and rotations that attention cannot do itself."""
         widths = [heads * self.spec.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
         sizes = self.graph.constant(f"{prefix}qkv.widths", widths)
         query, key, value = self.graph.nodes(3, "Split", [packed, sizes], axis=-1)
@@ -213,9 +213,9 @@ class Decoder:
         return self.graph.node("QuickGelu", [gate], CONTRIB, alpha=1.0)  # x * sigmoid(x) in one pass: SiLU
 
     def linear(self, x: ir.Value, module: str, parts: list[str] | None = None) -> ir.Value:
-        """A projection with its bias; with `parts`, these projections of the same input as one product `module`.
+        """A projection with its bias; with `parts`, these projections of one input as one product called `module`.
 
-        One product instead of several rounds the input to 8 bits once and meets the other threads once.
+        With one product the input is rounded to 8 bits once, and threads are synchronised once.
         """
         parts = parts or [module]
         name, weights, bias = f"{module}.weight", [f"{part}.weight" for part in parts], self._bias(module, parts)
@@ -226,10 +226,10 @@ class Decoder:
         return y if bias is None else self.graph.node("Add", [y, bias])
 
     def _floats(self, name: str, parts: list[str], per_token: bool = True) -> ir.Value:
-        """The matrices `parts` in floats, row on row.
+        """The matrices `parts` in floats, stacked by rows.
 
-        Half precision is widened before use, not the product made in it: on x86 ONNX Runtime has no such product and
-        would widen weights and activations anew at every token; this it does once, as it loads.
+        Float16 is cast to float32 before the product. On x86 ONNX Runtime has no product in float16, and would widen
+        weights and activations at every token; this cast of a constant it does once, when it loads the graph.
         """
         array = _stacked([self.weights.tensor(part, self.stored) for part in parts])
         if self.stored == torch.float32:
@@ -238,13 +238,13 @@ class Decoder:
         return self.graph.node("Cast", [self.graph.weight(name, array, per_token=False)], to=ir.DataType.FLOAT)
 
     def _matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
-        # FusedMatMul takes weights [out, in] as they are stored: no transposed copy, and a tied table stays one.
+        # FusedMatMul takes weights [out, in] as stored: no transposed copy is needed, and a tied table stays one.
         return self.graph.node("FusedMatMul", [x, weight], CONTRIB, transB=1)
 
     def _matmul_bits(
         self, x: ir.Value, weight: tuple[ir.Value, ...], bias: ir.Value | None, layout: tuple[int, int, int]
     ) -> ir.Value:
-        """`weight` is codes, scales and perhaps zero points; `layout` its columns, bits and group."""
+        """`weight` has codes, scales and perhaps zero points; `layout` its columns, bits and group."""
         rows = weight[0].shape
         assert rows is not None
         columns, bits, group = layout
@@ -258,7 +258,7 @@ class Decoder:
         return self.graph.weight(name, self.weights.tensor(name).numpy())
 
     def _bias(self, module: str, parts: list[str]) -> ir.Value | None:
-        """The biases of `parts` in a row, zeros for those that have none; None where none has."""
+        """The biases of `parts`, joined, with zeros for parts that have none; None if no part has one."""
         names = [f"{part}.bias" for part in parts]
         if not any(name in self.weights for name in names):
             return None
@@ -270,7 +270,7 @@ class Decoder:
 
 
 def _stacked(tensors: list[torch.Tensor]) -> np.ndarray:
-    """All rows; no copy of a single one, which may be a large vocabulary."""
+    """The rows of all tensors. A single tensor, maybe a large vocabulary, is not copied."""
     array: np.ndarray = (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).numpy()
     return array
 
@@ -278,8 +278,7 @@ def _stacked(tensors: list[torch.Tensor]) -> np.ndarray:
 def pack(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """MatMulNBits' codes uint8 [out, blocks, bytes], scales float32 [out, blocks], and zero points uint8 [out, bytes].
 
-    The last block is filled up with zeros: the operator takes no input for them. None stands for the operator's own
-    zero point, the middle code.
+    The last block is padded with zeros, which meet no input. No zero points: the operator's default, the middle code.
     """
     rows, count = blocks.scales.shape
     codes, missing = blocks.codes.numpy(), count * blocks.group - blocks.codes.shape[1]
@@ -293,6 +292,6 @@ def pack(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
 
 
 def nibbles(codes: np.ndarray) -> np.ndarray:
-    """uint8 [rows, columns] in 0..15, two a byte, the even column low."""
+    """Pack uint8 [rows, columns] in 0..15 two a byte; even columns are the low half."""
     packed: np.ndarray = codes[:, 0::2] | (codes[:, 1::2] << 4)
     return packed

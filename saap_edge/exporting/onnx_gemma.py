@@ -1,5 +1,7 @@
-"""Gemma 2 and 3 in ONNX: Llama's graph with sublayer outputs normed, windows, soft caps and GELU (transformers'
-modeling_gemma2.py and modeling_gemma3.py). Soft cap and window of attention are GroupQueryAttention's own."""
+"""Gemma 2 and 3 in ONNX: Llama's graph with norms of sublayer outputs, windows, soft caps and GELU.
+
+After transformers' modeling_gemma2.py and modeling_gemma3.py. GroupQueryAttention itself has soft caps and windows.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,13 @@ __all__ = ["GemmaDecoder"]
 
 
 class GemmaDecoder(Decoder):
-    """The decoder of a model whose spec has a `gemma`."""
+    """Writes the decoder of a model whose spec has a `gemma`."""
 
     FFN_NORM = "pre_feedforward_layernorm"
 
     @property
     def gemma(self) -> Gemma:
+        """The spec's `gemma`."""
         assert self.spec.gemma
         return self.spec.gemma
 

@@ -1,4 +1,4 @@
-"""An ONNX graph under construction. Its weights go to `model.onnx.data` one at a time, so that memory holds one."""
+"""An ONNX graph under construction. Its weights go to `model.onnx.data` one at a time; memory holds only one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ PAGE, LARGE = 4096, 1 << 20  # large tensors start on a page, so that a runtime 
 
 
 class GraphWriter:
-    """An ONNX graph under construction, whose weights stream to an external data file.
+    """An ONNX graph under construction. Its weights are written to an external data file at once.
 
-    `bytes_by_type` sums the initializers' bytes, `bytes_per_token` those that one decoded token reads.
+    Attributes:
+        bytes_by_type: bytes of weights, by their type.
+        bytes_per_token: bytes of weights that decoding one token reads.
     """
 
     def __init__(self, data: BinaryIO) -> None:
@@ -31,18 +33,20 @@ class GraphWriter:
         self._initializers: dict[str, ir.Value] = {}
 
     def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+        """Add an input; a text in `shape` names a free dimension."""
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         self.inputs.append(value)
         return value
 
     def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> None:
+        """Make a value an output of the graph, under this name."""
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         self.outputs.append(value)
 
     def nodes(
         self, count: int, op: str, inputs: list[ir.Value | None], domain: str = "", **attributes: Any
     ) -> list[ir.Value]:
-        """Append a node with `count` outputs, return them."""
+        """Append a node with `count` outputs; return these."""
         node = ir.node(op, inputs, attributes, domain=domain, num_outputs=count, name=f"{op}_{len(self._nodes)}")
         for index, value in enumerate(node.outputs):
             value.name = f"{node.name}.{index}"
@@ -50,7 +54,7 @@ class GraphWriter:
         return list(node.outputs)
 
     def node(self, op: str, inputs: list[ir.Value | None], domain: str = "", **attributes: Any) -> ir.Value:
-        """Append a node with one output, return it."""
+        """Append a node with one output; return it."""
         return self.nodes(1, op, inputs, domain, **attributes)[0]
 
     def constant(self, name: str, values: int | list[int]) -> ir.Value:
@@ -58,7 +62,7 @@ class GraphWriter:
         return self._register(name, ir.tensor(np.array(values, dtype=np.int64), name=name))
 
     def default(self, value: ir.Value, array: np.ndarray) -> None:
-        """Make the graph input `value` optional."""
+        """Make the graph input `value` optional, with `array` as its default."""
         assert value.name
         value.const_value = ir.tensor(array, name=value.name)
         self._initializers[value.name] = value
@@ -73,14 +77,14 @@ class GraphWriter:
         return self._external(name, start, size, kind, array.shape)
 
     def alias(self, name: str, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
-        """The same bytes of the data file under another shape: costs nothing on disk, nor in mapped memory."""
+        """The same bytes of the data file under another shape; takes no space on disk or in mapped memory."""
         tensor = value.const_value
         assert isinstance(tensor, ir.ExternalTensor)
         assert tensor.offset is not None and tensor.length is not None
         return self._external(name, tensor.offset, tensor.length, tensor.dtype, shape)
 
     def finish(self) -> ir.Graph:
-        """The graph; the data file must be closed or flushed after it."""
+        """The finished graph. The caller must then close or flush the data file."""
         return ir.Graph(
             self.inputs, self.outputs, nodes=self._nodes, initializers=list(self._initializers.values()),
             opset_imports=OPSETS, name="decoder",

@@ -1,7 +1,7 @@
-"""What optimum needs of an ONNX folder, and its own exporter as one more format.
+"""The config.json that optimum needs in an ONNX folder, and optimum's own exporter as one more format.
 
-optimum-onnx 0.1.0 demands transformers before 4.58: `pip install 'saap-edge[optimum]'` makes an environment where both
-work (docs/onnx.md).
+optimum-onnx 0.1.0 needs transformers before 4.58: `pip install 'saap-edge[optimum]'` makes an environment with both
+(docs/onnx.md).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ OPSET = 18
 
 
 def write_config(spec: ModelSpec, folder: Path, out: Path) -> None:
-    """Write the config.json of an ONNX folder that was made from `folder`; `spec` is what the graph holds.
+    """Write the config.json of an ONNX folder that was made from `folder`; `spec` is the shape of the graph.
 
-    optimum's ORTModelForCausalLM makes the first KV cache from it, with num_key_value_heads heads of hidden_size //
-    num_attention_heads in every layer, whatever head_dim says. Where one cache fits all layers, the config says it in
-    these words, under the family's own model_type. Where none does, it stays `saap_edge`, which optimum refuses at
-    once, and saap_edge.model.optimum loads.
+    optimum's ORTModelForCausalLM makes the first KV cache from it: in every layer num_key_value_heads heads of
+    hidden_size // num_attention_heads, whatever head_dim says. If one such cache fits all layers, these fields say so,
+    under the family's own model_type. Else the type stays `saap_edge`, which optimum refuses at once and
+    saap_edge.model.optimum loads.
     """
     config = for_transformers_4(open_checkpoint(folder).canonical)
-    config.pop("auto_map", None)  # torch's modelling file is not in the folder
+    config.pop("auto_map", None)  # the folder does not have torch's modelling file
     caches = {layer.kv_heads for layer in spec.layers}
     heads = spec.hidden // spec.head_dim
     if len(caches) == 1 and heads and spec.hidden // heads == spec.head_dim:
@@ -47,10 +47,10 @@ def write_config(spec: ModelSpec, folder: Path, out: Path) -> None:
 
 
 def write_optimum(folder: Path, out: Path) -> dict[str, Any]:
-    """Write the model in `folder` as optimum's own exporter does: an ONNX folder in float32, of ONNX's operators alone.
+    """Write the model in `folder` with optimum's own exporter: an ONNX folder in float32, with standard operators only.
 
     Returns quantisation, exporter, onnx_bytes (data included) and projection_bytes (read per decoded token). Raises
-    SaapError where optimum is not installed, and on a model of per-layer widths.
+    SaapError when optimum is not installed, and for a model with widths per layer.
     """
     refusal = export_refusal(read_spec(folder), "onnx-optimum")
     if refusal:
@@ -79,7 +79,7 @@ def write_optimum(folder: Path, out: Path) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Tracing warns of every Python value it meets; what it made is verified against torch."""
+    """Silence warnings of tracing about every Python value. The result is verified against torch anyway."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

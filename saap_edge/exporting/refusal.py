@@ -1,4 +1,4 @@
-"""What a runtime takes of a model: known from its shape and family, before anything is written."""
+"""Why a runtime cannot run a model. Shape and family tell, before anything is written."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ __all__ = [
     "shape_reason",
 ]  # fmt: skip
 
-# Architectures and graphs that gguf.py and onnx.py write. A family may declare others before there is a writer: its
-# exports are then refused here, and a writer lifts that by adding the name.
+# Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
+# until a writer exists and its name is added here.
 GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "gemma2", "gemma3")
 ONNX_WRITERS = ("llama", "qk-norm", "gemma")
-WIDENED_AT_LOAD = 1 << 30  # bytes that constant folding gives out at most (ONNX Runtime, constant_folding.cc)
+WIDENED_AT_LOAD = 1 << 30  # largest result of constant folding, in bytes (ONNX Runtime, constant_folding.cc)
 
 
 def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal:
-    """llama.cpp's architecture for a model, or why there is none. `per_layer`: as if its layers differed in widths."""
+    """llama.cpp's architecture for a model, or a Refusal. `per_layer`: as if its layers had different widths.
+
+    >>> from saap_edge.model.spec import spec_from_config
+    >>> spec = spec_from_config({"model_type": "qwen3", "vocab_size": 100, "hidden_size": 64, "num_attention_heads": 4,
+    ...     "intermediate_size": 128, "num_hidden_layers": 2, "tie_word_embeddings": True})
+    >>> gguf_architecture(spec), gguf_architecture(spec, per_layer=True)
+    ('qwen3', 'openelm')
+    """
     exports = spec.family.exports
     if spec.uniform and not per_layer:
         return exports.gguf_uniform
@@ -33,9 +40,9 @@ def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal
 
 
 def export_refusal(spec: ModelSpec, artifact_format: str, per_layer: bool = False) -> str | None:
-    """Why a model cannot go to a format ("gguf-q4_0", "onnx-int4", ...), and what to do instead; None where it can.
+    """Why a model cannot be exported to a format ("gguf-q4_0", "onnx-int4", ...), and what to do instead; else None.
 
-    `per_layer`: judge it as if its layers differed in widths, as before a plan is made.
+    `per_layer`: judge it as if its layers had different widths, as is needed before a plan exists.
     """
     reason = refusal_reason(spec, artifact_format, per_layer)
     if reason is None:
@@ -47,14 +54,14 @@ def export_refusal(spec: ModelSpec, artifact_format: str, per_layer: bool = Fals
 
 
 def refusal_reason(spec: ModelSpec, artifact_format: str, per_layer: bool = False) -> str | None:
-    """The reason alone, without a remedy."""
+    """The reason of `export_refusal`, without the remedy."""
     record = format_of(artifact_format)
     reason: str | None = resolve(record.refusal)(spec, record, per_layer) if record.refusal else None
     return reason
 
 
 def gguf_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
-    """Why llama.cpp cannot have a model, or None."""
+    """Why llama.cpp cannot run a model, or None."""
     reason, carrier = shape_reason(spec), gguf_architecture(spec, per_layer)
     if reason or isinstance(carrier, Refusal):
         return reason or str(carrier)
@@ -64,7 +71,7 @@ def gguf_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
 
 
 def onnx_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
-    """Why ONNX Runtime cannot have a model, or None."""
+    """Why ONNX Runtime cannot run a model, or None."""
     reason, carrier = shape_reason(spec) or onnx_shape_reason(spec), spec.family.exports.onnx
     if reason or isinstance(carrier, Refusal):
         return reason or str(carrier)
@@ -74,7 +81,7 @@ def onnx_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
 
 
 def shape_reason(spec: ModelSpec) -> str | None:
-    """Shapes that no runtime takes, or takes and cannot quantise; None where there are none."""
+    """Which shape of a model no runtime can run or quantise, or None."""
     if spec.hidden % BLOCK:
         return f"hidden size {spec.hidden} is not a multiple of {BLOCK}: no runtime quantises such rows"
     for index, layer in enumerate(spec.layers):
@@ -87,14 +94,14 @@ def shape_reason(spec: ModelSpec) -> str | None:
 
 
 def onnx_shape_reason(spec: ModelSpec) -> str | None:
-    """Shapes that the CPU kernel of GroupQueryAttention refuses, or None."""
+    """Which shape of a model the CPU kernel of GroupQueryAttention refuses, or None."""
     if spec.head_dim % 8:
         return f"head_dim {spec.head_dim} is not a multiple of 8: ONNX Runtime's attention refuses it"
     return None
 
 
 def _onnx_limit(spec: ModelSpec, format: Format) -> str | None:
-    """What ONNX Runtime would do badly, or None."""
+    """What makes a format slow in ONNX Runtime for this model, or None."""
     # q, k and v are one matrix, gate and up another (onnx_decoder.py).
     stacked = (max((layer.heads + 2 * layer.kv_heads) * spec.head_dim, 2 * layer.ffn) for layer in spec.layers)
     rows = max(spec.vocab_size, *stacked)
@@ -117,7 +124,7 @@ def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | No
 
 
 def _limit(spec: ModelSpec, architecture: str) -> str | None:
-    """What this model has and its architecture in llama.cpp would ignore, or None."""
+    """What this model has that its architecture in llama.cpp would ignore, or None."""
     if architecture in ("llama", "deci"):
         return None
     if spec.biased:

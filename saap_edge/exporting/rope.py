@@ -1,4 +1,4 @@
-"""Rotary frequencies, for the exporters that have to write them down."""
+"""Rotary frequencies, which the exporters write into files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ __all__ = ["rope_frequencies"]
 
 
 def rope_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Angle per position of each rotated pair, float32 [head_dim / 2], scaled as the model says.
+    """Angle of each rotated pair per position, in radians, float32 [head_dim / 2], scaled as the model says.
 
-    As transformers' modeling_rope_utils. llama3: wavelengths above original/low are slowed by `factor`, below
-    original/high left alone, and blended in between; yarn: the same by a ramp over the pairs; longrope: each pair by a
-    factor of its own, here those within the context of pretraining.
+    The formulas are those of transformers' modeling_rope_utils:
+
+    - linear: all frequencies divided by `factor`.
+    - llama3: the same for wavelengths above original/low; those below original/high stay; between them a mixture.
+    - yarn: a mixture, too, by a ramp over the pairs (arXiv 2309.00071).
+    - longrope: each divided by a factor of its own, here by that for the context of pretraining.
+
+    >>> from saap_edge.model.spec import spec_from_config
+    >>> spec = spec_from_config({"model_type": "llama", "vocab_size": 100, "hidden_size": 16, "num_attention_heads": 4,
+    ...     "intermediate_size": 32, "num_hidden_layers": 1, "rope_theta": 10000.0})
+    >>> [round(float(frequency), 4) for frequency in rope_frequencies(spec)]
+    [1.0, 0.01]
     """
-    # In float32, as transformers: at position 100,000 its rounding is an angle that shows.
+    # In float32, as in transformers: at position 100,000 its rounding changes the angle noticeably.
     exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
     plain, scaling = (1 / np.float32(spec.rope_theta) ** exponents).astype(np.float32), spec.rope_scaling
     if scaling is None:
@@ -36,14 +45,14 @@ def _none_kept(plain: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
 
 
 def _llama3_kept(plain: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
-    """Share of each frequency that stays as it is."""
+    """Share of each frequency that is not scaled."""
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     rotations = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
     return np.asarray(np.clip((rotations - low) / (high - low), 0, 1))
 
 
 def _yarn_kept(plain: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
-    """As `_llama3_kept`, by a ramp over the pairs between those that turn `beta_fast` and `beta_slow` times."""
+    """As `_llama3_kept`, by a ramp between the pairs that rotate `beta_fast` and `beta_slow` times."""
     pairs, original = len(plain), scaling["original_max_position_embeddings"]
 
     def pair(rotations: float) -> float:

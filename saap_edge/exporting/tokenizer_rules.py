@@ -1,7 +1,7 @@
-"""Which of llama.cpp's rules does what a tokenizer.json says: how text is changed, split and merged.
+"""Finds the rule of llama.cpp that changes, splits and merges text as a tokenizer.json says.
 
-llama.cpp has a fixed set of splitting rules, by name (llama-vocab.cpp, llm_tokenizer_bpe). Only those stand here that
-split as transformers does on every text of tests/exporting/tokenizer_texts.py.
+llama.cpp has a fixed set of named splitting rules (llama-vocab.cpp, llm_tokenizer_bpe). Only rules that split every
+text of tests/exporting/tokenizer_texts.py as transformers does are listed here.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _DEEPSEEK = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+""" "|[^\r\n" r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+" "[\r\n]*" r"|\s*" "[\r\n]+" r"|\s+(?!\S)|\s+",
 )  # fmt: skip
-# The regular expressions whose matches stand alone, one after the other, and whether a word that is a token is taken
-# whole -> llama.cpp's name, which fixes both.
+# (regular expressions whose matches are split off, in order; whether a word that is a token is taken whole) ->
+# llama.cpp's name of the rule.
 SPLITTING_RULES = {
     ((_LLAMA3,), True): "llama-bpe",
     ((_LLAMA3,), False): "smaug-bpe",
@@ -51,14 +51,18 @@ SPLITTING_RULES = {
     ((DIGIT, GPT2), False): "smollm",
     ((GPT2,), False): "gpt-2",
 }
-# Every character is in a match of these: "what is no match is removed" removes nothing.
+# Every character is in a match of these, so that removing all but the matches removes nothing.
 _COVERING = (_LLAMA3, _QWEN2, GPT2)
 
 _SPACE = "▁"
 
 
 def flatten(step: Step | None) -> list[Step]:
-    """The steps of a part of tokenizer.json in order, sequences within sequences opened; none for none."""
+    """The steps of a part of tokenizer.json, in order, with nested sequences opened.
+
+    >>> flatten({"type": "Sequence", "pretokenizers": [{"type": "Digits"}, {"type": "ByteLevel"}]})
+    [{'type': 'Digits'}, {'type': 'ByteLevel'}]
+    """
     if not step:
         return []
     inside = next((step[name] for name in ("normalizers", "pretokenizers") if name in step), None)
@@ -66,17 +70,23 @@ def flatten(step: Step | None) -> list[Step]:
 
 
 def normalizer_steps(document: Step) -> list[Step]:
+    """The steps of the normalizer, in order."""
     return flatten(document.get("normalizer"))
 
 
 def holds_pieces(document: Step) -> bool:
-    """SentencePiece-like: characters with bytes for what is unknown, instead of bytes throughout."""
+    """Whether a tokenizer is SentencePiece-like: of characters, with bytes for unknown ones, not of bytes only."""
     steps = flatten(document.get("pre_tokenizer"))
     return bool(document["model"].get("byte_fallback")) and not any(step.get("type") == "ByteLevel" for step in steps)
 
 
 def splitting_rule(document: Step) -> str:
-    """llama.cpp's name of the rule of a byte-level tokenizer. Raises SaapError for one that has none known here."""
+    """llama.cpp's name of the splitting rule of a byte-level tokenizer. Raises SaapError when none is known.
+
+    >>> byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    >>> splitting_rule({"pre_tokenizer": byte_level, "model": {"type": "BPE"}})
+    'gpt-2'
+    """
     for step in normalizer_steps(document):
         if step.get("type") != "NFC":
             raise SaapError(f"tokenizer normalizer {step.get('type')} has no equal in llama.cpp's BPE")
@@ -93,12 +103,12 @@ def splitting_rule(document: Step) -> str:
 
 
 def _matches(step: Step, steps: int) -> str:
-    """What a pre-tokenizer does: a regular expression whose matches stand alone, or its JSON; empty for nothing."""
+    """The regular expression whose matches a step splits off; "" if it splits nothing; else the step's JSON."""
     kind = step.get("type")
     if kind == "Split" and "Regex" in step["pattern"]:
         pattern = str(step["pattern"]["Regex"])
         behaviour = step.get("behavior"), bool(step.get("invert"))
-        # A step that splits into bytes may follow; another one would get what this one leaves.
+        # Only one step, which turns text into bytes, may follow.
         keeps_all = behaviour == ("Removed", True) and pattern in _COVERING and steps <= 2
         if keeps_all or behaviour == ("Isolated", False):
             return pattern
@@ -114,7 +124,7 @@ def _marks_spaces(step: Step) -> bool:
 
 
 def check_pieces(document: Step) -> None:
-    """Raise SaapError where a SentencePiece-like tokenizer changes or splits text otherwise than by marking spaces."""
+    """Raise SaapError if a SentencePiece-like tokenizer changes or splits text in any way but marking spaces."""
     steps = normalizer_steps(document)
     for step in steps:
         if not _marks_spaces(step) and step != {"type": "Prepend", "prepend": _SPACE}:
@@ -122,7 +132,7 @@ def check_pieces(document: Step) -> None:
     marked = any(map(_marks_spaces, steps))
     for step in flatten(document.get("pre_tokenizer")):
         metaspace = step.get("type") == "Metaspace" and step.get("replacement") == _SPACE
-        at_spaces = marked and step.get("pattern") == {"String": " "}  # Gemma's: nothing is left to split
+        at_spaces = marked and step.get("pattern") == {"String": " "}  # Gemma's: no space is left to split at
         if not (metaspace or at_spaces):
             raise SaapError(f"tokenizer step {step.get('type')} has no equal in llama.cpp's SentencePiece")
         if metaspace and step.get("split", True) and any(_SPACE in token[1:] for token in document["model"]["vocab"]):
@@ -133,15 +143,20 @@ def check_pieces(document: Step) -> None:
 
 
 def prefixes_space(document: Step) -> bool:
-    """A space is marked before every text."""
+    """Whether the tokenizer puts a space before every text."""
     prepends = any(step.get("type") == "Prepend" for step in normalizer_steps(document))
     splitters = flatten(document.get("pre_tokenizer"))
     return prepends or any(step.get("prepend_scheme", "never") in ("always", "first") for step in splitters)
 
 
 def unmerged_pairs(document: Step) -> int:
-    """Pairs of SentencePiece-like tokens that make a third one and are no merge: llama.cpp, as SentencePiece, merges
-    them all the same. A vocabulary that comes from SentencePiece has none."""
+    """Number of pairs of SentencePiece-like tokens that form a third token without being a merge.
+
+    llama.cpp, like SentencePiece, merges them anyway. A vocabulary made by SentencePiece has none.
+
+    >>> unmerged_pairs({"model": {"byte_fallback": True, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": []}})
+    1
+    """
     if not holds_pieces(document):
         return 0
     merges = {tuple(pair.split(" ", 1) if isinstance(pair, str) else pair) for pair in document["model"]["merges"]}

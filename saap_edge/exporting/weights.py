@@ -1,4 +1,4 @@
-"""What both exporters write: the folder's tensors, brought to the grid of 32, read one at a time."""
+"""The tensors that both exporters write: those of the folder, padded to the grid of 32, read one at a time."""
 
 from __future__ import annotations
 
@@ -23,21 +23,25 @@ from saap_edge.model.values import require_finite
 __all__ = ["IN_WIDER_FLOATS", "OTHER_WEIGHT", "ExportWeights", "floats_of"]
 
 IN_WIDER_FLOATS = "use gguf-bf16, gguf-f32 or onnx-fp32 instead (export.formats)"
-# Blocks further than this from a weight, relative to it, stand for another weight: two bits leave 0.3 to 0.5 of its own
-# RMS, rows in another order 1.4.
+# Blocks with a larger relative error belong to another weight: two bits have 0.3 to 0.5 of its own RMS, rows in another
+# order 1.4.
 OTHER_WEIGHT = 0.8
 
 _ATTENTION, _FFN = ("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")
 
 
 def floats_of(artifact_format: str) -> torch.dtype | None:
-    """The type of all matrices of a format, None where they are not floats."""
+    """The type of all matrices of a format; None if they are not floats.
+
+    >>> floats_of("gguf-bf16"), floats_of("gguf-q4_0")
+    (torch.bfloat16, None)
+    """
     name = format_of(artifact_format).dtype
     return None if name is None else cast(torch.dtype, getattr(torch, name))
 
 
 def _mended(layer: LayerShape, head_dim: int) -> LayerShape:
-    """The widths a runtime gets: FFN on the grid and never empty, attention never without heads."""
+    """The widths in the file: an FFN on the grid and never empty, attention never without heads."""
     if layer.heads == layer.kv_heads == 0:
         layer = replace(layer, heads=BLOCK // math.gcd(BLOCK, head_dim), kv_heads=1)
     return replace(layer, ffn=max(-(-layer.ffn // BLOCK), 1) * BLOCK)
@@ -46,13 +50,13 @@ def _mended(layer: LayerShape, head_dim: int) -> LayerShape:
 class ExportWeights:
     """A Hugging Face folder (dense or pruned, tuned or not) as the exporters see it.
 
-    An FFN width off the grid of 32 is padded with zero channels: they change no output, and without them the runtimes
-    would leave `down_proj` unquantised and run slower than the dense model. What a layer lacks whole is put back as
-    small as it goes, all zero, because llama.cpp drops the attention output of a layer without FFN and cannot load a
-    first layer without heads. `spec` holds the widths so mended. Nothing is kept in memory between calls, and while a
-    tensor is read only what is returned, and a piece of what is stored.
+    An FFN width off the grid of 32 is padded with zero channels. They change no output, and without them the runtimes
+    would leave `down_proj` unquantised and run slower than the dense model. A sublayer that a layer lacks is added with
+    the least width and zero weights, because llama.cpp drops the attention output of a layer without FFN and cannot
+    load a first layer without heads. `spec` has these widths. Nothing is kept in memory between calls; while a tensor
+    is read, only the result and a piece of the stored tensor are.
 
-    Raises SaapError when the folder is not a model, or a width cannot be brought to the grid.
+    Raises SaapError when the folder is not a model, or when a width cannot be padded to the grid.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -76,18 +80,18 @@ class ExportWeights:
 
     @property
     def tuned(self) -> BlockFormat | None:
-        """The format whose tuned codes the folder holds, which are shipped as they are; None where it was not tuned."""
+        """The format of the tuned codes in the folder, which ship as they are; None if it was not tuned."""
         return None if self._codes is None else self._codes.format
 
     @property
     def parameters(self) -> int:
-        """Parameters of the folder's model, without those that bring widths to the grid."""
+        """Number of parameters of the folder's model, padding not included."""
         return self._store.parameters
 
     def layout(self, artifact_format: str, group: int = BLOCK) -> tuple[BlockFormat, int] | None:
-        """Format and group of the projections in an artifact ("gguf-q4_1", "onnx-int4", ...), None where not in blocks.
+        """Format and group of the projections in an artifact ("gguf-q4_1", "onnx-int4", ...); None if not in blocks.
 
-        The tuned ones where the artifact can hold them; else `group` in ONNX, and GGUF's own 32.
+        Those of the tuned codes if the artifact can hold them; else `group` in ONNX, and always 32 in GGUF.
         """
         record = format_of(artifact_format)
         if self._codes and self._codes.format.name in record.blocks:
@@ -95,11 +99,11 @@ class ExportWeights:
         return (BLOCK_FORMATS[record.blocks[0]], record.block or group) if record.blocks else None
 
     def vocabulary(self, artifact_format: str) -> tuple[BlockFormat, int]:
-        """Format and group of embedding and head where projections are in blocks: 8 bits, but in onnx-int4-full.
+        """Format and group of embedding and head if projections are in blocks: 8 bits, except in onnx-int4-full.
 
-        In ONNX with the coarsest group up to TABLE_GROUP that divides the rows: onnxruntime reads 8 bytes beside
-        every block, a quarter more than the codes at 32, and in 8 bits a coarse group costs no quality: the demo
-        has onnx-int4 beside gguf-q4_0, which keeps 32.
+        ONNX has the largest group up to TABLE_GROUP that divides the rows. ONNX Runtime reads 8 bytes more for every
+        block, a quarter of the codes at 32, and with 8 bits a larger group costs no quality (the demo compares
+        onnx-int4 with gguf-q4_0, which has 32).
         """
         record = format_of(artifact_format)
         return BLOCK_FORMATS[record.table_block], record.block or math.gcd(TABLE_GROUP, self.spec.hidden)
@@ -108,8 +112,10 @@ class ExportWeights:
         return not name.startswith(self._blank) and name in self._store
 
     def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Any tensor, projections and biases zero-padded to the grid. Raises SaapError when it is missing, or `dtype`
-        does not hold its values."""
+        """Any tensor; projections and biases are zero-padded to the grid.
+
+        Raises SaapError when it is missing, or has values beyond `dtype`.
+        """
         whole = torch.empty(self.shape(name), dtype=dtype)
         start = 0
         for piece in self._pieces(name):
@@ -119,12 +125,12 @@ class ExportWeights:
         return whole
 
     def _require_held(self, name: str, values: torch.Tensor) -> None:
-        """Raise SaapError where half precision made infinities of a tensor's values."""
+        """Raise SaapError when float16 turned a tensor's values into infinities."""
         if not bool(torch.isfinite(values).all()):
             raise SaapError(f"{self.folder}: {name} holds values beyond what fp16 does (65504): {IN_WIDER_FLOATS}")
 
     def _require_near(self, name: str, blocks: Blocks) -> None:
-        """Raise SaapError where tuned blocks do not stand for the weight that is stored beside them."""
+        """Raise SaapError when tuned blocks are not those of the weight that is stored beside them."""
         own = self._store.tensor(name).float()
         values = dequantise(blocks)[:, : own.shape[1]]
         if float((values - own).norm()) > OTHER_WEIGHT * float(own.norm()):
@@ -134,13 +140,13 @@ class ExportWeights:
             )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape in the file."""
+        """A tensor's shape in the exported file."""
         return self._shapes[name]
 
     def _pieces(self, name: str) -> Iterator[torch.Tensor]:
         """The rows of `tensor`, a few at a time."""
         shape = self.shape(name)
-        if name.startswith(self._blank):  # a sublayer that is not there: zero projections and biases, neutral norms
+        if name.startswith(self._blank):  # an added sublayer: zero projections and biases, neutral norms
             yield torch.full(shape, 1.0 if "norm." in name else 0.0)
             return
         stored = self._store.shape(name)
@@ -152,9 +158,10 @@ class ExportWeights:
             yield torch.zeros(shape[0] - stored[0], *shape[1:])
 
     def blocks(self, name: str, format: BlockFormat, group: int = BLOCK) -> Blocks:
-        """A weight [out, in] in blocks: the tuned ones where the folder has them in this format, else to nearest.
+        """A weight [out, in] in blocks: the tuned ones if the folder has them in this format, else rounded to nearest.
 
-        Tuned blocks keep the group they were tuned in, whatever `group` says. Raises SaapError as `tensor` does.
+        Tuned blocks keep their own group, whatever `group` says. Raises SaapError as `tensor`, and when tuned blocks
+        belong to another model.
         """
         if self._codes is None or self._codes.format != format or name not in self._codes:
             made = quantise_rows(self._pieces(name), self.shape(name), format, group)
@@ -162,8 +169,7 @@ class ExportWeights:
             return made
         blocks = self._codes.get(name)
         self._require_near(name, blocks)
-        # Channels that pad an FFN have no weight at all in gate_proj and up_proj: their columns in down_proj count for
-        # nothing, whatever their codes.
+        # Channels that pad an FFN are zero in gate_proj and up_proj, so their columns of down_proj may have any codes.
         shape = self.shape(name)
         if shape == blocks.codes.shape:
             return blocks

@@ -1,4 +1,4 @@
-"""The export stage: every format of a model, with a manifest that says what each file is and where it came from."""
+"""The export stage: writes a model in every format, with a manifest that says what each file is and what made it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ def export_artifacts(
     group: int = 32,
     imatrix: Path | None = None,
 ) -> Manifest:
-    """Write every format of the model in `folder` under `out` and manifest.json beside them.
+    """Write the model in `folder` in every format under `out`, and manifest.json beside them.
 
-    `role` is "dense" or "pruned"; `lineage` maps what it was made from to hashes; `group` is that of the ONNX files
-    where the folder was not tuned in another (GGUF's own blocks of 32 hold no coarser scales than they must); `imatrix`
-    is the model's importance matrix, for the types that llama.cpp makes. Raises SaapError when the model cannot go to a
-    runtime.
+    Args:
+        role: "dense" or "pruned".
+        lineage: what the model was made from -> hash.
+        progress: called with the name of each format that was written.
+        group: inputs that share a scale in ONNX files, unless the folder was tuned with another group. GGUF has 32.
+        imatrix: the model's importance matrix, for the types that llama.cpp makes.
+
+    Raises SaapError when a runtime cannot run the model.
     """
     from saap_edge.exporting.kquants import check_importance
     from saap_edge.exporting.refusal import export_refusal
@@ -58,7 +62,7 @@ def export_artifacts(
 
 
 class _Making:
-    """The artifacts of one export. What others are made of is written once: first where it is asked for itself."""
+    """The artifacts of one export. A file from which llama.cpp makes others is written once."""
 
     def __init__(self, folder: Path, out: Path, scratch: Path, group: int, imatrix: Path | None) -> None:
         self.folder, self.out = folder, out
@@ -66,7 +70,7 @@ class _Making:
         self.export = Export(group, imatrix, self._source)
 
     def ordered(self, records: list[Format]) -> list[Format]:
-        """First the format that llama.cpp's own are made of, whether or not one of these is asked for."""
+        """The records with formats first from which llama.cpp makes others, even if none of the others is wanted."""
         self._asked = {record.name for record in records}
         sources = {self._source_of(record) for record in records if record.made_from}
         sources = sources or {record.made_from[0] for record in FORMATS.values() if record.made_from}
@@ -105,9 +109,9 @@ def _artifact(making: _Making, record: Format, progress: Callable[[str], None]) 
 
 
 def write_artifact(folder: Path, path: Path, artifact_format: str, group: int = 32) -> dict[str, Any]:
-    """Write one artifact of a format that is not llama.cpp's own, and return its exporter's summary.
+    """Write one artifact of a format that llama.cpp does not make, and return its exporter's summary.
 
-    Raises SaapError as the exporters; no part of the artifact is left then.
+    Raises SaapError as the exporters; then no part of the artifact is left.
     """
     return _write(folder, path, format_of(artifact_format), Export(group))
 

@@ -1,8 +1,8 @@
-"""The writers that our formats name: one call for all, whatever each exporter is called with.
+"""The writers that our formats name. All are called alike, and call the exporters.
 
-A writer is called as `writer(folder, out, format, export)`: the Hugging Face folder, dense or pruned; the file or
-folder to make; the format's record; and the settings of the whole export. It returns its summary, JSON-able, with
-`projection_bytes`, the weight bytes that decoding one token reads.
+The call is `writer(folder, out, format, export)`: the Hugging Face folder, dense or pruned; the file or folder to make;
+the format's record; and the settings of the whole export. A writer returns a JSON-able summary with `projection_bytes`,
+the weight bytes that decoding one token reads.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ def _no_source(format: Format) -> Path:
 
 @dataclass(frozen=True)
 class Export:
-    """What writers may ask: the group of scales where the format has none of its own, the model's importance matrix,
-    and the artifact that a format is made of, written now where it is not there yet."""
+    """Settings of an export, for its writers.
+
+    Attributes:
+        group: inputs that share a scale, for formats without a group of their own.
+        imatrix: file of the model's importance matrix, or None.
+        source: format -> the artifact from which llama.cpp makes it, which is written now if it does not exist yet.
+    """
 
     group: int = BLOCK
     imatrix: Path | None = None
@@ -34,35 +39,35 @@ class Export:
 
 
 def gguf(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
-    """A GGUF file of ours."""
+    """Write a GGUF file ourselves."""
     from saap_edge.exporting.gguf import write_gguf
 
     return write_gguf(folder, out, format.quantisation)
 
 
 def by_llama_cpp(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
-    """A GGUF file that llama.cpp makes of ours."""
+    """Let llama.cpp make a GGUF file from one of ours."""
     from saap_edge.exporting.kquants import write_kquant
 
     return write_kquant(folder, export.source(format), out, format.quantisation, export.imatrix)
 
 
 def onnx(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
-    """An ONNX folder of ours."""
+    """Write an ONNX folder ourselves."""
     from saap_edge.exporting.onnx import write_onnx
 
     return write_onnx(folder, out, format.quantisation, export.group)
 
 
 def optimum(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
-    """An ONNX folder of optimum's exporter."""
+    """Write an ONNX folder with optimum's exporter."""
     from saap_edge.exporting.optimum import write_optimum
 
     return write_optimum(folder, out)
 
 
 def hugging_face(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
-    """A Hugging Face folder in float32, in the family's canonical form, as transformers saves it."""
+    """Write a Hugging Face folder in float32, in the family's canonical form, as transformers saves it."""
     from saap_edge.engines.torch import folder_cost
     from saap_edge.model.folder import load_model, save_model
 

@@ -14,15 +14,19 @@ FAMILIES: Registry[Family] = Registry("model family", "saap_edge.families", own=
 
 
 def register_family(family: Family) -> None:
-    """Add a family under its `model_type`. Raises SaapError for one of saap-edge's own.
+    """Add a family under its `model_type`. Raises SaapError for the name of one of saap-edge's own.
 
-    From a package it comes as an entry point of the group `saap_edge.families`, a Family.
+    An installed package can instead have an entry point of the group `saap_edge.families` that is a Family.
     """
     FAMILIES.register(family, replace=True)
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a `model_type`. Raises SaapError naming the families there are."""
+    """The family of a `model_type`. Raises SaapError, which lists the known ones, when there is none.
+
+    >>> family_of("qwen3").title, family_of("qwen3").qk_norm
+    ('Qwen3', True)
+    """
     if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise SaapError(f"model family '{model_type}' is not supported (supported: {known})")

@@ -1,4 +1,4 @@
-"""What a model family declares. Adding a family is one file that builds a `Family`."""
+"""What a model family declares. To add a family, write one file that builds a `Family` (docs/families.md)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Coupling:
-    """A coupled structure: the weight slices that go together (METHOD: discovery).
+    """A coupled structure: weight slices that can only be removed together (docs/method.md).
 
-    `rows` are modules that lose output rows (and bias entries), `columns` modules that lose input columns.
-    Module names are relative to a decoder layer.
+    Attributes:
+        kind: "kv_group" or "ffn".
+        rows: modules that lose output rows, and entries of their bias. Names are relative to a decoder layer.
+        columns: modules that lose input columns.
     """
 
     kind: str
@@ -43,7 +45,8 @@ FFN_CHANNEL = Coupling("ffn", ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj"
 class Source:
     """Where a tensor of the canonical form comes from: a stored tensor, rows [start, stop) of it, times a factor.
 
-    `order` and `factors` are for rows of one head, the same in every head: which stored row comes there, times what.
+    `order` and `factors` have an entry for each row of a head, the same for all heads: the stored row that comes there,
+    and what it is multiplied by.
     """
 
     name: str
@@ -55,14 +58,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Gemma:
-    """What Gemma's arithmetic has beyond Llama's, as far as one model may differ from another.
+    """What Gemma's arithmetic has and Llama's has not, as far as Gemma models differ in it.
 
     Attributes:
-        attention_scalar: scores are divided by its square root.
-        attention_cap, final_cap: soft caps on scores and on logits, None where there is none.
+        attention_scalar: attention scores are divided by its square root.
+        attention_cap, final_cap: soft caps on scores and on logits, or None.
         window: tokens that a windowed layer sees.
-        windowed: which layers have the window.
-        window_theta: rope base of windowed layers, None where it is that of all.
+        windowed: for each layer, whether it has the window.
+        window_theta: rope base of windowed layers; None if all layers have the same.
     """
 
     attention_scalar: float
@@ -74,15 +77,18 @@ class Gemma:
 
 
 class Refusal(str):
-    """Why a runtime cannot take a model, in place of the architecture that would carry it."""
+    """Why a runtime cannot run a model; stands in place of an architecture in `Exports`."""
 
 
 @dataclass(frozen=True)
 class Exports:
-    """What carries a family in each runtime: llama.cpp's architecture, the ONNX graph's kind, or a Refusal.
+    """What runs a family in each runtime: llama.cpp's architecture, the kind of ONNX graph, or a Refusal.
 
-    `gguf_layers` is for widths that differ from layer to layer, `gguf_layers_untied` for those with an output matrix of
-    their own, where that makes a difference.
+    Attributes:
+        gguf_uniform: for layers of equal widths.
+        gguf_layers: for widths that differ from layer to layer.
+        onnx: the graph, for both kinds of widths.
+        gguf_layers_untied: as `gguf_layers`, for a model with a separate output head; None: no difference.
     """
 
     gguf_uniform: str | Refusal
@@ -93,22 +99,22 @@ class Exports:
 
 @dataclass(frozen=True)
 class Family:
-    """A decoder family, declared, never traced.
+    """A decoder family. Everything about it is declared; no model is traced.
 
     Attributes:
         model_type: `model_type` in config.json.
         title: the name people use.
-        covers: models it is known for.
-        exports: what each runtime takes.
-        qkv_bias, o_bias: config -> does that projection carry a bias.
-        mlp_bias: config -> do gate, up and down carry one.
+        covers: known models of the family.
+        exports: what runs it in each runtime.
+        qkv_bias, o_bias: config -> whether these projections have a bias.
+        mlp_bias: config -> whether gate, up and down have one.
         refuse: config -> the reason why this model cannot be handled, or None.
-        defaults: what transformers assumes where config.json says nothing, as far as it is read here.
-        canonical: config -> the config the model is handled as; tensors and widths are then those of that config.
+        defaults: transformers' values of absent fields, as far as they are read here.
+        canonical: config -> the config of the canonical form, to which tensors and widths are brought.
         source: (config, canonical tensor name) -> where it comes from, for families stored in another layout.
-        qk_norm: queries and keys are normed head by head.
+        qk_norm: queries and keys are normalised head by head.
         uniform_only: the reason why all layers must keep the same widths, or None.
-        gemma: config -> what it has of Gemma, None for a family that has nothing of it.
+        gemma: config -> what it has of Gemma's arithmetic; None for all other families.
     """
 
     model_type: str
@@ -130,7 +136,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        """What it is registered by."""
+        """The name under which it is registered."""
         return self.model_type
 
     def projections(self, layer: Any) -> Iterator[tuple[Coupling, str]]:
@@ -143,7 +149,7 @@ class Family:
 
 _SAME = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}  # other names
 
-# What Llama's exports carry, for all families that are Llama once packaging and scalar factors are seen to.
+# Llama's exports, for all families whose canonical form is Llama.
 LLAMA_EXPORTS = Exports(gguf_uniform="llama", gguf_layers="deci", onnx="llama")
 
 _LLAMA_FIELDS = (
@@ -154,16 +160,19 @@ _LLAMA_FIELDS = (
 
 
 def as_llama(config: Config) -> Config:
-    """The Llama config that says the same of widths, rope, norms and vocabulary."""
+    """The Llama config with the same widths, rope, norms and vocabulary."""
     kept = {name: config[name] for name in _LLAMA_FIELDS if config.get(name) is not None}
     rope = {name: value for name, value in rope_of(config).items() if name != "partial_rotary_factor"}
     return kept | {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_parameters": rope}
 
 
 def within_window(config: Config, window: int | None) -> Config:
-    """The same model for contexts within its sliding window, where full attention is the same: no export has windows.
+    """The config with its context limited to the sliding window, within which attention is full: no export has windows.
 
-    A token sees itself and the `window` - 1 before it, so that up to `window` tokens nothing is cut off.
+    A token sees itself and the `window` - 1 tokens before it. So a text of up to `window` tokens loses nothing.
+
+    >>> within_window({"max_position_embeddings": 32768, "sliding_window": 4096}, 4096)
+    {'max_position_embeddings': 4096}
     """
     dropped = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
     rest = {name: value for name, value in config.items() if name not in dropped}
@@ -173,7 +182,7 @@ def within_window(config: Config, window: int | None) -> Config:
 
 
 def refuse_by_layer(config: Config) -> str | None:
-    """Why rotary parameters of types of layers are refused, or None; asked of config.json as it stands."""
+    """Why a config.json with rotary parameters for each type of layer is refused, or None if it has none."""
     stored = config.get("rope_scaling") or config.get("rope_parameters") or {}
     nested = any(isinstance(value, dict) for value in stored.values())
     return "rope parameters for each type of layer are not supported" if nested else None
@@ -182,8 +191,16 @@ def refuse_by_layer(config: Config) -> str | None:
 def refuse_common(
     config: Config, activation: str = "silu", partial: bool = False, by_layer: bool = False
 ) -> str | None:
-    """Features no family here carries to the runtimes yet. `partial`: rotary embeddings may leave dimensions out;
-    `by_layer`: each type of layer may have its own."""
+    """Why no export of any family has what this config asks for, or None.
+
+    Args:
+        activation: the one that the family's exports have.
+        partial: rotary embeddings may leave dimensions out.
+        by_layer: each type of layer may have its own rotary parameters.
+
+    >>> refuse_common({"hidden_size": 64, "num_attention_heads": 4, "hidden_act": "relu"})
+    "hidden_act 'relu' is not supported (supported: silu)"
+    """
     if not by_layer and (reason := refuse_by_layer(config)):
         return reason
     reason = refuse_rope(rope_of(config), head_dim_of(config), partial)

@@ -1,4 +1,4 @@
-"""Gemma 2: sublayers normed before and after, soft caps on scores and logits, alternating sliding windows."""
+"""Gemma 2: sublayers normalised before and after, soft caps on scores and logits, alternating sliding windows."""
 
 from saap_edge.families.base import Config, Exports, Family, Gemma, Refusal, refuse_common
 from saap_edge.families.rope import head_dim_of, refuse_rope, rope_of
@@ -16,6 +16,7 @@ DEFAULTS: Config = {
 
 
 def refuse(config: Config) -> str | None:
+    """Why this Gemma cannot be handled, or None (`Family.refuse`)."""
     if config.get("use_bidirectional_attention"):
         return "bidirectional attention is not supported: this is no decoder"
     # Gemma 3 has one set of parameters for each type of layer.
@@ -24,12 +25,12 @@ def refuse(config: Config) -> str | None:
         reason = refuse_rope(rope_of({**config, "rope_scaling": rope}), head_dim_of(config), False, ("default",))
         if reason:
             return reason
-    # An old field that only some checkpoints still have, beside the one that counts.
+    # `hidden_act` is an old field that some checkpoints still have; `hidden_activation` counts.
     return refuse_common({**config, "hidden_act": config["hidden_activation"]}, GELU, by_layer=True)
 
 
 def gemma(config: Config, period: int = 2, window_theta: float | None = None) -> Gemma:
-    """`period`: every such layer has no window, where layer_types says nothing."""
+    """What the config says of Gemma's arithmetic. Without `layer_types`, every `period`-th layer has no window."""
     types = config.get("layer_types")
     if types:
         windowed = [name == "sliding_attention" for name in types]

@@ -1,4 +1,4 @@
-"""Gemma 3, text only: Gemma 2 with norms of q and k instead of soft caps, and two rotary frequencies."""
+"""Gemma 3, text only: Gemma 2 with norms of q and k instead of soft caps, and two rotary bases."""
 
 from dataclasses import replace
 
@@ -12,8 +12,10 @@ DEFAULTS: Config = {
 
 
 def gemma(config: Config) -> Gemma:
-    """Windowed layers have their own rope base, in older folders as `rope_local_base_freq`. Scores have no cap:
-    transformers' class reads none, whatever the config says."""
+    """As Gemma 2's, with a rope base for windowed layers (in older folders `rope_local_base_freq`).
+
+    Scores have no cap: transformers' class ignores the field.
+    """
     rope = (config.get("rope_parameters") or {}).get("sliding_attention", {})
     theta = rope.get("rope_theta") or config.get("rope_local_base_freq") or 10000.0
     parsed = gemma2.gemma(config, config.get("sliding_window_pattern", 6), float(theta))

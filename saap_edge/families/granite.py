@@ -1,4 +1,4 @@
-"""Granite 3: Llama with four scalar factors, which are folded into the weights. Handled as Llama.
+"""Granite 3: Llama with four scalar factors. They are folded into the weights, and the model is handled as Llama.
 
 Granite computes   x = embedding_multiplier * E[token],  x += residual_multiplier * sublayer(norm(x)),
 attention scores = attention_multiplier * q k,  logits = head(norm(x)) / logits_scaling.
@@ -10,11 +10,17 @@ from saap_edge.families.base import LLAMA_EXPORTS, Config, Family, Source, as_ll
 
 
 def source(config: Config, name: str) -> Source:
-    """Every tensor is stored under its own name; the factor makes Llama's arithmetic give Granite's answers."""
+    """Where a tensor comes from: its own name, times the factor that makes Llama's arithmetic give Granite's answers.
+
+    >>> source({"hidden_size": 64, "num_attention_heads": 4, "attention_multiplier": 0.5, "embedding_multiplier": 12.0,
+    ...     "logits_scaling": 8.0, "residual_multiplier": 0.22, "tie_word_embeddings": True},
+    ...     "model.layers.0.self_attn.q_proj.weight").factor
+    2.0
+    """
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     embedding, logits = config["embedding_multiplier"], config["logits_scaling"]
     residual, attention = config["residual_multiplier"], config["attention_multiplier"]
-    # A tied head has the embedding's factor too, and can take none of its own: the norm before it makes up for both.
+    # A tied head has the embedding's factor and can have none of its own: the norm before it corrects for both.
     tied = bool(config["tie_word_embeddings"])
     factors = {
         "model.embed_tokens.": embedding,

@@ -1,8 +1,8 @@
 """Phi-3, Phi-4 and Phi-4-mini: Llama with q, k, v in one matrix and gate and up in another. Handled as Llama.
 
-The variants with long contexts (longrope) keep the context of pretraining, within which transformers too takes the
-short factors; what attention multiplies by what turns is folded into the queries. Phi-4-mini turns the first part of
-every head only: as Llama it turns all of it, the rest by a frequency of next to nothing.
+Variants with long contexts (longrope) are limited to the context of pretraining, within which transformers uses the
+short factors. Their attention factor is folded into the queries. Phi-4-mini rotates only the first part of every head.
+As Llama all of the head rotates, but the rest so slowly that its angle stays zero.
 """
 
 from dataclasses import replace
@@ -19,17 +19,18 @@ from saap_edge.families.base import (
 )
 from saap_edge.families.rope import attention_factor, head_dim_of, refuse_rope, rope_of
 
-STILL = 1e30  # a factor on a wavelength after which no position turns
+STILL = 1e30  # a factor on a wavelength: the angle stays zero at every position
 
 
 def spelled(config: Config) -> Config:
-    """transformers' Phi-3 takes every kind of scaling for longrope."""
+    """The config with its kind of rope as transformers' Phi-3 reads it: "su" and "yarn" mean longrope."""
     rope = rope_of(config)
     kind = "longrope" if rope["rope_type"] in ("su", "yarn") else rope["rope_type"]
     return {**config, "rope_parameters": {**rope, "rope_type": kind}, "rope_scaling": None}
 
 
 def refuse(config: Config) -> str | None:
+    """Why this Phi-3 cannot be handled, or None (`Family.refuse`)."""
     if reason := refuse_by_layer(config):
         return reason
     config = spelled(config)
@@ -38,19 +39,19 @@ def refuse(config: Config) -> str | None:
 
 
 def rotated(config: Config) -> int:
-    """Dimensions of a head that turn."""
+    """Number of a head's dimensions that rotate."""
     return int(head_dim_of(config) * rope_of(config)["partial_rotary_factor"])
 
 
 def canonical(config: Config) -> Config:
-    """Llama's config; where only a part of a head turns, with a factor for every pair of it (longrope's form)."""
+    """Llama's config. If only a part of each head rotates, it has a factor for every pair, in the form of longrope."""
     llama = within_window(as_llama(spelled(config)), config.get("sliding_window"))
     part, whole = rotated(config), head_dim_of(config)
     rope = rope_of(spelled(config))
     if part == whole and rope["rope_type"] == "default":
         return llama
     theta, short = rope["rope_theta"], rope.get("short_factor") or [1.0] * (part // 2)
-    # Llama's frequencies are those of the whole head: the factors make Phi's out of them.
+    # Llama's frequencies are spread over the whole head; the factors turn them into Phi's.
     factors = [factor * theta ** (2 * pair / part - 2 * pair / whole) for pair, factor in enumerate(short)]
     factors += [STILL] * ((whole - part) // 2)
     context = llama["max_position_embeddings"]
@@ -61,7 +62,7 @@ def canonical(config: Config) -> Config:
 
 
 def turned(config: Config, source: Source, query: bool) -> Source:
-    """Rows of a head of q or k as Llama's form has them: what turns at the start of each half."""
+    """`source` with the rows of each head in Llama's order: rotating ones at the start of each half."""
     part, whole = rotated(config), head_dim_of(config)
     turning, still = range(part), range(part, whole)
     first = (*turning[: part // 2], *still[: (whole - part) // 2])
@@ -72,7 +73,15 @@ def turned(config: Config, source: Source, query: bool) -> Source:
 
 
 def source(config: Config, name: str) -> Source:
-    """Rows of `qkv_proj` are all queries, then keys, then values; of `gate_up_proj` the gate, then up."""
+    """Where a tensor comes from (`Family.source`).
+
+    `qkv_proj` has the rows of all queries, then keys, then values; `gate_up_proj` those of gate, then up.
+
+    >>> config = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
+    >>> found = source(config, "model.layers.0.self_attn.v_proj.weight")
+    >>> found.name, found.rows
+    ('model.layers.0.self_attn.qkv_proj.weight', (96, 128))
+    """
     head_dim, heads = head_dim_of(config), config["num_attention_heads"]
     q, kv, ffn = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim, config["intermediate_size"]
     parts = {

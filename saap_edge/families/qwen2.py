@@ -4,7 +4,7 @@ from saap_edge.families.base import Config, Exports, Family, within_window
 
 
 def canonical(config: Config) -> Config:
-    """Full attention; a window only binds where layers use it."""
+    """The config with its context limited to the sliding window, if any layer uses the window."""
     types = config.get("layer_types") or []
     windowed = "sliding_attention" in types if types else config["max_window_layers"] < config["num_hidden_layers"]
     used = config["use_sliding_window"] and windowed

@@ -1,4 +1,4 @@
-"""Qwen3: queries and keys normed head by head; no biases by default."""
+"""Qwen3: queries and keys normalised head by head; no biases by default."""
 
 from saap_edge.families import qwen2
 from saap_edge.families.base import Exports, Family, Refusal

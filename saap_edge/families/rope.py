@@ -1,4 +1,4 @@
-"""Rotary scaling as config.json says it, in its old and new spellings (transformers' `standardize_rope_params`)."""
+"""Rotary parameters of config.json, in its old and new fields (transformers' `standardize_rope_params`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["attention_factor", "head_dim_of", "refuse_rope", "rope_of", "yarn_sc
 
 Config = dict[str, Any]
 
-# What a kind must say. Of yarn and longrope transformers takes a missing factor from the contexts.
+# Fields that each kind must have. For yarn and longrope transformers computes a missing factor from the contexts.
 _NEEDED: dict[str, tuple[str, ...]] = {
     "default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": (),
     "longrope": ("short_factor", "long_factor"), "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
@@ -18,12 +18,22 @@ _OF_A_CONTEXT = ("llama3", "yarn", "longrope")  # kinds that start from the cont
 
 
 def head_dim_of(config: Config) -> int:
+    """Dimensions of a head: `head_dim`, or hidden size / heads.
+
+    >>> head_dim_of({"hidden_size": 576, "num_attention_heads": 9})
+    64
+    """
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def rope_of(config: Config) -> Config:
-    """Rotary parameters with `rope_type`, `rope_theta` and, where the kind has them, `factor` and
-    `original_max_position_embeddings`; of a config with one set for each type of layer, those of full attention."""
+    """Rotary parameters: `rope_type`, `rope_theta` and the fields of the kind, defaults included.
+
+    If the config has a set for each type of layer, the result is that of full attention.
+
+    >>> rope_of({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    {'factor': 2.0, 'rope_type': 'linear', 'rope_theta': 500000.0, 'partial_rotary_factor': 1.0}
+    """
     stored: Config = config.get("rope_scaling") or config.get("rope_parameters") or {}
     rope = dict(stored.get("full_attention", stored))
     rope["rope_type"] = kind = rope.pop("rope_type", None) or rope.get("type") or "default"
@@ -40,7 +50,7 @@ def rope_of(config: Config) -> Config:
 
 
 def refuse_rope(rope: Config, head_dim: int, partial: bool, kinds: tuple[str, ...] = tuple(_NEEDED)) -> str | None:
-    """Why no exporter carries these parameters (`rope_of`), or None. `partial`: the family may leave dimensions out."""
+    """Why no exporter can write these parameters (of `rope_of`), or None. `partial`: not all dimensions need rotate."""
     kind, share = rope["rope_type"], rope["partial_rotary_factor"] or 1.0
     if kind not in kinds:
         return f"rope scaling '{kind}' is not supported (supported: {', '.join(kinds)})"
@@ -59,7 +69,7 @@ def refuse_rope(rope: Config, head_dim: int, partial: bool, kinds: tuple[str, ..
 
 
 def _possible(name: str, value: Any) -> bool:
-    """A figure is a positive number, a list holds such; what has no figures is not looked at."""
+    """Whether a field has positive numbers only; fields that have no numbers are not checked."""
     if name in ("rope_type", "type", "truncate", "finetuned") or value is None:
         return True
     values = value if isinstance(value, list) else [value]
@@ -67,7 +77,11 @@ def _possible(name: str, value: Any) -> bool:
 
 
 def attention_factor(rope: Config | None) -> float:
-    """What queries and keys are multiplied by as they turn (transformers' `attention_scaling`); None scales nothing."""
+    """The factor on rotated queries and keys (transformers' `attention_scaling`). `rope` None: plain rope.
+
+    >>> round(attention_factor({"rope_type": "yarn", "factor": 4.0}), 4)
+    1.1386
+    """
     if rope is None or rope["rope_type"] not in ("yarn", "longrope"):
         return 1.0
     if rope.get("attention_factor") is not None:
@@ -80,5 +94,5 @@ def attention_factor(rope: Config | None) -> float:
 
 
 def yarn_scale(factor: float, mscale: float = 1.0) -> float:
-    """The attention factor of the YaRN paper (2309.00071), which llama.cpp applies by itself."""
+    """The attention factor of the YaRN paper (arXiv 2309.00071), which llama.cpp applies by itself."""
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0

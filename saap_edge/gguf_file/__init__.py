@@ -1,1 +1,1 @@
-"""What a GGUF file of a model holds: its metadata, and its tensors under transformers' names."""
+"""Reading GGUF files: their metadata, and their tensors under transformers' names."""

@@ -1,4 +1,4 @@
-"""llama.cpp's architectures that are read: the family each stands for, and where a tensor of it goes in that family."""
+"""The architectures of llama.cpp that are read: the family of each, and the place of its tensors in that family."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["ARCHITECTURES", "Architecture", "Place", "architecture_of", "place_o
 
 @dataclass(frozen=True)
 class Architecture:
-    """What sets an architecture apart.
+    """What distinguishes an architecture.
 
     Attributes:
-        model_type: of transformers.
-        neighbours: rope turns neighbouring rows of q and k, and the converter has put them in that order (llama.cpp,
-            llama_model_rope_type: NORM); transformers turns halves.
+        model_type: that of transformers.
+        neighbours: rope rotates pairs of neighbouring rows of q and k, which the converter has reordered so (llama.cpp,
+            llama_model_rope_type: NORM). transformers pairs a row of one half with the same row of the other.
         by_layer: heads and widths may differ from layer to layer.
-        fused: q, k and v are one matrix in transformers, gate and up another.
-        gemma: norms around sublayers, stored as 1 + weight.
+        fused: in transformers q, k and v are one matrix, and gate and up another.
+        gemma: norms before and after sublayers, stored as 1 + weight.
     """
 
     model_type: str
@@ -44,7 +44,7 @@ ARCHITECTURES = {
 
 
 def architecture_of(name: str, where: str) -> Architecture:
-    """Raises SaapError, naming those there are, for any other."""
+    """The architecture of that name, in the file `where`. Raises SaapError, which lists all, when there is none."""
     if name not in ARCHITECTURES:
         raise SaapError(f"'{where}': architecture '{name}' is not supported (supported: {', '.join(ARCHITECTURES)})")
     return ARCHITECTURES[name]
@@ -52,8 +52,14 @@ def architecture_of(name: str, where: str) -> Architecture:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor goes: the module in transformers and "weight" or "bias". `part` is q, k or v of it, or gate or up,
-    where the module has several of them; `layer` None outside the layers."""
+    """The place of a tensor in transformers.
+
+    Attributes:
+        module: its name, within the layer if it is in one.
+        leaf: "weight" or "bias".
+        layer: number of the layer, or None outside the layers.
+        part: of a module with several matrices in one: "q", "k", "v", "gate" or "up".
+    """
 
     module: str
     leaf: str
@@ -62,6 +68,7 @@ class Place:
 
     @property
     def name(self) -> str:
+        """The full name of transformers' tensor."""
         prefix = "" if self.layer is None else f"model.layers.{self.layer}."
         return f"{prefix}{self.module}.{self.leaf}"
 
@@ -87,7 +94,13 @@ _OUTSIDE = re.compile(r"(\w+)\.(weight|bias)")
 
 
 def place_of(name: str, architecture: Architecture) -> Place | None:
-    """The place of a tensor by its name in the file; None for tables of rope. Raises KeyError for an unknown one."""
+    """The place of a tensor by its name in the file; None for tables of rope. Raises KeyError for an unknown name.
+
+    >>> place_of("blk.3.ffn_down.weight", ARCHITECTURES["llama"]).name
+    'model.layers.3.mlp.down_proj.weight'
+    >>> place_of("blk.0.attn_k.weight", ARCHITECTURES["phi3"])
+    Place(module='self_attn.qkv_proj', leaf='weight', layer=0, part='k')
+    """
     if name in _ROPE:
         return None
     inside = _IN_LAYER.fullmatch(name)

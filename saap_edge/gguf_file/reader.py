@@ -1,4 +1,4 @@
-"""A GGUF model that is opened: metadata by type, and rows of tensors, read when asked for."""
+"""An open GGUF model: metadata by type, and rows of tensors, read on demand."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def ggml_type(tensor: Tensor) -> gguf.GGMLQuantizationType:
-    """The type of a tensor as gguf-py names it."""
+    """gguf-py's type of a tensor."""
     return gguf.GGMLQuantizationType[tensor.kind.upper()]
 
 
 class GgufModel:
-    """A GGUF file, or all files of a split one.
+    """A GGUF file, or all files of a split model.
 
-    Data is read with plain reads, not mapped: a mapped file keeps in memory whatever was ever read of it.
-    Raises SaapError when a file is damaged or missing, or has a tensor of a type that gguf-py cannot dequantise.
+    Data is read, not mapped: a mapped file keeps in memory all that was read of it. Raises SaapError when a file is
+    damaged or missing, or has a tensor of a type that gguf-py cannot dequantise. The methods that read metadata raise
+    SaapError for a value of another type, and for a missing key without a default.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve()  # parts of a split model are found by the names they have
+        self.path = path.resolve()  # parts of a split model are found by their names, so no link will do
         self.header: Header = read_header(self.path)
         self.tensors = {tensor.name: tensor for tensor in self.header.tensors}
         self.architecture = self.text("general.architecture")
@@ -54,7 +55,7 @@ class GgufModel:
                 ) from None
 
     def key(self, name: str) -> str:
-        """A key of this architecture."""
+        """The full metadata key of `name` in this architecture."""
         return f"{self.architecture}.{name}"
 
     def __contains__(self, key: str) -> bool:
@@ -71,7 +72,7 @@ class GgufModel:
         return value
 
     def count(self, key: str, default: Any = ...) -> Any:
-        """A whole number that is not negative. `default` where it is missing; without one, that is refused."""
+        """A whole number from 0 to 2^31 - 1; `default` where it is missing."""
         value = self._value(key, (int,), "a count", default)
         if value is not default and not 0 <= value < 1 << 31:
             raise SaapError(f"'{self.path}': {key} is {value}, not a count")
@@ -85,9 +86,11 @@ class GgufModel:
         return value if value is default else _shortest(value)
 
     def flag(self, key: str, default: Any = ...) -> Any:
+        """True or false."""
         return self._value(key, (bool,), "true or false", default)
 
     def text(self, key: str, default: Any = ...) -> Any:
+        """A text."""
         return self._value(key, (str,), "a text", default)
 
     def array(self, key: str, default: Any = ...) -> Any:
@@ -95,7 +98,7 @@ class GgufModel:
         return self._value(key, (list,), "an array of numbers", default)
 
     def counts(self, key: str, layers: int, default: Any = ...) -> list[int]:
-        """A count for each layer: an array, or one for all. Raises SaapError where it is of another length."""
+        """A count for each layer, from an array or a single count. Raises SaapError for an array of another length."""
         value = self.header.metadata.get(key)
         if not isinstance(value, list):
             return [self.count(key, default)] * layers
@@ -111,15 +114,15 @@ class GgufModel:
         return default if found is None else found
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor as torch has it, None where it is missing."""
+        """Shape of a tensor in torch's order ([out, in]), None where it is missing."""
         return tuple(reversed(self.tensors[name].shape)) if name in self.tensors else None
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type that `rows` gives: float32 for blocks."""
+        """The type of the tensor that `rows` returns; float32 for blocks."""
         return _FLOATS.get(self.tensors[name].kind, torch.float32)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a matrix, or numbers of a vector; a new tensor."""
+        """Rows [start, stop) of a matrix, or numbers [start, stop) of a vector, dequantised; a new tensor."""
         tensor = self.tensors[name]
         if len(tensor.shape) == 1:
             return self._read(tensor, 0, 1)[0, start:stop]
@@ -149,7 +152,7 @@ def _packed(tensor: Tensor, start: int, stop: int) -> np.ndarray:
 
 
 def _shortest(value: float) -> float:
-    """The decimal a float32 stands for: 1e-05, not 9.999999747378752e-06, which float32 holds the same."""
+    """The shortest decimal that is the same float32: 1e-05 instead of 9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) and np.float32(value) == value else value
 
 

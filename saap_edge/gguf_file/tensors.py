@@ -14,12 +14,12 @@ from saap_edge.gguf_file.reader import GgufModel
 
 __all__ = ["GGUF_FILE", "Entry", "GgufTensors"]
 
-GGUF_FILE = "model.gguf"  # a folder that was unpacked from one has its weights there
+GGUF_FILE = "model.gguf"  # the weights, in a folder that a GGUF file was unpacked into
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that is stored: its shape, its type (None: one that torch has no name for), the file it is in."""
+    """A stored tensor: its shape, its type (None if torch does not have it) and its file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
@@ -28,7 +28,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows of a stored tensor: `rows` from `first` on. `heads`: they are of q or k, in the order of NORM rope."""
+    """Rows of a stored tensor, from `first` on. `heads`: those of q or k in the order of NORM rope, else None."""
 
     tensor: str
     first: int
@@ -39,9 +39,9 @@ class _Part:
 class GgufTensors:
     """The weights of a folder that a GGUF file was unpacked into (`Stored`).
 
-    Undone are what the converters to GGUF do: rows of q and k are put back into the order of transformers, q, k and v
-    in one matrix taken apart, norms of Gemma stored without the 1. Blocks come dequantised, as float32.
-    Raises SaapError as GgufModel, and for a tensor that the architecture does not have.
+    This undoes what converters to GGUF do: rows of q and k get back the order of transformers, a matrix of q, k and v
+    is split, and Gemma's norms lose the 1 that was added. Blocks are dequantised to float32. Raises SaapError as
+    GgufModel, and for a tensor that the architecture does not have.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class GgufTensors:
     def _read(self, part: _Part, start: int, stop: int) -> torch.Tensor:
         if not part.heads:
             return self._model.rows(part.tensor, part.first + start, part.first + stop)
-        # Rows are reordered inside a head: whole heads are read.
+        # Rows are reordered inside a head, so whole heads are read.
         size = part.rows // part.heads
         low, high = start // size, -(-stop // size)
         rows = self._model.rows(part.tensor, part.first + low * size, part.first + high * size)
@@ -83,7 +83,7 @@ class GgufTensors:
 
 
 def _parts(model: GgufModel, architecture: Architecture) -> dict[str, list[_Part]]:
-    """The stored rows that each tensor of transformers is made of."""
+    """For each tensor of transformers, the stored rows that it consists of, in order."""
     found: dict[str, list[tuple[str, _Part]]] = {}
     for name in model.tensors:
         try:
@@ -101,7 +101,7 @@ def _parts(model: GgufModel, architecture: Architecture) -> dict[str, list[_Part
 
 
 def _placed(model: GgufModel, architecture: Architecture, name: str, place: Place) -> Iterator[tuple[Place, _Part]]:
-    """The tensor at its place; one of q, k and v in three places, where transformers has three."""
+    """The places of a tensor: one, or three for a matrix of q, k and v if transformers has three matrices."""
     rows = (model.shape(name) or (0,))[0]
     if place.layer is None:
         yield place, _Part(name, 0, rows, None)
@@ -123,7 +123,7 @@ def _placed(model: GgufModel, architecture: Architecture, name: str, place: Plac
 
 
 def layer_heads(model: GgufModel, layer: int) -> tuple[int, int]:
-    """Query and kv heads of a layer. Raises SaapError where the file has no such layer."""
+    """Numbers of query and kv heads of a layer. Raises SaapError when the file has no such layer."""
     layers = model.count(model.key("block_count"))
     if layer >= layers:
         raise SaapError(f"'{model.path}': there are tensors of layer {layer}, and block_count is {layers}")

@@ -1,1 +1,1 @@
-"""GGUF as an input: a file is unpacked into a Hugging Face folder whose weights stay in the file."""
+"""GGUF files as input: a file is unpacked into a Hugging Face folder, but its weights stay in the file."""

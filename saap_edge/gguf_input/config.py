@@ -1,4 +1,4 @@
-"""config.json of a GGUF model: what its metadata and the shapes of its tensors say, in transformers' words."""
+"""The config.json of a GGUF model, from its metadata and the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ _SCALES = {
     "embedding_scale": "embedding_multiplier", "residual_scale": "residual_multiplier",
     "attention.scale": "attention_multiplier", "logit_scale": "logits_scaling",
 }  # fmt: skip
-# In Gemma's 27B models, known by their number of layers, the scale of scores comes from the number of heads.
+# llama.cpp recognises Gemma's 27B models by their number of layers, and scales their scores by hidden size / heads.
 _LARGEST = {"gemma2": 46, "gemma3": 62}
-# Classes whose o has a bias where q, k and v have one; whose FFN may have biases; and for which ours stands in.
+# transformers' classes whose o has a bias if q, k and v have one; whose FFN may have biases; and which saap_edge's own
+# class can replace.
 _BIASES_TOGETHER, _MLP_BIASES, _OURS = ("llama", "granite", "qwen3"), ("llama", "granite"), ("llama", "qwen2", "qwen3")
-_PERIOD = {"gemma2": 2, "gemma3": 6}  # every such layer has no window
+_PERIOD = {"gemma2": 2, "gemma3": 6}  # every second, or sixth, layer has no window
 
 
 def config_of(model: GgufModel) -> Config:
-    """The config, without ids of tokens. Raises SaapError for what is missing, contradictory or not supported."""
+    """The content of config.json, without token ids.
+
+    Raises SaapError for metadata that is missing, contradictory or not supported.
+    """
     architecture = architecture_of(model.architecture, str(model.path))
     _refuse(model)
     embedding = model.shape("token_embd.weight")
@@ -45,12 +49,12 @@ def config_of(model: GgufModel) -> Config:
         "num_hidden_layers": len(widths), "head_dim": head_dim, "max_position_embeddings": context,
         "rms_norm_eps": model.number(model.key("attention.layer_norm_rms_epsilon")),
         "tie_word_embeddings": "output.weight" not in model.tensors,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),  # classes have some of other vocabularies
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),  # else classes set ids of other vocabularies
     }  # fmt: skip
     rope = rope_parameters(model, head_dim, context)
     if architecture.gemma:
         return config | _one_width(model, widths) | _gemma(model, rope, hidden, head_dim, widths)
-    # transformers 4 and some families look beside rope_parameters too.
+    # transformers 4 and some families read these fields outside rope_parameters.
     config |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}
     if "partial_rotary_factor" in rope:
         config["partial_rotary_factor"] = rope["partial_rotary_factor"]
@@ -92,7 +96,7 @@ def _widths(model: GgufModel) -> list[list[int]]:
     for index, (q, kv, f) in enumerate(widths):
         if (kv and q % kv) or bool(q) != bool(kv):
             raise SaapError(f"'{model.path}': layer {index}: {q} query heads cannot share {kv} kv heads")
-        if not f:  # llama.cpp would drop what attention adds there
+        if not f:  # llama.cpp would drop the output of its attention
             raise SaapError(f"'{model.path}': layer {index} has no feed-forward part, which is not supported")
     if not any(q for q, _, _ in widths):
         raise SaapError(f"'{model.path}': no layer has attention, which is not supported")
@@ -116,7 +120,7 @@ def _one_width(model: GgufModel, widths: list[list[int]]) -> Config:
 
 
 def _biased(model: GgufModel, *stems: str) -> bool:
-    """Do these projections have a bias? Raises SaapError where only some layers have it."""
+    """Whether these projections have a bias. Raises SaapError when only some layers have it."""
     having = {f"blk.{i}.{stem}" for i in range(model.count(model.key("block_count"))) for stem in stems}
     there = {stem for stem in having if f"{stem}.weight" in model.tensors}
     biased = {stem for stem in there if f"{stem}.bias" in model.tensors}
@@ -126,7 +130,7 @@ def _biased(model: GgufModel, *stems: str) -> bool:
 
 
 def _class(model: GgufModel, widths: list[list[int]], config: Config) -> Config:
-    """The class of transformers that holds these widths and biases: the family's own where it can, else ours."""
+    """Fields for the class that can hold these widths and biases: the family's own if it can, else saap_edge's."""
     qkv = _biased(model, "attn_q", "attn_k", "attn_v", "attn_qkv")
     o, gate, down = _biased(model, "attn_output"), _biased(model, "ffn_gate", "ffn_up"), _biased(model, "ffn_down")
     base, uniform = config["model_type"], all(layer == widths[0] for layer in widths)
@@ -151,7 +155,7 @@ def _class(model: GgufModel, widths: list[list[int]], config: Config) -> Config:
 
 
 def _granite(model: GgufModel, head_dim: int) -> Config:
-    """llama.cpp takes a scale of 0 for none."""
+    """Granite's four factors; to llama.cpp 0 means no factor."""
     found: dict[str, Any] = {}
     for key, word in _SCALES.items():
         value = model.number(model.key(key), 0.0)

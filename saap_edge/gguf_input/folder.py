@@ -1,4 +1,4 @@
-"""Unpacking a GGUF model into a Hugging Face folder: all but the weights, which stay in the file."""
+"""Unpacks a GGUF model into a Hugging Face folder. The weights stay in the file, to which the folder links."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from saap_edge.model.checkpoint import open_checkpoint
 
 __all__ = ["SOURCE_FILE", "source_of", "unpack"]
 
-VERSION = 1  # of what is written: another one makes all folders anew
+VERSION = 1  # of the written folders: after a change all are unpacked again
 SOURCE_FILE = "source.json"
 _TEMPLATE = re.compile(r"[A-Za-z0-9_.-]+")
 _SAMPLING = {"top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
-# What the tokenizer is compared with llama.cpp's on, beside the hard text.
+# Texts on which the tokenizer is compared with llama.cpp's, besides the hard text.
 _TEXTS = (
     "", " ", "  two spaces", "\n\n \n\t x", "a\n\n\nb   c", "HTTPServer camelCase __init__ x1 1x 12345678 3.14 ½",
     "''' it's IT'S we'LL d'accord !!! ?? => /// `code`",
@@ -43,11 +43,13 @@ _TEXTS = (
 
 
 def unpack(path: Path) -> Path:
-    """The folder of a GGUF model: config.json, tokenizer, chat templates, generation_config.json, README.md with the
-    licence, source.json, and links to the file. It is kept in the user's cache and made once.
+    """The folder of a GGUF model, which is made once and kept in the user's cache.
 
-    Raises SaapError, in one line, when the file is damaged or a part of it missing, and for what is not supported:
-    architecture, rope, tokenizer, types of tensors.
+    It has config.json, the tokenizer, chat templates, generation_config.json, README.md with the licence, source.json,
+    and links to the file.
+
+    Raises SaapError, in one line, when the file is damaged or a part of it is missing, and when its architecture, rope,
+    tokenizer or types of tensors are not supported.
     """
     if not path.is_file():
         raise SaapError(f"no file '{path}'")
@@ -63,8 +65,10 @@ def unpack(path: Path) -> Path:
 
 
 def source_of(folder: Path) -> dict[str, Any] | None:
-    """What a folder was unpacked from: file, architecture, types of matrices and what their rounding cost. None for any
-    other folder."""
+    """The content of source.json: file, architecture, types of matrices and the error of their rounding.
+
+    None for a folder that was not unpacked from a GGUF file.
+    """
     path = folder / SOURCE_FILE
     if not (folder / GGUF_FILE).is_symlink() or not path.is_file():
         return None
@@ -73,7 +77,7 @@ def source_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _digest(model: GgufModel) -> str:
-    """Of what decides the folder: where the files are, their headers, and who writes it."""
+    """A hash of all that determines the folder: the files' paths and headers, VERSION, whether llama.cpp is there."""
     runtime = find_spec("llama_cpp") is not None
     digest = hashlib.sha256(json.dumps([VERSION, runtime, *map(str, model.header.files)]).encode())
     for file in model.header.files:
@@ -85,7 +89,7 @@ def _digest(model: GgufModel) -> str:
 
 @contextmanager
 def _written(root: Path, final: Path) -> Iterator[Path]:
-    """A folder that takes its name when it is whole, and is gone otherwise."""
+    """A temporary folder, renamed to `final` when it is complete, and removed on failure."""
     temporary = root / f".tmp-{final.name}-{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
@@ -93,7 +97,7 @@ def _written(root: Path, final: Path) -> Iterator[Path]:
         try:
             temporary.rename(final)
         except OSError:
-            if not final.is_dir():  # another run was faster: its folder is as good
+            if not final.is_dir():  # else another run was faster, and its folder is the same
                 raise
     except OSError as error:
         raise SaapError(f"cannot unpack into '{root}': {error.strerror or error} (XDG_CACHE_HOME)") from None
@@ -107,7 +111,7 @@ def _write_folder(model: GgufModel, folder: Path) -> None:
     tokenizer = tokenizer_of(vocabulary)
     (folder / GGUF_FILE).symlink_to(model.header.files[0])
     for file in model.header.files if len(model.header.files) > 1 else ():
-        (folder / file.name).symlink_to(file)  # so that what decides the result is all of the folder
+        (folder / file.name).symlink_to(file)  # so that the folder's hash covers all files
     special = {f"{role}_token_id": vocabulary.ids.get(role) for role in ("bos", "eos", "pad")}
     _json(folder / "config.json", config | special)
     _check_tensors(folder, model.path)
@@ -128,7 +132,7 @@ def _write_folder(model: GgufModel, folder: Path) -> None:
 
 
 def _check_tensors(folder: Path, path: Path) -> None:
-    """Refuse what the strict step of every folder would refuse later. Raises SaapError."""
+    """Raise SaapError, about the GGUF file, when `open_checkpoint` would refuse the folder."""
     try:
         open_checkpoint(folder)
     except SaapError as error:
@@ -186,14 +190,14 @@ def _generation(model: GgufModel, vocabulary: Vocabulary, ends: list[int]) -> di
 
 
 def _probes(folder: Path) -> list[str]:
-    """Texts, and every special token between words."""
+    """Texts to compare, the last with every special token between words."""
     document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     added = [token["content"] for token in document["added_tokens"]][:200]
     return [HARD_TEXT, *_TEXTS, "".join(f"{token}word {token} \n" for token in added)]
 
 
 def _ask_llama_cpp(model: GgufModel, folder: Path) -> dict[str, Any] | None:
-    """llama.cpp's ids of the probes, and the ids at which it ends a text; None where it is not installed."""
+    """llama.cpp's ids of the probes, and the ids at which it ends a text; None if it is not installed."""
     if find_spec("llama_cpp") is None:
         return None
     try:
@@ -204,7 +208,7 @@ def _ask_llama_cpp(model: GgufModel, folder: Path) -> dict[str, Any] | None:
 
 
 def _compare(model: GgufModel, folder: Path, expected: list[list[int]]) -> None:
-    """Raise SaapError where the folder's tokenizer gives other ids than llama.cpp."""
+    """Raise SaapError when the folder's tokenizer gives other ids than llama.cpp."""
     from saap_edge.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)

@@ -1,8 +1,8 @@
-"""Rotary parameters of a GGUF model as config.json says them.
+"""The rotary parameters of a GGUF model, as config.json has them.
 
-llama.cpp has metadata (linear, yarn), a table of factors that its plain frequencies are divided by (`rope_freqs`: how
-llama3 arrives, and everything in files of ours), and two tables, of which one counts within the context of pretraining
-(longrope).
+GGUF has them in one of three forms: metadata (linear, yarn); a table of factors by which the plain frequencies are
+divided (`rope_freqs`: llama3, and all scalings in our own files); or two tables (longrope), one of them for texts
+within the context of pretraining.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from saap_edge.gguf_file.reader import GgufModel
 
 __all__ = ["rope_parameters"]
 
-_EXACT = 2e-6  # relative: what float32 leaves of a table that a formula made
+_EXACT = 2e-6  # relative error of a table that a formula made in float32
 _COMMON_HIGH, _COMMON_LOW = 4.0, 1.0  # high_freq_factor and low_freq_factor of every Llama 3
 
 
 def rope_parameters(model: GgufModel, head_dim: int, context: int) -> dict[str, Any]:
-    """`rope_parameters` as transformers has them, with partial_rotary_factor where a part of each head turns.
+    """transformers' `rope_parameters`, with partial_rotary_factor if only a part of each head rotates.
 
-    Raises SaapError for scalings that transformers has no words for.
+    Raises SaapError for scalings that transformers does not have.
     """
     theta = model.number(model.key("rope.freq_base"), 10000.0)
     turning = model.count(model.key("rope.dimension_count"), head_dim)
@@ -61,7 +61,7 @@ def _scaling(model: GgufModel, theta: float, turning: int, context: int) -> dict
 
 
 def _table(model: GgufModel, name: str, turning: int) -> np.ndarray | None:
-    """A table of factors, float64, one for each pair that turns."""
+    """A table of factors, float64, one for each rotated pair; None if the file does not have it."""
     name = f"{name}.weight"
     shape = model.shape(name)
     if shape is None:
@@ -86,7 +86,7 @@ def _yarn(model: GgufModel, factor: float, original: int, attention: float) -> d
         turns = model.number(key(f"rope.scaling.yarn_{name}"), usual_turns)
         if turns != usual_turns:
             found[name] = turns
-    # llama.cpp multiplies by the paper's factor by itself, and by this one.
+    # llama.cpp multiplies by the paper's factor, and then by this one.
     return found if attention == 1.0 else found | {"attention_factor": attention * yarn_scale(factor)}
 
 
@@ -105,7 +105,7 @@ def _longrope(
 
 
 def _of_table(table: np.ndarray, theta: float, attention: float, context: int) -> dict[str, Any]:
-    """The words for a table: none, linear or llama3 where these make it, else its factors, in the form of longrope."""
+    """The parameters that give a table: none, linear or llama3 if these can, else longrope with the table's factors."""
     if attention == 1.0:
         if (table == 1.0).all():
             return {}
@@ -122,10 +122,11 @@ def _of_table(table: np.ndarray, theta: float, attention: float, context: int) -
 
 
 def _llama3(table: np.ndarray, theta: float) -> dict[str, Any] | None:
-    """The parameters of llama3 that make this table, None where none do.
+    """The parameters of llama3 that give this table, or None.
 
-    Between those left alone and those slowed by `factor`, the share of a frequency that is kept is linear in it:
-    (original / 2 pi * frequency - low) / (high - low). Only the ratios of original, low and high show, so low is 1.
+    High frequencies stay, and low ones are divided by `factor`. Between them the share of a frequency that stays is
+    linear in it: (original / 2 pi * frequency - low) / (high - low). The table only depends on the ratios of original,
+    low and high, so low is set to 1.
     """
     plain = theta ** (-2 * np.arange(len(table)) / (2 * len(table)))
     factor = float(table[-1])
@@ -133,7 +134,7 @@ def _llama3(table: np.ndarray, theta: float) -> dict[str, Any] | None:
     if table[0] != 1.0 or factor <= 1.0 or not between.any():
         return None
     kept = (1 / table - 1 / factor) / (1 - 1 / factor)
-    if between.sum() == 1:  # one point of the line: Llama 3's own ratio of high and low is taken, and then tried
+    if between.sum() == 1:  # a single point of the line: assume Llama 3's own ratio of high and low, and check it below
         spread, offset = _COMMON_HIGH - _COMMON_LOW, -_COMMON_LOW
         slope = (kept[between][0] * spread - offset) / spread / plain[between][0]
         high = _COMMON_HIGH
@@ -153,5 +154,5 @@ def _llama3(table: np.ndarray, theta: float) -> dict[str, Any] | None:
 
 
 def _round(value: float) -> float:
-    """A figure that someone wrote down, of one that float32 has been through."""
+    """The short decimal that someone wrote, from its float32."""
     return float(f"{value:.5g}")

@@ -1,7 +1,7 @@
-"""What the quantisation of a GGUF file has already cost, as far as its blocks show it.
+"""Estimates the rounding error that a GGUF file's quantisation has already caused.
 
-Values between two steps of a block were rounded to one of them: their error is spread evenly over a step, with a
-variance of step^2 / 12. Types with uneven steps are only named.
+In a block values were rounded to multiples of a step. The error is spread evenly over a step, so its variance is
+step^2 / 12. Types with uneven steps are listed without an estimate.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from saap_edge.gguf_file.reader import GgufModel, ggml_type
 __all__ = ["rounding_note", "rounding_of"]
 
 _FLOATS = ("F32", "F16", "BF16")
-_KEPT = ("Q4_0", "Q4_1", "Q8_0")  # rounding to nearest finds the scale again that made the values
-_SAMPLE = 1 << 16  # numbers of each matrix that are looked at
+_KEPT = ("Q4_0", "Q4_1", "Q8_0")  # rounding dequantised values again gives the same blocks
+_SAMPLE = 1 << 16  # numbers of each matrix that are examined
 
 
 def _first_half(blocks: np.ndarray) -> np.ndarray:
-    """A scale in fp16 at the start of each block: the step of all its values."""
+    """Types whose blocks begin with an fp16 scale, the step of all values."""
     return np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
 
 
@@ -46,8 +46,10 @@ _STEPS: dict[str, Callable[[np.ndarray], np.ndarray]] = dict.fromkeys(
 
 
 def rounding_of(model: GgufModel) -> dict[str, Any]:
-    """Types of the matrices, how many of each; and of those in each type what was lost: the RMS of the rounding over
-    that of the weights, None where the type does not show it."""
+    """How many matrices have each type ("types"), and the estimated rounding error of each type ("rounding").
+
+    The error is the RMS of the rounding over that of the weights; None if it cannot be estimated for the type.
+    """
     matrices = [tensor for tensor in model.header.tensors if len(tensor.shape) > 1]
     types = Counter(ggml_type(tensor).name for tensor in matrices)
     lost: dict[str, float | None] = {}
@@ -74,7 +76,7 @@ def _lost(model: GgufModel, name: str, kind: str) -> float:
 
 
 def rounding_note(name: str, found: dict[str, Any]) -> str | None:
-    """One line for people; None where nothing is quantised."""
+    """A line about the result of `rounding_of`, for people; None if nothing is quantised."""
     types, lost = found["types"], found["rounding"]
     if not lost:
         return None

@@ -1,7 +1,7 @@
-"""The tokenizer of a GGUF model as tokenizer.json, such that tokenizers gives llama.cpp's ids.
+"""The tokenizer of a GGUF model as a tokenizer.json that gives llama.cpp's ids.
 
-Two of llama.cpp's algorithms are read: `gpt2`, byte-level BPE with a splitting rule named in `tokenizer.ggml.pre`, and
-`llama`, which merges the pair whose result scores highest: BPE over whole texts, its merges in the order of scores.
+Two of llama.cpp's algorithms can be read. `gpt2` is byte-level BPE with a splitting rule named in `tokenizer.ggml.pre`.
+`llama` merges the pair whose result scores highest, which is BPE over whole texts with merges in the order of scores.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ __all__ = ["ROLES", "Vocabulary", "tokenizer_of"]
 _KIND, _KEYS = gguf.TokenType, gguf.Keys.Tokenizer
 _SPACE = "▁"
 ROLES = {"bos": _KEYS.BOS_ID, "eos": _KEYS.EOS_ID, "unk": _KEYS.UNK_ID, "pad": _KEYS.PAD_ID}
-_LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}  # which llama.cpp takes where a `llama` vocabulary names none
+_LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's defaults if a `llama` vocabulary names none
 _ENDS = {"eot": _KEYS.EOT_ID, "eom": _KEYS.EOM_ID}
-_FILLED = re.compile(r"\[PAD(\d+)\]")  # what converters call an id that no token has
-# In a model of this name special tokens but these swallow spaces behind them (llama-vocab.cpp).
+_FILLED = re.compile(r"\[PAD(\d+)\]")  # converters' name for an id without a token
+# In models with these names all special tokens, except these, swallow the spaces after them (llama-vocab.cpp).
 _SWALLOWING, _NOT_SWALLOWING = ("phi-3", "phi3"), ("<unk>", "<s>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens of a GGUF model.
+    """The tokens of a GGUF model.
 
     Attributes:
         kind: llama.cpp's algorithm, "gpt2" or "llama".
         tokens, types: by id.
-        ids: by role, of ROLES; as llama.cpp takes them.
+        ids: by role (ROLES), with llama.cpp's defaults.
         ends: the ids that metadata names as ends of a text, eos first.
-        add_bos, add_eos: whether a text gets them.
+        add_bos, add_eos: whether they are added to a text.
     """
 
     model: GgufModel = field(repr=False)
@@ -52,7 +52,10 @@ class Vocabulary:
 
     @classmethod
     def of(cls, model: GgufModel, rows: int) -> Vocabulary:
-        """Raises SaapError where it does not belong to an embedding of `rows`, or is of another algorithm."""
+        """Read the vocabulary of a model whose embedding has `rows` rows.
+
+        Raises SaapError when it does not fit these rows, has another algorithm, or lacks an id that it needs.
+        """
         where, kind = f"'{model.path}'", model.text(_KEYS.MODEL, "none")
         if kind not in ("gpt2", "llama"):
             raise SaapError(f"{where}: tokenizer '{kind}' is not supported (supported: gpt2, llama)")
@@ -80,7 +83,7 @@ class Vocabulary:
 
     @cached_property
     def by_token(self) -> dict[str, int]:
-        """Ids by token; those that only fill up the embedding are left out."""
+        """Ids by token, without tokens that only fill unused rows of the embedding."""
         unused, found = int(_KIND.UNUSED), {}
         for index, token in enumerate(self.tokens):
             filled = _FILLED.fullmatch(token) if self.types[index] == unused else None
@@ -89,10 +92,11 @@ class Vocabulary:
         return found
 
     def special(self, index: int) -> bool:
+        """Whether an id is a control token or the unknown token."""
         return self.types[index] in (_KIND.CONTROL, _KIND.UNKNOWN)
 
     def added(self) -> list[dict[str, Any]]:
-        """Entries of added_tokens: what is found in a text before it is split."""
+        """Entries of added_tokens, which are found in a text before it is split."""
         swallowing = any(name in self.model.text(gguf.Keys.General.NAME, "").lower() for name in _SWALLOWING)
         return [
             {
@@ -106,14 +110,14 @@ class Vocabulary:
 
 
 def _id(model: GgufModel, key: str, rows: int, default: int | None) -> int | None:
-    """An id; None for one outside the vocabulary, which llama.cpp leaves out too."""
+    """An id; None for one outside the vocabulary, which llama.cpp ignores too."""
     index = model.count(key, None)
     index = default if index is None else index
     return index if index is not None and index < rows else None
 
 
 def tokenizer_of(vocabulary: Vocabulary) -> dict[str, Any]:
-    """tokenizer.json. Raises SaapError for a splitting rule that is not known, or merges that do not fit."""
+    """The content of tokenizer.json. Raises SaapError for an unknown splitting rule, and merges of unknown tokens."""
     bpe = _byte_level(vocabulary) if vocabulary.kind == "gpt2" else _sentencepiece(vocabulary)
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": vocabulary.added(),
@@ -153,7 +157,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
     unmark: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
     ]  # fmt: skip
-    if prefix:  # before every piece of text between special tokens, as llama.cpp does
+    if prefix:  # a space before every piece of text between special tokens, as in llama.cpp
         mark = [{"type": "Prepend", "prepend": _SPACE}, *mark]
         unmark.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     unknown = vocabulary.ids.get("unk")
@@ -168,7 +172,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _merges(vocabulary: Vocabulary) -> list[list[str]]:
-    """Every pair of tokens that makes a token, in the order in which llama.cpp prefers what comes out."""
+    """Every pair of tokens that forms a token, in the order in which llama.cpp prefers the results."""
     model = vocabulary.model
     scores = model.array(_KEYS.SCORES, None)
     if scores is None or len(scores) != len(vocabulary.tokens):

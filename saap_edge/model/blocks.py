@@ -1,4 +1,4 @@
-"""The block formats everything ships in: integer codes with one scale, and sometimes one offset, a group of inputs.
+"""The block formats in which weights ship: integer codes, with one scale and sometimes one offset per group of inputs.
 
 | name      | value                    | GGUF | ONNX                               |
 |-----------|--------------------------|------|------------------------------------|
@@ -8,9 +8,9 @@
 | `int4_zp` | scale * (code - zero)    | -    | MatMulNBits, 4 bits, zero points   |
 | `int8_zp` | scale * (code - zero)    | -    | MatMulNBits, 8 bits, zero points   |
 
-So the symmetric formats are exact in both runtimes. Sources: ggml-common.h (block_q4_0, block_q4_1, block_q8_0),
-ONNX Runtime's docs/ContribOperators.md (MatMulNBits). A group is 32 inputs or a multiple; GGUF's blocks are of 32 and
-hold a larger group's scale several times.
+So the symmetric formats have exactly the same values in both runtimes. Sources: ggml-common.h (block_q4_0, block_q4_1,
+block_q8_0), ONNX Runtime's docs/ContribOperators.md (MatMulNBits). A group is 32 inputs or a multiple. GGUF's blocks
+always have 32, and repeat the scale of a larger group.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK = 32
-_IN_CACHE = (1 << 15) - 1  # weights; one more, and torch would start threads of its own
+_IN_CACHE = (1 << 15) - 1  # weights rounded at a time; with one more, torch would start threads of its own
 
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """How codes stand for values."""
+    """How codes stand for values; `bits` of a code."""
 
     name: str
     bits: int
@@ -46,6 +46,7 @@ class BlockFormat:
 
     @property
     def highest(self) -> int:
+        """The highest code; the lowest is 0."""
         return (1 << self.bits) - 1
 
 
@@ -65,8 +66,11 @@ BLOCK_FORMATS = {
 class Blocks:
     """A weight [out, in] in blocks.
 
-    `codes` uint8 [out, in]; `scales` float16 [out, groups]; `offsets` [out, groups], float16 minimums or uint8 zero
-    points, None where the format has none. The last group may be shorter than the others.
+    Attributes:
+        group: inputs that share a scale. The last group may be shorter.
+        codes: uint8 [out, in].
+        scales: float16 [out, groups].
+        offsets: [out, groups], float16 minimums or uint8 zero points; None where the format has none.
     """
 
     format: BlockFormat
@@ -77,15 +81,22 @@ class Blocks:
 
 
 def quantise(weight: torch.Tensor, format: BlockFormat, group: int = BLOCK) -> Blocks:
-    """Round `weight` [out, in], in a multiple of 32, to nearest as the format's own quantiser does, bit for bit:
-    gguf-py's (and llama.cpp's) for Q4_0, Q4_1 and Q8_0, ONNX Runtime's where there are zero points."""
+    """Round `weight` [out, in] to nearest, bit for bit as the format's own quantiser.
+
+    That is gguf-py's (and llama.cpp's) for Q4_0, Q4_1 and Q8_0, and ONNX Runtime's for formats with zero points. `in`
+    must be a multiple of 32, else ValueError is raised.
+
+    >>> blocks = quantise(torch.tensor([[-8.0, 7.0] * 16]), BLOCK_FORMATS["q4_0"])
+    >>> blocks.scales.tolist(), blocks.codes[0, :2].tolist(), dequantise(blocks)[0, :2].tolist()
+    ([[1.0]], [0, 15], [-8.0, 7.0])
+    """
     return quantise_rows([weight], weight.shape, format, group)
 
 
 def quantise_rows(
     pieces: Iterable[torch.Tensor], shape: tuple[int, ...], format: BlockFormat, group: int = BLOCK
 ) -> Blocks:
-    """`quantise` of a weight of that shape which comes in pieces, row after row: only its codes are ever held whole."""
+    """`quantise` for a weight of that shape that comes in pieces of rows. Only its codes are ever held whole."""
     rows, columns = shape
     count = -(-columns // group)
     kept = _kept(format)
@@ -101,8 +112,8 @@ def quantise_rows(
         if offsets is not None:
             offsets[span] = offset
 
-    # So few rows at a time that all steps of rounding stay in the cache, and threads over rows, not inside operations
-    # that small: three times as fast on an idle machine, ten times on a busy one.
+    # Few rows at a time, so that all steps of rounding stay in the cache, with threads over rows instead of inside such
+    # small operations: three times as fast on an idle machine, ten times on a busy one.
     step, done = max(1, _IN_CACHE // columns), 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for piece in pieces:
@@ -114,7 +125,7 @@ def quantise_rows(
 
 
 def joined(parts: Sequence[Blocks]) -> Blocks:
-    """Blocks of one format and group, row on row."""
+    """The rows of several `Blocks` of one format and group, as one."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -124,25 +135,29 @@ def joined(parts: Sequence[Blocks]) -> Blocks:
 
 
 def _kept(format: BlockFormat) -> torch.dtype | None:
-    """The type in which offsets ship."""
+    """The type in which offsets ship, None where there are none."""
     return {"none": None, "minimum": torch.float16, "zero_point": torch.uint8}[format.offset]
 
 
 def stored(codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat, group: int) -> Blocks:
-    """Codes [out, in] and float32 scales and offsets [out, groups], in the types that ship."""
+    """`Blocks` of codes [out, in] and float32 scales and offsets [out, groups], cast to the types that ship."""
     kept = _kept(format)
     return Blocks(format, group, codes.to(torch.uint8), scales.half(), None if kept is None else offsets.to(kept))
 
 
 def nearest(weight: torch.Tensor, format: BlockFormat, group: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and offsets, float32 [out, groups], that the format's own quantiser gives a float32 `weight` [out, in].
+    """Scales and offsets, float32 [out, groups], as the format's own quantiser chooses them for `weight` [out, in].
 
     An offset is a minimum or a zero point; in a symmetric format it is the middle code.
+
+    >>> weight = torch.tensor([[-1.0, 2.0] * 16])
+    >>> [figures.tolist() for figures in nearest(weight, BLOCK_FORMATS["q4_0"])]  # 2 becomes code 0, -8 * -0.25
+    [[[-0.25]], [[8.0]]]
     """
     blocks = grouped(weight, group)
     if format.offset == "none":
         extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))[..., 0]
-        # Q4_0 spends its one code more on the side of the largest value; Q8_0 leaves it unused.
+        # Q4_0 gives the code that one side has more to the side of the largest value; Q8_0 leaves it unused.
         scales = extreme / -8 if format.bits == 4 else extreme.abs() / 127
         return scales, torch.full_like(scales, format.middle)
     low, high = blocks.amin(-1), blocks.amax(-1)
@@ -156,7 +171,7 @@ def nearest(weight: torch.Tensor, format: BlockFormat, group: int = BLOCK) -> tu
 def codes_at(
     weight: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat, group: int = BLOCK
 ) -> torch.Tensor:
-    """Codes, float32 [out, in], of a float32 `weight` [out, in] at given scales and offsets (as `nearest` gives)."""
+    """Codes, float32 [out, in], of a float32 `weight` [out, in] at these scales and offsets (of `nearest`, say)."""
     codes = rounded(grouped(weight, group), scales[..., None], offsets[..., None], format)
     return codes.flatten(1)[:, : weight.shape[1]]
 
@@ -172,7 +187,7 @@ def rounded(values: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, f
         steps = values * inverse
         codes = steps.sign() * (steps.abs() + 0.5).floor() + offsets
     else:  # in float64, as gguf-py: a product rounded to float32 may cross a half
-        codes = values.double()  # then in place: eight bytes a weight are enough
+        codes = values.double()  # the rest in place: eight bytes a weight are enough
         codes *= inverse.double()
         codes += offsets
         codes = codes.add_(0.5).floor_()
@@ -190,12 +205,16 @@ def dequantise(blocks: Blocks) -> torch.Tensor:
 
 
 def spread(figures: torch.Tensor, group: int, width: int) -> torch.Tensor:
-    """A figure a group [out, groups] as one an input [out, width]."""
+    """Figures of groups [out, groups], repeated for every input [out, width].
+
+    >>> spread(torch.tensor([[1.0, 2.0]]), group=2, width=3).tolist()
+    [[1.0, 1.0, 2.0]]
+    """
     return figures.repeat_interleave(group, dim=1)[:, :width]
 
 
 def grouped(weight: torch.Tensor, group: int) -> torch.Tensor:
-    """[out, in] as [out, groups, group], the last group filled up with zeros. Raises ValueError off the grid of 32."""
+    """[out, in] as [out, groups, group], the last group padded with zeros. Raises ValueError off the grid of 32."""
     if weight.shape[1] % BLOCK or group % BLOCK:
         raise ValueError(f"rows of {weight.shape[1]} weights in groups of {group}: both must be multiples of {BLOCK}")
     padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % group))

@@ -1,5 +1,6 @@
-"""What a model folder says of texts and chats beside its weights: special tokens, which ids end a text, chat templates
-and defaults of generation. Every format is written from this one reading, so that all end where transformers does.
+"""What a model folder says about texts and chats: special tokens, ids that end a text, chat templates, sampling.
+
+Every format is written from this one reading, so that all formats end a text where transformers does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from saap_edge.model.tokenizer import BACKEND_5, PLAIN, load_tokenizer
 
 __all__ = ["DEFAULT", "Chat", "Sampling", "read_chat", "read_generation", "sampling_of"]
 
-DEFAULT = "default"  # the name of the template that is used where none is asked for
+DEFAULT = "default"  # name of the template that is used when none is named
 GENERATION_FILE = "generation_config.json"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -27,16 +28,17 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Chat:
-    """Special tokens, ends, templates and defaults of one model; all ids are inside its vocabulary.
+    """Special tokens, ends, templates and sampling defaults of one model. All ids are inside its vocabulary.
 
-    tokens: ids by role (ROLES), as transformers' tokenizer has them.
-    bos, pad: the tokenizer's, else those of generation_config.json or config.json; None where nobody says.
-    ends: every id that ends a text or a turn, the tokenizer's own first (`_ends`).
-    variables: what a template may name, "bos_token" and so on, and its text.
-    templates: chat templates by name.
-    generation: generation_config.json as it stands.
-    tokenizer_class: what transformers loads, by the name under which transformers 4 and 5 both do.
-    warnings: what could not be taken as it was written, one line each.
+    Attributes:
+        tokens: ids by role (ROLES), as transformers' tokenizer has them.
+        bos, pad: the tokenizer's, else those of generation_config.json or config.json, else None.
+        ends: every id that ends a text or a turn, the tokenizer's own first (`_ends`).
+        variables: the text of each variable that a template may use ("bos_token" and so on).
+        templates: chat templates by name.
+        generation: the content of generation_config.json.
+        tokenizer_class: the class that transformers loads, under a name that transformers 4 and 5 both know.
+        warnings: a line about each value that had to be left out.
     """
 
     tokens: dict[str, int]
@@ -50,9 +52,9 @@ class Chat:
     warnings: tuple[str, ...]
 
     def with_variables(self, template: str, given: Collection[str]) -> str:
-        """A template that begins with the special tokens it names, but for those that a runtime gives it: `given`.
+        """`template` with definitions of the special tokens that it names before it, except those in `given`.
 
-        transformers gives a template all of them, and nothing where the tokenizer has none.
+        `given` are those that a runtime defines itself. transformers defines all that the tokenizer has.
         """
         names = sorted(set(re.findall(r"\b[a-z]+_token\b", template)) - set(given))
         wanted = [name for name in names if name in self.variables or name in ("bos_token", "eos_token")]
@@ -63,9 +65,9 @@ class Chat:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model wants its next token chosen, with transformers' own defaults where generation_config.json is silent.
+    """How a model's next token is chosen, with transformers' defaults where generation_config.json says nothing.
 
-    do_sample None: the file does not say, and transformers takes the likeliest token. top_k 0 is no limit.
+    `do_sample` None: the file does not say, and transformers takes the likeliest token. `top_k` 0: no limit.
     """
 
     do_sample: bool | None
@@ -77,9 +79,9 @@ class Sampling:
 
 
 def read_chat(folder: str | Path, generation: dict[str, Any] | None = None) -> Chat:
-    """Read all of it from a Hugging Face folder; `generation` instead of its generation_config.json.
+    """Read the `Chat` of a Hugging Face folder. `generation` replaces its generation_config.json.
 
-    Raises SaapError as `open_checkpoint`, for a folder without a tokenizer, and for values that are no token ids,
+    Raises SaapError as `open_checkpoint`, for a folder without a tokenizer, and for values that are not token ids,
     templates or numbers.
     """
     folder = Path(folder)
@@ -112,13 +114,19 @@ def read_chat(folder: str | Path, generation: dict[str, Any] | None = None) -> C
 
 
 def read_generation(folder: str | Path) -> dict[str, Any]:
-    """generation_config.json, empty where there is none. Raises SaapError when it is no JSON object."""
+    """The content of generation_config.json; empty where there is none. Raises SaapError when it is no JSON object."""
     path = Path(folder) / GENERATION_FILE
     return _read(path) if path.is_file() else {}
 
 
 def sampling_of(generation: dict[str, Any], where: str | Path = GENERATION_FILE) -> Sampling:
-    """The defaults of generation. Raises SaapError for values of another type than transformers takes."""
+    """The sampling defaults of a generation_config.json; `where` names it in errors.
+
+    Raises SaapError for values of another type than transformers accepts.
+
+    >>> sampling_of({"do_sample": True, "temperature": 0.6})
+    Sampling(do_sample=True, temperature=0.6, top_k=50, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+    """
 
     def number(name: str, default: float) -> float:
         value = generation.get(name)
@@ -138,13 +146,13 @@ def sampling_of(generation: dict[str, Any], where: str | Path = GENERATION_FILE)
 
 
 class _Ids:
-    """Reads token ids as people write them, and remembers what it left out."""
+    """Reads token ids in the forms people write, and keeps a warning about each that it leaves out."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.warnings = vocab_size, list[str]()
 
     def read(self, value: Any, where: str | Path) -> Iterator[int]:
-        """The ids of a number, a number as text, or a list of such. Raises SaapError for anything else."""
+        """The ids in a number, a number as text, or a list of these. Raises SaapError for anything else."""
         for item in value if isinstance(value, list) else [] if value is None else [value]:
             if isinstance(item, str) and re.fullmatch(r"-?\d+", item.strip()):
                 item = int(item)
@@ -157,11 +165,11 @@ class _Ids:
 
 
 def _ends(eos: int | None, said: list[tuple[int, Path]], special: set[int], reader: _Ids) -> tuple[int, ...]:
-    """All ids that end a text: the tokenizer's, generation_config.json's and config.json's.
+    """All ids that end a text: the tokenizer's, those of generation_config.json and those of config.json.
 
-    transformers' generate asks the second, or the third where the second says nothing; chat programs ask the first. An
-    answer that has come to one of them has ended for somebody, so all of them end. Where transformers does not ask
-    config.json, an id there that is an ordinary piece of text was left by another tokenizer.
+    transformers' `generate` stops at those of generation_config.json, or of config.json where the former has none; chat
+    programs stop at the tokenizer's. At each of them some program ends the answer, so all of them count. Exception: if
+    generation_config.json has ends, an id of config.json that is an ordinary token was left by another tokenizer.
     """
     sure = [index for index, path in said if path.name == GENERATION_FILE]
     ends = list(dict.fromkeys([*([] if eos is None else [eos]), *sure]))
@@ -176,8 +184,11 @@ def _ends(eos: int | None, said: list[tuple[int, Path]], special: set[int], read
 
 
 def _check_rows(folder: Path, tokenizer: Any, reader: _Ids) -> None:
-    """Raise SaapError where pieces of text have no row in the embedding; added tokens without one are noted: Gemma 3's
-    text models have such a token, and so have models that got a padding token later. transformers fails at them too."""
+    """Raise SaapError when ordinary tokens have no row in the embedding; note added tokens that have none.
+
+    Gemma 3's text models have such an added token, and so do models that were given a padding token later. transformers
+    fails at them too.
+    """
     rows = reader.vocab_size
     if tokenizer.vocab_size > rows:
         raise SaapError(
@@ -192,7 +203,7 @@ def _check_rows(folder: Path, tokenizer: Any, reader: _Ids) -> None:
 
 
 def _as_people_load_it(folder: Path) -> Any:
-    """AutoTokenizer's own choice: some classes have special tokens where tokenizer_config.json names none."""
+    """The tokenizer that AutoTokenizer chooses: some classes have special tokens not in tokenizer_config.json."""
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except Exception:  # a class that does not fit tokenizer.json
@@ -200,7 +211,7 @@ def _as_people_load_it(folder: Path) -> Any:
 
 
 def _templates(folder: Path, tokenizer: Any) -> dict[str, str]:
-    """Chat templates by name: transformers' own reading, else chat_template.json, which only processors read."""
+    """Chat templates by name: those transformers reads, else chat_template.json, which only its processors read."""
     found = tokenizer.chat_template
     if found is None and (folder / "chat_template.json").is_file():
         found = _read(folder / "chat_template.json").get("chat_template")

@@ -1,6 +1,6 @@
-"""Opening a model folder: one strict step that every part of the program goes through.
+"""Opening a model folder: one strict step that every part of the program uses.
 
-What config.json says is read once and held against the files. What does not add up is refused here, before any work.
+config.json is read once and compared with the files. A folder whose parts do not agree is refused before any work.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ from saap_edge.model.stored import SINGLE_FILE, Stored, stored_in
 __all__ = ["Checkpoint", "open_checkpoint", "read_spec", "row_ranges"]
 
 PIECE = 1 << 24  # numbers of a tensor that are read at a time
-# JSON objects that are read later, by us and by libraries that do not say what is wrong with one.
+# JSON objects that are read later, also by libraries whose errors do not say what is wrong with the file.
 _BESIDE = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
-# How a call is made and what it returns: no part of the model, and other values than ours would change our own calls.
+# Fields on how a call is made and what it returns. They are no part of the model, and would change our own calls.
 _OF_A_CALL = (
     "return_dict", "use_return_dict", "output_attentions", "output_hidden_states", "torchscript", "attn_implementation",
     "_attn_implementation", "_attn_implementation_internal",
 )  # fmt: skip
-# transformers has a value for each that fits one model of a family: the tensors show whether it is this one.
+# If absent, transformers assumes values that fit one model of the family; the tensors show whether it is this one.
 _ASSUMED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder that holds what it says.
+    """A model folder whose config and tensors agree.
 
     Attributes:
         folder: where it is.
-        config: config.json, put right where the tensors say otherwise (a head of its own, say).
+        config: config.json, corrected where the tensors say otherwise (about a separate output head, say).
         spec: the shape of its canonical form.
-        warnings: what was put right, a line each.
-        stored, names: the tensors, and stored name by the name that transformers' class has.
+        warnings: a line about each correction.
+        stored: the tensors.
+        names: name in transformers' class -> stored name.
     """
 
     folder: Path
@@ -58,7 +59,7 @@ class Checkpoint:
 
     @property
     def canonical(self) -> Config:
-        """The config that the model is handled as."""
+        """The config of the canonical form (`Family.canonical`)."""
         return canonical_config(self.config)
 
     def source(self, name: str) -> Source:
@@ -80,16 +81,16 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder, dense or pruned, or what a GGUF file was unpacked into.
+    """Open a Hugging Face folder, dense or pruned, or one that a GGUF file was unpacked into.
 
-    Raises SaapError, in one line, when config.json is missing or says what cannot be, the family or a feature is not
-    supported, and when the tensors are not those it describes.
+    Raises SaapError, in one line, when config.json is missing or has impossible values, when the family or a feature is
+    not supported, and when the tensors are not those that it describes.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise SaapError(f"no model folder '{folder}': give a Hugging Face folder with config.json and safetensors")
     opened = _opened(folder, _identity(folder))
-    return replace(opened, config=deepcopy(opened.config))  # its readers may change theirs
+    return replace(opened, config=deepcopy(opened.config))  # the opened one is cached, and callers may change theirs
 
 
 def read_spec(folder: str | Path) -> ModelSpec:
@@ -98,7 +99,7 @@ def read_spec(folder: str | Path) -> ModelSpec:
 
 
 def _identity(folder: Path) -> tuple[tuple[str | int, ...], ...]:
-    """What tells that no file was changed since."""
+    """A value that changes whenever one of the folder's files does."""
     read = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.gguf")])
     states = [(path.name, path.stat()) for path in read if path.is_file()]
     return tuple((name, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for name, state in states)
@@ -128,7 +129,7 @@ def _opened(folder: Path, identity: tuple[tuple[str | int, ...], ...]) -> Checkp
 
 
 def _check_class(folder: Path, config: Config) -> None:
-    """Raise SaapError where transformers' class cannot be made of a config, as it is and as the model is handled."""
+    """Raise SaapError when transformers cannot make its class of the config, or of its canonical form."""
     try:
         check_class(config)
         if (canonical := canonical_config(config)) != config:
@@ -139,7 +140,7 @@ def _check_class(folder: Path, config: Config) -> None:
 
 
 def _ignored(folder: Path, config: Config) -> list[str]:
-    """What lies there and is not read, in words. Raises SaapError where transformers would read other weights."""
+    """A line about each file that is not read. Raises SaapError when transformers would read other weights."""
     other = config.get("transformers_weights")
     if other is not None:
         raise SaapError(f"{folder / 'config.json'}: transformers_weights names {other!r}: only {SINGLE_FILE} is read")
@@ -159,7 +160,7 @@ def _quantised_by(config: Config) -> str | None:
 
 
 def _said(folder: Path) -> tuple[Config, list[str], list[str]]:
-    """config.json with the fields that it lacks and without ids that cannot be; these fields; what was put right."""
+    """config.json with fields that it lacks and without impossible ids; the names of these fields; warnings."""
     config = {name: value for name, value in read_config(folder).items() if name not in _OF_A_CALL}
     absent = [name for name in _ASSUMED if name not in config]
     try:
@@ -180,8 +181,11 @@ def _said(folder: Path) -> tuple[Config, list[str], list[str]]:
 def _head(
     config: Config, family: Family, stored: Stored, names: dict[str, str]
 ) -> tuple[Config, dict[str, str], list[str]]:
-    """The head as transformers handles it: one that is stored beside the embedding and differs is the model's own,
-    whatever config.json says; a tied matrix may be stored under either name."""
+    """Config, names and warnings with the output head as transformers handles it.
+
+    A stored head that differs from the embedding counts, whatever config.json says. A tied matrix may be stored under
+    either name.
+    """
     tied = (family.defaults | config).get("tie_word_embeddings", False)
     if not tied or HEAD not in names:
         return config, names, []
@@ -201,7 +205,11 @@ def _equal(stored: Stored, first: str, second: str) -> bool:
 
 
 def row_ranges(shape: tuple[int, ...], together: int = 1) -> list[tuple[int, int]]:
-    """Rows [start, stop) of a tensor a piece at a time, in multiples of `together`."""
+    """Rows [start, stop) of the pieces in which a tensor is read: at most PIECE numbers, multiples of `together` rows.
+
+    >>> row_ranges((50_000, 1024))
+    [(0, 16384), (16384, 32768), (32768, 49152), (49152, 50000)]
+    """
     numbers = max(1, int(torch.Size(shape[1:]).numel()))
     step = max(1, PIECE // numbers // together) * together
     return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

@@ -11,8 +11,11 @@ __all__ = ["checkpointed"]
 
 @contextmanager
 def checkpointed(model: Any, wanted: bool) -> Iterator[None]:
-    """Recompute activations layer by layer, which transformers only does in training mode: dropout there is 0 in these
-    families. The model is in evaluation mode afterwards."""
+    """Recompute activations layer by layer inside this context, if `wanted`.
+
+    transformers does that in training mode only; these families have no dropout. Afterwards the model is in evaluation
+    mode.
+    """
     if not wanted:
         yield
         return

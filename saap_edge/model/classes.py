@@ -1,4 +1,4 @@
-"""transformers' classes for what a config.json describes, our own of per-layer widths among them."""
+"""transformers' classes for what a config.json describes, including our own for widths per layer."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 
 
 def parsed_config(config: Config) -> Any:
-    """transformers' config of a config.json. Raises whatever it raises for one that it refuses."""
+    """transformers' config object of a config.json. Raises whatever transformers raises when it refuses it."""
     words = for_transformers_4(config)
     parsed = AutoConfig.for_model(**{name: value for name, value in words.items() if name != "architectures"})
     if getattr(parsed, "attn_logit_softcapping", None):
-        parsed._attn_implementation = "eager"  # the default of transformers 4 drops the cap without a word
+        parsed._attn_implementation = "eager"  # the default of transformers 4 silently drops the cap
     return parsed
 
 
 def empty_model(parsed: Any) -> Any:
-    """transformers' class without weights: only buffers (tables of frequencies, say) have values."""
+    """transformers' model without weights: only buffers (tables of frequencies, say) have values."""
     with no_init_weights(), init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(parsed)
 
 
 def check_class(config: Config) -> None:
-    """Build transformers' class with one layer and no weights: what its config does not check, the class does.
+    """Build transformers' model with one layer and no weights, which checks more than the config object does.
 
-    Raises whatever it raises, and ValueError where rotary frequencies are no finite numbers.
+    Raises whatever transformers raises, and ValueError when rotary frequencies are not finite.
     """
     parsed = parsed_config(config)
     parsed.num_hidden_layers = 1

@@ -1,4 +1,4 @@
-"""config.json, read once: every field that is used has its type and a value that can be, or the file is refused."""
+"""config.json, read once: every field that is used has the right type and a possible value, or the file is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saap_edge.families import Config
 __all__ = ["read_config", "read_object", "without_odd_ids"]
 
 _Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
-# Beyond these, float32 has no room for what is made of them, and torch none for an integer.
+# Beyond these limits, what is computed from them overflows float32, or torch's integers.
 _Number = Annotated[float, Field(strict=True, ge=-1e18, le=1e18)]
 _Positive = Annotated[float, Field(strict=True, ge=1e-18, le=1e18)]
 _Flag = Annotated[bool, Field(strict=True)]
@@ -32,7 +32,7 @@ _Factor = Annotated[_Number, AfterValidator(_not_zero)]
 
 
 class _Fields(BaseModel):
-    """What is read of config.json, where it is there; null only where transformers takes it for absent."""
+    """The fields that are read of config.json, if present. Null is allowed where it means absent to transformers."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -83,8 +83,10 @@ class _Fields(BaseModel):
 
 
 def read_config(folder: str | Path) -> Config:
-    """A folder's config.json as it stands. Raises SaapError when it is missing, no JSON object, or a field that is used
-    has no value that can be."""
+    """The content of a folder's config.json.
+
+    Raises SaapError when it is missing, is not a JSON object, or has an impossible value in a field that is used.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
@@ -94,8 +96,10 @@ def read_config(folder: str | Path) -> Config:
 
 
 def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is no file and it is `optional`. Raises SaapError when it
-    cannot be read or holds anything else."""
+    """The JSON object in a file; an empty one if there is no file and it is `optional`.
+
+    Raises SaapError when the file cannot be read or holds anything else.
+    """
     if optional and not path.exists():
         return {}
     try:
@@ -139,8 +143,13 @@ def _check(config: Config, path: Path) -> None:
 
 
 def without_odd_ids(config: Config) -> tuple[Config, list[str]]:
-    """The config without ids that its vocabulary does not have, and a line about each: no model can make such a token,
-    and runtimes refuse to load one that asks for it."""
+    """The config without special ids outside the vocabulary, and a line about each.
+
+    A model cannot produce such a token, and runtimes refuse to load a model with such an id.
+
+    >>> without_odd_ids({"vocab_size": 100, "eos_token_id": [2, 100]})
+    ({'vocab_size': 100, 'eos_token_id': [2]}, ['eos_token_id 100 is outside the vocabulary of 100: it is left out'])
+    """
     found, warnings = dict(config), []
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         said = config.get(name)

@@ -1,4 +1,4 @@
-"""Building, loading and saving models: a pruned model is a Hugging Face folder that AutoModelForCausalLM loads."""
+"""Building, loading and saving models. A pruned model is a Hugging Face folder that AutoModelForCausalLM loads."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ MODELING_FILE = Path(modeling_saap_edge.__file__)
 
 
 def placement() -> str | None:
-    """Where the weights of a model go that is only run and scored: over all GPUs, by accelerate; else None, the CPU."""
+    """The device map of a model that is only run and scored: "auto" (all GPUs, by accelerate), or None for the CPU."""
     return "auto" if torch.cuda.is_available() else None
 
 
 def load_model(
     folder: str | Path, dtype: torch.dtype = torch.float32, device_map: str | dict[str, Any] | None = None
 ) -> PreTrainedModel:
-    """Load a dense or pruned folder in evaluation mode, in its family's canonical form, on the CPU or as `device_map`
-    (accelerate's) says.
+    """Load a dense or pruned folder in evaluation mode, in its family's canonical form.
 
-    Raises SaapError as `open_checkpoint`, where a weight is no finite number, and when the devices do not hold it.
+    `device_map` is accelerate's; without one the model is on the CPU. Raises SaapError as `open_checkpoint`, when a
+    weight is not finite, and when the devices do not hold the model.
     """
     checkpoint = open_checkpoint(folder)
     try:
@@ -63,9 +63,9 @@ def load_model(
 
 
 def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """transformers' class, filled tensor by tensor: one that is not in the files has no other way to get a value."""
+    """transformers' model, filled tensor by tensor, so that no tensor gets a value that is not from the files."""
     config = parsed_config(checkpoint.canonical)
-    config.dtype = dtype  # before the class is built: Gemma's factor of embeddings is a buffer of this type
+    config.dtype = dtype  # before the model is built: Gemma's factor on embeddings is a buffer of this type
     store = TensorStore(checkpoint.folder)
     model = empty_model(config)
     tied = {HEAD} if checkpoint.spec.tied else set()
@@ -82,7 +82,7 @@ def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 
 def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any | None:
-    """What `from_pretrained` does with a device map, for a model built here; None where it needs the disk."""
+    """The model spread as `from_pretrained` would with this device map; None if that would need the disk."""
     if device_map is None:
         return model
     if device_map == "auto":
@@ -94,7 +94,7 @@ def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any | No
 
 
 def _empty(make: Callable[[Any], Any], config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """A model whose parameters are allocated, once and in their final type, but not set; nor are its buffers."""
+    """A model with parameters and buffers allocated, once and in their final type, but not set."""
     with torch.device("meta"):
         model = make(config)
     model = model.to(dtype).to_empty(device=device)
@@ -109,11 +109,11 @@ def spec_of(model: PreTrainedModel) -> ModelSpec:
 
 
 def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrainedModel:
-    """A model of the given widths, one shape a dense layer, that holds all of `dense` but its projections.
+    """A model of the given widths (one shape per dense layer) that holds all of `dense` except its projections.
 
-    Projections are left uninitialised. Layers of which nothing is left are not in the result. Where all layers come
-    out alike and the family's own class can hold them, it is that class, which every tool opens; SaapEdgeForCausalLM
-    otherwise. The result has the dense model's dtype and device. Raises SaapError when neither class can hold it.
+    Projections are left uninitialised, and layers of which nothing is left are left out. If all layers are alike and
+    the family's own class can hold them, the result is of that class, which every tool opens; else it is a
+    SaapEdgeForCausalLM. It has the dense model's dtype and device. Raises SaapError when neither class can hold it.
     """
     spec = spec_of(dense)
     stay = [index for index, shape in enumerate(layers) if not shape.gone]
@@ -129,7 +129,7 @@ def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrained
 
 
 def _copy_rest(dense: Any, model: Any, spec: ModelSpec, stay: list[int]) -> None:
-    """Copy, by name, every parameter that is not a projection's, and every buffer."""
+    """Copy every parameter that belongs to no projection, and every buffer, by name."""
     coupled = {
         f"model.layers.{index}.{name}."
         for index, layer in enumerate(model.model.layers)
@@ -147,7 +147,7 @@ def _copy_rest(dense: Any, model: Any, spec: ModelSpec, stay: list[int]) -> None
 
 
 def _dense_name(name: str, stay: list[int]) -> str:
-    """The same tensor's name in the dense model, where layers before it have not left."""
+    """The tensor's name in the dense model; its layer number differs if earlier layers were removed."""
     parts = name.split(".")
     if parts[:2] == ["model", "layers"]:
         parts[2] = str(stay[int(parts[2])])
@@ -161,7 +161,7 @@ def _is_pruned(model: PreTrainedModel) -> bool:
 def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: list[int]) -> Any:
     shapes = [layers[index] for index in stay]
     first, modules = shapes[0], dense.model.layers
-    # Repair may have given single layers a bias that the family does not know.
+    # Repair may have given single layers a bias that the family does not have.
     o_bias = any(layer.self_attn is not None and layer.self_attn.o_proj.bias is not None for layer in modules)
     down_bias = any(layer.mlp is not None and layer.mlp.down_proj.bias is not None for layer in modules)
     alike = len(set(shapes)) == 1 and first.heads > 0 and first.ffn > 0
@@ -215,17 +215,17 @@ def _plain_config(dense: Any, spec: ModelSpec, shape: LayerShape, stay: list[int
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A config dictionary without what transformers derives itself."""
+    """A config dictionary without the fields that transformers sets itself."""
     return {name: value for name, value in config.items() if name not in ("model_type", "transformers_version")}
 
 
 def save_model(model: PreTrainedModel, tokenizer_from: str | Path, out: str | Path) -> None:
-    """Write a Hugging Face folder: safetensors, config, tokenizer and, for per-layer widths, the modelling file.
+    """Write a Hugging Face folder: safetensors, config, tokenizer and, for widths per layer, the modelling file.
 
-    transformers 4 and 5 read it alike. Raises SaapError as `read_chat` does of `tokenizer_from`, a model folder.
+    transformers 4 and 5 both read it. `tokenizer_from` is a model folder. Raises SaapError as `read_chat` of it.
     """
     out = Path(out)
-    generation = read_generation(tokenizer_from)  # before transformers writes its own, perhaps to the same folder
+    generation = read_generation(tokenizer_from)  # before transformers writes its own, maybe to the same folder
     defaults = model.generation_config
     try:
         model.generation_config = GenerationConfig()  # transformers refuses to save some that it loads

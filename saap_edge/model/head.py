@@ -1,4 +1,4 @@
-"""Losses over a model's vocabulary without ever holding all logits: their gradient comes a piece of rows at a time."""
+"""Losses over a model's vocabulary without holding all logits: loss and gradient are computed some rows at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with t
 
 
 def logits_of(model: Any, states: torch.Tensor) -> torch.Tensor:
-    """Float32 logits [rows, vocab] of the decoder's output `states` [rows, hidden], capped where the family caps."""
+    """Float32 logits [rows, vocab] of the decoder's output `states` [rows, hidden], with the family's soft cap."""
     logits: torch.Tensor = model.lm_head(states)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return (cap * torch.tanh(logits / cap) if cap else logits).float()
@@ -22,14 +22,15 @@ def logits_of(model: Any, states: torch.Tensor) -> torch.Tensor:
 def head_gradient(
     model: Any, states: torch.Tensor, loss: Callable[[torch.Tensor, slice], torch.Tensor], gradient: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over rows of a loss of logits, and its gradient with respect to `states` (zeros when not wanted).
+    """Mean over rows of a loss of logits, and its gradient with respect to `states` (zeros if not wanted).
 
-    The head's own weights get no gradient, so each piece's gradient is taken right after its loss and nothing of it is
-    kept: exact, and no pass more than a plain backward has.
+    The head's own weights get no gradient. So each piece's gradient is taken right after its loss, and its graph is
+    freed. The result is exact, and takes no more passes than a plain backward.
 
     Args:
-        states: output of the decoder, [rows, hidden], no part of a graph.
-        loss: sum over rows of the loss, of logits [some rows, vocab] and the rows they belong to.
+        states: output of the decoder, [rows, hidden], detached.
+        loss: (logits [some rows, vocab], the slice of these rows) -> sum of the loss over these rows.
+        gradient: compute the gradient too.
     """
     step, total = max(1, LOGITS // model.config.get_text_config().vocab_size), states.new_zeros((), dtype=torch.float32)
     found = torch.zeros_like(states)
@@ -48,7 +49,7 @@ def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) 
     """Mean loss of next tokens, in nats, and its gradient with respect to `states`.
 
     Args:
-        states: output of the decoder, [sequences, window, hidden], no part of a graph.
+        states: output of the decoder, [sequences, window, hidden], detached.
         tokens: token ids [sequences, window].
     """
     wanted = tokens[:, 1:].flatten()

@@ -1,4 +1,4 @@
-"""Does a checkpoint hold what its config.json says? Every tensor once and of its shape, and none besides."""
+"""Checks that a checkpoint holds exactly the tensors that its config.json describes, each once and of its shape."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["EMBEDDING", "HEAD", "canonical_names", "check_inventory", "needed", 
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Older Llama checkpoints hold these tables; every class computes them anew.
+# Older Llama checkpoints hold these tables; every class computes them itself.
 _COMPUTED = "rotary_emb.inv_freq"
-# What quantisers leave beside or in place of a weight: bitsandbytes, GPTQ, AWQ, compressed-tensors, fp8, HQQ, MXFP4.
+# Names that quantisers store with or for a weight: bitsandbytes, GPTQ, AWQ, compressed-tensors, fp8, HQQ, MXFP4.
 _QUANTISED = re.compile(
     r"\.(SCB|CB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\w+|qweight|qzeros|scales"
     r"|g_idx|weight_packed|weight_shape|weight_scale|weight_scale_inv|weight_zero_point|input_scale|scale|zero_point"
@@ -60,10 +60,13 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
 
 
 def canonical_names(stored: Iterable[str]) -> dict[str, str]:
-    """Stored name by the name a class with a head has for it, as transformers renames what it loads.
+    """Name in transformers' class -> stored name, as transformers renames tensors when it loads them.
 
-    A decoder that was saved without its head lacks the first "model."; some tools put it there twice. Names that come
-    out alike are kept as one: there are fewer of them then.
+    A decoder that was saved without its head lacks the first "model."; some tools write it twice. If two stored names
+    become the same, only one is kept, so that the result is shorter than `stored`.
+
+    >>> canonical_names(["layers.0.mlp.up_proj.weight"])
+    {'model.layers.0.mlp.up_proj.weight': 'layers.0.mlp.up_proj.weight'}
     """
     names = list(stored)
     if any(name.startswith(("model.model.layers.", "model.model.embed_tokens.")) for name in names):
@@ -77,14 +80,14 @@ def check_inventory(
     where: str, spec: ModelSpec, source: Callable[[str], Source], entries: Mapping[str, Entry],
     quantised_by: str | None = None, assumed: Iterable[str] = (),
 ) -> None:  # fmt: skip
-    """Raise SaapError, naming a tensor, where `entries` are not what `spec` needs.
+    """Raise SaapError that names a tensor when `entries` are not what `spec` needs.
 
     Args:
         where: the folder, for the message.
         source: canonical name -> where it is stored (`Family.source`).
         entries: what is stored, under the names of transformers' class.
-        quantised_by: `quant_method` of config.json, None where it says nothing.
-        assumed: fields that config.json lacks.
+        quantised_by: `quant_method` of config.json, or None.
+        assumed: fields that config.json lacks and that have transformers' values.
     """
     expected = _stored_shapes(spec, source)
     _refuse_quantised(where, entries, quantised_by)
@@ -107,7 +110,7 @@ def check_inventory(
 
 
 def _stored_shapes(spec: ModelSpec, source: Callable[[str], Source]) -> dict[str, tuple[int, ...]]:
-    """Shapes under stored names; parts of one matrix make it as long as their last row says."""
+    """Shapes under stored names; a matrix with several parts is as long as the last row of any of them."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in needed(spec).items():
         part = source(name)
@@ -162,5 +165,11 @@ def _more(names: list[str]) -> str:
 
 
 def parameters(spec: ModelSpec) -> int:
-    """How many numbers a model has, a tied matrix counted once."""
+    """Number of a model's parameters, a tied matrix counted once.
+
+    >>> from saap_edge.model.spec import spec_from_config
+    >>> parameters(spec_from_config({"model_type": "llama", "vocab_size": 100, "hidden_size": 8,
+    ...     "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 1, "tie_word_embeddings": True}))
+    1464
+    """
     return sum(math.prod(shape) for shape in needed(spec).values())

@@ -25,8 +25,8 @@ class SaapEdgeConfig(LlamaConfig):
 
     `layer_widths` is a list of [heads, kv_heads, ffn], 0 where a layer has no attention or no FFN;
     `num_attention_heads`, `num_key_value_heads` and `intermediate_size` keep the dense model's values.
-    `base_model_type` names the family the model came from; `qk_norm`: queries and keys are normed, as in Qwen3. The
-    projections that carry a bias are named apart: pruning may give o and down one where the others have none.
+    `base_model_type` names the family of the dense model. `qk_norm`: queries and keys are normalised, as in Qwen3.
+    Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
     """
 
     model_type = "saap_edge"
@@ -41,9 +41,9 @@ class SaapEdgeConfig(LlamaConfig):
 
 
 class SaapEdgeLayer(GradientCheckpointingLayer):
-    """A decoder layer of its own widths. What it lacks is None, norms included.
+    """A decoder layer with widths of its own. Parts that it lacks are None, norms included.
 
-    `cache_index` counts layers with attention only: transformers asks the first layer of a cache how long it is.
+    `cache_index` counts only layers with attention, because transformers takes a cache's length from its first layer.
     """
 
     def __init__(self, config: SaapEdgeConfig, widths: list[int], cache_index: int):
@@ -52,7 +52,7 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         local = copy.copy(config)
         local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
         local.attention_bias, local.mlp_bias = config.qkv_bias, config.gate_up_bias
-        local.layer_types = ["full_attention"] * (cache_index + 1)  # Qwen3's attention asks for it in transformers 4
+        local.layer_types = ["full_attention"] * (cache_index + 1)  # Qwen3's attention in transformers 4 reads it
         self.input_layernorm = self.self_attn = self.post_attention_layernorm = self.mlp = None
         attention: Any = Qwen3Attention if config.qk_norm else LlamaAttention
         if heads:
@@ -62,8 +62,8 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
             if config.o_bias != config.qkv_bias:
                 inputs = self.self_attn.o_proj.in_features
                 self.self_attn.o_proj = nn.Linear(inputs, config.hidden_size, bias=config.o_bias)
-            # Attention looks up its implementation (sdpa, eager, ...) in its config: the shared one, so that a change
-            # holds.
+            # Attention looks up its implementation (sdpa, eager, ...) in its config. It gets the shared one, so that a
+            # change has effect.
             self.self_attn.config = config
         if ffn:
             self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -92,10 +92,10 @@ def build_layers(config: SaapEdgeConfig) -> nn.ModuleList:
 
 @contextmanager
 def without_layers(config: SaapEdgeConfig) -> Iterator[None]:
-    """The parent classes would first build every layer at dense width: let them build none.
+    """Keep the parent classes from building every layer at dense width first.
 
-    The config itself is changed for that moment, not a copy: transformers writes its choice of attention into the
-    config it is given, and attention without that choice would silently run without a causal mask.
+    This changes the config itself for a moment, not a copy: transformers writes its choice of attention into the config
+    it is given, and without that choice attention would silently run without a causal mask.
     """
     count, config.num_hidden_layers = config.num_hidden_layers, 0
     try:
@@ -105,6 +105,8 @@ def without_layers(config: SaapEdgeConfig) -> Iterator[None]:
 
 
 class SaapEdgeModel(LlamaModel):
+    """The decoder without its output head."""
+
     config_class = SaapEdgeConfig
     _no_split_modules = ["SaapEdgeLayer"]  # noqa: RUF012 (as transformers has it)
     _can_record_outputs = {"hidden_states": SaapEdgeLayer, "attentions": [LlamaAttention, Qwen3Attention]}  # noqa: RUF012
@@ -117,6 +119,8 @@ class SaapEdgeModel(LlamaModel):
 
 
 class SaapEdgeForCausalLM(LlamaForCausalLM):
+    """The decoder with its output head."""
+
     config_class = SaapEdgeConfig
     _no_split_modules = ["SaapEdgeLayer"]  # noqa: RUF012
 

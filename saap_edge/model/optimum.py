@@ -1,6 +1,6 @@
-"""Our ONNX folders in optimum, per-layer widths included: where `pip install 'saap-edge[optimum]'` was done.
+"""Our ONNX folders in optimum, also with widths per layer. Needs `pip install 'saap-edge[optimum]'`.
 
-`SaapEdgeORTModel.from_pretrained(folder)` is used as ORTModelForCausalLM is.
+`SaapEdgeORTModel.from_pretrained(folder)` is used like ORTModelForCausalLM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["SaapEdgeORTModel"]
 
 
 class SaapEdgeORTModel(ORTModelForCausalLM):
-    """optimum's model, but that every layer's KV cache has the shape which the graph says."""
+    """optimum's model, with the KV cache of every layer in the shape that the graph has."""
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**keywords | {"use_io_binding": False})  # its buffers have one shape for all layers
@@ -28,7 +28,7 @@ class SaapEdgeORTModel(ORTModelForCausalLM):
     ) -> Any:  # fmt: skip
         """Logits [batch, seq, vocab] and per layer (keys, values) [batch, kv heads of the layer, total, head_dim].
 
-        Raises SaapError where `attention_mask` pads on the left and the graph takes no positions.
+        Raises SaapError when `attention_mask` pads on the left and the graph has no input for positions.
         """
         batch, seq = input_ids.shape
         if past_key_values is None:

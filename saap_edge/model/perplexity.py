@@ -15,14 +15,18 @@ from saap_edge.model.tokenizer import plain_ids
 
 __all__ = ["Perplexity", "perplexity", "text_hash", "text_windows"]
 
-LOGITS = 1 << 25  # held at a time: 128 MiB in float32, and as much again for their logarithms
+LOGITS = 1 << 25  # most logits held at a time: 128 MiB in float32, and as much again for their logarithms
 
 
 @dataclass(frozen=True)
 class Perplexity:
     """Perplexity with its conditions.
 
-    `nll` is the mean negative log-likelihood in nats per predicted token; `tokens` counts predicted tokens.
+    `nll` is the mean negative log-likelihood in nats per predicted token, `tokens` the number of predicted tokens,
+    `window` the tokens in a window.
+
+    >>> round(Perplexity(nll=2.302585, tokens=1000, window=256).value, 3)
+    10.0
     """
 
     nll: float
@@ -31,19 +35,20 @@ class Perplexity:
 
     @property
     def value(self) -> float:
+        """exp(nll); infinite where that overflows."""
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
 
 def text_hash(path: str | Path) -> str:
-    """First 12 hex digits of the sha256 of a text file: printed beside every perplexity."""
+    """First 12 hex digits of the sha256 of a text file; they stand beside every perplexity."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def text_windows(tokenizer: Any, text: str, window: int, limit: int | None = None) -> torch.Tensor:
     """Cut `text` into non-overlapping windows of token ids, shape [n, window].
 
-    The last, incomplete window is dropped. `limit` keeps the first n windows.
-    Raises ValueError when the text does not fill one window.
+    The last, incomplete window is dropped. `limit` keeps the first n windows. Raises ValueError when the text does not
+    fill one window.
     """
     ids = plain_ids(tokenizer, text)
     count = len(ids) // window
@@ -58,8 +63,8 @@ def text_windows(tokenizer: Any, text: str, window: int, limit: int | None = Non
 def perplexity(model: Any, windows: torch.Tensor, progress: Callable[[int], None] = lambda windows: None) -> Perplexity:
     """Next-token perplexity over `windows` [n, window]; the first token of a window is context only.
 
-    Windows run together as far as their logits stay below LOGITS, so that memory does not grow with the vocabulary.
-    `progress` is called with the number of windows done.
+    As many windows run together as keep their logits below LOGITS, so that memory does not grow with the vocabulary.
+    `progress` is called with the number of windows just done.
     """
     was_training = model.training
     model.eval()

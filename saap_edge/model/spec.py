@@ -1,4 +1,4 @@
-"""The shape of a dense or pruned model, as a checked config.json says it: no torch, no weights."""
+"""The shape of a dense or pruned model, read from a checked config.json; needs no torch and no weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ __all__ = [
     "linear_shapes", "spec_from_config",
 ]  # fmt: skip
 
-PRUNED_TYPE = "saap_edge"  # model_type of a folder with per-layer widths
+PRUNED_TYPE = "saap_edge"  # model_type of a folder with widths per layer
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All an exporter or an engine must know of a model beside its tensors."""
+    """All that an exporter or an engine must know about a model besides its tensors.
+
+    Attributes:
+        layers: widths, one a layer.
+        rope_scaling: parameters as families/rope.py's `rope_of` gives them; None for plain rope.
+        tied: the output head is the embedding.
+        context: longest text, in tokens.
+        qkv_bias, o_bias, gate_up_bias, down_bias: which projections have a bias.
+        gemma: what only Gemma's arithmetic has.
+    """
 
     family: Family
     vocab_size: int
@@ -29,7 +38,7 @@ class ModelSpec:
     layers: tuple[LayerShape, ...]
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: dict[str, Any] | None  # parameters as families/rope.py's `rope_of`, or None
+    rope_scaling: dict[str, Any] | None
     tied: bool
     context: int
     qkv_bias: bool
@@ -40,7 +49,7 @@ class ModelSpec:
 
     @property
     def no_depth(self) -> str | None:
-        """Why attention and FFN can only be narrowed in this model, never removed whole; None where they can."""
+        """Why attention or FFN cannot be removed whole from a layer of this model; None where they can."""
         if self.family.uniform_only:
             return self.family.uniform_only
         if self.o_bias or self.down_bias:
@@ -49,7 +58,7 @@ class ModelSpec:
 
     @property
     def biased(self) -> frozenset[str]:
-        """The projections that carry a bias, named within a layer."""
+        """The projections that have a bias, by their names within a layer."""
         carried = (
             (self.qkv_bias, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
             (self.o_bias, ("self_attn.o_proj",)),
@@ -60,15 +69,15 @@ class ModelSpec:
 
     @property
     def uniform(self) -> bool:
-        """All layers have the same widths."""
+        """Whether all layers have the same widths."""
         return len(set(self.layers)) == 1
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
-        """KV cache bytes one token costs: keys and values of every layer."""
+        """Bytes of KV cache for one token: keys and values of every layer, `element_bytes` a number."""
         return sum(2 * layer.kv_heads * self.head_dim * element_bytes for layer in self.layers)
 
     def layer_parameters(self) -> int:
-        """Parameters in attention and FFN projections (what pruning can remove; no embeddings, norms, biases)."""
+        """Weights of attention and FFN projections, which pruning can remove; no embeddings, norms or biases."""
         return sum(
             rows * columns for index in range(len(self.layers)) for rows, columns in linear_shapes(self, index).values()
         )
@@ -91,7 +100,7 @@ def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
 
 
 def config_family(config: Config) -> tuple[Family, Config]:
-    """The family of a parsed config.json, and the config with what transformers assumes where it says nothing.
+    """The family of a parsed config.json, and the config with transformers' defaults for absent fields.
 
     Raises SaapError when the family is unknown, or the model uses an unsupported feature.
     """
@@ -111,7 +120,14 @@ def config_family(config: Config) -> tuple[Family, Config]:
 
 
 def canonical_config(config: Config) -> Config:
-    """The config a model is handled as (Family.canonical). Raises SaapError as `config_family` does."""
+    """The config of the canonical form (`Family.canonical`). Raises SaapError as `config_family`.
+
+    Mistral is handled as Llama:
+
+    >>> config = canonical_config({"model_type": "mistral", "hidden_size": 64, "num_attention_heads": 4})
+    >>> config["model_type"], config["max_position_embeddings"]
+    ('llama', 4096)
+    """
     family, full = config_family(config)
     return config if config.get("model_type") == PRUNED_TYPE else family.canonical(full)
 
@@ -120,9 +136,14 @@ _BESIDE_LONGROPE = ("partial_rotary_factor", "original_max_position_embeddings")
 
 
 def for_transformers_4(config: Config) -> Config:
-    """The config with its rope in the words of transformers 4 too, which overlooks `rope_parameters` without a word.
+    """The config with its rope in transformers 4's fields too, because it silently ignores `rope_parameters`.
 
-    A `rope_scaling` that is there stays: it goes before `rope_parameters` in transformers 5, and in `rope_of`.
+    An existing `rope_scaling` stays: transformers 5 and `rope_of` prefer it to `rope_parameters`.
+
+    >>> for_transformers_4({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}})
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'rope_parameters': {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 2.0},
+     'rope_theta': 10000.0, 'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}}
     """
     if config.get("rope_scaling"):
         return config
@@ -134,7 +155,7 @@ def for_transformers_4(config: Config) -> Config:
     if full.get("rope_type", "default") != "default":
         words["rope_scaling"] = {name: value for name, value in full.items() if name != "rope_theta"}
     if full.get("rope_type") == "longrope":
-        # Phi-3 admits nothing but the factors there, and the type under this name; the rest lies beside it.
+        # Phi-3 accepts only the factors there, and the type as `type`; other fields must be outside.
         words |= {name: words["rope_scaling"].pop(name) for name in _BESIDE_LONGROPE if name in full}
         words["rope_scaling"]["type"] = words["rope_scaling"].pop("rope_type")
     if "rope_theta" in windowed:
@@ -143,7 +164,13 @@ def for_transformers_4(config: Config) -> Config:
 
 
 def spec_from_config(config: Config) -> ModelSpec:
-    """The spec of a parsed config.json. Raises SaapError as `config_family` does."""
+    """The spec of a parsed config.json. Raises SaapError as `config_family`.
+
+    >>> spec = spec_from_config({"model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+    ...     "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536, "num_hidden_layers": 30})
+    >>> spec.layers[0], spec.head_dim, spec.layer_parameters(), spec.kv_bytes_per_token(2)
+    (LayerShape(heads=9, kv_heads=3, ffn=1536), 64, 106168320, 23040)
+    """
     pruned, (family, _) = config.get("model_type") == PRUNED_TYPE, config_family(config)
     config = canonical_config(config)
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
@@ -153,8 +180,8 @@ def spec_from_config(config: Config) -> ModelSpec:
         kv_heads = int(config.get("num_key_value_heads") or heads)
         layers = (LayerShape(heads, kv_heads, int(config["intermediate_size"])),) * int(config["num_hidden_layers"])
     rope, context = rope_of(config), int(config.get("max_position_embeddings", 2048))
-    # A scaling that changes with the length of the text is fixed up to the context of pretraining, and no export has
-    # more: longrope keeps its short factors, dynamic scales nothing.
+    # Some scalings change with the length of the text, but not up to the context of pretraining, which is all that
+    # exports have: there longrope uses its short factors, and dynamic scales nothing.
     scaled = rope["rope_type"] not in ("default", "dynamic")
     if rope["rope_type"] == "longrope":
         context = min(context, rope["original_max_position_embeddings"])

@@ -1,4 +1,4 @@
-"""What the files of a checkpoint hold: names, shapes and types of tensors, and rows of them, read when asked for."""
+"""The files of a checkpoint: names, shapes and types of tensors, and their rows, read on demand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DTYPES = {
 
 
 class Stored(Protocol):
-    """The tensors of a checkpoint under the names that the family's class in transformers has for them."""
+    """The tensors of a checkpoint, under the names that they have in the family's class of transformers."""
 
     entries: Mapping[str, Entry]
 
@@ -37,8 +37,9 @@ class Stored(Protocol):
 class SafetensorsFiles:
     """model.safetensors, or the shards that model.safetensors.index.json names.
 
-    Files are opened anew for every read: a file that stays mapped keeps in memory whatever was ever read of it.
-    Raises SaapError when there are none, both are there, a file is damaged, or index and shards disagree.
+    Files are opened for every read, because a file that stays mapped keeps in memory all that was read of it. Raises
+    SaapError when there are no files, when single file and shards are both there, when a file is damaged, and when
+    index and shards disagree.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +61,7 @@ class SafetensorsFiles:
         self.entries: Mapping[str, Entry] = found
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a tensor, a copy in its stored type. Raises SaapError when the file is another now."""
+        """Rows [start, stop) of a tensor, a copy in its stored type. Raises SaapError when the file has changed."""
         entry = self.entries[name]
         try:
             with safe_open(str(entry.file), framework="pt") as handle:
@@ -75,7 +76,10 @@ class SafetensorsFiles:
 
 
 def stored_in(folder: Path) -> Stored:
-    """The tensors of a model folder. Raises SaapError as their reader does."""
+    """The tensors of a model folder: of its GGUF file if it has one, else of its safetensors.
+
+    Raises SaapError as `GgufTensors` or `SafetensorsFiles`.
+    """
     if (folder / GGUF_FILE).exists():
         from saap_edge.gguf_file.tensors import GgufTensors
 
@@ -97,7 +101,7 @@ def _entries(path: Path) -> dict[str, Entry]:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """File by tensor; empty where there is no index. Raises SaapError where it is unclear which files count."""
+    """File of each tensor; empty where there is no index. Raises SaapError where it is unclear which files count."""
     index, single = folder / INDEX_FILE, folder / SINGLE_FILE
     if not index.is_file():
         if not single.is_file():

@@ -1,7 +1,7 @@
 """Hidden states of calibration text, carried through the decoder one layer at a time.
 
-What a layer's own closed-form problems need is its inputs, never the whole model's activations: memory holds the
-states of one depth, whatever the number of layers.
+The closed-form problems of a layer need only that layer's inputs. So memory holds the states of one depth, however many
+layers there are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Branch = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _Stop(Exception):
-    """The first layer's input is seen: the rest of the forward pass is not needed."""
+    """Ends a forward pass once the first layer's input has been seen."""
 
 
 @torch.no_grad()
@@ -49,9 +49,9 @@ def layer_inputs(model: Any, windows: torch.Tensor) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def layer_arguments(model: Any, windows: torch.Tensor) -> list[dict[str, Any]]:
-    """What every layer's attention is called with beside hidden states (rotary tables, mask) for one such window.
+    """For every layer, the arguments of its attention besides hidden states (rotary tables, mask), for one window.
 
-    Taken from the model's own forward pass, so that masks and rotary tables of every family are right by themselves.
+    They come from the model's own forward pass, so that they are right for every family.
     """
     seen: list[dict[str, Any]] = [{} for _ in model.model.layers]
     handles = []
@@ -72,8 +72,10 @@ def layer_arguments(model: Any, windows: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def require_finite_sums(sums: torch.Tensor, index: int, name: str) -> None:
-    """Raise SaapError where products of what projection `name` of layer `index` takes have no finite sum: no matrix
-    made of them can be solved for."""
+    """Raise SaapError when `sums`, products of the inputs of projection `name` in layer `index`, are not finite.
+
+    No equation with such a matrix can be solved.
+    """
     if not bool(torch.isfinite(sums.sum(dtype=torch.float64))):
         raise SaapError(
             f"layer {index}: what {name} takes on the calibration text is too large to be squared, or no number"
@@ -81,13 +83,13 @@ def require_finite_sums(sums: torch.Tensor, index: int, name: str) -> None:
 
 
 def follow(layer: Any, states: list[torch.Tensor]) -> None:
-    """Bring states to the layer, in place: a model spread over GPUs has it on another one than the layer before."""
+    """Move states to the layer's device, in place: in a model spread over GPUs the layer before may be on another."""
     device = next(layer.parameters()).device
     states[:] = [state.to(device) for state in states]
 
 
 def attention_branch(layer: Any, arguments: dict[str, Any]) -> Branch:
-    """What the layer's attention adds to its input [n, window, hidden]."""
+    """The function from a layer's input [n, window, hidden] to what its attention adds to it."""
 
     def branch(state: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = layer.self_attn(hidden_states=layer.input_layernorm(state), **arguments)[0]
@@ -97,7 +99,7 @@ def attention_branch(layer: Any, arguments: dict[str, Any]) -> Branch:
 
 
 def ffn_branch(layer: Any) -> Branch:
-    """What the layer's FFN adds to its input [n, window, hidden]."""
+    """The function from an FFN's residual input [n, window, hidden] to what the FFN adds to it."""
 
     def branch(state: torch.Tensor) -> torch.Tensor:
         if sandwiched(layer):
@@ -110,5 +112,5 @@ def ffn_branch(layer: Any) -> Branch:
 
 
 def sandwiched(layer: Any) -> bool:
-    """The layer norms what a sublayer gives as well as what it takes (Gemma 2 and 3)."""
+    """Whether the layer normalises a sublayer's output as well as its input (Gemma 2 and 3)."""
     return hasattr(layer, "pre_feedforward_layernorm")

@@ -1,4 +1,4 @@
-"""Lazy, one-at-a-time access to the tensors of a Hugging Face folder, in their canonical form."""
+"""The tensors of a Hugging Face folder in their canonical form, read one at a time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Codes", "TensorStore"]
 
 
 class TensorStore:
-    """Tensors of a model folder, read when asked for, under their canonical names.
+    """Tensors of a model folder under their canonical names, read on demand.
 
-    Where the family is stored in another layout (fused projections, scalar factors), that is undone here.
-    Raises SaapError as `open_checkpoint`.
+    If the family stores another layout (fused projections, scalar factors), it is converted here. Raises SaapError as
+    `open_checkpoint`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -51,14 +51,14 @@ class TensorStore:
         return (stop - start, *self._stored_shape(name)[1:])
 
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
-        """The tensor as `tensor` gives it, a few rows at a time: no more than one piece is in memory."""
+        """The rows of `tensor`, a few at a time, so that only one piece is in memory."""
         source, (start, stop) = self._checkpoint.source(name), self._rows(name)
         whole = len(source.order or source.factors or (0,))  # rows that are reordered or scaled together
         for first, last in row_ranges((stop - start, *self._stored_shape(name)[1:]), whole):
             yield self._read(name, start + first, start + last)
 
     def _rows(self, name: str) -> tuple[int, int]:
-        """First row and end of a tensor in the tensor that is stored."""
+        """Rows [start, stop) of a tensor inside the stored tensor."""
         return self._checkpoint.source(name).rows or (0, self._stored_shape(name)[0])
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:
@@ -77,10 +77,9 @@ class TensorStore:
 class Codes:
     """The tuned blocks of a folder: `codes.safetensors`, as the recover stage writes it (`save`).
 
-    A weight `w` has `w.codes`, `w.scales` and, where the format has them, `w.offsets` (model/blocks.py); the file's
-    metadata names the format and the group, the same for all weights.
-
-    Raises SaapError when the file is damaged or of a format that is not known.
+    A weight `w` has `w.codes`, `w.scales` and, if the format has them, `w.offsets` (model/blocks.py). The file's
+    metadata names the format and the group of all weights. Raises SaapError when the file is damaged or its format is
+    not known.
     """
 
     FILE = "codes.safetensors"
@@ -101,13 +100,13 @@ class Codes:
         return f"{name}.codes" in self._names
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise SaapError where these are not the blocks of weights of these names and shapes, by their headers."""
+        """Raise SaapError unless the file holds the blocks of exactly these weights; only its header is read."""
         with safe_open(str(self._path), framework="pt") as handle:
             parts = {name: handle.get_slice(name) for name in self._names}
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
         expected: dict[str, tuple[tuple[int, ...], str]] = {}
         for name, (rows, columns) in shapes.items():
-            padded = -(-columns // BLOCK) * BLOCK  # as recovery pads what is off the grid
+            padded = -(-columns // BLOCK) * BLOCK  # recovery pads widths off the grid
             held = padded if found.get(f"{name}.codes", ((), ""))[0] == (rows, padded) else columns
             groups = -(-held // self.group)
             expected[f"{name}.codes"] = (rows, held), "U8"
@@ -119,7 +118,7 @@ class Codes:
             raise SaapError(f"'{self._path}' is of another model ('{odd[0]}'): remove it, or recover the model again")
 
     def get(self, name: str) -> Blocks:
-        """The blocks of a weight, as they were trained. Raises SaapError where they hold what no block can."""
+        """The blocks of a weight, as they were trained. Raises SaapError where they have impossible values."""
         codes, scales, offsets = (f"{name}.{part}" for part in ("codes", "scales", "offsets"))
         with safe_open(str(self._path), framework="pt") as handle:  # not kept open, as in TensorStore
             read = handle.get_tensor

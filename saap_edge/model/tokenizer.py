@@ -11,14 +11,14 @@ from saap_edge.errors import SaapError
 
 __all__ = ["BACKEND_5", "PLAIN", "load_tokenizer"]
 
-PLAIN = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is
+PLAIN = "PreTrainedTokenizerFast"  # the class that uses tokenizer.json as it is
 BACKEND_5 = "TokenizersBackend"  # its name in transformers 5
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The folder's tokenizer, as its tokenizer.json says: so do other runtimes, and so was it trained.
+    """The folder's tokenizer, as tokenizer.json describes it: so the model was trained, and so other runtimes read it.
 
-    AutoTokenizer of transformers 5 gives some classes a rule of their own instead. Raises SaapError when there is no
+    AutoTokenizer of transformers 5 splits text by a rule of its own for some classes. Raises SaapError when there is no
     tokenizer, or transformers cannot load it.
     """
     described = (Path(folder) / "tokenizer.json").is_file()
@@ -30,8 +30,9 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of plain text: the name of a special token in it ("<unk>" in WikiText) is text like any other, as in
-    llama.cpp. Nothing is added around it.
+    """Token ids of plain text, without BOS or EOS.
+
+    The name of a special token in it ("<unk>" in WikiText) is ordinary text, as in llama.cpp.
     """
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return ids

@@ -1,4 +1,4 @@
-"""What travels with the weights: everything a tokenizer, a chat or a generation needs."""
+"""Files that go with the weights: all that a tokenizer, chats and sampling need."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ TEMPLATES_FOLDER = "additional_chat_templates"
 
 
 def copy_tokenizer(source: str | Path, out: str | Path, generation: dict[str, Any] | None = None) -> Chat:
-    """Copy the tokenizer's files and templates byte for byte: re-saving through a library may change them.
+    """Copy the tokenizer's files and templates byte for byte; saving them through a library may change them.
 
-    Two files are not copies. generation_config.json is the source's with every id that ends a text (Chat.ends), so that
-    transformers ends where the other formats do; and where there is no tokenizer_config.json, without which
-    onnxruntime-genai and AutoTokenizer in a folder of ours do not open a tokenizer, it says what transformers assumes.
+    Two files may differ from the source. generation_config.json names every id that ends a text (Chat.ends), so that
+    transformers ends where the other formats do. A missing tokenizer_config.json is written with what transformers
+    assumes, because onnxruntime-genai and AutoTokenizer need one.
 
     Args:
         source: the model folder.
-        out: a folder; `source` itself where all but these two are there already.
-        generation: the generation_config.json to take instead of the one in `source`.
+        out: a folder; may be `source`, and then only these two files are written.
+        generation: replaces the generation_config.json in `source`.
 
-    Returns what was read of the source. Raises SaapError as `read_chat`.
+    Returns the `Chat` of the source. Raises SaapError as `read_chat`.
     """
     source, out = Path(source), Path(out)
     chat = read_chat(source, generation)
@@ -53,7 +53,7 @@ def _write_generation(chat: Chat, source: Path, out: Path) -> None:
         config = open_checkpoint(source).config
         roles = ("bos_token_id", "pad_token_id")
         document = {role: config[role] for role in roles if isinstance(config.get(role), int)}
-    # transformers would make a file with this mark anew from config.json, whose ends may be others.
+    # transformers replaces a file with this mark by one made from config.json, whose ends may differ.
     document.pop("_from_model_config", None)
     if chat.ends and document.get("eos_token_id") != ends:
         document["eos_token_id"] = ends

@@ -1,4 +1,4 @@
-"""Values that no format holds: not finite, or too large for half precision."""
+"""Values that cannot be exported: not finite, or too large for half precision."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def require_finite(folder: Path, name: str, tensor: torch.Tensor) -> float:
-    """The largest magnitude in a tensor. Raises SaapError, naming it, where a value is no finite number in float32,
-    which all work is done in."""
-    low, high = torch.aminmax(tensor)  # NaN goes through both
+    """The largest magnitude in a tensor. Raises SaapError that names the tensor if a value is not finite in float32."""
+    low, high = torch.aminmax(tensor)  # both are NaN if any value is
     largest = float(torch.maximum(-low, high))
     if not largest <= FLOAT32_MAX:
         raise SaapError(f"{folder}: {name} holds values that are no finite numbers: the checkpoint is damaged")
@@ -27,9 +26,9 @@ def require_finite(folder: Path, name: str, tensor: torch.Tensor) -> float:
 
 
 def _largest(folder: Path) -> dict[str, float]:
-    """The largest magnitude of every matrix, by name; the whole model is read, a piece at a time.
+    """The largest magnitude of every matrix, by name. Reads the whole model, a piece at a time.
 
-    Raises SaapError as `require_finite`, for norms and biases too.
+    Raises SaapError as `require_finite`, also for norms and biases.
     """
     store = TensorStore(folder)
     found = {}
@@ -41,5 +40,5 @@ def _largest(folder: Path) -> dict[str, float]:
 
 
 def beyond_fp16(folder: Path) -> dict[str, float]:
-    """Largest magnitude of each matrix that half precision does not hold. Raises SaapError as `require_finite`."""
+    """Largest magnitude of each matrix with values beyond half precision. Raises SaapError as `require_finite`."""
     return {name: largest for name, largest in _largest(folder).items() if largest > FP16_MAX}

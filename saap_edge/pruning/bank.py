@@ -1,13 +1,14 @@
-"""The bank: for every sublayer, the order its structures leave in and its repaired output projection at every width.
+"""The bank: for every sublayer, the order its structures leave in and its repaired output projection at many widths.
 
-Removing inputs of an output projection y = W x costs, after the best repair of what stays, a known amount of loss.
-With G = E[x x^T] and F = E[(dL/dy)^2] over calibration tokens (Fisher, diagonal), the loss of removing structure s is
+Removing inputs of an output projection y = W x costs a known amount of loss once the rest is repaired. With
+G = E[x x^T] and F = E[(dL/dy)^2] over calibration tokens (F: the diagonal Fisher), the loss of removing structure s is
     1/2 tr( sqrt(F) W_s [G^-1]_ss^-1 W_s^T sqrt(F) )          nats per token
-(Optimal Brain Surgeon with a Kronecker-factored curvature; cf. The LLM Surgeon, 2312.17244). Structures leave greedily
-in that order, G^-1 and W are updated after each step, so that what stays takes over what goes. Because the figure is a
-loss, not a norm, it compares across layers. `obs` is the same with F = 1 and no updates (the layer's output error).
+This is Optimal Brain Surgeon with a Kronecker-factored curvature (cf. The LLM Surgeon, arXiv 2312.17244). The cheapest
+structure leaves first. G^-1 and W are updated after each removal, so that what stays takes over what went. The figure
+is a loss, not a norm, so it can be compared between layers. `obs` has F = 1 and no updates: a layer's output error.
 
-A bank serves every budget: another plan is another choice of widths from it, not another pruning.
+A bank serves every budget: another plan chooses other widths from it and needs no second pruning. docs/method.md
+compares the orders.
 """
 
 from __future__ import annotations
@@ -38,15 +39,17 @@ from saap_edge.pruning.surgery import PROJECTIONS, output_columns, output_projec
 
 __all__ = ["Bank", "build_bank", "removal_costs"]
 
-STEPS = 256  # greedy steps a sublayer at most: wide FFNs lose several channels a step
-FFN_WIDTHS = 16  # repaired widths kept of one FFN, evenly spaced on the grid
+STEPS = 256  # most greedy steps of one sublayer: a wide FFN loses several channels in one step
+FFN_WIDTHS = 16  # repaired widths stored for each FFN, evenly spaced on the grid
 
 
 class Bank:
     """A bank on disk. Raises SaapError when it is missing or damaged.
 
-    `costs[layer][kind]`: float64 [structures], the loss at which the greedy order removes each; sorting by it gives
-    the order. `obs[layer][kind]`: the plain removal cost.
+    Attributes:
+        costs: `[layer][kind]` float64 [structures], what the greedy order pays for each structure, in nats per token.
+            Sorting by it gives the order.
+        obs: `[layer][kind]` float64 [structures], the output error of removing each structure alone.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,16 +67,16 @@ class Bank:
             raise self._unreadable(error) from None
 
     def widths(self, layer: int, sublayer: str) -> list[tuple[int, ...]]:
-        """Widths there are repaired weights for: (kv groups, slots) or (channels,)."""
+        """Widths with stored repaired weights, ascending: (kv groups, slots) of attention, (channels,) of an FFN."""
         with self._open(layer, sublayer) as file:
             return sorted(tuple(int(part) for part in name.split(".")) for name in file.keys())  # noqa: SIM118
 
     def kept(self, layer: int, widths: dict[str, int]) -> dict[str, np.ndarray]:
-        """Structures that stay in a layer at these widths, ascending."""
+        """Indices of the structures that stay in a layer at these widths, ascending, by kind."""
         return {kind: costliest(self.costs[layer][kind], width) for kind, width in widths.items()}
 
     def weight(self, layer: int, sublayer: str, width: tuple[int, ...]) -> torch.Tensor:
-        """Repaired output projection [hidden, kept inputs] at a width below dense."""
+        """Repaired output projection [hidden, kept inputs] at one of `widths`."""
         with self._open(layer, sublayer) as file:
             weight: torch.Tensor = file.get_tensor(".".join(str(part) for part in width))
         return weight
@@ -89,7 +92,11 @@ class Bank:
 
 
 def costliest(costs: np.ndarray, width: int) -> np.ndarray:
-    """The `width` structures that stay, ascending indices: the costliest to remove."""
+    """Indices of the `width` structures that cost most to remove, ascending: these stay.
+
+    >>> costliest(np.array([0.3, 0.1, 0.9, 0.2]), 2).tolist()
+    [0, 2]
+    """
     return np.sort(np.argsort(-costs, kind="stable")[:width])
 
 
@@ -102,16 +109,16 @@ def build_bank(
     folder: Path,
     progress: Callable[[], None] = lambda: None,
 ) -> Bank:
-    """Build the bank of a dense model in `folder`, layer by layer; memory holds one layer's moments.
+    """Build the bank of a dense model in `folder`, layer by layer. Memory holds the moments of one layer only.
 
     Args:
-        model: dense, evaluation mode; not changed.
-        scores: for F, the output curvature.
-        space: widths to offer.
+        model: the dense transformers model, in evaluation mode; it is not changed.
+        scores: they hold F, the curvature at the outputs.
+        space: the widths to store.
         windows: calibration token ids [n, window].
         progress: called after every layer.
 
-    Raises SaapError where numbers on the way are not finite.
+    Raises SaapError when an intermediate result is not finite.
     """
     arguments, states = layer_arguments(model, windows), layer_inputs(model, windows)
     arrays: dict[str, torch.Tensor] = {}
@@ -139,7 +146,7 @@ def build_bank(
 
 
 def _advance(module: Any, branch: Callable[[torch.Tensor], torch.Tensor], states: list[torch.Tensor]) -> torch.Tensor:
-    """Carry `states` past a sublayer; returns E[x x^T] of what its output projection sees, float64."""
+    """Run a sublayer on `states`, in place; return E[x x^T] of its output projection's inputs, float64."""
     width = module.weight.shape[1]
     gram = torch.zeros(width, width, device=module.weight.device)
     rows = 0
@@ -162,7 +169,7 @@ def _advance(module: Any, branch: Callable[[torch.Tensor], torch.Tensor], states
 def _costs(
     scores: Scores, index: int, sublayer: str, weight: torch.Tensor, gram: torch.Tensor, curvature: torch.Tensor
 ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(kind, greedy costs, plain costs) of the sublayer's kinds of structures."""
+    """(kind, greedy costs, plain costs) for each kind of structure in the sublayer."""
     shape = scores.shapes[index]
     number = shape_widths(shape)
     if sublayer == "ffn":
@@ -181,15 +188,25 @@ def _costs(
 def removal_costs(
     weight: torch.Tensor, gram: torch.Tensor, curvature: torch.Tensor, columns: torch.Tensor, greedy: bool = True
 ) -> torch.Tensor:
-    """Loss at which each structure leaves, in nats per token where curvature is in nats^2; float64 [structures].
+    """Loss of removing each structure, float64 [structures]; in nats per token if `curvature` is in nats^2.
+
+    The formula stands at the top of this module.
 
     Args:
-        weight: [out, in]; gram: [in, in], E[x x^T]; curvature: [out], E[(dL/dy)^2].
+        weight: [out, in].
+        gram: [in, in], E[x x^T].
+        curvature: [out], E[(dL/dy)^2].
         columns: int64 [structures, width], the input columns of each structure.
-        greedy: remove one after the other, updating what stays; otherwise every structure's own cost, alone.
+        greedy: remove one structure after the other and update what stays; else the cost of removing each alone.
 
-    Greedy costs never fall along the order of removal (a cheap structure behind a dear one takes its cost), so that
-    sorting by them gives the order back. Raises SaapError where they are not finite.
+    Greedy costs never fall along the order of removal: a structure that would be cheaper than the one removed before it
+    takes that one's cost. So sorting by them gives the order. Raises SaapError where costs are not finite.
+
+    Two independent inputs of variance 1, with weights 1 and 3, cost w^2 / 2 each:
+
+    >>> columns, one = torch.tensor([[0], [1]]), torch.ones(1)
+    >>> removal_costs(torch.tensor([[1.0, 3.0]]), torch.eye(2).double(), one, columns).round(decimals=2).tolist()
+    [0.5, 4.5]
     """
     columns = columns.to(weight.device)
     structures, width = columns.shape
@@ -210,7 +227,7 @@ def removal_costs(
             return now
         now[~alive] = torch.inf
         order = torch.argsort(now, stable=True)[: min(batch, int(alive.sum()))]
-        # Rising by a hair where the order's own costs fall: sorting then gives the order, ties included.
+        # Each cost is at least a hair above the one before it, so that sorting gives the order, ties included.
         for structure in order.tolist():
             reached = max(reached * (1 + 1e-12) + 1e-300, float(now[structure]))
             costs[structure] = reached
@@ -230,7 +247,7 @@ def _single_costs(left: torch.Tensor, inverse: torch.Tensor, columns: torch.Tens
 
 
 def _remove(left: torch.Tensor, inverse: torch.Tensor, gone: torch.Tensor) -> None:
-    """Take columns out, in place: the rest of W takes over what they gave, the rest of G^-1 forgets them."""
+    """Remove columns, in place: the rest of W takes over what they contributed, and G^-1 becomes that of the rest."""
     block = torch.linalg.inv(inverse[gone][:, gone])
     rows = inverse[gone].clone()
     left -= left[:, gone] @ block @ rows
@@ -250,7 +267,7 @@ def _repaired(
     costs: dict[str, np.ndarray],
     space: Space,
 ) -> dict[str, torch.Tensor]:
-    """Repaired weights [hidden, kept inputs] at the offered widths below dense: name "kv.slots" or "channels"."""
+    """Repaired weights [hidden, kept inputs] at each stored width below dense, named "kv.slots" or "channels"."""
     dense = shape_widths(space.shapes[index])
     found = {}
     for width in offered(space, index, sublayer):
@@ -264,7 +281,7 @@ def _repaired(
 
 
 def offered(space: Space, layer: int, sublayer: str) -> list[tuple[int, ...]]:
-    """Widths the bank keeps of a sublayer: all for attention, FFN_WIDTHS evenly spaced ones for an FFN."""
+    """Widths that the bank stores for a sublayer: all of attention, FFN_WIDTHS evenly spaced ones of an FFN."""
     if sublayer == "ffn":
         options = space.options(layer, "ffn")
         every = -(-len(options) // FFN_WIDTHS)

@@ -3,8 +3,8 @@
 Coarse and fine metric: arXiv 2412.15127 (after LLM-Pruner, 2305.11627). Activation metrics: FLAP's WIFV (2312.11983)
 and Wanda's norm times weight (2306.11695), summed over a structure.
 
-All of them are sums over the rows or columns of a weight first, then over the rows or columns of a structure. The
-first sum is the costly one, so it is taken once and every kind of structure is read off it.
+Each metric sums over every row (or column) of a weight, and then over the rows (or columns) of a structure. The first
+sum is the costly one. It is taken once and serves every kind of structure.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 __all__ = ["column_importance", "gradient_sums", "per_structure", "weight_sums"]
 
-CACHED = 1 << 16  # elements summed at a time on a CPU: the float32 copies stay in its cache, and are few
-HELD = 1 << 24  # the same on a GPU, where small pieces would wait for the host
+CACHED = 1 << 16  # elements summed at a time on a CPU: their float32 copies stay in its cache
+HELD = 1 << 24  # the same on a GPU, which would wait for the host between small pieces
 
 
 def per_structure(figures: torch.Tensor, structures: int, outer: int = 1) -> torch.Tensor:
@@ -25,6 +25,12 @@ def per_structure(figures: torch.Tensor, structures: int, outer: int = 1) -> tor
     The first axis is [outer, structures, rest]: `outer` is 1 for consecutive slices (kv groups, channels), the number
     of kv heads for query slots, whose slices repeat in every kv group.
     Raises ValueError when the axis does not divide so.
+
+    Eight query heads in two kv groups of four. Slot r is the r-th head of both groups:
+
+    >>> heads = torch.arange(8.0)
+    >>> per_structure(heads, 2).tolist(), per_structure(heads, 4, outer=2).tolist()
+    ([6.0, 22.0], [4.0, 6.0, 8.0, 10.0])
     """
     if figures.shape[0] % (outer * structures):
         raise ValueError(f"an axis of {figures.shape[0]} does not divide into {outer} x {structures} slices")
@@ -38,10 +44,12 @@ def gradient_sums(
     fisher: torch.Tensor | None = None,
     second_order: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over every row of one parameter (or column), of which vector- and element-wise importance are made.
+    """Sums over every row (or column) of one parameter. Vector- and element-wise importance are made of them.
 
     vector of a slice:  | sum_w g w |               (first-order Taylor of removing the whole slice)
     element of a slice: sum_w | g w - 1/2 F w^2 |   (F, the diagonal Fisher, stands for the Hessian)
+
+    Both are those of LLM-Pruner (arXiv 2305.11627).
 
     Args:
         weight, gradient: [out, in], or [out] for a bias.
@@ -49,8 +57,12 @@ def gradient_sums(
         fisher: F, shaped as the weight; the batch's own g^2 where absent.
         second_order: take the second-order term into the vector-wise metric too.
 
-    Returns float32 [out] (columns: [in]) twice: the signed sums, to be added over a slice before the absolute value is
-    taken, and the sums of absolute values.
+    Returns float32 [out] (columns: [in]) twice: signed sums, whose absolute value is taken only after they are added
+    over a slice, and sums of absolute values.
+
+    >>> vector, element = gradient_sums(torch.tensor([[2.0, -1.0]]), torch.tensor([[0.5, 1.0]]), columns=False)
+    >>> vector.item(), element.item()
+    (0.0, 2.0)
     """
 
     def figures(w: torch.Tensor, g: torch.Tensor, f: torch.Tensor | None = None) -> list[torch.Tensor]:
@@ -63,7 +75,11 @@ def gradient_sums(
 
 
 def weight_sums(weight: torch.Tensor, columns: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of |w| and of w^2 over every row of a parameter [out, in] or [out] (or column); float32 [out] or [in]."""
+    """Sums of |w| and of w^2 over every row (or column) of a parameter [out, in] or [out]; float32 [out] (or [in]).
+
+    >>> [sums.tolist() for sums in weight_sums(torch.tensor([[3.0, -4.0], [0.0, 1.0]]), columns=False)]
+    [[7.0, 1.0], [25.0, 1.0]]
+    """
     absolute, square = _sums(columns, lambda w: [w.abs(), w.square()], [weight])
     return absolute, square
 
@@ -87,10 +103,16 @@ def column_importance(
 ) -> dict[str, torch.Tensor]:
     """Importance of every input of a projection, each [in].
 
-    wanda: sum_i |w_ij| * ||x_j||;  flap: Var[x_j] * ||w_j||^2 (the fluctuation of the column's output).
+    wanda: sum_i |w_ij| * sqrt(E[x_j^2]) (arXiv 2306.11695).
+    flap: Var[x_j] * ||w_j||^2, how much the column's output fluctuates (arXiv 2312.11983).
 
     Args:
         absolute, norms: `weight_sums` of the projection's columns.
         mean, square: mean of x and of x^2 over tokens.
+
+    >>> three, one, five = torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([5.0])
+    >>> found = column_importance(absolute=three, norms=five, mean=one, square=torch.tensor([4.0]))
+    >>> {name: value.item() for name, value in found.items()}
+    {'wanda': 6.0, 'flap': 15.0}
     """
     return {"wanda": absolute * square.sqrt(), "flap": (square - mean.square()).clamp_min(0) * norms}

@@ -1,8 +1,8 @@
 """Iterative pruning: a share of the budget at a time, with repair and fresh scores between the rounds.
 
-What a structure is worth changes once others are gone; one pass cannot see that (LLM-Pruner and Minitron's guide
-recommend rounds at high ratios). Every round starts again from the dense weights with all structures removed so far
-repaired at once, so repairs do not pile up.
+What a structure is worth changes once others are gone, and a single pass cannot see that. LLM-Pruner and Minitron's
+guide recommend rounds at high ratios. Every round starts from the dense weights again and repairs the removal of all
+structures so far at once, so errors of repairs do not accumulate.
 """
 
 from __future__ import annotations
@@ -31,11 +31,16 @@ def iterative_values(
     rounds: int,
     mix: float = MIX,
 ) -> Values:
-    """Values after `rounds` rounds towards `ratio`; what earlier rounds removed is -inf, so that it leaves first.
+    """Values after `rounds` rounds towards `ratio`. What earlier rounds removed has -inf, so that it leaves first.
 
     Args:
-        value: scores `model` as it then is (removed columns zero, the rest repaired) and gives each structure's value.
-        windows: calibration token ids [n, window] of the repairs.
+        model: the dense transformers model; it is dense again at the end.
+        value: scores the repaired `model`, in which removed columns are zero, and returns each structure's value.
+        windows: calibration token ids [n, window] for the repairs.
+        ratio: share of the dense cost to save.
+        mix: as in `repair`.
+
+    Raises SaapError as `ranked_widths`.
     """
     kept: Kept | None = None
     values: Values = []

@@ -1,7 +1,7 @@
-"""From values to widths, over all layers at once, on the grid the runtimes are quick on.
+"""From values to widths, over all layers at once, on the grid on which the runtimes are fast.
 
-Three ways: take structures in the order of their values until the budget is met (`ranked_widths`), give every layer
-the same widths (`uniform_widths`), or search the assignment of widths by the whole model's answers (evolve.py).
+There are three ways: remove structures in the order of their values until the budget is met (`ranked_widths`), give
+every layer the same widths (`uniform_widths`), or search for widths by the whole model's answers (search.py).
 """
 
 from __future__ import annotations
@@ -27,24 +27,33 @@ TOLERANCE = 0.01  # of the dense cost: plans within it count as the same budget
 
 @dataclass(frozen=True)
 class _Unit:
-    """Structures of one sublayer that leave together; a sublayer's units leave in order of `step`."""
+    """Structures of one sublayer that leave together. The units of a sublayer leave in the order of `step`."""
 
     layer: int
     kind: str
     step: int
-    width: int  # what stays of the kind
+    width: int  # structures of the kind that stay afterwards
     score: float
 
 
 def method_widths(method: str, values: Values, space: Space, ratio: float) -> Widths:
-    """Widths by a method of ORDERS that save at least `ratio` of the dense cost. Raises SaapError as `Space.check`."""
+    """Widths by a method of ORDERS that save at least `ratio` of the dense cost.
+
+    Raises SaapError as `Space.check`, and where the model needs equal layers and the method makes unequal ones.
+    """
     if space.uniform_only and not order_of(method).uniform:
         raise SaapError(f"method '{method}' makes layers of different widths: {space.uniform_only}; use 'uniform'")
     return uniform_widths(space, ratio) if order_of(method).uniform else ranked_widths(values, space, ratio)
 
 
 def kept_structures(values: Values, widths: Widths) -> Kept:
-    """Indices that stay, `[layer][kind]` int64, ascending: the best-valued of every sublayer, as many as its width."""
+    """Indices of the structures that stay, `[layer][kind]` int64, ascending: the highest-valued, as many as the width.
+
+    >>> values = [{"attention": np.array([0.1, 0.9]), "slots": np.ones(2), "ffn": np.array([5.0, 1, 4])}]
+    >>> kept = kept_structures(values, [{"attention": 1, "slots": 2, "ffn": 2}])
+    >>> {kind: indices.tolist() for kind, indices in kept[0].items()}
+    {'attention': [1], 'slots': [0, 1], 'ffn': [0, 2]}
+    """
     return [
         {kind: np.sort(np.argsort(-layer[kind], kind="stable")[: width[kind]]) for kind in KINDS}
         for layer, width in zip(values, widths, strict=True)
@@ -52,7 +61,18 @@ def kept_structures(values: Values, widths: Widths) -> Kept:
 
 
 def ranked_widths(values: Values, space: Space, ratio: float) -> Widths:
-    """Widths after the lowest-valued units are gone, over all layers, until `ratio` of the dense cost is saved."""
+    """Widths once the lowest-valued units of all layers have left, as many as save `ratio` of the dense cost.
+
+    Raises SaapError when this order cannot save that much.
+
+    The channels of layer 1 are worth less, so they leave first:
+
+    >>> from saap_edge.model.spec import LayerShape
+    >>> space = Space((LayerShape(4, 2, 128),) * 2, hidden=64, head_dim=16)
+    >>> values = [{"attention": np.full(2, 9.0), "slots": np.ones(2), "ffn": np.full(128, v)} for v in (2.0, 1.0)]
+    >>> [layer["ffn"] for layer in ranked_widths(values, space, ratio=0.25)]
+    [128, 32]
+    """
     space.check(ratio)
     units = [unit for layer, kind in space.sublayers() for unit in _units(space, layer, kind, values[layer][kind])]
     units.sort(key=lambda unit: (unit.score, unit.layer, unit.kind, unit.step))
@@ -79,7 +99,7 @@ def ranked_widths(values: Values, space: Space, ratio: float) -> Widths:
 
 
 def _units(space: Space, layer: int, kind: str, values: np.ndarray) -> Iterator[_Unit]:
-    """The sublayer's units, worst first, with scores that never fall, so that sorting never skips a step."""
+    """The sublayer's units, lowest first. Their scores never fall, so that sorting never skips a step."""
     options = space.options(layer, kind)[::-1]
     worst_first, reached = np.sort(values), -np.inf
     for step, (wide, narrow) in enumerate(pairwise(options)):
@@ -89,7 +109,7 @@ def _units(space: Space, layer: int, kind: str, values: np.ndarray) -> Iterator[
 
 
 def _give_back(widths: Widths, taken: list[_Unit], space: Space, ratio: float) -> Widths:
-    """Put back, dearest first, what the budget does not need: the last unit may have been larger than what lacked."""
+    """Put back units that the budget does not need, highest-valued first: the last may have overshot the budget."""
     for unit in reversed(taken):
         options = space.options(unit.layer, unit.kind)
         if widths[unit.layer][unit.kind] != unit.width:
@@ -102,8 +122,11 @@ def _give_back(widths: Widths, taken: list[_Unit], space: Space, ratio: float) -
 
 
 def tighten(space: Space, widths: Widths, ratio: float, options: Callable[[int, str], list[int]]) -> Widths:
-    """Bring a plan that saves more than TOLERANCE too much nearer to the budget: one sublayer a step wider, another
-    narrower, as long as that helps. Only coarse grids on small models need it."""
+    """Bring a plan that saves over TOLERANCE more than `ratio` nearer to it, and return it.
+
+    One sublayer becomes a step wider and perhaps another a step narrower, as long as that helps. Only coarse grids on
+    small models need it. `options` gives the widths of a layer and kind, ascending.
+    """
     while space.removed(widths) - ratio > TOLERANCE:
         trials = [_with(widths, *wider) for wider in one_step(space, widths, 1, options)]
         trials += [_with(trial, *less) for trial in trials for less in one_step(space, trial, -1, options)]
@@ -121,7 +144,13 @@ def _with(widths: Widths, layer: int, after: dict[str, int]) -> Widths:
 def one_step(
     space: Space, widths: Widths, direction: int, options: Callable[[int, str], list[int]]
 ) -> list[tuple[int, dict[str, int]]]:
-    """All ways to narrow (-1) or widen (+1) one sublayer by one step of `options`: (layer, its new widths)."""
+    """All ways to narrow (-1) or widen (+1) one sublayer by one step of `options`: (layer, its new widths).
+
+    >>> from saap_edge.model.spec import LayerShape
+    >>> space = Space((LayerShape(4, 2, 96),), hidden=64, head_dim=16)
+    >>> one_step(space, space.dense(), -1, space.options)
+    [(0, {'attention': 1, 'slots': 2, 'ffn': 96}), (0, {'attention': 2, 'slots': 2, 'ffn': 64})]
+    """
     found = []
     for layer, kind in space.sublayers():
         choices = options(layer, kind)
@@ -134,10 +163,16 @@ def one_step(
 
 
 def uniform_widths(space: Space, ratio: float) -> Widths:
-    """The uniform plan: the widths, alike in all layers, that save enough and cut attention and FFN most alike.
+    """The uniform plan: equal widths in all layers that save enough and cut attention and FFN by similar shares.
 
-    Where the grid is so coarse that every uniform plan misses the budget by more than TOLERANCE, some layers keep one
-    step more than others, spread evenly: as uniform as an equal budget allows (never when only uniform plans may be).
+    On a coarse grid every uniform plan may miss the budget by more than TOLERANCE. Then some layers, spread evenly,
+    keep one step more than others, unless `space.uniform_only` forbids it. Raises SaapError when no uniform plan saves
+    `ratio`.
+
+    >>> from saap_edge.model.spec import LayerShape
+    >>> space = Space((LayerShape(8, 4, 256),) * 2, hidden=128, head_dim=16)
+    >>> uniform_widths(space, ratio=0.25) == [{"attention": 3, "slots": 2, "ffn": 192}] * 2
+    True
     """
     space.check(ratio)
     enough, short = _uniform_candidates(space, ratio)
@@ -175,7 +210,7 @@ def _free(space: Space) -> int:
 
 
 def _limited(space: Space, index: int, kv: int, ffn: int) -> dict[str, int]:
-    """These widths where the layer offers them, its dense ones where it is protected."""
+    """These widths if the layer offers them; its dense ones if it is protected."""
     dense = space.widest()[index]
     allowed = (space.options(index, "attention"), space.options(index, "ffn"))
     return dense | {
@@ -187,7 +222,7 @@ def _limited(space: Space, index: int, kv: int, ffn: int) -> dict[str, int]:
 def _between(space: Space, short: Widths, enough: Widths, ratio: float) -> Widths:
     """Start from `short` and narrow FFNs, then attention, one step at a time in turn until the budget is met."""
     widths = [dict(layer) for layer in short]
-    order = sorted(range(len(widths)), key=lambda i: (i * 0.618034) % 1)  # evenly spread at every count
+    order = sorted(range(len(widths)), key=lambda i: (i * 0.618034) % 1)  # golden ratio: the first n are spread evenly
     for kind in ("ffn", "attention", "ffn", "attention", "ffn"):
         for layer in order:
             if space.met(widths, ratio):

@@ -4,14 +4,16 @@ saap                 the paper's: fused importance minus lambda times its fluctu
 fused                the same fusion over other views (`prune.ranking.views`)
 kfac                 loss of removing a structure after repair, under Kronecker-factored curvature (bank.py); ours
 obs                  output error of removing it after repair: Optimal Brain Surgeon with the layer's own Gram matrix
-llm-pruner-element   first- plus second-order Taylor, summed over elements (2305.11627), per cost, as it stands
-llm-pruner-vector    first-order Taylor of the whole slice (2305.11627), per cost, as it stands
+llm-pruner-element   first- plus second-order Taylor, summed over elements (2305.11627), per cost
+llm-pruner-vector    first-order Taylor of the whole slice (2305.11627), per cost
 flap                 FLAP's WIFV (2312.11983), standardised within (layer, kind)
-wanda-sp             Wanda's norm times weight, summed (as FLAP's authors adapt it); every layer the same widths
+wanda-sp             Wanda's norm times weight, summed (as FLAP's authors adapt it); equal widths in every layer
 magnitude            sum of |w|, per cost
-random               chance, by seed
+random               random, by seed
 shortgpt             whole layers by block influence (2403.03853); the last one in part, so that budgets are equal
-uniform              every layer the same widths, inside a layer the order of kfac
+uniform              equal widths in every layer; inside a layer the order of kfac
+
+"Per cost": divided by what the structure costs in the budget's unit. Numbers in brackets are arXiv papers.
 """
 
 from __future__ import annotations
@@ -35,8 +37,15 @@ Values = list[dict[str, np.ndarray]]  # [layer][kind] float64 [structures]; the 
 
 @dataclass(frozen=True)
 class Order:
-    """A method: its values, and how widths follow from them. From outside it comes by `register_order`, or as an entry
-    point of the group `saap_edge.orders`, with a name."""
+    """A method: its values, and how widths follow from them.
+
+    Another package adds one by `register_order`, or as an entry point of the group `saap_edge.orders`.
+
+    Attributes:
+        values: (scores, space, bank, ranking, seed) -> the value of every structure.
+        uniform: every layer gets the same widths.
+        name: only of one from outside.
+    """
 
     values: Callable[[Scores, Space, Bank | None, RankingSettings, int], Values]
     uniform: bool = False
@@ -46,12 +55,19 @@ class Order:
 def structure_values(
     method: str, scores: Scores, space: Space, bank: Bank | None, ranking: RankingSettings, seed: int = 0
 ) -> Values:
-    """Values of a method (ORDERS). Raises SaapError for an unknown method, or where scores or bank do not carry it."""
+    """Values of a method of ORDERS, `[layer][kind]` float64 [structures]; the lowest leaves first.
+
+    Raises SaapError for an unknown method, a missing bank, or scores that cannot be fused.
+    """
     return order_of(method).values(scores, space, bank, ranking, seed)
 
 
 def order_of(method: str) -> Order:
-    """An order of this package or from outside. Raises SaapError for an unknown one."""
+    """The order of that name, of this package or from outside. Raises SaapError when there is none.
+
+    >>> order_of("kfac").uniform, order_of("uniform").uniform
+    (False, True)
+    """
     if method in ORDERS:
         return ORDERS[method]
     if method not in OUTSIDE_ORDERS:
@@ -61,11 +77,11 @@ def order_of(method: str) -> Order:
 
 
 def register_order(name: str, values: Callable[..., Values], uniform: bool = False) -> None:
-    """Add a pruning order under a name that recipes and `--method` may then use.
+    """Add a pruning order under a name that recipes and `--method` can then use.
 
     Args:
-        values: (scores, space, bank, ranking, seed) -> for every layer a figure of every structure, by kind
-            ("attention", "slots", "ffn"), float64 [structures]; the lowest leaves first.
+        values: (scores, space, bank, ranking, seed) -> for every layer and kind ("attention", "slots", "ffn") a figure
+            per structure, float64 [structures]; the lowest leaves first.
         uniform: every layer gets the same widths.
 
     Raises SaapError for a name of saap-edge's own.
@@ -101,7 +117,7 @@ def _fused(views: tuple[str, ...] | None) -> Callable[[Scores, Space, Bank | Non
 def _flat(
     scores: Scores, bank: Bank | None, views: tuple[str, ...], kinds: tuple[str, ...]
 ) -> tuple[np.ndarray, list[int]]:
-    """Views [K, B, S] of all structures of these kinds, and how many there are of every layer and kind."""
+    """Views [K, B, S] of all structures of these kinds, and the number of structures in each layer and kind."""
     batches = scores.values[0]["ffn"].shape[1]
     rows = []
     for name in views:
@@ -160,7 +176,7 @@ def _random(scores: Scores, space: Space, bank: Bank | None, ranking: RankingSet
 
 
 def _influence(scores: Scores, space: Space, bank: Bank | None, ranking: RankingSettings, seed: int) -> Values:
-    """All structures of a layer alike, so that layers leave one after the other; inside one, in the order of wanda."""
+    """Values by which layers leave one after the other; inside a layer, structures leave in the order of wanda."""
     inside = _view("wanda", per_cost=False)(scores, space, bank, ranking, seed)
     rank = np.argsort(np.argsort(scores.influence))
     return [

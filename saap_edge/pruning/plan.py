@@ -1,4 +1,4 @@
-"""Plans: made from widths, and refused where they do not fit the model or break a runtime's rule."""
+"""Plans: make one from widths; refuse one that does not fit the model or breaks a rule of a runtime."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ __all__ = ["Candidate", "Plan", "PlanLayer", "check_fits", "check_plan", "load_p
 
 
 def make_plan(method: str, order: str, ratio: float, space: Space, widths: Widths) -> Plan:
-    """A plan of these widths."""
+    """The plan of these widths, without candidates.
+
+    >>> space = Space((LayerShape(4, 2, 128),), hidden=64, head_dim=16)
+    >>> plan = make_plan("kfac", "kfac", 0.3, space, [{"attention": 1, "slots": 2, "ffn": 96}])
+    >>> plan.layers[0].heads, plan.layers[0].ffn, plan.parameters, round(plan.achieved_ratio, 3)
+    ((4, 2), (128, 96), (36864, 24576), 0.333)
+    """
     after = [space.shape(layer) for layer in widths]
     weights = [
         round(sum(Cost().layer(shape, space.hidden, space.head_dim) for shape in shapes))
@@ -32,7 +38,7 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
 
 
 def check_fits(plan: Plan, spec: ModelSpec) -> None:
-    """Refuse a plan that the model of that shape cannot have. Raises SaapError as `check_plan`."""
+    """Refuse a plan that does not fit a model of that shape. Raises SaapError as `check_plan`."""
     check_plan(plan, list(spec.layers), spec.head_dim, uniform_only=spec.family.uniform_only, no_depth=spec.no_depth)
 
 
@@ -44,13 +50,14 @@ def check_plan(
     uniform_only: str | None = None,
     no_depth: str | None = None,
 ) -> None:
-    """Refuse a plan that does not fit the model or breaks a runtime's rule, naming layer, rule and remedy.
+    """Refuse a plan that does not fit the model or breaks a runtime's rule.
 
-    The rules are llama.cpp's and ONNX Runtime's: query heads divisible by kv heads (llama.cpp aborts otherwise), widths
-    on the grid of 32 unless the layer keeps its dense width. Attention or FFN may be gone whole (width 0), both of them
-    too, but not in every layer.
+    Raises SaapError that names the layer, the rule and a remedy. llama.cpp and ONNX Runtime need query heads divisible
+    by kv heads (llama.cpp aborts otherwise), and widths on the grid of 32 unless the layer keeps its dense width. A
+    layer may lose its whole attention, FFN or both (width 0), but not every layer may lose both.
 
     Args:
+        dense: widths of the model's layers before pruning.
         uniform_only: why all layers must have the same widths (Family.uniform_only), or None.
         no_depth: why nothing may be gone whole (ModelSpec.no_depth), or None.
     """

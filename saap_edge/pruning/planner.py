@@ -29,20 +29,27 @@ from saap_edge.pruning.surgery import cut
 
 __all__ = ["AUTO", "METHODS", "Planner", "load_values", "save_values"]
 
-SEARCH, POLICY = "search", "policy-gradient"  # these learn widths or an order with the model, by forward passes
+SEARCH, POLICY = "search", "policy-gradient"  # these run the model to learn widths or an order
 METHODS = (*ORDERS, SEARCH, POLICY)
 PAPER = RankingSettings()
-STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # widths that the search starts from
-AUTO = (SEARCH, *STARTS)  # what `auto` builds and judges
-FINALISTS = 6  # plans of a search that are repaired for real: the bank's one-shot repair ranks them only roughly
+STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # methods whose widths the search starts from
+AUTO = (SEARCH, *STARTS)  # methods whose plans `auto` builds and judges
+FINALISTS = 6  # plans of a search that `repair` mends: the bank's repair of single sublayers ranks them only roughly
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans for any ratio from one set of scores and one bank.
+    """Makes plans for any ratio from one set of scores and one bank.
 
-    `model` is the dense model (put back as it was after every call); `calibration`, `search` and `heldout` are token
-    ids [n, window]: for repair, for the search, and for the choice.
+    Attributes:
+        model: the dense transformers model. Every call leaves it as it was.
+        calibration, search, heldout: token ids [n, window] for repair, for the search, and for the choice of a plan.
+        ranking: settings of the methods saap and fused.
+        evaluations: plans that the search tries, or steps of the policy gradient.
+        mix: the repair's (see `repair`), before a plan is judged. None judges plans without repair.
+        bias: the repair adds biases as well.
+        rounds: of a method that ranks structures: the model is scored again after each.
+        rescore: returns fresh scores and a fresh bank of `model` as it then is; needed for more than one round.
     """
 
     model: Any
@@ -55,13 +62,13 @@ class Planner:
     ranking: RankingSettings = PAPER
     evaluations: int = 200
     seed: int = 0
-    mix: float | None = MIX  # of the repair candidates are judged after; None judges them as cut
+    mix: float | None = MIX
     bias: bool = False
-    rounds: int = 1  # of an order; each scores the model again as it then is
-    rescore: Callable[[], tuple[Scores, Bank]] | None = None  # fresh scores and bank of `model`, needed for rounds
+    rounds: int = 1
+    rescore: Callable[[], tuple[Scores, Bank]] | None = None
 
     def work(self, method: str) -> float:
-        """Steps of `plan`, each about as long as a plan tried by the search: a judgement counts for many."""
+        """How many steps `plan` takes. One is the time to try one plan of the search; a judgement takes several."""
         wanted = self._wanted(method)
         search = self.evaluations + probe_count(self.space) if SEARCH in wanted else 0
         judged = len(wanted) + FINALISTS * (SEARCH in wanted)
@@ -70,21 +77,22 @@ class Planner:
 
     @property
     def _window(self) -> float:
-        """Steps that a pass over one window counts for."""
+        """Steps of `work` for one forward pass over a window."""
         return 1 / len(self.search)
 
     @property
     def _repair(self) -> float:
-        """Steps that a repair counts for: it runs the calibration text three times."""
+        """Steps of `work` for one repair, which runs the calibration text three times."""
         return 0.0 if self.mix is None else 3 * len(self.calibration) * self._window
 
     def plan(
         self, method: str, ratio: float, progress: Callable[[float], None] = lambda steps: None
     ) -> tuple[Plan, Values]:
-        """The plan of a method (METHODS), or with `auto` the best of AUTO, and the values its structures leave by.
+        """The plan of a method (METHODS), or with `auto` the best of AUTO, and the values by which structures leave.
 
-        A method that was asked for by name is kept, and the uniform rival's figure stands beside it. Raises SaapError
-        when the ratio cannot be reached.
+        A method asked for by name is kept even if the uniform plan is better; the plan's candidates show both.
+        `progress` is called with the steps done, as `work` counts them. Raises SaapError when the ratio cannot be
+        reached.
         """
         return self.choose(
             {name: self.widths(name, ratio, progress) for name in self._wanted(method)}, method, ratio, progress
@@ -97,7 +105,7 @@ class Planner:
         ratio: float,
         progress: Callable[[float], None] = lambda steps: None,
     ) -> tuple[Plan, Values]:
-        """Judge the plans that `widths` gave, by method, and keep one as `plan` does."""
+        """Judge the plans in `made` (method -> what `widths` returned) and keep one, as `plan` does."""
         judged = [self.judge(widths, values, progress) for widths, values in made.values()]
         best = int(np.argmin(judged)) if method == "auto" else list(made).index(method)
         plans = [
@@ -127,7 +135,7 @@ class Planner:
     def widths(
         self, method: str, ratio: float, progress: Callable[[float], None] = lambda steps: None
     ) -> tuple[Widths, Values]:
-        """Widths of one method, and the values its structures leave by. `progress`: called with steps done."""
+        """Widths of one method, and the values by which its structures leave. Raises SaapError as `plan`."""
         if method == SEARCH:
             values = self.values("kfac")
             finalists = self._search(values, ratio, lambda: progress(1))
@@ -156,7 +164,7 @@ class Planner:
         return iterative_values(self.model, self.space, value, self.calibration, ratio, self.rounds, mix)
 
     def _search(self, values: Values, ratio: float, progress: Callable[[], None]) -> list[Widths]:
-        """The ranking corrected by measurement and the best plans of the search, FINALISTS at most."""
+        """Widths of the ranking as `measured_values` corrects it, then of the best plans found; FINALISTS at most."""
         starts = [self.widths(name, ratio)[0] for name in STARTS]
         with Assembly(self.model, self.bank, self.space, self.search) as assembly:
             corrected = ranked_widths(measured_values(assembly, values, progress), self.space, ratio)
@@ -179,7 +187,7 @@ class Planner:
 
 
 def save_values(values: Values, folder: Path) -> None:
-    """Write order.safetensors: for every layer and kind, the figure each structure leaves by (lowest first)."""
+    """Write order.safetensors: for every layer and kind, the value of each structure (the lowest leaves first)."""
     arrays = {f"layers.{i}.{kind}": layer[kind].astype(np.float64) for i, layer in enumerate(values) for kind in KINDS}
     save_file(arrays, folder / "order.safetensors")
 

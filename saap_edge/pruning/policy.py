@@ -1,10 +1,11 @@
-"""Policy gradient: a pruning policy learnt by forward passes alone (2406.10576), for machines without memory for
-gradients.
+"""Policy gradient: a pruning policy learnt by forward passes alone (arXiv 2406.10576).
 
-Every KV group and FFN channel is kept with a probability s of its own. Masks are drawn, the model's loss under each is
-measured, and s follows the score-function estimate of the loss's gradient,
+It is for machines without memory for gradients. Every KV group and FFN channel is kept with its own probability s. Each
+step draws masks m and measures the model's loss L under each. s then moves against the score-function estimate of the
+gradient,
     d E[L] / d s = E[ (L - baseline) (m - s) / (s (1 - s)) ],
-projected back after every step to the budget: sum of s times cost equals what may stay. Structures leave by their s.
+and is projected back to the budget, so that the sum of s times cost equals the cost that may stay. The structures with
+the lowest s leave first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["policy_values"]
 
 DRAWS = 4  # masks a step: their mean loss is the baseline
 RATE = 0.3  # largest change of a probability in one step
-EDGE = 0.02  # probabilities stay this far from 0 and 1, so that nothing is ever decided for good
+EDGE = 0.02  # probabilities stay this far from 0 and 1, so that no structure is ever decided for good
 
 
 @torch.no_grad()
@@ -39,13 +40,15 @@ def policy_values(
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> Values:
-    """Probabilities of keeping, `[layer][kind]` [structures], learnt for a budget.
+    """Learn, for a budget, the probability that each structure is kept; `[layer][kind]` [structures].
 
     Args:
-        start: values of some order (the authors start from a metric too): only their ranks within a sublayer count.
-        windows: calibration token ids [n, window]; each step sees one.
+        model: the dense transformers model, in evaluation mode; it is not changed.
+        start: values of some order (the authors start from a metric too); only their ranks within a sublayer count.
+        windows: calibration token ids [n, window]; each step sees one window.
         ratio: share of the dense cost to save.
         steps: each is DRAWS forward passes over one window.
+        progress: called after every step.
     """
     rng = np.random.default_rng(seed)
     keys = [(layer, kind) for layer in range(len(space.shapes)) for kind in SUBLAYERS]
@@ -78,7 +81,7 @@ def policy_values(
 
 
 def _project(keep: np.ndarray, costs: np.ndarray, goal: float) -> np.ndarray:
-    """The nearest probabilities in [EDGE, 1 - EDGE] whose expected cost is `goal`: a shift, found by bisection."""
+    """The nearest probabilities in [EDGE, 1 - EDGE] of expected cost `goal`: `keep` shifted, found by bisection."""
     low, high = -2.0, 2.0
     for _ in range(60):
         shift = (low + high) / 2

@@ -1,14 +1,14 @@
 """Repair: least-squares update of `o_proj` and `down_proj` after some of their inputs are gone.
 
-For a projection y = W x + b whose inputs are cut to `kept`, the weights that come closest to a wanted output t have a
-closed form, W' = T X^T (X X^T + ridge)^-1, so no gradient and no training is needed. Layers are mended in order, each
-on the activations that the already mended layers before it produce. What is wanted is a mixture of two targets:
+For a projection y = W x + b whose inputs are cut to `kept`, the weights that come closest to a target output t have a
+closed form, W' = T X^T (X X^T + ridge)^-1. It needs no gradient and no training. Layers are repaired in order, each on
+the activations that the repaired layers before it produce. The target is a mixture of two:
 
-  local   what the dense projection gives on these same activations: mends the cut of this layer alone
-  dense   what brings the residual stream back to the dense model's: mends the errors of the layers before it too
+  local   the dense projection's output on these same activations: repairs the cut of this layer alone
+  dense   what brings the residual stream back to the dense model's: repairs the errors of earlier layers too
 
-(GPTQ-style methods use the first; the second is the asymmetric target of GPTAQ, 2504.02692, here for structures.)
-Either end is worse than a mixture: docs/method.md has the figures.
+GPTQ-style methods use the first. The second is the asymmetric target of GPTAQ (arXiv 2504.02692), here for structures.
+A mixture is better than either: docs/method.md has the figures.
 """
 
 from __future__ import annotations
@@ -34,15 +34,23 @@ from saap_edge.pruning.surgery import PROJECTIONS, Kept, output_columns, output_
 
 __all__ = ["MIX", "least_squares", "repair", "restored"]
 
-RIDGE = 1e-3  # of the mean diagonal of X X^T: enough for channels that are nearly collinear
+RIDGE = 1e-3  # share of the mean diagonal of X X^T: enough for channels that are nearly collinear
 MIX = 0.6  # share of the dense target
 
 
 def least_squares(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
     """Weights [out, in] that minimise || t - W x ||^2 + ridge || W - start ||^2 over the data. Solved in float64.
 
-    `gram` [in, in] = sum x x^T, `cross` [out, in] = sum t x^T, `start` [out, in]. The ridge, relative to the mean
-    diagonal of `gram`, pulls towards `start`, so that with no data the result is `start`.
+    Args:
+        gram: [in, in], sum of x x^T.
+        cross: [out, in], sum of t x^T.
+        start: [out, in]. The ridge pulls towards it; without data it is the result.
+        ridge: relative to the mean diagonal of `gram`.
+
+    Inputs (1, 0) and (0, 1) with targets 2 and 3:
+
+    >>> least_squares(torch.eye(2), torch.tensor([[2.0, 3.0]]), torch.zeros(1, 2), ridge=0.0).tolist()
+    [[2.0, 3.0]]
     """
     gram, start64 = gram.double(), start.double()
     weight = ridge * gram.diagonal().mean().clamp_min(1e-30)
@@ -54,7 +62,7 @@ def least_squares(gram: torch.Tensor, cross: torch.Tensor, start: torch.Tensor, 
 
 @contextmanager
 def restored(model: Any) -> Iterator[None]:
-    """Output projections are put back as they were at the end: several repairs can be tried on one model."""
+    """Restore all output projections on leaving, so that several repairs can be tried on one model."""
     modules = [module for layer in model.model.layers for module in output_projections(layer).values()]
     before = [(module.weight.detach().clone(), module.bias) for module in modules]
     try:
@@ -74,20 +82,20 @@ def repair(
     bias: bool = False,
     progress: Callable[[], None] = lambda: None,
 ) -> None:
-    """Mend the dense `model` in place, layer by layer, for a cut to `kept`: removed columns become zero.
+    """Repair the dense `model` in place, layer by layer, for a cut to `kept`. Removed columns become zero.
 
     `surgery.cut` of the result is the repaired pruned model.
 
-    Raises SaapError where numbers on the way are not finite.
-
     Args:
-        model: dense transformers causal LM, evaluation mode.
+        model: the dense transformers causal LM, in evaluation mode.
         kept: structures that stay, `[layer][kind]` ascending indices.
         windows: calibration token ids [n, window].
-        mix: share of the dense target, 0 to 1. Families that norm a sublayer's output take the local target only,
-            because there the residual is no linear function of the projection.
-        bias: compensate with a bias as well (FLAP, 2312.11983; here part of the least squares).
+        mix: share of the dense target, 0 to 1. Families that normalise a sublayer's output use the local target only,
+            because their residual is not a linear function of the projection.
+        bias: compensate with a bias as well, as part of the least squares (after FLAP, arXiv 2312.11983).
         progress: called after every layer.
+
+    Raises SaapError when an intermediate result is not finite.
     """
     arguments = layer_arguments(model, windows)
     dense = layer_inputs(model, windows)
@@ -120,7 +128,7 @@ def _follow_both(
     mix: float,
     bias: bool,
 ) -> _Moments:
-    """Carry the dense stream past a sublayer; returns what mends its output projection for the pruned one."""
+    """Run a sublayer on the dense stream, in place; return the moments that repair its output projection."""
     columns = columns.to(module.weight.device)
     moments = _Moments(module, columns, bias)
     for index, state in enumerate(dense):
@@ -134,7 +142,7 @@ def _follow_both(
 
 
 class _Moments:
-    """Second moments of one projection's kept inputs (and the constant 1, for a bias) with the wanted outputs."""
+    """Second moments of one projection's kept inputs (and of the constant 1, for a bias) with the target outputs."""
 
     def __init__(self, module: Any, columns: torch.Tensor, bias: bool) -> None:
         self.module, self.columns = module, columns
@@ -164,7 +172,7 @@ class _Moments:
         self.cross.addmm_(wanted.reshape(len(rows), -1).float().T, rows)
 
     def solve(self) -> None:
-        """Mend the projection, in place."""
+        """Repair the projection, in place."""
         module = self.module
         if not len(self.columns):
             module.weight.zero_()

@@ -1,9 +1,9 @@
 """Scoring: one forward and backward pass per calibration batch, reduced to one figure per structure on the fly.
 
-Every parameter's gradient is reduced and freed the moment it is ready, so memory peaks at weights + activations + one
-parameter's gradient, not weights + all gradients. Activation metrics come from the same pass. Logits, which in models
-with a large vocabulary would outweigh all other activations, exist for a few tokens at a time. docs/scale.md has
-figures. Nothing here asks where a layer is: its figures are computed on its own device.
+Every parameter's gradient is reduced and freed as soon as it is ready. So memory peaks at weights + activations + one
+parameter's gradient, not weights + all gradients. Activation metrics come from the same pass. Logits would be the
+largest activation of a model with a large vocabulary, so they exist for a few tokens at a time. docs/scale.md has
+figures. A layer's figures are computed on the layer's own device, wherever that is.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ VIEWS = ("vector", "element", "wanda", "flap", "magnitude")
 
 @dataclass(frozen=True)
 class Scores:
-    """Importance per batch, saved so that planning again needs no model.
+    """Importance per calibration batch. It is saved, so that planning again needs no model.
 
-    `values[layer][kind]`: float32 [views, B, structures], views in the order of VIEWS. `fisher[layer][sublayer]`:
-    float32 [hidden], mean over tokens of the squared gradient of the summed loss at the output of o_proj or
-    down_proj, in nats^2. `influence`: float32 [layers], ShortGPT's 1 - cos(input, output) of a layer.
+    Attributes:
+        values: `[layer][kind]` float32 [views, B, structures], views in the order of VIEWS.
+        shapes: dense widths, one a layer.
+        calibration: conditions of the run (text hash, window, ...).
+        fisher: `[layer][sublayer]` float32 [hidden], mean over tokens of the squared gradient of the summed loss at the
+            output of o_proj or down_proj, in nats^2.
+        influence: float32 [layers], ShortGPT's 1 - cos(input, output) of a layer (arXiv 2403.03853).
     """
 
     values: list[dict[str, np.ndarray]]
@@ -74,12 +78,12 @@ def score_model(
     """Score every KV group, query slot and FFN channel of a dense model.
 
     Args:
-        model: a transformers causal LM of a supported family, evaluation mode; its weights are not changed.
+        model: a transformers causal LM of a supported family, in evaluation mode; its weights are not changed.
         batches: token ids, each [sequences, window]; at least 2.
         calibration: conditions kept beside the scores (text hash, window, ...).
         progress: called after every batch.
-        second_order: the second-order term in the vector-wise metric too.
-        running_fisher: the diagonal Fisher is the mean over batches so far, not the batch's own; costs one more
+        second_order: use the second-order term in the vector-wise metric too.
+        running_fisher: the diagonal Fisher is the mean over all batches so far, not the batch's own. This costs a
             float32 copy of the projections (4 bytes a parameter, whatever the model's dtype).
         checkpointing: recompute activations in the backward pass: less memory, a fifth more time.
 
@@ -132,7 +136,7 @@ class _Watch:
 
     @torch.no_grad()
     def _weigh(self) -> None:
-        """What depends on weights alone: magnitude, the same for every batch, and sums over output columns."""
+        """Compute what depends on weights alone: magnitude, equal for every batch, and sums over output columns."""
         for index, layer in enumerate(self.model.model.layers):
             for sublayer, parameter, columns in _coupled(layer, self.spec):
                 absolute, square = weight_sums(parameter, columns)
@@ -141,11 +145,11 @@ class _Watch:
                     self.columns[index, sublayer] = absolute, square
 
     def start(self, number: int) -> None:
-        """A batch begins: what forward hooks see counts (checkpointing runs them again in the backward pass)."""
+        """Begin a batch: forward hooks count until `finish`, as checkpointing runs them again in the backward pass."""
         self.number, self.forward, self.sums = number, True, {}
 
     def finish(self, batch: torch.Tensor) -> None:
-        """The forward pass is over: activation metrics of the batch."""
+        """End the forward pass: compute the batch's activation metrics."""
         self.forward, self.predicted = False, batch[:, 1:].numel()
         for (index, sublayer), sums in self.sums.items():
             mean, square = sums / batch.numel()
@@ -166,7 +170,7 @@ class _Watch:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Only coupled parameters get gradients, each reduced and dropped; everything is undone at the end."""
+        """Let only coupled parameters have gradients, each reduced and then dropped. Leaving undoes all hooks."""
         wanted = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         with ExitStack() as handles:
             for parameter in self.model.parameters():
@@ -218,7 +222,7 @@ class _Watch:
 
     def _output_gradient(self, index: int, name: str) -> Callable[[torch.Tensor], None]:
         def collect(gradient: torch.Tensor) -> None:
-            # The loss is a mean over predicted tokens; curvature is wanted for their sum.
+            # The loss is a mean over predicted tokens; the curvature is that of their sum.
             norm = torch.linalg.vector_norm(gradient.reshape(-1, gradient.shape[-1]), dim=0, dtype=torch.float32)
             self.fisher[index][name] += (norm * self.predicted).square()
 
@@ -228,7 +232,7 @@ class _Watch:
         def collect(module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
             if self.forward:
                 after = output[0] if isinstance(output, tuple) else output
-                # Where layers are spread over GPUs, a layer's input may still be with the layer before it.
+                # With layers spread over GPUs, the input may still be on the GPU of the layer before.
                 before = inputs[0].detach().to(after.device)
                 similar = torch.nn.functional.cosine_similarity(before, after.detach(), dim=-1)
                 self.influence[index] += float(1 - similar.float().mean())
@@ -237,7 +241,7 @@ class _Watch:
 
 
 def _coupled(layer: Any, spec: Any) -> Iterator[tuple[str, torch.nn.Parameter, bool]]:
-    """(sublayer, parameter, sliced by columns) of everything that is cut in a layer; biases go with rows."""
+    """(sublayer, parameter, sliced by columns) for every parameter that surgery cuts in a layer; biases are rows."""
     for sublayer, coupling in zip(SUBLAYERS, (spec.family.attention, spec.family.ffn), strict=True):
         for name in (*coupling.rows, *coupling.columns):
             module, columns = layer.get_submodule(name), name in coupling.columns
@@ -247,7 +251,7 @@ def _coupled(layer: Any, spec: Any) -> Iterator[tuple[str, torch.nn.Parameter, b
 
 
 def _slicing(sublayer: str, size: int, shape: LayerShape, head_dim: int) -> list[tuple[str, int]]:
-    """Kinds of structures that an axis of `size` holds, with `outer` of `per_structure`: q and o hold slots too."""
+    """Kinds of structures on an axis of `size`, with their `outer` for `per_structure`: q and o hold slots too."""
     if sublayer == "ffn":
         return [("ffn", 1)]
     is_query = size == shape.heads * head_dim

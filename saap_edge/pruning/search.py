@@ -1,9 +1,9 @@
-"""Search by candidates: which width for which layer, judged by the whole model's answers.
+"""Search: try many plans and judge each by the whole model's answers.
 
-Widths are assembled from the bank of repaired sublayers, and judged by the divergence KL(dense || assembled) of
-next-token distributions on calibration text that the bank was not built on. Starts are the plans of the one-pass
-orders, the uniform plan and a ranking corrected by measurement; small moves that keep the budget follow (after
-SlimGPT, 2412.18110, and Tyr-the-Pruner, 2503.09657).
+A plan is assembled from the bank of repaired sublayers. It is judged by KL(dense || assembled), the divergence of
+next-token distributions, on calibration text that the bank was not built on. The search starts from the plans of the
+one-pass orders, the uniform plan and a ranking corrected by measurement, and makes small moves that keep the budget
+(after SlimGPT, arXiv 2412.18110, and Tyr-the-Pruner, arXiv 2503.09657).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from saap_edge.pruning.surgery import output_columns, output_projections
 
 __all__ = ["Assembly", "Member", "evolve", "measured_values", "on_bank", "probe_count"]
 
-POPULATION = 8
+POPULATION = 8  # plans kept from one round to the next
 PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which its measured divergence corrects the ranking
-REFERENCE_ELEMENTS = 1 << 26  # logits of the dense model held for comparison
+REFERENCE_ELEMENTS = 1 << 26  # most logits of the dense model held for comparison
 
 
 class Assembly:
-    """The dense model with sublayers swapped for the bank's: any plan in the bank, without surgery.
+    """The dense model with its output projections replaced by the bank's: any plan in the bank, without surgery.
 
-    Use as a context; on leaving it the model is dense again. `windows` are token ids [n, window]; as many as keep the
-    dense model's logits within memory are used.
+    Use it in a `with` statement; on leaving, the model is dense again. `windows` are token ids [n, window]; only as
+    many are used as keep the dense model's logits within REFERENCE_ELEMENTS.
     """
 
     def __init__(self, model: Any, bank: Bank, space: Space, windows: torch.Tensor) -> None:
@@ -69,7 +69,7 @@ class Assembly:
 
     @torch.no_grad()
     def divergence(self, widths: Widths) -> float:
-        """KL(dense || plan) in nats per token."""
+        """KL(dense || plan) in nats per token; infinite where it is not finite."""
         for index, layer in enumerate(widths):
             for sublayer in SUBLAYERS:
                 self._set(index, sublayer, layer)
@@ -97,9 +97,11 @@ class Assembly:
 
 
 def measured_values(assembly: Assembly, values: Values, progress: Callable[[], None] = lambda: None) -> Values:
-    """The bank's predicted costs, corrected: every sublayer is narrowed alone to a few widths and its divergence taken.
+    """Correct `values`, which predict losses, by measured ones; returns the corrected values.
 
-    The ratio of measured to predicted loss, interpolated over widths in its logarithm, multiplies the values.
+    Every sublayer alone is narrowed to a few widths (PROBES), and the divergence is measured. The ratio of measured to
+    predicted loss multiplies the values; between the widths its logarithm is interpolated. `progress` is called after
+    each measurement.
     """
     space, dense = assembly.space, assembly.space.dense()
     corrected = [dict(layer) for layer in values]
@@ -121,7 +123,7 @@ def measured_values(assembly: Assembly, values: Values, progress: Callable[[], N
 
 
 def probe_count(space: Space) -> int:
-    """Plans that `measured_values` tries."""
+    """Number of plans that `measured_values` tries."""
     return sum(len(_probed(space, layer, kind)) for layer, kind in space.sublayers())
 
 
@@ -136,7 +138,7 @@ def _probed(space: Space, layer: int, kind: str) -> list[int]:
 
 @cache
 def banked_options(space: Space, layer: int, kind: str) -> list[int]:
-    """Widths of a kind that the bank holds, ascending."""
+    """Widths of a kind that the bank stores, ascending; for the dense width it stores nothing."""
     sublayer = "ffn" if kind == "ffn" else "attention"
     position = 1 if kind == "slots" else 0
     return sorted({width[position] for width in offered(space, layer, sublayer)})
@@ -160,8 +162,12 @@ def evolve(
 ) -> list[Member]:
     """The best plans found, at most POPULATION, the best first.
 
-    Starts are brought to widths that the bank holds. `evaluations` counts forward passes over the search windows. A
-    plan saves at least `ratio` of the dense cost.
+    Args:
+        assembly: already entered.
+        starts: plans; each is first brought to widths that the bank stores.
+        ratio: share of the dense cost that every plan saves at least.
+        evaluations: forward passes over the search windows.
+        progress: called after each plan.
     """
     rng, space = np.random.default_rng(seed), assembly.space
     members: list[Member] = []
@@ -184,7 +190,7 @@ def evolve(
 
 
 def on_bank(space: Space, widths: Widths, ratio: float) -> Widths:
-    """The same plan at the nearest widths the bank holds, then narrowed or widened to the budget."""
+    """The same plan at the nearest widths that the bank stores, then narrowed or widened to the budget."""
     moved = [
         layer
         | {kind: min(banked_options(space, index, kind), key=lambda width: abs(width - layer[kind])) for kind in layer}
@@ -197,7 +203,7 @@ def on_bank(space: Space, widths: Widths, ratio: float) -> Widths:
 
 
 def _to_budget(space: Space, widths: Widths, ratio: float, rng: np.random.Generator) -> Widths | None:
-    """Random steps until the plan saves `ratio`, and at most a step more; None when that fails."""
+    """Take random steps until the plan saves `ratio` and no step wider would; None when there is no step left."""
     widths, options = list(widths), partial(banked_options, space)
     for _ in range(200):
         if space.met(widths, ratio):
@@ -222,7 +228,7 @@ def _to_budget(space: Space, widths: Widths, ratio: float, rng: np.random.Genera
 
 
 def _mutate(space: Space, widths: Widths, ratio: float, rng: np.random.Generator) -> Widths:
-    """One or two sublayers a step narrower, others wider in exchange."""
+    """Make one or two sublayers a step narrower, and others wider in exchange."""
     child = list(widths)
     for _ in range(1 + int(rng.random() < 0.3)):
         steps = one_step(space, child, -1, partial(banked_options, space))

@@ -1,4 +1,4 @@
-"""What a plan may choose: widths on the target's grid, what is protected, and what every width costs in the budget."""
+"""What a plan may choose: the widths on the target's grid, the protected layers, and the cost of every width."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from saap_edge.model.spec import LayerShape, ModelSpec
 
 __all__ = ["GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths"]
 
-GRID = 32  # the quantisation block of Q4_0, Q8_0 and MatMulNBits: narrower steps would leave a tensor unquantised
-SLACK = 0.002  # of the dense cost: on a coarse grid, just missing a budget beats overshooting it by a whole step
+GRID = 32  # block of Q4_0, Q8_0 and MatMulNBits: a tensor of another width would stay unquantised
+SLACK = 0.002  # of the dense cost: missing a budget by so little beats overshooting it by a step of a coarse grid
 
 
 def kv_unit(heads_per_group: int, head_dim: int, grid: int = GRID) -> int:
-    """The least number of KV groups whose query heads together are a multiple of `grid` wide."""
+    """The least number of KV groups whose query heads together are a multiple of `grid` wide.
+
+    >>> kv_unit(heads_per_group=3, head_dim=64), kv_unit(heads_per_group=1, head_dim=80, grid=32)
+    (1, 2)
+    """
     return next(count for count in range(1, grid + 1) if count * heads_per_group * head_dim % grid == 0)
 
 
 def block_grids(spec: ModelSpec, grid: int, block: int) -> tuple[int, int]:
-    """Grids (attention, FFN) on which pruned widths also fill whole blocks of `block`, as the dense ones do.
+    """Grids (attention, FFN) on which pruned widths fill whole blocks of `block` (256 in K-quants) wherever dense do.
 
-    A dense width that is no multiple of the block has no such tensor to keep: there the grid stays as it is.
+    A dense width that is not a multiple of the block has no tensor in such blocks anyway; its grid stays `grid`.
     """
     heads, ffn = max(layer.heads for layer in spec.layers), max(layer.ffn for layer in spec.layers)
     coarse = math.lcm(grid, block)
@@ -36,8 +40,9 @@ def block_grids(spec: ModelSpec, grid: int, block: int) -> tuple[int, int]:
 class Cost:
     """What a model costs in the budget's unit: a fixed part, and figures per projection weight and per KV head.
 
-    unit "parameters": attention and FFN weights. "bytes": of the whole file. "latency": predicted seconds to decode
-    one token, bytes read (weights once, KV cache of the context) over the target's bandwidth.
+    Attributes:
+        unit: "parameters": attention and FFN weights. "bytes": of the whole file. "latency": predicted seconds to
+            decode one token: bytes read (all weights once, the context's KV cache) over the target's bandwidth.
     """
 
     unit: Unit = "parameters"
@@ -46,7 +51,11 @@ class Cost:
     fixed: float = 0.0
 
     def layer(self, shape: LayerShape, hidden: int, head_dim: int) -> float:
-        """Cost of one layer's projections and KV cache."""
+        """Cost of one layer's projections and KV cache.
+
+        >>> Cost().layer(LayerShape(heads=4, kv_heads=2, ffn=128), hidden=64, head_dim=16)
+        36864.0
+        """
         weights = 2 * hidden * head_dim * (shape.heads + shape.kv_heads) + 3 * hidden * shape.ffn
         return self.per_weight * weights + self.per_kv_head * shape.kv_heads
 
@@ -56,8 +65,12 @@ def model_cost(
 ) -> Cost:
     """The cost function of a unit for one model.
 
-    `quantisation` is that of the projections in GGUF, embedding and head then take 8.5 bits (16 in f16); `context`
-    tokens of KV cache in 16 bits; `bandwidth` in bytes a second. Raises SaapError for an unknown quantisation.
+    Args:
+        quantisation: type of the projections in GGUF. Embedding and head then have 8.5 bits a weight (16 in f16).
+        context: tokens in the KV cache, 16 bits a number.
+        bandwidth: of the target's memory, in bytes a second.
+
+    Raises SaapError for an unknown quantisation.
     """
     if unit == "parameters":
         return Cost()
@@ -80,14 +93,20 @@ class Space:
     Attributes:
         shapes: dense widths, one a layer.
         cost: what widths cost.
-        grid: FFN widths and heads * head_dim are multiples of it, but for a dense width that stays.
-        attention_grid: that of heads * head_dim where it is another, or None.
-        protect: layers that stay dense; negative ones count from the end.
-        minimum: share of every sublayer that stays at least.
-        slots: query slots may go, beside KV groups.
-        depth: a whole attention or FFN may go.
-        trim: a dense width off the grid is brought to the grid below even where nothing else goes.
+        grid: FFN widths and heads * head_dim are multiples of it, except a dense width that stays.
+        attention_grid: the grid of heads * head_dim, or None if it is `grid`.
+        protect: layers that stay dense; negative numbers count from the end.
+        minimum: least share of every sublayer that stays.
+        slots: query slots may go, not only KV groups.
+        depth: a layer's whole attention or FFN may go.
+        trim: bring a dense FFN width off the grid to the grid below, even where nothing else goes.
         uniform_only: reason why all layers must have the same widths, or None.
+
+    >>> space = Space((LayerShape(4, 2, 128),) * 2, hidden=64, head_dim=16)
+    >>> space.options(0, "ffn"), space.options(0, "attention")
+    ([32, 64, 96, 128], [1, 2])
+    >>> round(space.removed([{"attention": 2, "slots": 2, "ffn": 64}] * 2), 3)
+    0.333
     """
 
     shapes: tuple[LayerShape, ...]
@@ -104,21 +123,22 @@ class Space:
     attention_grid: int | None = None
 
     def dense(self) -> Widths:
+        """The dense widths."""
         return [shape_widths(shape) for shape in self.shapes]
 
     def widest(self) -> Widths:
-        """Where pruning starts: dense, or the grid below where off-grid widths are trimmed."""
+        """The widths at which pruning starts: dense ones, or the grid below for those that `trim` brings there."""
         return [{kind: self.options(i, kind)[-1] for kind in widths} for i, widths in enumerate(self.dense())]
 
     def step(self, layer: int, kind: str) -> int:
-        """Structures that leave together."""
+        """How many structures of this kind leave this layer together."""
         shape = self.shapes[layer]
         if kind == "attention":
             return kv_unit(shape.heads // shape.kv_heads, self.head_dim, self._heads_grid)
         return self.grid if kind == "ffn" else 1
 
     def options(self, layer: int, kind: str) -> list[int]:
-        """Widths this kind may have in this layer, ascending; the dense width is the last one."""
+        """Widths that this kind may have in this layer, ascending. The last is the dense one, or the trimmed one."""
         dense = shape_widths(self.shapes[layer])[kind]
         if layer in self._protected or (kind == "slots" and not self.slots):
             return [dense]
@@ -143,9 +163,10 @@ class Space:
         return LayerShape(widths["attention"] * widths["slots"], widths["attention"], widths["ffn"])
 
     def fits(self, layer: int, widths: dict[str, int]) -> bool:
-        """Heads together land on the grid, or attention is as dense.
+        """Whether the heads are together on the grid, or attention is still dense.
 
-        Where only a family's own class will do, heads must also divide the hidden size: transformers refuses others.
+        In a family without models of widths per layer (`uniform_only`) the number of heads must also divide the hidden
+        size, because transformers refuses others.
         """
         dense = shape_widths(self.shapes[layer])
         same = all(widths[kind] == dense[kind] for kind in ("attention", "slots"))
@@ -171,14 +192,14 @@ class Space:
         return self.layer_cost(dense) - self.layer_cost(less)
 
     def sublayers(self) -> Iterator[tuple[int, str]]:
-        """Every (layer, kind) with a choice to make."""
+        """Every (layer, kind) that has more than one width."""
         for layer in range(len(self.shapes)):
             for kind in ("attention", "slots", "ffn"):
                 if len(self.options(layer, kind)) > 1:
                     yield layer, kind
 
     def most(self) -> Widths:
-        """The smallest plan there is."""
+        """The widths of the smallest plan there is."""
         widths = self.dense()
         for layer, kinds in enumerate(widths):
             for kind in kinds:
@@ -187,11 +208,11 @@ class Space:
         return widths
 
     def met(self, widths: Widths, ratio: float) -> bool:
-        """The budget is met, but for SLACK."""
+        """Whether these widths save `ratio` of the dense cost, within SLACK."""
         return self.removed(widths) >= ratio - SLACK
 
     def check(self, ratio: float) -> None:
-        """Raise SaapError when `ratio` of the cost cannot be removed: known from the shape, before any scoring."""
+        """Raise SaapError when `ratio` of the cost cannot be removed. The shape alone tells, before any scoring."""
         most = self.removed(self.most())
         if not self.met(self.most(), ratio):
             raise SaapError(

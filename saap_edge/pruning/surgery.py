@@ -19,7 +19,11 @@ Kept = list[dict[str, np.ndarray]]
 
 
 def kept_shapes(kept: Kept) -> list[LayerShape]:
-    """Widths of the layers that `kept` leaves."""
+    """Widths of the layers that `kept` leaves.
+
+    >>> kept_shapes([{"attention": np.array([1]), "slots": np.array([0, 1]), "ffn": np.arange(64)}])
+    [LayerShape(heads=2, kv_heads=1, ffn=64)]
+    """
     return [
         LayerShape(len(kinds["attention"]) * len(kinds["slots"]), len(kinds["attention"]), len(kinds["ffn"]))
         for kinds in kept
@@ -29,9 +33,9 @@ def kept_shapes(kept: Kept) -> list[LayerShape]:
 def cut(dense: Any, kept: Kept) -> Any:
     """A pruned copy of `dense` that holds only the structures in `kept`.
 
-    Its logits equal the dense model's with the missing structures zeroed. A layer of which nothing is kept is not in
-    it. Returns a transformers model. Raises SaapError when nothing at all is kept, or a sublayer goes whose output has
-    a bias that would have to stay.
+    Its logits equal those of the dense model with the missing structures zeroed (`zero_removed`). A layer of which
+    nothing is kept is left out. Returns a transformers model. Raises SaapError when nothing at all is kept, or when a
+    whole sublayer goes whose output projection has a bias.
     """
     spec, shapes = spec_of(dense), kept_shapes(kept)
     pruned = build_pruned(dense, shapes)
@@ -57,11 +61,11 @@ def _copy(old: Any, new: Any, name: str, coupling: Coupling, kinds: dict[str, np
     if source.bias is not None:
         target.bias.copy_(source.bias if columns else source.bias[index])
     elif target.bias is not None:
-        target.bias.zero_()  # repair gave other layers one
+        target.bias.zero_()  # the model's class has one because repair gave other layers one
 
 
 def _slices(layer: Any, size: int, coupling: Coupling, kinds: dict[str, np.ndarray]) -> torch.Tensor:
-    """Rows or columns that stay on an axis of `size`."""
+    """Indices of the rows or columns that stay, on an axis of `size`."""
     if coupling.kind == "ffn":
         return torch.from_numpy(kinds["ffn"])
     width = layer.self_attn.head_dim
@@ -72,12 +76,12 @@ def _slices(layer: Any, size: int, coupling: Coupling, kinds: dict[str, np.ndarr
     return torch.from_numpy((heads[:, None] * width + np.arange(width)).flatten())
 
 
-# The projection that ends each sublayer, whose input columns are what is cut and repaired.
+# The projection that ends each sublayer. Its input columns are cut and repaired.
 PROJECTIONS = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
 
 
 def output_projections(layer: Any) -> dict[str, Any]:
-    """PROJECTIONS of a dense layer."""
+    """The modules of PROJECTIONS in a dense layer, by sublayer."""
     return {sublayer: layer.get_submodule(name) for sublayer, name in PROJECTIONS.items()}
 
 
@@ -93,7 +97,7 @@ _ATTENTION = Coupling("kv_group", (), ())
 
 @torch.no_grad()
 def zero_removed(dense: Any, kept: Kept) -> None:
-    """Zero, in place, all weights and biases of the structures `kept` leaves out: the definition that `cut` meets."""
+    """Zero, in place, all weights and biases of the structures not in `kept`: what `cut` must be equal to."""
     spec = spec_of(dense)
     for layer, kinds in zip(dense.model.layers, kept, strict=True):
         for coupling, name in spec.family.projections(layer):

@@ -1,7 +1,7 @@
-"""The importance matrix: how much every input channel of a projection matters to what it computes.
+"""The importance matrix: how much every input channel of a projection matters to its output.
 
-As llama-imatrix measures it (llama.cpp, tools/imatrix): the mean of squared inputs over calibration text. An error e
-in a weight of input channel j costs e² times that, so quantisers that round where it matters weight errors by it.
+It is the mean of squared inputs over calibration text, as llama-imatrix measures it (llama.cpp, tools/imatrix). An
+error e in a weight of input channel j costs e² times channel j's mean. Quantisers weight their errors by it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ __all__ = ["importance_matrix"]
 def importance_matrix(model: Any, windows: torch.Tensor) -> dict[str, np.ndarray]:
     """Mean of squared inputs of every projection over `windows` [n, window]: weight name -> float32 [in].
 
-    Windows run BATCH at a time and only sums are kept; the output matrix is not run.
+    `model` is a transformers causal LM. Windows run BATCH at a time; only sums are held. The output head is not run,
+    so it has no entry.
     """
     sums: dict[str, torch.Tensor] = {}
     handles = []

@@ -1,4 +1,4 @@
-"""What of a recovery is kept: every candidate is measured by itself, as it would ship."""
+"""Decide what of a recovery is kept: every candidate is measured alone, as it would ship."""
 
 from __future__ import annotations
 
@@ -22,8 +22,15 @@ __all__ = ["Trained", "judged", "projections"]
 
 @dataclass(frozen=True)
 class Trained:
-    """What training came to: `tuned` blocks by weight; held-out perplexity of the `untuned` and of the kept (`fp`)
-    full-precision weights; both phases; why trained weights were given up, or None."""
+    """What training gave.
+
+    Attributes:
+        tuned: trained blocks, by weight name.
+        untuned: held-out perplexity of the full-precision weights before training.
+        fp: held-out perplexity of the full-precision weights that are kept.
+        weights, blocks: the two phases of training.
+        fault: why trained weights were given up, or None.
+    """
 
     tuned: Mapping[str, Blocks]
     untuned: float
@@ -37,7 +44,15 @@ def judged(
     dense: Path, pruned: Path, folder: Path, heldout: torch.Tensor, trained: Trained, *, family: Family,
     format: BlockFormat, group: int, settings: RecoverSettings, measured: Callable[[], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure what would ship, keep the better blocks in `folder`, and return the content of recover.json."""
+    """Measure what would ship, keep the better blocks in `folder`, and return the content of recover.json.
+
+    Args:
+        dense, pruned: folders of the teacher and of the untuned model.
+        folder: the tuned model; its full-precision weights are already there.
+        heldout: token ids [m, window]; all perplexities are taken on them.
+        group: inputs that share a scale.
+        measured: called after each of three measurements.
+    """
 
     def nearest(name: str, weight: torch.Tensor) -> Blocks:
         return quantise(torch.nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)), format, group)
@@ -50,7 +65,7 @@ def judged(
     kept = value < rounded
     if kept:
         Codes.save(tuned, folder)
-    elif better:  # rounded to nearest, the tuned weights might be worse than the untuned ones
+    elif better:  # the exporter would round the tuned weights, which may be worse than the untuned ones rounded
         Codes.save({name: nearest(name, weight) for name, weight in projections(load_model(pruned), family)}, folder)
     dense_fp = perplexity(load_model(dense), heldout).value
     measured()
@@ -73,7 +88,7 @@ def judged(
 def _rounded_perplexity(
     folder: Path, family: Family, change: Callable[[str, torch.Tensor], Blocks], heldout: torch.Tensor
 ) -> float:
-    """Held-out perplexity of a model whose projections hold the values of `change`: what ships, measured by itself."""
+    """Held-out perplexity of the model in `folder` with its projections set to the values of the blocks of `change`."""
     model = load_model(folder)
     for name, weight in projections(model, family):
         weight.copy_(dequantise(change(name, weight))[:, : weight.shape[1]])
@@ -81,7 +96,7 @@ def _rounded_perplexity(
 
 
 def projections(model: Any, family: Family) -> list[tuple[str, torch.Tensor]]:
-    """Full names and weights of all projections."""
+    """Full name and weight of every projection of a transformers model."""
     return [
         (f"model.layers.{index}.{name}.weight", layer.get_submodule(name).weight.detach())
         for index, layer in enumerate(model.model.layers)
@@ -90,7 +105,7 @@ def projections(model: Any, family: Family) -> list[tuple[str, torch.Tensor]]:
 
 
 def _notes(settings: RecoverSettings, weights: Recovery, blocks: Recovery, fault: str | None) -> list[str]:
-    """A line about each phase whose training came to nothing, or to an early end."""
+    """A line about each phase whose training diverged, was given up or found nothing better."""
     notes = []
     phases = (
         ("weights", weights, f"recover.weights_learning_rate than {settings.weights_learning_rate:g}"),

@@ -1,14 +1,14 @@
 """Linear layers in the export's own blocks, with adapters, so that what is trained is bit for bit what ships.
 
-Adapters of low rank (arXiv 2412.15127, group fine-tuning):
+There are two low-rank adapters (arXiv 2412.15127, group fine-tuning):
 
-  block     over blocks: scale' = fp16(scale * (1 + U V)) or, where the format has one, minimum' = fp16(minimum + scale
-            * U V), which is QA-LoRA (2309.14717). Codes stay as they are, so that nothing is rounded again.
-  through   over weights as well: w = w0 + B A, rounded to codes at every step. Gradients go straight through the
-            rounding; that of a scale is what rounding changes, in steps (LSQ, 1902.08153).
+  block     changes scales: scale' = fp16(scale * (1 + U V)). If the format has minimums it changes these instead:
+            minimum' = fp16(minimum + scale * U V), which is QA-LoRA (arXiv 2309.14717). Codes stay as they are.
+  through   changes weights as well: w = w0 + B A, rounded to codes at every step. Gradients pass straight through the
+            rounding. The gradient of a scale is the rounding's change, in steps (LSQ, arXiv 1902.08153).
 
-`LoraLinear` is the same B A over a weight that is not in blocks, for training before the weights go into them.
-Values and codes come from the functions that exports of untuned weights use (model/blocks.py).
+`LoraLinear` is the same B A over a weight that is not yet in blocks. Values and codes come from the functions that
+export untuned weights (model/blocks.py).
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ __all__ = ["GroupLinear", "LoraLinear", "Start", "put"]
 
 @dataclass(frozen=True)
 class Start:
-    """Where a weight starts from: `weight` float32 [out, in on the grid], and `scales`, `offsets` float32 [out, groups]
-    that it is rounded with (as `blocks.nearest` gives them)."""
+    """Where the training of a weight in blocks starts.
+
+    Attributes:
+        weight: float32 [out, in], `in` padded to a multiple of 32.
+        scales, offsets: float32 [out, groups], with which the weight is rounded (as `blocks.nearest` gives them).
+    """
 
     weight: torch.Tensor
     scales: torch.Tensor
@@ -35,7 +39,12 @@ class Start:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer with a low-rank update in full precision (2106.09685). Untrained it changes nothing."""
+    """A frozen linear layer with a low-rank update in full precision (arXiv 2106.09685). Untrained it changes nothing.
+
+    >>> linear = nn.Linear(8, 4)
+    >>> bool((LoraLinear(linear, rank=2)(torch.eye(8)) == linear(torch.eye(8))).all())
+    True
+    """
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -50,17 +59,30 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """The linear layer with the update in its weight."""
+        """Add the update to the linear layer's weight, in place, and return that layer."""
         self.linear.weight += (self.lora_b @ self.lora_a).to(self.linear.weight.dtype)
         return self.linear
 
 
 class GroupLinear(nn.Module):
-    """A linear layer in blocks with its adapters. Untrained it gives exactly what its start rounds to.
+    """A linear layer in blocks with its adapters. Untrained it computes with exactly the rounded values of `start`.
 
-    An input width off the grid of 32 is padded with zeros, as the exporters pad it. Only the adapters are parameters.
-    Memory holds a byte a weight (its codes; with `through`, 4 for the weight), and autograd keeps the layer's input but
-    nothing of the size of its weight, which is made again for the gradient.
+    An input width off the grid of 32 is padded with zeros, as the exporters do. Only the adapters are parameters. The
+    layer holds a byte a weight (its code), or 4 bytes with `through`. Autograd keeps the layer's input, but nothing of
+    the weight's size: the weight is computed again for the gradient.
+
+    Args:
+        linear: gives the input width and the bias.
+        group: inputs that share a scale, 32 or a multiple.
+        rank: of all adapters.
+        through: train the weights too, through the rounding.
+
+    >>> from saap_edge.model.blocks import BLOCK_FORMATS, nearest, quantise
+    >>> linear, q4_0 = nn.Linear(64, 4), BLOCK_FORMATS["q4_0"]
+    >>> start = Start(linear.weight.detach(), *nearest(linear.weight.detach(), q4_0))
+    >>> layer = GroupLinear(linear, start, q4_0, group=32, rank=2)
+    >>> bool((layer.blocks().codes == quantise(linear.weight.detach(), q4_0).codes).all())
+    True
     """
 
     def __init__(
@@ -91,14 +113,17 @@ class GroupLinear(nn.Module):
 
     @torch.no_grad()
     def blocks(self) -> Blocks:
-        """What ships: codes, scales and offsets exactly as trained."""
+        """The blocks that ship: codes, scales and offsets exactly as trained."""
         scales, offsets = self._adapted()
         # Codes are rounded with the unrounded scale, as the formats' own quantisers do.
         codes = codes_at(self._merged(), scales, offsets, self.format, self.group) if self.through else self.held
         return stored(codes, scales, offsets, self.format, self.group)
 
     def gradients(self, values: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor]:
-        """Of block_u, block_v (and lora_a, lora_b), given `values` [out, in on the grid] and their gradient."""
+        """Gradients of block_u, block_v (and lora_a, lora_b), from the `gradient` of the dequantised `values`.
+
+        Both are [out, in], `in` padded to the grid.
+        """
         if self._moves_minimum:
             per_block = grouped(gradient, self.group).sum(-1)
         else:
@@ -121,12 +146,18 @@ class GroupLinear(nn.Module):
 
     @property
     def _moves_minimum(self) -> bool:
-        """The block adapter is over minimums; where weights are rounded again that would undo it."""
+        """Whether the block adapter changes minimums. Not with `through`: rounding the weights again would undo it."""
         return self.format.offset == "minimum" and not self.through
 
 
 def put(layer: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the decoder layer's `name`."""
+    """Replace the submodule `name` of a decoder layer, in place.
+
+    >>> layer = nn.ModuleDict({"mlp": nn.ModuleDict({"up_proj": nn.Linear(2, 2)})})
+    >>> put(layer, "mlp.up_proj", nn.Identity())
+    >>> layer.get_submodule("mlp.up_proj")
+    Identity()
+    """
     parent, _, leaf = name.rpartition(".")
     setattr(layer.get_submodule(parent), leaf, module)
 
@@ -146,7 +177,7 @@ class _Product(torch.autograd.Function):
             inputs = inputs.to(torch.get_autocast_dtype(kind))
         context.save_for_backward(inputs)
         context.layer = layer
-        with torch.autocast(kind, enabled=False):  # scales as they ship, whatever the products' precision
+        with torch.autocast(kind, enabled=False):  # scales are those that ship, whatever the products' precision
             values = dequantise(layer.blocks())
         return inputs @ values[:, : layer.inputs].to(inputs.dtype).T
 

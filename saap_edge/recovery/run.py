@@ -1,4 +1,4 @@
-"""The recover stage: train weights, put them into blocks, train the blocks; decide what is kept; write the folder."""
+"""The recover stage: train the weights, put them into blocks, train the blocks, keep the better, write the folder."""
 
 from __future__ import annotations
 
@@ -31,13 +31,18 @@ from saap_edge.recovery.train import Recovery, Training, steps_of, train
 __all__ = ["PHASES", "Texts", "recover", "recovery_steps"]
 
 PHASES = ("teacher", "weights", "codes", "blocks", "measuring")
-MEASURED = 4  # perplexities beside those of training, each reported when it is there
+MEASURED = 4  # perplexities measured beside those of training; each is a step of the phase "measuring"
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Token ids [n, window]: `calibration` is what codes are chosen on, `training` what adapters learn from, `heldout`
-    what decides what is kept. `heldout` must not overlap the others."""
+    """Token ids [n, window].
+
+    Attributes:
+        calibration: to choose the first codes.
+        training: to train the adapters.
+        heldout: to decide what is kept. It must not overlap the others.
+    """
 
     calibration: torch.Tensor
     training: torch.Tensor
@@ -58,21 +63,23 @@ def recover(
 ) -> dict[str, Any]:
     """Tune the model in `pruned`, write `out/model` and `out/recover.json`, and return the latter's content.
 
-    `out/model` holds full-precision weights (for files of formats that were not tuned) and codes.safetensors, the
-    blocks of the tuned format. Two guarantees on `texts.heldout`: the blocks are never worse than those of the untuned
-    weights rounded to nearest, the full-precision weights never worse than the untuned ones.
+    `out/model` holds full-precision weights, for exports to formats that were not tuned, and codes.safetensors, the
+    blocks of the tuned format. On `texts.heldout` two things hold: the blocks are never worse than the untuned weights
+    rounded to nearest, and the full-precision weights are never worse than the untuned ones.
 
-    Under `accelerate launch` all processes train, the first writes, and the others return nothing.
+    Under `accelerate launch` all processes train, the first writes, and the others return an empty dict.
 
     Args:
         dense: the teacher's folder; `pruned` may be the same (tuning without pruning).
         group: inputs that share a scale, 32 or a multiple.
-        work: a folder for checkpoints and the teacher's cache; with the same one, a killed run goes on from there.
+        work: a folder for checkpoints and the teacher's cache. A killed run that is given the same one continues.
         progress: called with the phase (PHASES), its steps so far, and the losses of `train`.
+
+    Raises SaapError when the held-out loss is not finite, and where no codes can be found.
     """
     tell = _counter(progress)
     family, format = read_spec(pruned).family, BLOCK_FORMATS[settings.format]
-    PartialState(timeout=timedelta(days=7))  # of a launch: the others wait while the first writes the teacher's cache
+    PartialState(timeout=timedelta(days=7))  # in a launch the others wait while the first writes the teacher's cache
     teacher = _teacher(
         dense, texts.training, settings, work, lambda step: progress("teacher", step, math.nan, math.nan)
     )
@@ -87,13 +94,13 @@ def recover(
     folder, layers = out / "model", iter(range(len(model.model.layers)))
 
     def layer_done() -> None:
-        if next(layers, None) is not None:  # a second attempt looks at them again
+        if next(layers, None) is not None:  # a second attempt goes over the layers again
             tell("codes")
 
     def put_into_blocks(model: Any) -> None:
-        """Save the model, and put it into blocks. Raises SaapError where no codes can be found."""
+        """Save the model and put it into blocks. Raises SaapError where no codes can be found."""
         if PartialState().is_main_process:
-            save_model(model, pruned, folder)  # float32: codes of formats that were not tuned are computed from it
+            save_model(model, pruned, folder)  # float32: other formats are quantised from it
         in_blocks(
             model, family, format, group=group, rank=settings.rank, through=settings.through, method=settings.start,
             windows=texts.calibration, progress=layer_done,
@@ -104,7 +111,7 @@ def recover(
         del model  # never two in memory
         model, fp = load_model(pruned), untuned
         put_into_blocks(model)
-    for parameter in model.parameters():  # in memory of its own: else the mapped file of all weights stays there
+    for parameter in model.parameters():  # a copy: else the mapped file of all weights stays in memory
         parameter.data = parameter.data.clone()
     blocks = train(
         model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=True), work / "blocks",
@@ -124,7 +131,7 @@ def recover(
 
 
 def _beyond_fp16(model: Any, family: Family, pruned: Path) -> str | None:
-    """Which trained weights half precision does not hold, where it held those of the folder `pruned`; else None."""
+    """Why half precision cannot hold the trained weights, if it could hold those of the folder `pruned`; else None."""
     for name, weight in projections(model, family):
         largest = float(weight.abs().max())
         if largest > FP16_MAX and not beyond_fp16(pruned):
@@ -133,7 +140,7 @@ def _beyond_fp16(model: Any, family: Family, pruned: Path) -> str | None:
 
 
 def _refusal(act: Callable[[Any], None], model: Any) -> str | None:
-    """Why `act` refuses the model, None where it does not. Nothing of the attempt stays in memory."""
+    """Why `act` refuses the model, or None. Nothing of the attempt stays in memory."""
     try:
         act(model)
     except SaapError as error:
@@ -164,7 +171,7 @@ def _replace(model: Any, family: Family, change: Callable[[Any], Any]) -> None:
 
 
 def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:
-    """How one of the two phases is trained: they share the tokens."""
+    """Settings of one of the two phases, which share the tokens."""
     share = 1 - settings.weights if blocks else settings.weights
     return Training(
         tokens=round(settings.tokens * share), batch=settings.batch,
@@ -177,7 +184,7 @@ def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:
 def _teacher(
     dense: Path, windows: torch.Tensor, settings: RecoverSettings, work: Path, progress: Callable[[int], None]
 ) -> Teacher | None:
-    """The dense model, or what it says of the windows, in a file; then the model itself is gone from memory."""
+    """The teacher: the dense model, or a file of its answers, which needs no model in memory; None where unused."""
     if not settings.distillation or not settings.tokens:
         return None
     if settings.top is None:
@@ -192,12 +199,19 @@ def _teacher(
 
 
 def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict[str, tuple[int, float]]:
-    """Steps that `recover` reports of every phase, and how many windows' passes through the model each is."""
+    """For every phase of `recover`: the steps that it reports, and the cost of a step, in forward passes of a window.
+
+    `layers` is the number of layers of the pruned model.
+
+    >>> texts = Texts(torch.zeros(8, 64), torch.zeros(100, 64), torch.zeros(4, 64))
+    >>> recovery_steps(RecoverSettings(tokens=6400, batch=2), texts, layers=4)["weights"]
+    (50, 8)
+    """
     window, held = texts.training.shape[1], len(texts.heldout)
     weights, blocks = (steps_of(_training(settings, 0, blocks), window) for blocks in (False, True))
     cached = len(texts.training) if settings.top and settings.tokens and settings.distillation else 0
     looked_at = 2 * len(texts.calibration) if settings.start != "nearest" else 1
-    # A training step: the student forward, backward to inputs and adapters, and the teacher.
+    # A training step takes four passes: student forward, backward to inputs and to adapters, teacher forward.
     return {
         "teacher": (cached, 1), "weights": (weights, 4 * settings.batch), "codes": (layers, looked_at / layers),
         "blocks": (blocks, 4 * settings.batch), "measuring": (MEASURED, held),
@@ -205,7 +219,7 @@ def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict
 
 
 def _counter(progress: Callable[[str, int, float, float], None]) -> Callable[[str], None]:
-    """Counts the steps of phases that train nothing."""
+    """A function that counts and reports the steps of phases without training."""
     done: Counter[str] = Counter()
 
     def tell(phase: str) -> None:

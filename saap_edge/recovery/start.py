@@ -1,12 +1,12 @@
-"""Codes to start from: better ones than each weight's own rounding, in the same blocks and so at no cost in the file.
+"""The first codes of a model's blocks. Better codes than plain rounding fill the same blocks, so files do not grow.
 
-  nearest   what the format's own quantiser gives; looks at weights only
-  weighted  scales that lose least on calibration inputs: a search over scales with the squared inputs as weights, which
-            is what llama.cpp does with an importance matrix
-  gptq      the same scales, then column by column, the error of each rounding made up for by the columns not yet
-            rounded (2210.17323)
+  nearest   what the format's own quantiser gives; it looks at weights only
+  weighted  scales of least error on calibration inputs: a search over scales, with the mean squared inputs as weights,
+            as llama.cpp does with an importance matrix
+  gptq      the same scales; then column by column, the columns not yet rounded compensate for each rounding's error
+            (arXiv 2210.17323)
 
-All look at one layer at a time, on the inputs that the layers before it, already in blocks, produce.
+Each works on one layer at a time, on the inputs that the layers before it, already in blocks, produce.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from saap_edge.recovery.quantiser import GroupLinear, Start, put
 __all__ = ["Method", "gptq", "in_blocks", "weighted"]
 
 Method = Literal["nearest", "weighted", "gptq"]
-DAMPINGS = (0.01, 0.1, 1.0)  # of the mean diagonal: GPTQ's own, and more where rounding leaves that not definite
-SHRINK = torch.linspace(0.7, 1.15, 19)  # scales tried, of the nearest one
+DAMPINGS = (0.01, 0.1, 1.0)  # shares of the mean diagonal: GPTQ's own; more if the matrix is not positive definite then
+SHRINK = torch.linspace(0.7, 1.15, 19)  # scales tried, as multiples of the nearest one
 
 
 def weighted(
@@ -42,8 +42,14 @@ def weighted(
     """Scales and offsets, float32 [out, groups], of least weighted squared error.
 
     Args:
-        weight: float32 [out, in], in a multiple of 32.
+        weight: float32 [out, in], `in` a multiple of 32.
         importance: float32 [in], mean square of each input.
+        group: inputs that share a scale, 32 or a multiple.
+
+    >>> from saap_edge.model.blocks import BLOCK_FORMATS
+    >>> weight = torch.tensor([[-8.0, 7.0] * 16])  # as codes 0 and 15 at scale 1: no better scale
+    >>> [figures.tolist() for figures in weighted(weight, torch.ones(32), BLOCK_FORMATS["q4_0"], 32)]
+    [[[1.0]], [[8.0]]]
     """
     start, offsets = nearest(weight, format, group)
     cost = grouped(importance[None], group)
@@ -70,7 +76,7 @@ def weighted(
 
 
 def _fit_scale(blocks: torch.Tensor, steps: torch.Tensor, cost: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
-    """The scale that loses least for given codes: a least-squares fit a block."""
+    """The scale of least weighted error for given codes: a least-squares fit for every block."""
     below = (cost * steps.square()).sum(-1)
     return torch.where(below > 0, (cost * steps * blocks).sum(-1) / below.clamp_min(1e-30), otherwise)
 
@@ -78,7 +84,7 @@ def _fit_scale(blocks: torch.Tensor, steps: torch.Tensor, cost: torch.Tensor, ot
 def _fit_line(
     blocks: torch.Tensor, codes: torch.Tensor, cost: torch.Tensor, scales: torch.Tensor, minimums: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and minimum that lose least for given codes."""
+    """Scale and minimum of least weighted error for given codes."""
     total = cost.sum(-1).clamp_min(1e-30)
     mean_code, mean = (cost * codes).sum(-1) / total, (cost * blocks).sum(-1) / total
     spread = (cost * (codes - mean_code[..., None]).square()).sum(-1)
@@ -89,10 +95,18 @@ def _fit_line(
 
 
 def gptq(weight: torch.Tensor, gram: torch.Tensor, format: BlockFormat, group: int) -> Start:
-    """Round `weight` float32 [out, in] with its errors made up for, given the Gram matrix [in, in] of its inputs.
+    """Round `weight` float32 [out, in] by GPTQ (arXiv 2210.17323), given the Gram matrix [in, in] of its inputs.
 
-    The start's weight is each column as it was when its turn to be rounded came, so that rounding it gives the codes
-    found here, and what is lost is still in it for training to move. Raises SaapError where `gram` is no such matrix.
+    The columns not yet rounded compensate for each rounding's error. The returned weight holds every column as it was
+    when its turn came. Rounding it gives the codes found here, and training still sees the weight before rounding.
+    Raises SaapError when `gram` has no Cholesky factor even with the most damping.
+
+    Where inputs are independent there is nothing to compensate for:
+
+    >>> from saap_edge.model.blocks import BLOCK_FORMATS
+    >>> weight = torch.tensor([[-8.0, 7.0] * 16])
+    >>> bool((gptq(weight, torch.eye(32), BLOCK_FORMATS["q4_0"], 32).weight == weight).all())
+    True
     """
     dead = gram.diagonal() == 0
     weight = torch.where(dead, 0, weight).clone()
@@ -115,8 +129,10 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, format: BlockFormat, group: i
 
 
 def _inverse_factor(gram: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Upper Cholesky factor of the damped matrix's inverse, and the damped diagonal. 256 MiB at 8192 inputs: as few of
-    them as can be at a time."""
+    """Upper Cholesky factor of the damped matrix's inverse, and the damped diagonal.
+
+    A matrix of 8192 inputs takes 256 MiB, so as few as possible exist at a time.
+    """
     for damping in DAMPINGS:
         damped = gram.clone()
         diagonal = damped.diagonal()
@@ -128,14 +144,14 @@ def _inverse_factor(gram: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tenso
         if not failed:
             damped = torch.cholesky_inverse(damped)
             damped, failed = torch.linalg.cholesky_ex(damped, upper=True)
-        # Of figures that are not finite no failure is told.
+        # torch reports no failure for figures that are not finite.
         if not failed and bool(torch.isfinite(damped.diagonal()).all()):
             return damped, importance
     raise SaapError("GPTQ: what should be a Gram matrix has no Cholesky factor")
 
 
 def _rounded(column: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, format: BlockFormat) -> torch.Tensor:
-    """One column of values as rounding leaves them."""
+    """The values of one column after rounding."""
     codes = rounded(column, scales, offsets, format)
     return scales * codes + offsets if format.offset == "minimum" else scales * (codes - offsets)
 
@@ -155,8 +171,13 @@ def in_blocks(
 ) -> Any:
     """Put a model's projections into blocks, in place, layer by layer, and freeze all but their adapters.
 
-    `windows`, token ids [n, window], are what `weighted` and `gptq` look at; `progress` is called after every
-    layer. Returns the model. Raises SaapError, naming a projection, where they see numbers that are not finite.
+    Args:
+        group, rank, through: as in `GroupLinear`.
+        method: how the first codes are found.
+        windows: token ids [n, window], whose activations `weighted` and `gptq` use.
+        progress: called after every layer.
+
+    Returns the model. Raises SaapError that names the projection whose inputs are not finite.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -191,7 +212,7 @@ def _start(weight: torch.Tensor, gram: torch.Tensor | None, format: BlockFormat,
 
 
 def _grams(layer: Any, family: Family, states: list[torch.Tensor], keywords: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Mean outer product, float32 [in, in], of the inputs of every projection of a layer, by name."""
+    """Mean outer product x x^T of the inputs of every projection of a layer, float32 [in, in], by name."""
     grams: dict[str, torch.Tensor] = {}
     handles = []
     count = sum(state[..., 0].numel() for state in states)
@@ -211,7 +232,7 @@ def _grams(layer: Any, family: Family, states: list[torch.Tensor], keywords: dic
 
 
 def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any]) -> None:
-    """Carry states past a layer, in place. A pruned layer may lack a sublayer."""
+    """Run a layer on `states`, in place. A pruned layer may lack a sublayer."""
     for sublayer, branch in ((layer.self_attn, attention_branch(layer, keywords)), (layer.mlp, ffn_branch(layer))):
         if sublayer is not None:
             states[:] = [state + branch(state) for state in states]

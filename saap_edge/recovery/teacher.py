@@ -1,8 +1,8 @@
-"""What a student is taught: the dense model's distribution of the next token, run beside it or read from a cache.
+"""Teachers: they give the dense model's distribution of the next token, from the model itself or from a cache.
 
-The cache holds the `top` likeliest tokens of every position; what is left of the distribution is one class more ("any
-other token"), so that the student's own mass there counts. While it is made the teacher is in memory, afterwards the
-student has it for itself.
+The cache holds the `top` likeliest tokens of every position. The rest of the distribution is one more class, "any other
+token", so that the probability which the student gives to the rest counts. Only writing the cache needs the dense model
+in memory.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from saap_edge.model.head import logits_of
 
 __all__ = ["CachedTeacher", "DenseTeacher", "Divergence", "Teacher", "write_cache"]
 
-# Sum over rows of the divergence of a student's logits [some rows, vocab] from the teacher, for rows of one batch.
+# (logits [rows, vocab] of the student, slice of the batch's rows) -> sum over rows of KL(teacher || student), in nats.
 Divergence = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
 class Teacher(Protocol):
-    """Gives a batch's divergence; rows are positions that have a next token, sequence after sequence."""
+    """Gives the divergence of a batch. Its rows are the positions that have a next token, sequence after sequence."""
 
     def __call__(self, ids: torch.Tensor, windows: torch.Tensor) -> Divergence:
-        """For token ids [batch, window] that are the training windows of numbers `windows` [batch]."""
+        """The divergence for token ids [batch, window]; `windows` [batch] are their numbers in the training windows."""
         ...
 
 
 class DenseTeacher:
-    """The dense model itself: exact, at the price of its weights in memory and a forward pass a batch."""
+    """The dense model itself: exact, but its weights stay in memory and every batch takes a forward pass."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -56,7 +56,8 @@ def write_cache(
 ) -> None:
     """Write the `top` likeliest next tokens of every position of `windows` [n, window], with their log-probabilities.
 
-    6 bytes a token and position: `tokens` int32 and `logs` float16, [n, window - 1, top]. `progress` after each window.
+    The file holds `tokens` int32 and `logs` float16, both [n, window - 1, top]: 6 bytes per token and position.
+    `progress` is called after each window.
     """
     top = min(top, model.config.get_text_config().vocab_size)
     shape = (len(windows), windows.shape[1] - 1, top)
@@ -73,14 +74,14 @@ def write_cache(
 
 
 class CachedTeacher:
-    """What `write_cache` wrote, read a batch at a time."""
+    """Reads what `write_cache` wrote, a batch at a time."""
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(str(path), framework="pt")
 
     def __call__(self, ids: torch.Tensor, windows: torch.Tensor) -> Divergence:
         def read(name: str, dtype: torch.dtype) -> torch.Tensor:
-            stored: Any = self._file.get_slice(name)  # type: ignore[no-untyped-call]  # changed before they are joined: autocast on CPUs joins no float16
+            stored: Any = self._file.get_slice(name)  # type: ignore[no-untyped-call]  # cast before joining: autocast on CPUs joins no float16
             return torch.cat([stored[int(i)].to(dtype) for i in windows]).to(ids.device)
 
         tokens, target = read("tokens", torch.long), read("logs", torch.float32)
@@ -95,5 +96,5 @@ class CachedTeacher:
 
 
 def _rest(logs: torch.Tensor) -> torch.Tensor:
-    """Probability of all other tokens; never 0, which float16 sums could give."""
+    """Probability of all other tokens, at least 1e-5: the float16 probabilities may add up to 1 or more."""
     return (1 - logs.exp().sum(-1)).clamp_min(1e-5)

@@ -1,6 +1,7 @@
-"""Training of adapters, with transformers' Trainer: distils from the dense model, resumes after a kill, keeps the best.
+"""Training of adapters with transformers' Trainer: it distils from the dense model and keeps the best evaluation.
 
-`accelerate launch` runs it on several GPUs; the student is then a copy on each.
+A killed run resumes from its last checkpoint. `accelerate launch` runs it on several GPUs, each with a copy of the
+student.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from saap_edge.recovery.teacher import Teacher
 __all__ = ["Progress", "Recovery", "Training", "steps_of", "train"]
 
 FINISHED = "finished.json"
-EVALUATIONS = 8  # in a whole run; a checkpoint goes with each
+EVALUATIONS = 8  # in a whole run; a checkpoint is written with each
 # Called with (step, loss of the last steps, held-out loss): nats per token.
 Progress = Callable[[int, float, float], None]
 
@@ -45,10 +46,13 @@ Progress = Callable[[int, float, float], None]
 class Training:
     """How to train.
 
-    `tokens` is the budget, rounded down to whole batches; `batch` counts windows a step over all devices;
-    `distillation` is the teacher's share of the loss, the rest is next-token cross-entropy; `patience` is the number of
-    evaluations without a better one after which it stops, None for never; `bfloat16` computes in mixed precision;
-    `checkpointing` recomputes activations layer by layer.
+    Attributes:
+        tokens: the budget, rounded down to whole batches.
+        batch: windows a step, over all devices.
+        distillation: the teacher's share of the loss; the rest is next-token cross-entropy.
+        patience: stop after so many evaluations without a better one; None: never.
+        bfloat16: compute in mixed precision.
+        checkpointing: recompute activations layer by layer, to save memory.
     """
 
     tokens: int
@@ -63,11 +67,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What training gave: held-out losses, in nats per token.
+    """What training gave. Losses are held-out ones, in nats per token.
 
-    `start` and `best` are those before training and at the best evaluation (never above `start`); `best_step` is 0 when
-    nothing better was found; `history` holds (step, held-out loss) as far as it is finite; `diverged_at` is the step at
-    which a loss was not, where training ended, None where that never happened.
+    Attributes:
+        start: the loss before training.
+        best: the loss at the best evaluation, never above `start`.
+        best_step: its step; 0 when nothing was better than `start`.
+        steps, tokens: steps that were planned, and tokens that were trained on.
+        history: (step, loss) of every evaluation with a finite loss.
+        diverged_at: the step at which a loss was not finite and training ended, or None.
     """
 
     start: float
@@ -80,7 +88,7 @@ class Recovery:
 
 
 class _Student(nn.Module):
-    """The model as the Trainer sees it: a loss of token ids, and a state that is its adapters alone."""
+    """The model as the Trainer sees it: it maps token ids to a loss, and its state holds only the adapters."""
 
     _keys_to_ignore_on_save = None  # the Trainer asks, when it finds no frozen weights in a checkpoint
 
@@ -90,7 +98,7 @@ class _Student(nn.Module):
 
     def forward(
         self, input_ids: torch.Tensor, number: torch.Tensor, return_loss: bool = True
-    ) -> dict[str, torch.Tensor]:  # by `return_loss` the Trainer knows that a batch without labels has a loss
+    ) -> dict[str, torch.Tensor]:  # `return_loss` tells the Trainer that a batch without labels has a loss
         states = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         wanted = input_ids[:, 1:].flatten()
         share = self.distillation if self.training else 0.0
@@ -103,7 +111,7 @@ class _Student(nn.Module):
             return text + share * divergence(logits, rows) if divergence else text
 
         value, gradient = head_gradient(self.model, states, loss, self.training)
-        # Its gradient is `gradient`, and its value the loss.
+        # This sum has the value of the loss, and `gradient` as its gradient.
         carrier = (states * gradient).sum()
         return {"loss": value + (carrier - carrier.detach())}
 
@@ -112,7 +120,7 @@ class _Student(nn.Module):
 
 
 class _Watch(TrainerCallback):
-    """Tells how it goes, and stops when a loss is not finite: no step leads back from there."""
+    """Reports progress, and stops when a loss is not finite: training cannot recover from that."""
 
     def __init__(self, progress: Progress, start: float) -> None:
         self.progress, self.loss, self.heldout = progress, math.nan, start
@@ -126,7 +134,7 @@ class _Watch(TrainerCallback):
 
 
 def _finite(logs: Mapping[str, float]) -> bool:
-    """The losses of an entry of the Trainer's log are numbers."""
+    """Whether the losses in an entry of the Trainer's log are finite."""
     return all(math.isfinite(logs[name]) for name in ("loss", "eval_loss") if name in logs)
 
 
@@ -142,7 +150,11 @@ class _Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 
 def steps_of(training: Training, window: int) -> int:
-    """Optimizer steps of a run over windows of that many tokens."""
+    """Optimizer steps of a run over windows of `window` tokens.
+
+    >>> steps_of(Training(tokens=10_000, batch=2, learning_rate=1e-3, distillation=1.0), window=256)
+    19
+    """
     return training.tokens // (training.batch * window)
 
 
@@ -155,19 +167,18 @@ def train(
     work: Path,
     progress: Progress = lambda step, loss, heldout: None,
 ) -> Recovery:
-    """Train the parameters of `model` that ask for it, in place, and leave them at their best held-out loss.
+    """Train the parameters of `model` that require gradients, in place, and leave them at their best held-out loss.
 
     Args:
-        model: a causal LM, some parameters of which require gradients.
-        teacher: what `training.distillation` is of; None where that is 0.
+        model: a transformers causal LM.
+        teacher: for the share `training.distillation` of the loss; None where that is 0.
         windows: token ids [n, window]; reused over epochs when `tokens` asks for more.
         heldout: token ids [m, window] that decide what is kept. They must not be in `windows`.
-        work: folder of checkpoints. A run that finds some of the same run there goes on from the last.
+        work: folder of checkpoints. A run that finds its own checkpoints there goes on from the last.
         progress: called after every step.
 
-    The held-out loss at the end is never above that at the start; where that at the start is not finite, nothing is
-    trained. Raises SaapError when `batch` cannot be shared out
-    over the processes of a launch.
+    The held-out loss at the end is never above that at the start. If the latter is not finite, nothing is trained.
+    Raises SaapError when `batch` cannot be shared out over the processes of a launch.
     """
     start = perplexity(model, heldout).nll
     steps = steps_of(training, windows.shape[1])
@@ -177,7 +188,7 @@ def train(
     finished = work / FINISHED
     if not finished.is_file():
         _run(model, teacher, windows, heldout, training, steps, _Watch(progress, start), work)
-        gc.collect()  # mixed precision leaves the student in a cycle with its own forward, and the model with it
+        gc.collect()  # mixed precision leaves the student, and so the model, in a cycle with its own forward
     state = TrainerState.load_from_json(str(finished))
     return _judge(model, state, start, before, windows.shape[1] * training.batch, steps)
 
@@ -186,7 +197,7 @@ def _run(
     model: Any, teacher: Teacher | None, windows: torch.Tensor, heldout: torch.Tensor, training: Training, steps: int,
     watch: TrainerCallback, work: Path,
 ) -> None:  # fmt: skip
-    """Train to the end, from the last checkpoint where there is one; what the Trainer knows then goes to FINISHED."""
+    """Train to the end, from the last checkpoint if there is one, and write the Trainer's state to FINISHED."""
     student = _Student(model, teacher, training.distillation)
     callbacks = [watch, *([EarlyStoppingCallback(training.patience)] if training.patience else [])]
     transformers_logging.set_verbosity_error()
@@ -200,13 +211,13 @@ def _run(
     model.eval()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(work / FINISHED))
-    trainer.accelerator.wait_for_everyone()  # the others read what the first process writes
+    trainer.accelerator.wait_for_everyone()  # the others read the file that the first process writes
 
 
 def _judge(
     model: Any, state: Any, start: float, before: Mapping[str, torch.Tensor], tokens_a_step: int, steps: int
 ) -> Recovery:
-    """Put back the best parameters, or those of the start where nothing was better."""
+    """Put back the best parameters, or those of the start if nothing was better."""
     logs = state.log_history
     history = [(int(log["step"]), float(log["eval_loss"])) for log in logs if "eval_loss" in log and _finite(log)]
     diverged_at = next((int(log["step"]) for log in logs if not _finite(log)), None)
@@ -244,7 +255,7 @@ def _arguments(training: Training, steps: int, work: Path) -> TrainingArguments:
 
 
 def _last_whole(work: Path) -> str | None:
-    """The last checkpoint that was written to its end (its state comes last); half ones are removed."""
+    """The last complete checkpoint (its state file is written last); incomplete ones are removed."""
     for path in work.glob("checkpoint-*"):
         if not (path / "trainer_state.json").is_file():
             shutil.rmtree(path, ignore_errors=True)
