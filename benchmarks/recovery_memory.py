@@ -116,7 +116,7 @@ def settings_of(job: dict) -> RecoverSettings:
         batch=job["batch"],
         start=job["start"],
         through=job["through"],
-        **job["arm"],
+        **({"precision": "float32"} | job["arm"]),
     )
 
 

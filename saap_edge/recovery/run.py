@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
+from saap_edge.model.arithmetic import uses_bfloat16
 from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, save_model
@@ -103,7 +104,7 @@ def recover(
             save_model(model, pruned, folder)  # float32: other formats are quantised from it
         in_blocks(
             model, family, format, group=group, rank=settings.rank, through=settings.through, method=settings.start,
-            windows=texts.calibration, progress=layer_done,
+            windows=texts.calibration, progress=layer_done, precision=settings.precision,
         )  # fmt: skip
 
     fault = (_beyond_fp16(model, family, pruned) or _refusal(put_into_blocks, model)) if fp < untuned else None
@@ -177,7 +178,7 @@ def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:
         tokens=round(settings.tokens * share), batch=settings.batch,
         learning_rate=settings.learning_rate if blocks else settings.weights_learning_rate,
         distillation=settings.distillation, seed=seed, patience=settings.patience,
-        bfloat16=settings.precision == "bfloat16", checkpointing=settings.checkpointing,
+        bfloat16=uses_bfloat16(settings.precision), checkpointing=settings.checkpointing,
     )  # fmt: skip
 
 

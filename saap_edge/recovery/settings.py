@@ -41,5 +41,7 @@ class RecoverSettings(Section):
         default=None, ge=1, description="teach from a file of the dense model's likeliest tokens: less memory"
     )
     patience: int | None = Field(default=None, ge=1, description="evaluations (8 a phase) without a better one to stop")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the arithmetic of training")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of products in training; auto: bfloat16 where the processor multiplies in it"
+    )
     checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")

@@ -12,12 +12,14 @@ Each works on one layer at a time, on the inputs that the layers before it, alre
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
+from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.blocks import BLOCK, BlockFormat, codes_at, grouped, nearest, rounded
 from saap_edge.model.stream import (
     attention_branch,
@@ -41,15 +43,16 @@ def weighted(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and offsets, float32 [out, groups], of least weighted squared error.
 
-    Args:
-        weight: float32 [out, in], `in` a multiple of 32.
-        importance: float32 [in], mean square of each input.
-        group: inputs that share a scale, 32 or a multiple.
+        Args:
+            weight: float32 [out, in], `in` a multiple of 32.
+            importance: float32 [in], mean square of each input.
+            group: inputs that share a scale, 32 or a multiple.
 
-    >>> from saap_edge.model.blocks import BLOCK_FORMATS
-    >>> weight = torch.tensor([[-8.0, 7.0] * 16])  # as codes 0 and 15 at scale 1: no better scale
-    >>> [figures.tolist() for figures in weighted(weight, torch.ones(32), BLOCK_FORMATS["q4_0"], 32)]
-    [[[1.0]], [[8.0]]]
+        >>> from saap_edge.model.arithmetic import Precision, multiplied
+    from saap_edge.model.blocks import BLOCK_FORMATS
+        >>> weight = torch.tensor([[-8.0, 7.0] * 16])  # as codes 0 and 15 at scale 1: no better scale
+        >>> [figures.tolist() for figures in weighted(weight, torch.ones(32), BLOCK_FORMATS["q4_0"], 32)]
+        [[[1.0]], [[8.0]]]
     """
     start, offsets = nearest(weight, format, group)
     cost = grouped(importance[None], group)
@@ -97,16 +100,17 @@ def _fit_line(
 def gptq(weight: torch.Tensor, gram: torch.Tensor, format: BlockFormat, group: int) -> Start:
     """Round `weight` float32 [out, in] by GPTQ (arXiv 2210.17323), given the Gram matrix [in, in] of its inputs.
 
-    The columns not yet rounded compensate for each rounding's error. The returned weight holds every column as it was
-    when its turn came. Rounding it gives the codes found here, and training still sees the weight before rounding.
-    Raises SaapError when `gram` has no Cholesky factor even with the most damping.
+        The columns not yet rounded compensate for each rounding's error. The returned weight holds every column as it was
+        when its turn came. Rounding it gives the codes found here, and training still sees the weight before rounding.
+        Raises SaapError when `gram` has no Cholesky factor even with the most damping.
 
-    Where inputs are independent there is nothing to compensate for:
+        Where inputs are independent there is nothing to compensate for:
 
-    >>> from saap_edge.model.blocks import BLOCK_FORMATS
-    >>> weight = torch.tensor([[-8.0, 7.0] * 16])
-    >>> bool((gptq(weight, torch.eye(32), BLOCK_FORMATS["q4_0"], 32).weight == weight).all())
-    True
+        >>> from saap_edge.model.arithmetic import Precision, multiplied
+    from saap_edge.model.blocks import BLOCK_FORMATS
+        >>> weight = torch.tensor([[-8.0, 7.0] * 16])
+        >>> bool((gptq(weight, torch.eye(32), BLOCK_FORMATS["q4_0"], 32).weight == weight).all())
+        True
     """
     dead = gram.diagonal() == 0
     weight = torch.where(dead, 0, weight).clone()
@@ -168,6 +172,7 @@ def in_blocks(
     method: Method = "nearest",
     windows: torch.Tensor | None = None,
     progress: Callable[[], None] = lambda: None,
+    precision: Precision = "float32",
 ) -> Any:
     """Put a model's projections into blocks, in place, layer by layer, and freeze all but their adapters.
 
@@ -176,6 +181,7 @@ def in_blocks(
         method: how the first codes are found.
         windows: token ids [n, window], whose activations `weighted` and `gptq` use.
         progress: called after every layer.
+        precision: of the passes over `windows` (model/arithmetic.py).
 
     Returns the model. Raises SaapError that names the projection whose inputs are not finite.
     """
@@ -186,7 +192,7 @@ def in_blocks(
     arguments = [{}] * len(model.model.layers) if looked_at is None else layer_arguments(model, looked_at)
     for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
         follow(layer, states)
-        grams = _grams(layer, family, states, keywords) if states else {}
+        grams = _grams(layer, family, states, keywords, precision) if states else {}
         for _, name in family.projections(layer):
             linear = layer.get_submodule(name)
             gram = grams.pop(name, None)
@@ -195,7 +201,7 @@ def in_blocks(
             start = _start(linear.weight, gram, format, group, method)
             del gram
             put(layer, name, GroupLinear(linear, start, format, group, rank, through))
-        _advance(layer, states, keywords)
+        _advance(layer, states, keywords, precision)
         progress()
     return model
 
@@ -211,28 +217,36 @@ def _start(weight: torch.Tensor, gram: torch.Tensor | None, format: BlockFormat,
     return gptq(weight, gram, format, group)
 
 
-def _grams(layer: Any, family: Family, states: list[torch.Tensor], keywords: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _grams(
+    layer: Any, family: Family, states: list[torch.Tensor], keywords: dict[str, Any], precision: Precision
+) -> dict[str, torch.Tensor]:
     """Mean outer product x x^T of the inputs of every projection of a layer, float32 [in, in], by name."""
     grams: dict[str, torch.Tensor] = {}
-    handles = []
-    count = sum(state[..., 0].numel() for state in states)
+    same: dict[str, str] = {}  # the projection that takes the very tensor that this one takes, and took it first
+    handles, count = [], sum(state[..., 0].numel() for state in states)
+    last: list[Any] = [None, ""]
+
+    def add(module: Any, inputs: tuple[torch.Tensor, ...], name: str) -> None:
+        if inputs[0] is last[0]:
+            same[name] = last[1]
+            return
+        last[:] = inputs[0], name
+        rows = inputs[0].flatten(0, -2).float()
+        gram = grams.setdefault(name, torch.zeros(rows.shape[1], rows.shape[1], device=rows.device))
+        gram.addmm_(rows.T, rows, alpha=1 / count)
+
     for _, name in family.projections(layer):
-
-        def add(module: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-            rows = inputs[0].flatten(0, -2).float()
-            gram = rows.T @ rows
-            gram /= count
-            grams[name] = gram.add_(grams[name]) if name in grams else gram
-
-        handles.append(layer.get_submodule(name).register_forward_pre_hook(add))
-    _advance(layer, list(states), keywords)
+        hook = partial(add, name=name)
+        handles.append(layer.get_submodule(name).register_forward_pre_hook(hook))
+    _advance(layer, list(states), keywords, precision)
     for handle in handles:
         handle.remove()
-    return grams
+    return grams | {name: grams[first] for name, first in same.items()}
 
 
-def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any]) -> None:
+def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any], precision: Precision) -> None:
     """Run a layer on `states`, in place. A pruned layer may lack a sublayer."""
     for sublayer, branch in ((layer.self_attn, attention_branch(layer, keywords)), (layer.mlp, ffn_branch(layer))):
         if sublayer is not None:
-            states[:] = [state + branch(state) for state in states]
+            run = multiplied(precision, branch)
+            states[:] = [state + run(state) for state in states]

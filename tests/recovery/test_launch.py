@@ -14,7 +14,7 @@ from tests.test_cli import call
 
 SETTINGS = {
     "score": {"samples": 8, "batches": 4, "window": 32},
-    "recover": {"tokens": 1024, "weights": 0.5, "batch": 4, "rank": 4, "top": 32},
+    "recover": {"tokens": 1024, "weights": 0.5, "batch": 4, "rank": 4, "top": 32, "precision": "float32"},
 }  # fmt: skip
 
 
