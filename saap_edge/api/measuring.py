@@ -117,7 +117,7 @@ def bench(
     there = {name: value for name, value in there.items() if value is not None}
     _check_host(host, there)
     if not path.is_file() and not (path / "bundle.json").is_file():
-        raise SaapError(f"'{path}' {NO_STAGE}")
+        raise SaapError(f"'{path}' is neither a bundle nor a stage folder (as OUT/stages/NAME-HASH)")
     options |= _looks(budget, max_rounds, rounds or 7, target)
     paths = [path, *([Path(against)] if against else [])]
     with listener.bar("bench", None):

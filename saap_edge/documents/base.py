@@ -131,9 +131,10 @@ class Document(Part):
         """Raises SaapError with the remedy where a document inside this one states another version than is read."""
         for name, field in cls.model_fields.items():
             kind, section = field.annotation, document.get(field.alias or name)
-            if isinstance(kind, type) and issubclass(kind, Document) and isinstance(section, Mapping):
-                if (kind.model_fields["version"].alias or "version") in section:
-                    check_version(kind, kind.version_of(section), f"{where}, section {name},")
+            if not (isinstance(kind, type) and issubclass(kind, Document) and isinstance(section, Mapping)):
+                continue
+            if (kind.model_fields["version"].alias or "version") in section:
+                check_version(kind, kind.version_of(section), f"{where}, section {name},")
 
     @classmethod
     def of(cls, document: Self | Mapping[str, Any]) -> Self:

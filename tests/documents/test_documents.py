@@ -165,7 +165,7 @@ def test_a_document_inside_a_report_has_its_own_version(written, tmp_path, secti
     with pytest.raises(SaapError, match=f"section {section}, has .*version 0, .* reads .*: {remedy}"):
         Report.read(path)
     if section == "bench":
-        with pytest.raises(SaapError, match="section bench, has schema version 0, .* reads 2: measure again"):
+        with pytest.raises(SaapError, match=r"section bench, has schema version 0, .* reads 2: measure again"):
             se.gate(path, {"limits": {"file_mib": {"max": 1}}})
 
 
