@@ -43,7 +43,7 @@ class OnnxEngine:
         self._length = length
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
-        """Token ids as int64 [1, n]. Raises ValueError on no ids, an unknown id, and a sequence longer than `context`."""
+        """Token ids as int64 [1, n]. Raises ValueError on no ids, an unknown id, or more tokens than `context`."""
         ids = np.array([tokens], dtype=np.int64)
         if ids.size == 0:
             raise ValueError("no tokens to run")
