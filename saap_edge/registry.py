@@ -84,7 +84,7 @@ class Registry(Mapping[str, Record], Generic[Record]):
         found = self.get(name)
         if found is None:
             self.check(name)
-            raise SaapError(f"the {self._what} '{name}' is no record: it is part of saap-edge itself")
+            raise SaapError(f"the {self._what} '{name}' is built into saap-edge, and has no record of its own")
         return found
 
     def check(self, name: str) -> str:

@@ -99,5 +99,5 @@ def check_values(model: Path, formats: Iterable[str]) -> None:
     if large and narrow:
         name, largest = next(iter(large.items()))
         raise SaapError(
-            f"'{model}': {name} holds {largest:.3g}, and {narrow[0]} nothing beyond 65504: {IN_WIDER_FLOATS}"
+            f"'{model}': {name} holds {largest:.3g}, but {narrow[0]} holds nothing beyond 65504: {IN_WIDER_FLOATS}"
         )
