@@ -90,8 +90,7 @@ def bench(
         remote_folder: folder on the board for files and runs; ~/.cache/saap-edge where absent.
         keep: leave the bundles' files on the board for the next time.
 
-    Returns the bench document (docs/measuring.md). Raises SaapError for bad input, and for options that do not go
-    together.
+    Returns the bench document (docs/measuring.md). Raises SaapError for bad input or options that do not go together.
 
     Examples:
         >>> measured = se.bench("bundle", threads=1, prompt_tokens=8, decode_tokens=4, rounds=3)
