@@ -1,8 +1,8 @@
 """Pages of the site that are generated, so that they cannot go stale: the commands, and the Python API.
 
 mkdocs calls `on_files` (mkdocs.yml); `python mkdocs_hooks.py` prints the page of the commands. The commands are read
-from the Typer app itself, and their texts are those of `--help`. The API is read from the docstrings of `saap_edge.api`
-by mkdocstrings, where that module is there.
+from the Typer app itself, and their texts are those of `--help`. mkdocstrings reads the API from the docstrings of
+`saap_edge.api`.
 """
 
 from __future__ import annotations
@@ -11,26 +11,23 @@ import inspect
 import re
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import typer.main
 
 from saap_edge.cli import app
 
-API = Path(__file__).parent / "saap_edge" / "api.py"
-
 COMMANDS_HEAD = """# Commands
 
 This page is generated from the commands themselves: its texts are those of `saap-edge COMMAND --help`.
 [Using saap-edge](usage.md) says what they are for.
 """
-API_HEAD = """# Python API
+API_PAGE = """# Python API
 
-This page is generated from the docstrings of `saap_edge.api`.
+This page is generated from the docstrings of `saap_edge.api`. [From Python](api.md) is the overview.
 
+::: saap_edge.api
 """
-NO_API = "This version has no Python API: use the [commands](cli.md), which print JSON with `--json`.\n"
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -38,12 +35,8 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "cli.md", content=commands_page()))
-    files.append(File.generated(config, "reference.md", content=api_page()))
+    files.append(File.generated(config, "reference.md", content=API_PAGE))
     return files
-
-
-def api_page() -> str:
-    return API_HEAD + ("::: saap_edge.api\n" if API.is_file() else NO_API)
 
 
 def commands_page() -> str:

@@ -1,6 +1,6 @@
 """saap-edge: from a Hugging Face causal LM to verified GGUF and ONNX on a board's budget.
 
-`import saap_edge as se` offers the functions of `saap_edge.api`, loaded when they are first named.
+`import saap_edge as se` offers the functions of `saap_edge.api`; each is loaded when it is first used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Artifacts that were exported: the manifest beside them, which engine runs them, and what their headers say."""
+"""Exported artifacts: the manifest beside them, the engine that runs them, and what their headers say."""
 
 from __future__ import annotations
 
@@ -57,19 +57,23 @@ class Manifest(Document):
 
     @classmethod
     def version_of(cls, document: Mapping[str, Any]) -> Any:
-        """One that says none is of the first."""
+        """A manifest that states no version is of the first."""
         return document.get("version", 1)
 
 
 def engine_of(artifact_format: str) -> str:
-    """The name of the engine that runs a format."""
+    """The name of the engine that runs a format.
+
+    >>> engine_of("onnx-int4"), engine_of("gguf-q5_k")
+    ('onnxruntime', 'llama.cpp')
+    """
     return described(artifact_format).engine
 
 
 def code_of_others(formats: Iterable[str]) -> dict[str, str]:
-    """sha256 of what makes and runs these formats and is not saap-edge's: records by name, files by module.
+    """sha256 of the code of others that makes and runs these formats: of records by name, of files by module.
 
-    Our own code is in a stage's key already (chain/code.py); an export is made again when theirs changes.
+    An export is made again when that code changes. A stage's key holds saap-edge's own code already (chain/code.py).
     """
     found = {}
     for record in map(format_of, formats):
@@ -85,7 +89,7 @@ def code_of_others(formats: Iterable[str]) -> dict[str, str]:
 
 
 def context_of(path: Path) -> int:
-    """Longest sequence, in tokens, of an artifact. Raises SaapError when it does not say."""
+    """Tokens of the longest sequence that an artifact can hold. Raises SaapError when it does not say."""
     context = engine_at(path).context(path)
     if context is None:
         raise SaapError(f"'{path}' does not say how long its context is: export the model again")
@@ -93,12 +97,12 @@ def context_of(path: Path) -> int:
 
 
 def vocab_size_of(path: Path) -> int | None:
-    """Logits a token gives, of an artifact; None where it does not say."""
+    """Number of logits that an artifact gives for a token; None where it does not say."""
     return engine_at(path).vocab_size(path)
 
 
 def size_and_hash(path: Path) -> tuple[int, str]:
-    """Bytes and sha256 of a file; of a folder, the sum and the hash over its files' names and hashes."""
+    """Bytes and sha256 of a file. Of a folder: the sum of its files, and the hash over their names and hashes."""
     if path.is_file():
         return path.stat().st_size, file_hash(path)
     files = sorted(item for item in path.rglob("*") if item.is_file())
@@ -107,7 +111,7 @@ def size_and_hash(path: Path) -> tuple[int, str]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read manifest.json and check that every artifact still is what it says.
+    """Read manifest.json and check that every artifact still is what the manifest says.
 
     Raises SaapError when it is missing, damaged or of another version, or an artifact's sha256 differs.
     """

@@ -1,8 +1,8 @@
-"""Stages in folders named by the hash of their inputs: caching, resuming, and nothing half-written. Knows no maths.
+"""Stages in folders named by the hash of their inputs: results are found again, and nothing is half-written.
 
 A stage is a pure step: folders of earlier stages and its part of the recipe in, one new folder out. It writes into a
-temporary sibling that is renamed when it is whole, so a folder that exists is complete, and a killed run goes on where
-it stopped.
+temporary folder beside it, which is renamed when it is whole. So a folder that exists is complete, and a killed run
+goes on where it stopped. Nothing here knows maths.
 """
 
 from __future__ import annotations
@@ -52,17 +52,21 @@ _LIBRARIES = (
 )  # fmt: skip
 _TEMPORARY = ".tmp-"
 _RECORD = "stage.json"
-_MANIFEST = "manifest.json"  # of an export: it has the hashes of what it lists, and whoever runs that checks them
-_HASHED = 1 << 24  # bytes: of larger files the size alone is kept, their readers check them
+_MANIFEST = "manifest.json"  # of an export: it holds hashes of the artifacts, and their readers check these
+_HASHED = 1 << 24  # bytes: of larger files only the size is kept, because their readers check the contents
 
 
 @dataclass(frozen=True)
 class Stage:
     """A step of the chain.
 
-    `inputs` names earlier stages whose folders it reads; `reads` names outside files (model, texts) by their role;
-    `run(inputs, out)` does the work; `settings` is what else decides the result, JSON-able, and `code` the hash of the
-    code that does it.
+    Attributes:
+        name: its name.
+        inputs: earlier stages whose folders it reads.
+        reads: files from outside (model, texts) that it reads, by their role.
+        settings: what else decides the result, as JSON.
+        run: `run(inputs, out)` does the work; `inputs` are folders by stage name.
+        code: hash of the code that does the work.
     """
 
     name: str
@@ -75,7 +79,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage: its folder, whether it was already there, and how long it took in seconds."""
+    """A finished stage: its folder, whether it was already there (`cached`), and how many seconds it took."""
 
     name: str
     folder: Path
@@ -87,17 +91,18 @@ def run_stage(
     stage: Stage, folders: Mapping[str, Path], outside: Mapping[str, str], root: Path, recipe: dict[str, Any],
     again: bool = False,
 ) -> StageResult:  # fmt: skip
-    """Run a stage, or find that it has been run.
+    """Run a stage, or find that it was run before.
 
     Args:
+        stage: the stage.
         folders: folders of earlier stages, by name.
-        outside: content hashes of outside files, by role.
+        outside: content hashes of files from outside, by role.
         root: folder of stage folders.
         recipe: written into the stage's record, so that later stages can be run alone from it.
-        again: run it even where it has been run; the older folder goes.
+        again: run it even if it was run before; the new folder replaces the old one.
 
-    Raises SaapError when a file of an earlier stage is not as that stage left it, and when the disk is full or not
-    writable; nothing is left behind then.
+    Raises SaapError when a file of an earlier stage was changed, and when the disk is full or not writable. Nothing is
+    left behind then.
     """
     inputs = {name: folders[name] for name in stage.inputs}
     final = stage_folder(stage, folders, outside, root)
@@ -133,13 +138,13 @@ def run_stage(
 
 
 def stage_folder(stage: Stage, folders: Mapping[str, Path], outside: Mapping[str, str], root: Path) -> Path:
-    """The folder a stage's result is in, or will be: of the folders before it only the names count."""
+    """The folder that a stage's result is in, or will be: of earlier folders only the names decide it."""
     inputs = {name: folders[name] for name in stage.inputs}
     return root / f"{stage.name}-{_key(stage, inputs, outside)}"
 
 
 def _contents(folder: Path) -> dict[str, list[int | str]]:
-    """Size of every file of a stage, and the hash of those that are not large, by path in the folder."""
+    """[size, hash] of every file of a stage by its path in the folder; [size] of large files."""
     if (folder / _MANIFEST).exists():
         return {}
     return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -151,7 +156,7 @@ def _content(path: Path) -> list[int | str]:
 
 
 def _require_unchanged(folder: Path) -> None:
-    """Raise SaapError where a file of a finished stage was changed, or is gone."""
+    """Raise SaapError where a file of a finished stage was changed or removed."""
     record = read_stage(folder)
     for name, said in record.get("files", {}).items():
         path = folder / name
@@ -164,22 +169,23 @@ def _require_unchanged(folder: Path) -> None:
 
 
 def is_helper() -> bool:
-    """This is not the first process of a launch (`accelerate launch`, torchrun), which writes and speaks for all."""
+    """Whether this is a later process of a launch (`accelerate launch`, torchrun): only the first writes and speaks."""
     return int(os.environ.get("RANK", 0)) > 0
 
 
 def work_folder(out: Path) -> Path:
-    """Where a stage that writes into `out` may keep what a killed run needs to go on: gone when the stage is whole."""
+    """The folder where a stage that writes into `out` keeps what a killed run needs to go on. It is removed when the
+    stage is whole."""
     return out.with_name(out.name.rpartition("-")[0].replace(_TEMPORARY, ".work-"))
 
 
 @contextmanager
 def alone(work: Path) -> Iterator[None]:
-    """Keep a work folder to this run: two would write each other's checkpoints. Gone afterwards where nothing else was
-    put into it. Raises SaapError when another run has it."""
+    """Lock a work folder for this run: two runs would overwrite each other's checkpoints. The folder is removed
+    afterwards if it is empty. Raises SaapError when another run has it."""
     from filelock import FileLock, Timeout
 
-    if is_helper():  # the first process has it for all
+    if is_helper():  # the first process holds the lock for all
         yield
         return
     work.mkdir(parents=True, exist_ok=True)
@@ -193,12 +199,12 @@ def alone(work: Path) -> Iterator[None]:
     finally:
         (work / "lock").unlink(missing_ok=True)
         lock.release()
-        with suppress(OSError):  # it holds what a killed run needs to go on
+        with suppress(OSError):  # not empty: it holds what a killed run needs to go on
             work.rmdir()
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Flush to disk, then rename: after a power cut the folder is whole or not there."""
+    """Flush to disk, then rename: after a power cut, the folder is whole or absent."""
     for path in sorted(temporary.rglob("*")):
         if path.is_file():
             with path.open("rb") as handle:
@@ -224,7 +230,7 @@ def _key(stage: Stage, inputs: Mapping[str, Path], outside: Mapping[str, str]) -
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide results; absent ones are left out."""
+    """Versions of the libraries that results depend on; libraries that are not installed are left out."""
     found = {}
     for name in ("saap-edge", *_LIBRARIES):
         try:
@@ -235,7 +241,7 @@ def library_versions() -> dict[str, str]:
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
-    """The record of a stage folder. Raises SaapError when it is not one."""
+    """The record of a stage folder. Raises SaapError when the folder has none."""
     try:
         record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         made_of = [record["stage"], *record["inputs"].values()]
@@ -249,9 +255,9 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
 
 def ancestors(folder: Path) -> dict[str, Path]:
-    """A stage folder and all it was made from, by stage name.
+    """A stage folder and all folders that it was made from, by stage name.
 
-    Raises SaapError when one of them was removed: its maker has to run again.
+    Raises SaapError when one of them was removed.
     """
     return _ancestors(folder, ())
 
@@ -278,7 +284,7 @@ def clean_leftovers(root: Path) -> None:
 
 
 def link(target: Path, name: Path) -> None:
-    """Point the relative symbolic link `name` at `target`, in one step. Raises SaapError when a real file is there."""
+    """Point the relative symbolic link `name` at `target`, in one step. Raises SaapError when `name` is a real file."""
     if name.exists() and not name.is_symlink():
         raise SaapError(f"'{name}' is in the way: move it, or choose another --out")
     temporary = name.with_name(f".{name.name}-{os.getpid()}")

@@ -17,6 +17,6 @@ class SaapError(Exception):
 
 
 class ParityError(SaapError):
-    """An artifact that answers differently from its torch model. The CLI exits 1: the input was fine."""
+    """An artifact answers differently from its torch model. The CLI exits 1, because the input was fine."""
 
     exit_code = EXIT_FAILED

@@ -23,7 +23,7 @@ def file_hash(path: Path) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """sha256 over names and contents of a folder's files, hidden ones and sub-folders left out."""
+    """sha256 over names and contents of a folder's files; hidden files and sub-folders are left out."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
@@ -32,12 +32,12 @@ def folder_hash(folder: Path) -> str:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """A JSON file of a stage."""
+    """Write a JSON file of a stage."""
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of a stage. Raises SaapError when it is missing or damaged."""
+    """Read a JSON file of a stage. Raises SaapError when it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
 
 
 def save_document(document: dict[str, Any], out: Path) -> None:
-    """Write a JSON document that people keep: whole, or not at all."""
+    """Write a JSON document that people keep, whole or not at all. Raises ValueError for NaN and infinite numbers."""
     beside = out.with_name(f".{out.name}-{os.getpid()}")
     try:
         beside.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")

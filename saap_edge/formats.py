@@ -1,7 +1,7 @@
-"""Formats of artifacts: one record each, with all that sets it apart.
+"""Formats of artifacts: one record for each, with all that distinguishes it.
 
-Code asks the record and never compares a name, so that a format from elsewhere is treated as ours are. A record is
-data: what it names as "module:function" is imported when it is needed, and a board needs little of it.
+Code asks the record and never compares names, so that a format of others is treated as ours. A record is data: what it
+names as "module:function" is imported when it is needed, and a board needs little of that.
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Kind:
-    """What artifacts are on disk. `mark` stands for it in pictures (matplotlib's names); `usual`: a run's --out folder
-    has a link of this name; `doubt` is why predictions of its speed are less sure."""
+    """What artifacts are on disk: "gguf", "onnx" or "torch".
+
+    Attributes:
+        name: its name, with which the names of its formats begin.
+        mark: its mark in pictures, as matplotlib names marks.
+        usual: a run's --out folder has a link of this name.
+        doubt: why predictions of its speed are less sure; None: they are not.
+    """
 
     name: str
     mark: str = "^"
@@ -34,36 +40,46 @@ class Kind:
 
 @dataclass(frozen=True)
 class Format:
-    """A format.
+    """A format of artifacts.
 
     Attributes:
-        name: `kind`-`quantisation`, as recipes have it.
-        engine: the one that runs it (engines/registry.py).
-        path: inside an export folder.
-        writer: "module:function" of `writer(folder, out, format, export)`, see exporting/writers.py; None: no writer.
-        refusal: "module:function" of `refusal(spec, format, per_layer)`: why a model cannot go there, or None.
+        name: `kind`-`quantisation`, as in recipes.
+        kind: what its artifacts are on disk: "gguf", "onnx" or "torch".
+        engine: name of the engine that runs it (engines/registry.py).
+        path: its file or folder, relative to an export folder.
+        writer: "module:function" of `writer(folder, out, format, export)`, see exporting/writers.py; None: it is read,
+            not written.
+        refusal: "module:function" of `refusal(spec, format, per_layer)`, which returns why a model cannot be written
+            so, or None.
         token_check: "module:function" that compares the runtime's own tokenizer, see evaluation/token_ids.py.
         shipped: "module:function" that reads the projections back from an artifact whose codes only its maker knows.
-        launch: "module:name" of the program that a bundle starts it with; None: `no_bundle` says why not.
-        bits: of a projection's weight as its runtime reads it, scales included; of a mixture the mean, for a model with
-            Llama 3's proportions (FFN 4 times as wide, 4 query heads a kv head, 32 layers). None: not known before it
-            is written.
-        table_bits: the same of embedding and head.
-        scale_bits: of a scale that is not in `bits` because the export chooses its group.
-        kernel_bits: of the type that most products read, from which speed is predicted; None: the file must tell.
-        kv_bytes: of a number in the KV cache.
+        launch: "module:name" of the program that a bundle starts it with; None: no bundle can have it.
+        no_bundle: why no bundle can have it.
+        bits: bits a weight of projections, as the runtime reads them, scales included. For a mixture of types, their
+            mean in a model with Llama 3's proportions (FFN 4 times as wide, 4 query heads a kv head, 32 layers). None:
+            not known before it is written.
+        table_bits: bits a weight of embedding and head; None: those of projections.
+        scale_bits: bits of a scale that `bits` does not include, because the export chooses its group.
+        kernel_bits: bits a weight of the type that most products read; predictions of speed use it. None: the file
+            must tell.
+        kv_bytes: bytes of a number in the KV cache.
         tolerance: relative error of logits that verify always allows (evaluation/parity.py).
         dtype: torch's name of the type of all matrices, where these are floats.
-        blocks: block formats (model/blocks.py) of projections; the first where none of them was tuned.
-        table_block: the block format of embedding and head, where projections are in blocks.
-        block: inputs that share a scale; None: what the recipe says (export.group).
-        grid: inputs a block of llama.cpp's own types has, which pruned widths should fill; None: the board's own grid.
-        made_from: formats that llama.cpp makes this one of: first, and for values beyond fp16. None where we write it.
+        blocks: block formats (model/blocks.py) of projections; where none of them was tuned, the first is written.
+        table_block: block format of embedding and head, where projections are in blocks.
+        block: inputs that share a scale; None: as the recipe says (export.group).
+        grid: inputs in a block of llama.cpp's own types, which pruned widths should fill; None: the board's own grid.
+        made_from: formats that llama.cpp makes this one from: the usual one, then the one for values beyond fp16. Empty
+            where saap-edge writes it.
         needs_importance: llama.cpp refuses to make it without an importance matrix.
-        widened: matrices are stored narrower than the runtime holds them.
-        repacked: llama.cpp keeps these twice, where the CPU has kernels for it.
-        memory: which of the fit's coefficients give the memory a runtime takes (prediction/prediction.json).
-        held: bytes that a runtime holds, over those of the model's float32 weights, about.
+        widened: the runtime holds matrices in a wider type than the file.
+        repacked: llama.cpp keeps matrices twice, where the CPU has kernels for it.
+        memory: which coefficients of the fit give the memory that the runtime takes (prediction/prediction.json).
+        held: about how many bytes a runtime holds, over those of the model's float32 weights.
+
+    >>> found = format_of("gguf-q4_0")
+    >>> found.kind, found.quantisation, found.engine, found.path
+    ('gguf', 'q4_0', 'llama.cpp', 'gguf/model-q4_0.gguf')
     """
 
     name: str
@@ -100,9 +116,12 @@ class Format:
         return self.name.partition("-")[2]
 
     def weight_bits(self, group: int) -> tuple[float, float]:
-        """Bits that a projection's weight takes, and one of embedding or head, with scales of `group` inputs.
+        """Bits a weight, scales included: (of projections, of embedding and head). `group` inputs share a scale.
 
         Raises SaapError where that is not known before the artifact is written.
+
+        >>> format_of("gguf-q4_0").weight_bits(32), format_of("onnx-int4").weight_bits(32)
+        ((4.5, 8.5), (5.0, 8.25))
         """
         if self.bits is None:
             raise SaapError(f"the size of '{self.name}' is not known before it is written: leave it out of the fit")
@@ -110,7 +129,7 @@ class Format:
         return self.bits + self.scale_bits / group, table + self.scale_bits / TABLE_GROUP
 
     def writes(self) -> Any:
-        """The writer. Raises SaapError where there is none."""
+        """The function that writes it. Raises SaapError where there is none."""
         if self.writer is None:
             raise SaapError(f"'{self.name}' has no writer: it is read, not exported")
         return resolve(self.writer)
@@ -119,10 +138,9 @@ class Format:
 TABLE_GROUP = 128  # inputs of embedding and head that share a scale at most, where the export chooses groups
 _EXPORTING, _IDS, _LAUNCH = "saap_edge.exporting.", "saap_edge.evaluation.token_ids:", "saap_edge.bundle.launch:"
 _QK_K, _QK = 256, 32  # inputs a block has in llama.cpp's K and IQ types, and in all others
-# Relative RMS error of centred logits that is always tolerated: in full precision sums in another order, on some
-# processors in fp16, are all there is. Measured: 6e-7 and 3e-4 on trained models.
-# A fault in a single layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope
-# 0.4.
+# Relative RMS error of centred logits that is always tolerated. In full precision, answers differ only because sums
+# are taken in another order, on some processors in fp16. Measured on trained models: 6e-7 and 3e-4. A fault in a single
+# layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope 0.4.
 _FLOATS_IN_LLAMA_CPP, _FLOATS = 0.005, 0.00005
 _K_QUANTS = 0.06  # activations are rounded in blocks of 256, which is not predicted; seen: up to 0.03
 
@@ -143,7 +161,7 @@ def register_format(format: Format) -> Format:
 
 
 def format_of(name: str) -> Format:
-    """The record of a format. Raises SaapError that names the nearest one when there is none."""
+    """The record of a format. Raises SaapError that suggests the nearest name for an unknown one."""
     return FORMATS.find(name)
 
 
@@ -158,13 +176,18 @@ FormatName = Annotated[str, AfterValidator(_known)]  # a field of a recipe or a 
 
 
 def kind_of(name: str) -> Kind:
-    """The kind of that name; a plain one where nobody registered it."""
+    """The kind of that name; a kind without properties where nobody registered it."""
     return KINDS.get(name) or Kind(name)
 
 
 def described(name: str) -> Format:
-    """The record of a format; for a file of others, which is named after the type of most of its tensors
-    ("gguf-q5_k"), one of its kind that knows no more than the name tells. Raises SaapError for an unknown kind.
+    """The record of a format, of a format that saap-edge does not know, too.
+
+    A file made by others is named after the type of most of its tensors; its record knows what the name tells. Raises
+    SaapError for an unknown kind.
+
+    >>> described("gguf-q5_k").kernel_bits, described("gguf-q5_k").writer
+    (5.5, None)
     """
     found = FORMATS.get(name)
     if found is not None:
@@ -180,7 +203,7 @@ def described(name: str) -> Format:
 
 
 def of_kind(kind: str) -> list[Format]:
-    """The formats of a kind."""
+    """The formats of a kind: "gguf", "onnx" or "torch"."""
     return [format for format in FORMATS.values() if format.kind == kind]
 
 

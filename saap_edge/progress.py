@@ -1,9 +1,9 @@
 """How far long work is: a bar where there is a terminal, a plain line now and then where there is none (a log, nohup).
 
-A bar opened inside another is part of it: the inner one is shown while it lasts, so that a stage opens one for all it
-does and its parts open theirs. Lines come FIRST seconds after the outer one began, then at doubling intervals up to
-LONGEST. They come from a thread of their own, so that work that does not advance is seen to be alive; what is done
-before the first line is due prints nothing. Needs no torch.
+A stage opens one bar for all it does, and its parts open bars inside it: the inner bar is shown while it lasts. Lines
+come FIRST seconds after the outer bar began, then at doubling intervals up to LONGEST. Work that ends before the first
+line prints nothing. The lines come from a thread of their own, which shows that work which does not advance is alive.
+Needs no torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ Advance = Callable[..., None]
 
 
 class Bar(Protocol):
-    """bar(what, total): a context whose value is called with the number of steps done. `total` None: not known."""
+    """bar(what, total): a context manager. Its value is called with a number of steps when these are done. `total` is
+    the number of all steps; None: not known."""
 
     def __call__(self, what: str, total: float | None, /) -> AbstractContextManager[Advance]: ...
 
@@ -52,32 +53,36 @@ def no_bar(what: str, total: float | None) -> Iterator[Advance]:
 
 
 class Progress:
-    """What a caller hears of long work; this one keeps silent. Overwrite what you want to hear.
+    """What a caller hears of long work. This class keeps silent: override the methods that you want to hear.
 
-    class Loud(se.Progress):
-        def note(self, text):
-            print(text)
+    Examples:
+        >>> import saap_edge as se
+        >>> class Loud(se.Progress):
+        ...     def note(self, text):
+        ...         print(text)
+        >>> Loud().note("the tokenizer was corrected")
+        the tokenizer was corrected
     """
 
     def bar(self, what: str, total: float | None) -> AbstractContextManager[Advance]:
-        """Work begins: a `Bar`."""
+        """Work begins. Returns a context manager, as a `Bar` does."""
         return no_bar(what, total)
 
     def note(self, text: str) -> None:
-        """Something was put right, or will differ from what one might expect."""
+        """Something was corrected, or will differ from what one might expect."""
 
     def say(self, text: str) -> None:
-        """What is going on beside."""
+        """Something happens that needs no action, as a connection that is tried again."""
 
     def ahead(self, lines: list[str]) -> None:
-        """What a run is about to do, with time and memory, before it begins."""
+        """A run is about to begin: lines on what it will do, with time and memory."""
 
     def stage(self, result: Any) -> None:
-        """A stage is done: `name`, `folder`, `cached`, `seconds`."""
+        """A stage is done; `result` has `name`, `folder`, `cached` and `seconds`."""
 
 
 class _Called(Progress):
-    """A function is told of every step."""
+    """Calls a function at every step."""
 
     def __init__(self, call: Callable[[str, float, float | None], object]) -> None:
         self._call = call
@@ -100,14 +105,19 @@ Listener = Progress | Callable[[str, float, float | None], object] | None
 
 
 def progress_of(listener: Listener) -> Progress:
-    """The `Progress` that a caller's `progress` is."""
+    """The `Progress` for what a caller gave: itself, one that calls a function, or a silent one for None."""
     if listener is None:
         return Progress()
     return listener if isinstance(listener, Progress) else _Called(listener)
 
 
 def intervals() -> Iterator[float]:
-    """Seconds from line to line."""
+    """Seconds from line to line.
+
+    >>> from itertools import islice
+    >>> list(islice(intervals(), 6))
+    [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+    """
     seconds = FIRST
     while True:
         yield seconds
@@ -115,7 +125,7 @@ def intervals() -> Iterator[float]:
 
 
 class Bars:
-    """What is going on, shown on `console`. `waits` gives the seconds from line to line, `clock` the time."""
+    """Shows on `console` what is going on. `waits` gives the seconds from line to line, `clock` the time in seconds."""
 
     def __init__(
         self, console: Console, waits: Callable[[], Iterator[float]] = intervals,
@@ -186,7 +196,7 @@ class Bars:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def line(self) -> str | None:
-        """What is going on, in words; None where nothing is."""
+        """What is going on, in words; None where no bar is open."""
         shown = {task.id: task for task in self._progress.tasks} if self._progress else {}
         task = next((shown[number] for number in self._open[::-1] if number in shown), None)
         if task is None:
@@ -217,7 +227,11 @@ def _words(task: Task, moved: bool) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In words, as people say it: "45 s", "12 min", "2.5 h"."""
+    """A time in words.
+
+    >>> duration(45), duration(700), duration(9000)
+    ('45 s', '12 min', '2.5 h')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

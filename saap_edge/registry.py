@@ -1,4 +1,4 @@
-"""Registries that others can add to: records by name, ours, those of entry points, and those of the running program."""
+"""Registries that others can add to: records by name, of saap-edge, of entry points and of the running program."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def resolve(entry: str) -> Any:
     """The object that "package.module:name" names; its module is imported only now.
 
     Raises SaapError when there is none.
+
+    >>> resolve("json:loads")("[1, 2]")
+    [1, 2]
     """
     module, _, name = entry.partition(":")
     try:
@@ -38,13 +41,20 @@ def resolve(entry: str) -> Any:
 class Registry(Mapping[str, Record], Generic[Record]):
     """Records by name, in the order they were registered.
 
-    The registry imports `modules`, which register our own records, at the first look. It loads the entry points of
-    `group` when a name is not among those, or when all names are asked for. An entry point names a record.
+    At the first look, the registry imports `modules`, which register saap-edge's own records. It loads the entry points
+    of `group` when a name is not among those, or when all names are asked for. An entry point names a record.
 
     Args:
         what: what the records are, for messages: "pruning order".
+        group: group of entry points.
+        modules: modules that register records.
         own: records that are there from the beginning.
-        taken: names of ours that are not in the registry.
+        taken: names that saap-edge itself uses without a record.
+
+    >>> from saap_edge.formats import FORMATS
+    >>> FORMATS.find("gguf-q40")
+    Traceback (most recent call last):
+    saap_edge.errors.SaapError: unknown format 'gguf-q40', did you mean 'gguf-q4_0'?
     """
 
     def __init__(
@@ -57,9 +67,9 @@ class Registry(Mapping[str, Record], Generic[Record]):
         self._loaded = self._asked = False
 
     def register(self, record: Record, *, replace: bool = False) -> Record:
-        """Add a record and return it; `replace`: in the place of one that was registered under its name before.
+        """Add a record and return it. With `replace`, it takes the place of an earlier record of that name.
 
-        Raises SaapError for a name of ours, and when another record has it.
+        Raises SaapError when the name is saap-edge's own, or another record has it.
         """
         if record.name in self._taken and self._records.get(record.name) != record:
             raise SaapError(f"the {self._what} '{record.name}' is saap-edge's own: choose another name")
@@ -70,15 +80,15 @@ class Registry(Mapping[str, Record], Generic[Record]):
         return record
 
     def find(self, name: str) -> Record:
-        """The record of that name. Raises SaapError that names the nearest one when there is none."""
+        """The record of that name. Raises SaapError that suggests the nearest name when there is none."""
         found = self.get(name)
         if found is None:
             self.check(name)
-            raise SaapError(f"the {self._what} '{name}' is no record: it is part of saap-edge itself")
+            raise SaapError(f"the {self._what} '{name}' is built into saap-edge, and has no record of its own")
         return found
 
     def check(self, name: str) -> str:
-        """The name, where a record or something of ours has it. Raises SaapError that names the nearest known one."""
+        """The name, if it is known. Raises SaapError that suggests the nearest known one otherwise."""
         if name in self._taken or name in self:
             return name
         known = list(dict.fromkeys((*self._taken, *self)))
@@ -121,7 +131,7 @@ class Registry(Mapping[str, Record], Generic[Record]):
 
 
 def source_file(thing: Callable[..., Any]) -> Path | None:
-    """The file that a function is in: what was made with it is made again when that changes. None where it was typed
+    """The file that a function is in, so that its results are made again when the file changes. None where it was typed
     in."""
     found = inspect.getsourcefile(inspect.unwrap(thing))
     return Path(found) if found and Path(found).is_file() else None

@@ -8,6 +8,7 @@ __all__ = ["Section"]
 
 
 class Section(BaseModel):
-    """Fields that are fixed once read; unknown ones are refused, so that a typing error never passes silently."""
+    """A section of a recipe. Fields do not change once read; unknown ones are refused, so that a typing error never
+    passes silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -13,7 +13,10 @@ LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 
 def resolve_model(name: str) -> Path:
-    """A local folder for a folder path, a GGUF file (unpacked) or a hub name. Raises SaapError when there is none."""
+    """The local folder of a model: a folder as it is, a GGUF file unpacked, a hub name downloaded.
+
+    Raises SaapError when there is no such model.
+    """
     if Path(name).is_dir():
         return Path(name)
     if Path(name).is_file():

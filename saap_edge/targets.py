@@ -71,7 +71,7 @@ class Power(_Strict):
 
 
 class Kernel(_Strict):
-    """What a probe measured of one format's kernel, with the target's threads."""
+    """Speeds of one format's kernel that a probe measured, with the target's threads."""
 
     gemv_gb_s: Figure = Field(description="weights that a product of a matrix and a vector reads, GB/s")
     gemm_gmac_s: Figure = Field(description="multiply-adds of a product with 64 columns, 10^9 a second")
@@ -122,18 +122,19 @@ class Target(_Strict):
 
     @property
     def core_count(self) -> int:
+        """Number of cores of all kinds."""
         return sum(core.count for core in self.cores)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What results depend on, JSON-able: not the memory, whose total grows in a virtual machine that runs."""
+        """What results depend on, as JSON. Memory is left out: its total may grow while a virtual machine runs."""
         return self.model_dump(mode="json", exclude={"ram_mib"})
 
     @property
     def decode_bandwidth(self) -> float:
         """Bytes a second that decoding reads: seen while decoding where known, else measured, else on paper.
 
-        Raises SaapError when the target states none.
+        Raises SaapError when the target states no bandwidth.
         """
         known = self.bandwidth_gb_s
         for figure in (
@@ -145,7 +146,7 @@ class Target(_Strict):
 
 
 def _folder() -> Path:
-    """Inside an installed wheel the files lie in the package, in a checkout beside it."""
+    """The folder of the YAML files: in the package where it was installed from a wheel, beside it in a checkout."""
     packaged = Path(__file__).parent / "_targets"
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "targets"
 
@@ -158,8 +159,12 @@ def list_targets() -> list[str]:
 def load_target(name: str) -> Target:
     """A board by name, or from a YAML file.
 
-    `host` is always this machine: the shipped file where it describes this one, otherwise what the system tells
-    without measuring. Raises SaapError for an unknown name or a malformed file (with line and field).
+    `host` is always this machine: the shipped file if that describes it, otherwise what the system tells without
+    measuring. Raises SaapError for an unknown name or a malformed file (with line and field).
+
+    >>> board = load_target("rpi5")
+    >>> board.core_count, board.threads, board.quantisation["gguf"]
+    (4, 4, 'q4_0')
     """
     path = _folder() / f"{name}.yaml"
     if "/" in name or name.endswith((".yaml", ".yml")):
@@ -173,12 +178,19 @@ def load_target(name: str) -> Target:
 
 
 def matches_this_machine(target: Target) -> bool:
-    """This machine is that board."""
+    """Whether this machine is that board."""
     return matches(target, {"cpu": cpu_name(), "board": device_tree(), "cores": os.cpu_count()})
 
 
 def matches(target: Target, machine: Mapping[str, Any]) -> bool:
-    """A machine, as `machine_facts` tells of it, is that board (`recognise`), or has its CPU model and core count."""
+    """Whether a machine, as `machine_facts` describes it, is that board.
+
+    `recognise` decides where the target has it, otherwise CPU model and number of cores.
+
+    >>> pi = {"cpu": "Cortex-A76", "board": "Raspberry Pi 5 Model B Rev 1.0, brcm,bcm2712", "cores": 4}
+    >>> matches(load_target("rpi5"), pi), matches(load_target("rk3588"), pi)
+    (True, False)
+    """
     if target.recognise:
         names = f"{machine['cpu']}, {machine.get('board') or ''}"
         return any(word in names for word in target.recognise)
@@ -202,14 +214,14 @@ def this_machine() -> Target:
 
 
 def _clock(source: str) -> Figure | None:
-    """GHz: the highest the kernel admits, else what it runs at."""
+    """The highest clock that the kernel states, else the current one, GHz."""
     found = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
     megahertz = (found.max or found.current) if found else 0
     return Figure(value=round(megahertz / 1000, 2), source=source) if megahertz else None
 
 
 def _simd_bits(flags: set[str]) -> Figure:
-    """Two pipes of the widest vectors: what most cores have."""
+    """Bits of vector arithmetic a cycle, assumed: two pipes of the widest vectors, as most cores have."""
     width = 512 if "avx512f" in flags else 256 if "avx2" in flags else 128
     return Figure(value=2 * width, source=f"assumed, two {width}-bit pipes", assumed=True)
 

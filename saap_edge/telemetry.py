@@ -1,7 +1,7 @@
 """ONNX Runtime and onnxruntime-genai send usage events to their maker unless a variable says no before they load.
 
-Importing `saap_edge` sets the variable, so every module of ours has it before it imports such a library, and every
-process that we start inherits it. What runs without saap_edge (run.py of a bundle) has the same lines.
+Importing `saap_edge` sets the variable: every module of saap-edge has it before it imports such a library, and every
+process that saap-edge starts inherits it. A program without saap_edge (run.py of a bundle) has the same lines.
 """
 
 from __future__ import annotations

@@ -19,7 +19,17 @@ Model = TypeVar("Model", bound=BaseModel)
 def load_yaml_model(path: Path, schema: type[Model]) -> Model:
     """Read a YAML file into `schema`; an empty file is an empty mapping.
 
-    Raises SaapError in one line, as "recipe.yaml:12: prune.ratio: Input should be less than 1".
+    Raises SaapError in one line, with file, line and field:
+
+    >>> import tempfile
+    >>> from saap_edge.recipe import Recipe
+    >>> file = Path(tempfile.mkdtemp()) / "recipe.yaml"
+    >>> _ = file.write_text("prune:\\n  ratio: 1.5\\n")
+    >>> try:
+    ...     load_yaml_model(file, Recipe)
+    ... except SaapError as error:
+    ...     print(str(error).removeprefix(f"{file.parent}/"))
+    recipe.yaml:2: prune.ratio: Input should be less than 1
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -58,7 +68,7 @@ def item_lines(path: Path, field: str) -> list[int]:
 
 
 def _twice(node: yaml.Node | None) -> yaml.Node | None:
-    """The first key that its mapping has already: YAML would keep the last and drop the other without a word."""
+    """The first key that a mapping has twice: YAML would keep the last and drop the other silently."""
     if isinstance(node, yaml.MappingNode):
         names: set[str] = set()
         for key, value in node.value:
@@ -83,7 +93,7 @@ def _explain(path: Path, root: yaml.Node | None, error: Any, schema: type[BaseMo
 
 
 def _line(node: yaml.Node | None, location: list[Any]) -> int:
-    """Line of the field at `location`, or of the innermost part of it that is there."""
+    """Line of the field at `location`, or of the innermost part of the location that exists."""
     line = node.start_mark.line + 1 if node else 1
     for part in location:
         if isinstance(node, yaml.MappingNode):

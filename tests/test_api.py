@@ -11,20 +11,28 @@ import typer
 
 import saap_edge as se
 from saap_edge import api, cli
-from saap_edge.api import recipes
+from saap_edge.bundle.write import write_bundle
 from saap_edge.prediction.predict import Prediction
 from saap_edge.recipe import Recipe
+from saap_edge.targets import dump_yaml, this_machine
 from tests.conftest import TEXT, tiny_model, write_folder
+from tests.test_adding import as_before  # noqa: F401 (what an example registers is gone afterwards)
 from tests.test_cli import SMALL, call
+
+CALLABLE = [name for name in api.__all__ if callable(getattr(api, name))]
+FUNCTIONS = [name for name in CALLABLE if inspect.isfunction(getattr(api, name))]
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    root = tmp_path_factory.mktemp("api")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="module")
+def recipe(root):
     model = write_folder(tiny_model("llama"), root / "model")
-    for role in ("calibration", "heldout", "test"):
-        (root / f"{role}.txt").write_text(TEXT)
-    texts = {role: str(root / f"{role}.txt") for role in ("calibration", "heldout", "test")}
+    (root / "text.txt").write_text(TEXT)
+    texts = dict.fromkeys(("calibration", "heldout", "test"), str(root / "text.txt"))
     document = {"model": str(model), "data": texts, **SMALL}
     return document | {"export": {"formats": ["gguf-q4_0"]}, "prune": {"method": "saap", "ratio": 0.3}}
 
@@ -35,7 +43,7 @@ def heard():
 
 
 @pytest.fixture(scope="module")
-def run(recipe, heard, tmp_path_factory):
+def run(recipe, heard, root):
     class Loud(se.Progress):
         def ahead(self, lines):
             heard["lines"] += lines
@@ -46,7 +54,18 @@ def run(recipe, heard, tmp_path_factory):
         def note(self, text):
             heard["notes"].append(text)
 
-    return se.compile(recipe=recipe, out=tmp_path_factory.mktemp("out") / "out", progress=Loud())
+    return se.compile(recipe=recipe, out=root / "out", progress=Loud())
+
+
+@pytest.fixture(scope="module")
+def folder(root, recipe, run):
+    """Where the examples of docstrings work: the files that `saap_edge.api` names."""
+    (root / "recipe.yaml").write_text(json.dumps(recipe))
+    (root / "budget.yaml").write_text("limits: {file_mib: {max: 1}}")
+    # One thread: two of a runtime's spin while they wait for each other, which on a busy machine takes long.
+    (root / "board.yaml").write_text(dump_yaml(this_machine().model_copy(update={"threads": 1})))
+    write_bundle(run.out, root / "bundle", target=str(root / "board.yaml"))
+    return root
 
 
 def test_a_run_tells_where_everything_is(run, heard):
@@ -108,8 +127,14 @@ def test_recipes_from_everything(recipe, tmp_path):
             se.recipe_of(whole, **options)
 
 
-def test_examples_in_docstrings():
-    assert doctest.testmod(recipes).attempted > 0 and not doctest.testmod(recipes).failed
+@pytest.mark.parametrize("name", ["", *CALLABLE])
+def test_examples_in_docstrings(name, folder, run, monkeypatch):
+    monkeypatch.chdir(folder)
+    thing = getattr(api, name) if name else api
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(thing), {"se": se, "run": run}, name, None, None)
+    assert example.examples or name not in FUNCTIONS, "every function has an example"
+    found = doctest.DocTestRunner(verbose=False).run(example)
+    assert found.attempted == len(example.examples) and not found.failed
 
 
 def test_nothing_is_loaded_before_it_is_needed():

@@ -1,20 +1,30 @@
 """The Python interface: what `import saap_edge as se` offers.
 
-    import saap_edge as se
+The commands call these functions, and hold no rule of their own. All functions raise `SaapError` for bad input: one
+line that says what is wrong and what to do. Nothing is printed. `progress` takes a `Progress`, or a function that is
+called with (what, steps done, steps in all or None). Documents (`run.bench`, `run.gate`, `run.report`, `run.plan`)
+read by attribute, or by key as in their files; `as_dict()` gives the JSON. Modules that need torch are loaded when a
+function needs them.
 
-    run = se.compile("HuggingFaceTB/SmolLM2-135M-Instruct", target="rpi5", ratio=0.2, out="out")
-    run.plan, run.files["gguf-q4_0"], run.report
-    se.predict(run.files["gguf-q4_0"], target="rpi5").decode_tok_s
-    se.gate(run, "budgets.yaml").verdict
+The examples below are run by tests/test_api.py. They work in a folder with these files: `model`, a Hugging Face folder;
+`text.txt`; `recipe.yaml`, which names texts and asks for little work; `budget.yaml`, with a limit on the size of the
+file; `bundle`, made by `saap-edge bundle out --out bundle`. `run` is the finished run of the first example.
 
-The command line calls these functions, and nothing else: every rule and every refusal is here. All raise SaapError, one
-line that says what is wrong and what to do. Nothing is printed: `progress` takes a `Progress`, or a function that is
-called with (what, steps done, steps in all or None). Documents (`run.bench`, `run.gate`, `run.report`, `run.plan`) are
-models: they read by attribute, or by key as in their files, and `as_dict()` gives the JSON. Modules that need torch are
-loaded when a function needs them.
+Examples:
+    >>> import saap_edge as se
+    >>> run = se.compile("model", recipe="recipe.yaml", ratio=0.3, out="out")
+    >>> list(run.files)
+    ['gguf-q4_0']
+    >>> run.report.plan.achieved_ratio >= 0.3
+    True
+    >>> se.predict(run.files["gguf-q4_0"], target="rpi5").fits
+    True
+    >>> se.gate(run, "budget.yaml").verdict
+    'pass'
 """
 
-from saap_edge.api.judging import bench, bench_stage, evaluate, gate, predict, predict_document, verify
+from saap_edge.api.judging import evaluate, gate, predict, predict_document
+from saap_edge.api.measuring import bench, bench_stage, verify
 from saap_edge.api.recipes import recipe_of
 from saap_edge.api.registering import register_family, register_metric, register_order
 from saap_edge.api.results import Fit, Frontier, Run

@@ -1,4 +1,4 @@
-"""Recipes from what a caller says: a file, a document or a recipe, and options on top."""
+"""Recipes from what a caller gives: a file, a document or a recipe, with options on top."""
 
 from __future__ import annotations
 
@@ -27,22 +27,27 @@ def recipe_of(
     teacher: str | Path | None = None, data: str | Path | None = None, formats: Sequence[str] | None = None,
     budget: Budget | Mapping[str, Any] | str | Path | None = None,
 ) -> Recipe:  # fmt: skip
-    """A checked recipe.
+    """A recipe that was checked. Options replace what `recipe` says; what neither says has its default.
 
     Args:
-        recipe: a YAML file, a document or a recipe; the default of every field where absent.
+        recipe: a YAML file, a document or a `Recipe`.
         model: Hugging Face folder, .gguf file or hub name; the bundled model where nothing names one.
-        target: board, by name or YAML file.
-        ratio: share of the dense cost to remove, in (0, 1); `method`: how the plan is made.
-        tokens: training tokens of recovery; `teacher`: the model it learns from.
+        target: the board, by name or YAML file.
+        ratio: share of the dense cost to remove, in (0, 1).
+        method: how the plan is made (docs/method.md).
+        tokens: training tokens of recovery.
+        teacher: the dense model that recovery learns from.
         data: folder with calibration.txt, heldout.txt and test.txt.
-        formats: artifacts to export.
+        formats: artifacts to export, as "gguf-q4_0".
         budget: limits of the gate.
 
-    Raises SaapError that names the field, and its line in a file, for what cannot be.
+    Raises SaapError that names the wrong field, and its line in a file.
 
-    >>> recipe_of(target="rpi5", ratio=0.2).prune.ratio
-    0.2
+    Examples:
+        >>> se.recipe_of(target="rpi5", ratio=0.2).prune.ratio
+        0.2
+        >>> se.recipe_of("recipe.yaml", formats=["onnx-int4"]).export.formats
+        ('onnx-int4',)
     """
     from pydantic import ValidationError
 
@@ -74,7 +79,7 @@ def recipe_of(
 
 
 def with_formats(recipe: Recipe, formats: Sequence[str], option: str) -> Recipe:
-    """The recipe with other formats. Raises SaapError that names the option for one that there is not."""
+    """The recipe with other formats. Raises SaapError that names `option` where a format is unknown."""
     try:
         return recipe_of(recipe, formats=formats)
     except SaapError as error:
@@ -98,7 +103,7 @@ def budget_of(budget: Budget | Mapping[str, Any] | str | Path) -> Budget:
 
 
 def _document(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
-    """A copy that may be changed."""
+    """The recipe as a document of its own, which the caller may change."""
     from saap_edge.recipe import Recipe
     from saap_edge.yaml_lines import load_yaml_model
 
@@ -112,7 +117,7 @@ def _document(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> dict[st
 
 
 def _anchored(recipe: Recipe) -> Recipe:
-    """Paths made absolute, so that a later stage can be run from anywhere."""
+    """The recipe with absolute paths: a later stage may be run from another folder."""
     texts = {role: Path(path).absolute() for role, path in recipe.data}
     local = Path(recipe.model)
     model = str(local.absolute()) if local.exists() else recipe.model

@@ -1,4 +1,4 @@
-"""What may come from outside: pruning orders, families, metrics of the gate. docs/adding.md has an example of each."""
+"""Adding pruning orders, families and metrics of the gate from outside. docs/adding.md has a longer example of each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,29 @@ __all__ = ["register_family", "register_metric", "register_order"]
 
 
 def register_order(name: str, values: Callable[..., Values], uniform: bool = False) -> None:
-    """Add a pruning order under a name that `method` may then be.
+    """Add a pruning order, whose name `method` and recipes then take.
 
     Args:
-        values: (scores, space, bank, ranking, seed) -> for every layer a figure of every structure, by kind
-            ("attention", "slots", "ffn"), float64 [structures]; the lowest leaves first.
-        uniform: every layer gets the same widths.
+        name: its name.
+        values: called with (scores, space, bank, ranking, seed). Returns a figure of every structure, for every layer
+            and kind ("attention", "slots", "ffn"): float64 [structures]. Structures with the lowest figures leave
+            first.
+        uniform: give every layer the same widths.
 
-    Raises SaapError for a name of saap-edge's own.
+    Raises SaapError where the name is one of saap-edge's own.
+
+    Examples:
+        >>> def late_first(scores, space, bank, ranking, seed):
+        ...     def figures(layer, kind):
+        ...         weights = scores.view(layer, kind, "magnitude").mean(0)
+        ...         return weights / (1 + weights.max()) - layer
+        ...
+        ...     layers = range(len(space.shapes))
+        ...     return [{kind: figures(layer, kind) for kind in ("attention", "slots", "ffn")} for layer in layers]
+        >>> se.register_order("late-first", late_first)
+        >>> scored = se.score("model", recipe="recipe.yaml", out="out")
+        >>> se.plan(scored, ratio=0.2, method="late-first").plan.order
+        'late-first'
     """
     from saap_edge.pruning import orders
 
@@ -30,21 +45,38 @@ def register_order(name: str, values: Callable[..., Values], uniform: bool = Fal
 
 
 def register_family(family: Family) -> None:
-    """Add a model family under its `model_type`. Raises SaapError for one of saap-edge's own."""
+    """Add a model family under its `model_type`. Raises SaapError where that is one of saap-edge's own.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from saap_edge.families import FAMILIES
+        >>> se.register_family(replace(FAMILIES["llama"], model_type="my_llama", title="My Llama"))
+        >>> FAMILIES["my_llama"].exports.gguf_uniform
+        'llama'
+    """
     from saap_edge import families
 
     families.register_family(family)
 
 
 def register_metric(name: str, kind: Kind | str, figure: Callable[[BenchedArtifact, Any], Any]) -> None:
-    """Add a metric that budgets may have limits on.
+    """Add a metric of the gate, which budgets may then limit.
 
     Args:
+        name: its name.
         kind: what it rests on: "counted", "on the board", "side by side", "predicted" or "against the baseline".
-        figure: (artifact of the bench document, evidence) -> a number, a `gating.figures.Figure` with its interval, or
-            None where there is none. Only what was counted may do without an interval.
+        figure: called with (artifact of the bench document, `gating.figures.Evidence`). Returns a number, a
+            `gating.figures.Figure` with its interval, or None where the artifact has no such figure. Only what was
+            counted may come without an interval.
 
-    Raises SaapError for a name of saap-edge's own.
+    Raises SaapError where the name is one of saap-edge's own.
+
+    Examples:
+        >>> def bits_per_parameter(artifact, evidence):
+        ...     return 8 * artifact.metrics.file_bytes / artifact.metrics.parameters
+        >>> se.register_metric("bits_per_parameter", "counted", bits_per_parameter)
+        >>> se.gate(run, {"limits": {"bits_per_parameter": {"max": 16}}}).verdict
+        'pass'
     """
     from saap_edge import gating
 

@@ -20,14 +20,22 @@ __all__ = ["Fit", "Frontier", "Place", "Run", "folder_of"]
 
 @dataclass(frozen=True)
 class Run:
-    """Stages that were run, or found done.
+    """The stages that a call asked for, which it ran or found done, and what they made.
 
     Attributes:
         out: the run's folder; stage folders are in out/stages.
-        stages: name, folder, whether it was there already, and seconds, of each that was asked for.
-        links: what people look for, by name ("report.html"), where the chain is complete.
-        exit_code: 0 ok, 1 a limit of the gate failed, 3 inconclusive.
-        notes: what was put right of the model, or differs in a runtime, a line each.
+        stages: of each stage that was asked for: its name, folder, whether it was there already (`cached`), seconds.
+        links: links in `out` to what people look for, by name ("report.html"); empty where the chain is not complete.
+        exit_code: 0 ok, 1 a limit of the gate failed, 3 a limit is undecided.
+        notes: lines on what was corrected in the model, or will differ in a runtime.
+
+    Examples:
+        >>> [stage.name for stage in run.stages][:4]
+        ['score', 'bank', 'plan', 'prune']
+        >>> run.plan.layers[0].heads[0], run.bench.artifacts[1].role, run.exit_code
+        (8, 'pruned', 0)
+        >>> sorted(run.links)
+        ['gguf', 'model', 'onnx', 'plan.json', 'report.html', 'report.json']
     """
 
     out: Path
@@ -43,24 +51,24 @@ class Run:
 
     @property
     def folders(self) -> dict[str, Path]:
-        """Every stage's folder, of those before these stages too, by name. Raises SaapError where one is gone."""
+        """The folder of every stage by name, earlier ones included. Raises SaapError where one was removed."""
         return ancestors(self.folder) | {stage.name: stage.folder for stage in self.stages}
 
     @property
     def model(self) -> Path:
-        """The Hugging Face folder of the recovered model, or of the pruned one. Raises SaapError where neither is."""
+        """The Hugging Face folder of the recovered model, else of the pruned one. Raises SaapError without either."""
         found = self.folders
         return self._of("recover" if "recover" in found else "prune") / "model"
 
     @property
     def files(self) -> dict[str, Path]:
-        """The artifacts of the pruned model by format: a GGUF file, or an ONNX folder. Raises SaapError where they were
-        changed."""
+        """The pruned model's artifacts by format: GGUF files and ONNX folders. Raises SaapError where one was changed
+        since its export, or nothing was exported."""
         return _artifacts(self._of("export"))
 
     @property
     def dense_files(self) -> dict[str, Path]:
-        """The artifacts of the dense model, by format. Raises SaapError as `files`."""
+        """The dense model's artifacts by format. Raises SaapError as `files`."""
         return _artifacts(self._of("dense"))
 
     @property
@@ -92,7 +100,7 @@ class Run:
         return Report.read(self._of("report") / "report.json")
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able: what --json prints."""
+        """The run as a JSON document: what `saap-edge compile --json` prints."""
         stages = [
             {"stage": each.name, "folder": str(each.folder), "cached": each.cached, "seconds": round(each.seconds, 2)}
             for each in self.stages
@@ -117,14 +125,18 @@ Place = str | Path | Run  # a run, or the folder of a stage
 
 
 def folder_of(place: Place) -> Path:
-    """The folder that a run ends with, or the one that was given."""
+    """The last stage's folder of a run; a path as it is."""
     return place.folder if isinstance(place, Run) else Path(place)
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """Dense and pruned at every quantisation. `document` holds a row a point; `files` were written into the run's
-    folder."""
+    """Dense and pruned at every quantisation.
+
+    Attributes:
+        document: the frontier document (docs/frontier.md); `points` has one row for each artifact.
+        files: what was written into the run's folder: frontier.json, frontier.html and frontier.png.
+    """
 
     document: dict[str, Any]
     files: tuple[Path, ...]
@@ -132,12 +144,17 @@ class Frontier:
 
 @dataclass(frozen=True)
 class Fit:
-    """The least pruning that meets a budget. `recipe` is its file, None where there is none or nothing is pruned."""
+    """The least pruning that meets a budget.
+
+    Attributes:
+        document: the fit document (docs/frontier.md); `found` has ratio and format, or is None.
+        recipe: the recipe of what was found, fit.yaml; None where nothing was found, or the dense model suffices.
+    """
 
     document: dict[str, Any]
     recipe: Path | None
 
     @property
     def exit_code(self) -> int:
-        """0 found, 1 there is none, 3 it rests on a prediction or on noise."""
+        """0 found, 1 nothing meets the budget, 3 the answer rests on a prediction or noise left it open."""
         return int(self.document["exit_code"])

@@ -22,12 +22,13 @@ DOCUMENTS = {
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON schema of a document: "bench", "gate", "manifest", "plan", "report" or "verify".
+    """The JSON schema of a document: "bench", "gate", "manifest", "plan", "report" or "verify" (docs/documents.md).
 
     Every field has a description with its unit. Raises SaapError for another name.
 
-    >>> schema("bench")["properties"]["schema"]["const"]
-    2
+    Examples:
+        >>> se.schema("bench")["properties"]["schema"]["const"]
+        2
     """
     if name not in DOCUMENTS:
         raise SaapError(f"there is no document '{name}' (known: {', '.join(DOCUMENTS)})")

@@ -41,15 +41,24 @@ def compile(
     """Run the whole chain: score, bank, plan, prune, recover, dense, export, verify, bench, gate, report.
 
     Args:
-        recipe, model, target, ratio, method, tokens, data, budget: as `recipe_of`.
+        model: Hugging Face folder, .gguf file or hub name; the bundled model where nothing names one.
+        recipe: a YAML file, a document or a `Recipe`; the options beside it replace what it says, as in `recipe_of`.
+        target: the board, by name or YAML file.
+        ratio: share of the dense cost to remove, in (0, 1).
+        method: how the plan is made (docs/method.md).
+        tokens: training tokens of recovery.
+        data: folder with calibration.txt, heldout.txt and test.txt.
         plan: plan.json to use instead of searching for one.
-        out: folder to write; what was done there before is not done again.
+        budget: limits of the gate.
+        out: folder to write; stages that were run there before are found again.
         progress: a `Progress`, or a function that is called with (what, done, total).
 
     Raises SaapError for bad input, before anything is written, and where a stage fails.
 
-        run = se.compile("./TinyLlama", target="rpi5", ratio=0.3, out="out")
-        run.files["gguf-q4_0"]
+    Examples:
+        >>> run = se.compile("model", recipe="recipe.yaml", ratio=0.3, out="out")
+        >>> run.files["gguf-q4_0"].name, run.exit_code
+        ('model-q4_0.gguf', 0)
     """
     from saap_edge.chain.chains import ORDER
 
@@ -63,21 +72,29 @@ def score(
     model: str | Path | None = None, *, recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     data: str | Path | None = None, out: str | Path, progress: Listener = None,
 ) -> Run:  # fmt: skip
-    """Importance of every KV group and FFN channel, per calibration batch: the first stage.
+    """Score every KV group, query slot and FFN channel on every calibration batch: the first stage.
 
-        run = se.score("./TinyLlama", out="out")
-        run = se.plan(run, ratio=0.3)
+    The scores are saved, so that planning at another ratio needs no model. Arguments and errors as `compile`.
 
-    Raises SaapError as `compile`.
+    Examples:
+        >>> scored = se.score("model", recipe="recipe.yaml", out="out")
+        >>> [se.plan(scored, ratio=ratio, method="saap").plan.ratio for ratio in (0.2, 0.3)]
+        [0.2, 0.3]
     """
     settings = recipe_of(recipe, model=model, data=data)
     return run_chain(settings, ("score",), {}, Path(out), progress=progress)
 
 
 def bank(place: Place, *, progress: Listener = None) -> Run:
-    """Order of removal and repaired weights of every sublayer, at every width: one bank serves all budgets.
+    """Make the bank: every sublayer's order of removal, and its repaired weights at every width.
 
-    `place`: a run, or a folder of the score stage. Raises SaapError as `resume`.
+    One bank serves all ratios. `place` is a run that ends with score, or the folder of that stage. Raises SaapError as
+    `resume`.
+
+    Examples:
+        >>> banked = se.bank(se.score("model", recipe="recipe.yaml", out="out"))
+        >>> banked.folder == run.folders["bank"]
+        True
     """
     return resume(place, "bank", progress=progress)
 
@@ -86,15 +103,34 @@ def plan(
     place: Place, *, ratio: float | None = None, method: str | None = None, plan: str | Path | None = None,
     progress: Listener = None,
 ) -> Run:  # fmt: skip
-    """Widths per layer from saved scores and bank: another ratio needs no scoring again.
+    """Plan the widths of every layer from saved scores and bank; no scoring is done again.
 
-    `plan` uses a plan.json instead of searching for one. Raises SaapError as `resume`.
+    Args:
+        place: a run that ends with score or bank, or the folder of that stage.
+        ratio: share of the dense cost to remove, in (0, 1); the recipe's where absent.
+        method: how the plan is made; the recipe's where absent.
+        plan: plan.json to use instead of searching for one.
+
+    Raises SaapError as `resume`.
+
+    Examples:
+        >>> planned = se.plan(run.folders["bank"], ratio=0.2)
+        >>> planned.plan.ratio, planned.plan.achieved_ratio >= 0.2
+        (0.2, True)
     """
     return resume(place, "plan", plan=plan, ratio=ratio, method=method, progress=progress)
 
 
 def prune(place: Place, *, progress: Listener = None) -> Run:
-    """Cut the model to its plan and repair it: `run.model` is a Hugging Face folder. Raises SaapError as `resume`."""
+    """Cut the model to its plan and repair it. Raises SaapError as `resume`.
+
+    Returns a run whose `model` is a Hugging Face folder.
+
+    Examples:
+        >>> pruned = se.prune(run.folders["plan"])
+        >>> sorted(path.name for path in pruned.model.glob("*.safetensors"))
+        ['model.safetensors']
+    """
     return resume(place, "prune", progress=progress)
 
 
@@ -103,15 +139,27 @@ def recover(
     teacher: str | Path | None = None, tokens: int | None = None, data: str | Path | None = None,
     out: str | Path | None = None, progress: Listener = None,
 ) -> Run:  # fmt: skip
-    """Group fine-tuning in the export's blocks; never returns worse than it got.
+    """Fine-tune a model in the blocks of the files that ship (docs/recovery.md).
+
+    Held-out perplexity decides which weights are kept, so that the result is never worse there than what came in.
 
     Args:
-        place: a run or folder that ends with prune; or a model, pruned or dense, a Hugging Face folder or .gguf file,
-            which stands alone.
-        recipe, data, out: go with a model; a run has its own.
-        teacher: the dense model to learn from; `tokens`: how much training.
+        place: a run that ends with prune, or the folder of that stage; or any model, dense or pruned: a Hugging Face
+            folder or a .gguf file.
+        recipe: with a model: a YAML file, a document or a `Recipe`. A run has its own.
+        teacher: the dense model to learn from.
+        tokens: training tokens.
+        data: with a model: folder with calibration.txt, heldout.txt and test.txt.
+        out: with a model: folder to write.
 
     Raises SaapError as `resume`, and for options that do not go with what was given.
+
+    Examples:
+        >>> tuned = se.recover("model", recipe="recipe.yaml", tokens=512, out="tuned")
+        >>> (tuned.model / "config.json").is_file()
+        True
+        >>> se.recover(run.folders["prune"]).folder == run.folders["recover"]
+        True
     """
     folder = folder_of(place)
     if (folder / "stage.json").is_file() or not (folder.is_file() or (folder / "config.json").is_file()):
@@ -125,21 +173,36 @@ def recover(
 
 
 def export(place: Place, *, progress: Listener = None) -> Run:
-    """Write GGUF and ONNX: `run.files` by format. Raises SaapError as `resume`."""
+    """Write the artifacts, GGUF files and ONNX folders: `files` of the returned run. Raises SaapError as `resume`.
+
+    Examples:
+        >>> list(se.export(run.folders["recover"]).files)
+        ['gguf-q4_0']
+    """
     return resume(place, "export", progress=progress)
 
 
 def write_report(place: Place, *, progress: Listener = None) -> Run:
-    """Write report.json and report.html: `run.report`. Raises SaapError as `resume`."""
+    """Write report.json and report.html: `report` of the returned run. Raises SaapError as `resume`.
+
+    Examples:
+        >>> se.write_report(run.folders["gate"]).report.model.layers
+        3
+    """
     return resume(place, "report", progress=progress)
 
 
 def resume(
     place: Place, stage: str, *, plan: str | Path | None = None, progress: Listener = None, **options: Any
 ) -> Run:
-    """Run one stage on the folder of the stage before it, with that run's recipe and `options` of `recipe_of` on top.
+    """Run the stage named `stage` on the folder of the stage before it.
 
-    Raises SaapError where `place` is no stage's folder, or one that `stage` does not follow.
+    The recipe is that of the run which made the folder; `options` are those of `recipe_of` and replace what it says.
+    Raises SaapError where `place` is no stage's folder, or where `stage` does not follow that stage.
+
+    Examples:
+        >>> se.resume(run.folders["verify"], "bench").folder == run.folders["bench"]
+        True
     """
     from saap_edge.cache import ancestors, read_stage
 
@@ -157,11 +220,15 @@ def run_chain(
     recipe: Recipe, names: tuple[str, ...], folders: dict[str, Path], out: Path, *, plan: str | Path | None = None,
     after: str | None = None, tune: bool = False, progress: Listener = None,
 ) -> Run:  # fmt: skip
-    """Run the stages `names` behind those in `folders`.
+    """Run stages of a chain.
 
     Args:
-        after: the stage that `folders` ends with; None at the start of a chain.
-        tune: the model is recovered as it is, nothing is pruned.
+        names: the stages to run, in their order.
+        folders: folders of the stages before them, by name.
+        out: the run's folder.
+        plan: plan.json to use instead of searching for one.
+        after: the last stage in `folders`; None at the start of a chain.
+        tune: recover the model as it is; nothing is pruned.
     """
     listener = progress_of(progress)
     _check_processes(recipe, names)
@@ -182,14 +249,14 @@ def run_chain(
 
 
 def told_ahead(listener: Progress) -> Before:
-    """What `run_stages` calls before it begins: the listener hears what is about to be done."""
+    """What `run_stages` calls before it begins: it tells the listener what is about to be done."""
     from saap_edge.chain.ahead import announce
 
     return lambda context, steps: listener.ahead(announce(context, steps))
 
 
 def _check_processes(recipe: Recipe, names: tuple[str, ...]) -> None:
-    """Refuse a launch of several processes that a stage cannot share. Raises SaapError in each of them."""
+    """Refuse several processes where a stage cannot share its work. Raises SaapError in each of them."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1 and names != ("recover",):
         raise SaapError("accelerate launch is for `saap-edge recover`: run the other stages without it")

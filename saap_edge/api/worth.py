@@ -27,14 +27,23 @@ def frontier(
     rivals: Sequence[str] = RIVALS, method: str | None = None, tokens: int | None = None,
     data: str | Path | None = None, out: str | Path, progress: Listener = None,
 ) -> Frontier:  # fmt: skip
-    """Dense and pruned at every quantisation: quality, speed, bytes, and the Pareto front.
+    """Measure quality, speed and bytes, dense and pruned at every quantisation, and find the Pareto front.
 
     Args:
         ratios: shares of the dense cost to remove, each in (0, 1).
-        formats: of the dense and the pruned model alike; `rivals`: of the dense one alone, fewer bits instead of fewer
-            weights.
+        formats: formats of the dense and the pruned model; the recipe's where absent.
+        rivals: further formats of the dense model alone: fewer bits instead of fewer weights.
+        out: folder to write, which `compile` may share: what was done there is not done again.
 
-    Raises SaapError for bad input, before anything is run where that can be known.
+    The other arguments are those of `compile`. Raises SaapError for bad input, before anything is run where that can be
+    known.
+
+    Examples:
+        >>> found = se.frontier("model", recipe="recipe.yaml", ratios=[0.3], rivals=[], out="out")
+        >>> [row["name"] for row in found.document["points"]]
+        ['dense gguf-q4_0', 'pruned 30% gguf-q4_0']
+        >>> [path.name for path in found.files]
+        ['frontier.json', 'frontier.html', 'frontier.png']
     """
     listener = progress_of(progress)
     settings = recipe_of(recipe, model=model, target=target, method=method, tokens=tokens, data=data)
@@ -60,9 +69,20 @@ def fit(
     formats: Sequence[str] | None = None, method: str | None = None, tokens: int | None = None,
     data: str | Path | None = None, out: str | Path, progress: Listener = None,
 ) -> Fit:  # fmt: skip
-    """The least pruning that meets a budget: from predictions first, then measured.
+    """Find the least pruning that meets a budget: predictions say where to begin, compiled models decide.
 
-    Raises SaapError for bad input, and for a limit that can never be judged here.
+    Args:
+        budget: limits (docs/gate.md): a YAML file, a document or a `Budget`.
+        formats: formats that may meet them; the recipe's where absent.
+        out: folder to write, which `compile` may share.
+
+    The other arguments are those of `compile`. Raises SaapError for bad input, and for a limit that can never be judged
+    here.
+
+    Examples:
+        >>> found = se.fit("model", recipe="recipe.yaml", budget="budget.yaml", out="out")
+        >>> found.document["found"]  # the dense model is small enough already
+        {'ratio': 0, 'format': 'gguf-q4_0', 'predicted': False}
     """
     listener = progress_of(progress)
     settings = recipe_of(recipe, model=model, target=target, method=method, tokens=tokens, data=data, budget=budget)

@@ -1,4 +1,4 @@
-"""A bundle as one .tar.zst: the same bytes for the same bundle, and read without trusting it."""
+"""A bundle as one .tar.zst file. The same bundle gives the same bytes; reading trusts nothing in the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIECE = 2**11  # compressed bytes at a time: what they can grow to (32 MiB) must
 
 
 def zstandard() -> Any:
-    """The package. Raises SaapError where it is not installed."""
+    """The package zstandard. Raises SaapError where it is not installed."""
     try:
         import zstandard
     except ImportError:
@@ -32,9 +32,9 @@ def zstandard() -> Any:
 
 
 def pack(folder: Path, out: Path) -> None:
-    """Write the bundle `folder` to the file `out`, all under the folder's name, bundle.json first, no owners or times.
+    """Write the bundle `folder` to the file `out`: under the folder's name, bundle.json first, without owners or times.
 
-    Quantised weights hardly shrink: a low level costs seconds instead of minutes.
+    Quantised weights hardly shrink, so that a low level of compression saves minutes and loses little.
     """
     package = zstandard()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -54,10 +54,10 @@ def pack(folder: Path, out: Path) -> None:
 
 @contextmanager
 def unpacked(archive: Path) -> Iterator[Path]:
-    """The bundle of `archive` in a temporary folder beside it, where there is room for it.
+    """A context with the bundle of `archive`, unpacked into a temporary folder beside it.
 
-    Raises SaapError when it is no bundle, is cut or damaged, or would write anything but the files that its
-    bundle.json, which must come first, lists with their sizes.
+    Its bundle.json must come first. Raises SaapError when the file is no bundle, is cut or damaged, or holds anything
+    but the files that bundle.json lists, in their sizes.
     """
     if not archive.is_file():
         raise SaapError(f"no bundle '{archive}': give a folder or a {SUFFIX} that `saap-edge bundle` made")
@@ -111,7 +111,7 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
 
 
 class _Plain(io.RawIOBase):
-    """The decompressed bytes of one zstandard frame that must be whole, and all that is in the file."""
+    """The decompressed bytes of one zstandard frame. The frame must be whole, and nothing may follow it."""
 
     def __init__(self, raw: BinaryIO, archive: Path) -> None:
         self._raw, self._archive = raw, archive

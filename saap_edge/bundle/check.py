@@ -1,4 +1,4 @@
-"""Checking a bundle where it will run, without torch: every byte, the tokenizer, the answers."""
+"""Checking a bundle on the board that will run it, without torch: every byte, the tokenizer, the answers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,23 @@ __all__ = ["MODES", "Check", "check_bundle", "columns", "file_problems", "vocabu
 
 # Logits are compared at this many places of the vocabulary: enough for an RMS, and expected.npy stays small.
 COLUMNS = 1024
-# A likeliest token may be another where it was ahead by less than this many times the tolerance: two logits are off
-# by sqrt(2) times the RMS, and 6 are four standard deviations of that.
+# Another token may be the likeliest if the recorded one was ahead by less than TIE times the tolerance. The difference
+# of two logits is off by sqrt(2) times their RMS error, and 6 is about four standard deviations of that.
 TIE = 6.0
 MODES = ("prefill", "mixed")  # the whole text at once; the first half at once, then token by token
 
 
 @dataclass
 class Check:
-    """What was found. `problems`: the bundle is damaged (exit 2); `differences`: it answers otherwise here (exit 1).
+    """What a check of a bundle found.
 
-    `error` is the worst relative error of the logits against those recorded, None where it was not run.
+    Attributes:
+        bundle: what bundle.json says; None where it cannot be read.
+        problems: how the bundle is damaged (exit code 2).
+        differences: how its answers differ here from those recorded (exit code 1).
+        notes: what could not be checked.
+        error: worst relative error of the logits against those recorded; None where the artifact was not run.
+        tolerance: the error that may be; None where the artifact was not run.
     """
 
     bundle: Bundle | None = None
@@ -45,10 +51,11 @@ class Check:
 
     @property
     def exit_code(self) -> int:
+        """0 good, 1 it answers otherwise here, 2 damaged."""
         return EXIT_INPUT if self.problems else EXIT_FAILED if self.differences else EXIT_OK
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able, for --json."""
+        """The check as a JSON document: what `saap-edge verify --json` prints."""
         bundle = self.bundle
         return {
             "exit_code": self.exit_code, "format": bundle and bundle.format, "role": bundle and bundle.role,
@@ -60,7 +67,7 @@ class Check:
 
 
 def check_bundle(path: Path) -> Check:
-    """Check a bundle, a folder or a .tar.zst. Never raises for what is wrong with it: the result says it."""
+    """Check a bundle, a folder or a .tar.zst file. Raises nothing: the result says what is wrong with it."""
     check = Check()
     try:
         if path.is_dir():
@@ -76,12 +83,16 @@ def check_bundle(path: Path) -> Check:
 
 
 def columns(vocab_size: int) -> np.ndarray:
-    """Places of the vocabulary whose logits are recorded: all, or COLUMNS of them evenly from first to last."""
+    """Token ids whose logits are recorded, int64: all, or COLUMNS of them at even distances from the first to the last.
+
+    >>> columns(3).tolist(), len(columns(50_000)), columns(50_000)[-1].item()
+    ([0, 1, 2], 1024, 49999)
+    """
     return np.linspace(0, vocab_size - 1, min(COLUMNS, vocab_size)).round().astype(np.int64)
 
 
 def _check_folder(folder: Path, check: Check) -> None:
-    """Each step trusts the one before it: nothing is loaded whose bytes are not those that were packed."""
+    """Check files, tokenizer, artifact and answers in this order: nothing is loaded whose bytes have changed."""
     check.bundle = bundle = read_bundle(folder)
     check.problems += file_problems(folder, bundle)
     if check.problems:
@@ -98,7 +109,7 @@ def _check_folder(folder: Path, check: Check) -> None:
 
 
 def file_problems(folder: Path, bundle: Bundle) -> list[str]:
-    """Files that are missing, links, cut, changed, or not the bundle's."""
+    """What is wrong with the files of a bundle, a line each: missing, a link, cut short, changed, or not listed."""
     found: dict[str, Path] = {}
     problems = []
     for parent, folders, names in os.walk(folder):  # does not follow links
@@ -121,14 +132,14 @@ def file_problems(folder: Path, bundle: Bundle) -> list[str]:
 
 
 def _vocabulary_problems(folder: Path, bundle: Bundle) -> list[str]:
-    """The vocabulary of tokenizer.json fits the artifact and calls the recorded ids what it should."""
+    """Problems where the vocabulary of tokenizer.json does not fit the artifact or names the recorded ids otherwise."""
     tokenizer = bundle.tokenizer
     try:
         document = json.loads((folder / tokenizer.file).read_text(encoding="utf-8"))
         words, text = vocabulary(document), vocabulary(document | {"added_tokens": []})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"'{tokenizer.file}' is not a tokenizer.json with a vocabulary"]
-    largest = max(text.values(), default=-1)  # an added token may have no row in the model, and no text gives it
+    largest = max(text.values(), default=-1)  # added tokens may have no row in the model: no plain text gives them
     if largest >= bundle.vocab_size:
         return [
             f"'{tokenizer.file}' does not belong to the model: it has token {largest}, the model {bundle.vocab_size} "
@@ -144,8 +155,14 @@ def _vocabulary_problems(folder: Path, bundle: Bundle) -> list[str]:
 
 
 def vocabulary(document: Any) -> dict[str, int]:
-    """Ids by piece of a tokenizer.json: of BPE and WordPiece a mapping, of Unigram a list of pieces with scores; and
-    added tokens. Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
+    """Ids by piece of a tokenizer.json, added tokens included.
+
+    BPE and WordPiece store a mapping, Unigram a list of pieces with scores. Raises KeyError, TypeError, ValueError or
+    AttributeError for what is no tokenizer.json.
+
+    >>> vocabulary({"model": {"vocab": [["<unk>", 0.0], ["a", -1.5]]}, "added_tokens": [{"content": "</s>", "id": 2}]})
+    {'<unk>': 0, 'a': 1, '</s>': 2}
+    """
     words = document["model"]["vocab"]
     pieces = dict(words) if isinstance(words, dict) else {piece: index for index, (piece, _) in enumerate(words)}
     pieces |= {token["content"]: token["id"] for token in document.get("added_tokens") or []}
@@ -153,7 +170,7 @@ def vocabulary(document: Any) -> dict[str, int]:
 
 
 def _split_problems(folder: Path, bundle: Bundle, notes: list[str]) -> list[str]:
-    """tokenizer.json splits the recorded text as recorded, where its library is installed."""
+    """Problems where tokenizer.json splits the recorded text otherwise. A note where its library is not installed."""
     try:
         import tokenizers
     except ImportError:
@@ -172,7 +189,8 @@ def _split_problems(folder: Path, bundle: Bundle, notes: list[str]) -> list[str]
 
 
 def _artifact_problems(worker: Worker, bundle: Bundle) -> list[str]:
-    """The loaded artifact is the one bundle.json describes, and its own tokenizer (GGUF) splits as recorded."""
+    """Problems where the loaded artifact is not what bundle.json describes, or its own tokenizer (GGUF) splits the
+    recorded text otherwise."""
     problems = [
         f"'{bundle.model}' has {name} {worker.loaded[name]}, bundle.json says {told}"
         for name, told in (("vocab_size", bundle.vocab_size), ("kv_bytes_per_token", bundle.kv_bytes_per_token))
@@ -190,10 +208,10 @@ def _artifact_problems(worker: Worker, bundle: Bundle) -> list[str]:
 
 
 def _compare(worker: Worker, folder: Path, bundle: Bundle, check: Check) -> None:
-    """Run the recorded tokens and compare.
+    """Run the recorded tokens and compare the logits.
 
-    Here and where the bundle was made, a runtime approximates the same torch model. There it was off by `error`, and
-    `tolerance` is what verify allows anywhere: two such answers are at most error + tolerance apart.
+    Both runtimes, here and where the bundle was made, approximate the same torch model. There, the error was
+    `answers.error`; here, verify would allow `answers.tolerance`. So the two may be error + tolerance apart.
     """
     answers, places = bundle.answers, columns(bundle.vocab_size)
     expected = _load_logits(folder / LOGITS_FILE, (len(answers.tokens), len(places)))
@@ -213,7 +231,7 @@ def _compare(worker: Worker, folder: Path, bundle: Bundle, check: Check) -> None
 
 
 def _other_choices(logits: np.ndarray, bundle: Bundle, tolerance: float, mode: str) -> list[str]:
-    """The first place where another token than recorded is the likeliest, near-ties left out."""
+    """The first place where another token than the recorded one is the likeliest; near-ties do not count."""
     answers = bundle.answers
     for at, (chosen, expected) in enumerate(zip(logits.argmax(axis=1), answers.likeliest, strict=True)):
         if chosen != expected and answers.margins[at] > TIE * tolerance:

@@ -1,4 +1,4 @@
-"""Where the parts of a bundle lie: from a finished run to one artifact, its model folder, licence and parity."""
+"""Finding the parts of a bundle in a finished run: one artifact, its model folder, licence and parity."""
 
 from __future__ import annotations
 
@@ -21,8 +21,18 @@ __all__ = ["Source", "base_licence", "find_source", "licence_files"]
 
 @dataclass(frozen=True)
 class Source:
-    """One verified artifact. `model` holds its tokenizer, `base` is the dense model's folder; `error` and `tolerance`
-    are what the verify stage found."""
+    """One verified artifact, and what its bundle is made from.
+
+    Attributes:
+        folder: the export folder that `artifact` and `manifest` are of.
+        artifact: its entry in the manifest.
+        manifest: manifest.json of the export.
+        lineage: hashes and stage folders that it was made from, by name.
+        model: folder with its tokenizer.
+        base: folder of the dense model.
+        target: the board that the bundle is for.
+        error, tolerance: what the verify stage found.
+    """
 
     folder: Path
     artifact: Artifact
@@ -36,10 +46,10 @@ class Source:
 
 
 def find_source(path: Path, artifact_format: str | None, target: str | None) -> Source:
-    """The artifact of that format (default: the target's own in GGUF) of a run's --out folder, or of a stage's folder.
+    """Find the artifact of a format in a run's --out folder, or in the folder of its export stage or of a later one.
 
-    `target` defaults to the recipe's. Raises SaapError when there is no export, no such format, the artifact was
-    changed, or it was never verified.
+    `artifact_format` defaults to the target's preferred GGUF format, `target` to the recipe's. Raises SaapError when
+    there is no export or no such format, or the artifact was changed or never verified.
     """
     found = ancestors(_stage_folder(path))
     folder = found.get("export") or found.get("dense")
@@ -66,7 +76,7 @@ def find_source(path: Path, artifact_format: str | None, target: str | None) -> 
 
 
 def _stage_folder(path: Path) -> Path:
-    """A stage's folder as it is; of a run's --out folder the export that its links point at."""
+    """A stage's folder as it is; for a run's --out folder, the export that its links point at."""
     for name, kind in KINDS.items():
         if kind.usual and (path / name).is_symlink():
             return (path / name).resolve().parent
@@ -74,7 +84,7 @@ def _stage_folder(path: Path) -> Path:
 
 
 def _parity(folder: Path, stage: str, role: str, artifact_format: str) -> Parity:
-    """The entry of a verify stage that read this very export folder. Raises SaapError when there is none."""
+    """The artifact's entry in the verify stage that read this export folder. Raises SaapError when there is none."""
     for record in folder.parent.glob("verify-*/stage.json"):
         if read_stage(record.parent)["inputs"].get(stage) == folder.name:
             for parity in Verify.read(record.parent / "verify.json").artifacts:
@@ -89,8 +99,8 @@ def licence_files(folder: Path) -> list[Path]:
 
 
 def base_licence(folder: Path) -> Licence:
-    """What a model folder says of its licence: README.md's front matter (`license`, and `license_name` where that is
-    "other"), and its files."""
+    """What a model folder says of its licence: README.md's front matter (`license`, or `license_name` where that is
+    "other"), and the licence files."""
     return Licence(
         name=_front_matter_licence(folder / "README.md"), files=[path.name for path in licence_files(folder)]
     )

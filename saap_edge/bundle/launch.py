@@ -1,4 +1,4 @@
-"""What starts a bundle on its board: run.sh, run.py and requirements.txt, with the board's threads."""
+"""The files that start a bundle on its board, with the board's threads: run.sh, run.py and requirements.txt."""
 
 from __future__ import annotations
 
@@ -90,9 +90,14 @@ print()
 
 @dataclass(frozen=True)
 class Program:
-    """What runs an artifact: run.py, the lines of run.sh that come before it, and packages beside saap-edge[device].
+    """How a bundle runs its artifact.
 
-    The texts get model, threads and context by `str.format`.
+    Attributes:
+        script: text of run.py.
+        native: lines of run.sh that come before run.py is started, to try the runtime's own program.
+        packages: packages that run.py needs beside saap-edge[device].
+
+    `str.format` puts `model`, `threads` and `context` into the texts.
     """
 
     script: str
@@ -105,8 +110,20 @@ IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",))
 
 
 def launch_files(artifact_format: str, model: str, threads: int, context: int, prompt: str) -> dict[str, str]:
-    """Texts by file name. `context` is the model's longest sequence in tokens. Raises SaapError for a format that no
-    bundle can have."""
+    """The files that start a bundle: their texts, by name.
+
+    Args:
+        artifact_format: format of the artifact.
+        model: its file or folder in the bundle.
+        threads: threads of the runtime.
+        context: the model's longest sequence, tokens; the KV cache holds CONTEXT at most.
+        prompt: text that run.sh continues where it is given none.
+
+    Raises SaapError for a format that no bundle can have.
+
+    >>> sorted(launch_files("gguf-q4_0", "model-q4_0.gguf", threads=4, context=2048, prompt="Once"))
+    ['requirements.txt', 'run.py', 'run.sh']
+    """
     record = format_of(artifact_format)
     if record.launch is None:
         raise SaapError(f"'{artifact_format}': {record.no_bundle}")

@@ -17,11 +17,15 @@ __all__ = [
 
 VERSION: Literal[1] = 1
 BUNDLE_FILE, LOGITS_FILE = "bundle.json", "expected.npy"
-LIMIT = 16 * 2**20  # bytes of a bundle.json: what is longer is none
+LIMIT = 16 * 2**20  # bytes: no bundle.json is longer
 
 
 def is_inside(path: str) -> bool:
-    """`path` is a plain relative path that stays in its folder, as every file of a bundle has."""
+    """Whether `path` is a plain relative path that stays inside its folder, as the files of a bundle must.
+
+    >>> [is_inside(path) for path in ("model/model.onnx", "../model.onnx", "/etc/passwd", "C:model", "a//b")]
+    [True, False, False, False, False]
+    """
     parts = PurePosixPath(path).parts
     return bool(parts) and path == "/".join(parts) and not {"..", "/"} & set(parts) and not set("\\:\0") & set(path)
 
@@ -40,7 +44,7 @@ class _Strict(BaseModel):
 
 
 class File(_Strict):
-    """A file of the bundle; bundle.json itself is not listed."""
+    """A file of the bundle, its bytes and sha256. bundle.json itself is not listed."""
 
     path: Inside
     bytes: int = Field(ge=0)
@@ -48,7 +52,7 @@ class File(_Strict):
 
 
 class Board(_Strict):
-    """The target it was made for."""
+    """The target that the bundle was made for."""
 
     name: str
     title: str
@@ -57,15 +61,21 @@ class Board(_Strict):
 
 
 class Licence(_Strict):
-    """Licence of the base model, as its folder tells: `name` from README.md, None where it says none; its files."""
+    """Licence of the base model, as its folder states it: `name` from README.md (None: not stated), and its files."""
 
     name: str | None
     files: list[Inside]
 
 
 class Tokenizer(_Strict):
-    """`file` is its tokenizer.json. `ids` are what it makes of `text`, special tokens left out; `pieces` are what the
-    vocabulary calls these ids."""
+    """The tokenizer, and a text that it must split as recorded.
+
+    Attributes:
+        file: its tokenizer.json.
+        text: the text.
+        ids: token ids of the text, without special tokens.
+        pieces: the names of these ids in the vocabulary.
+    """
 
     file: Inside
     text: str
@@ -82,10 +92,17 @@ class Tokenizer(_Strict):
 class Answers(_Strict):
     """What the artifact answered where the bundle was made.
 
-    `tokens` are `prompt_tokens` ids of `prompt` and their greedy continuation, whose text is `text`. expected.npy
-    holds the logits of every token, float32 [tokens, columns], at the vocabulary's `columns` (check.py).
-    `likeliest`: the token with the largest logit after each; `margins`: how far it is ahead of the next, in RMS of the
-    token's centred logits. `error` and `tolerance` are those of the verify stage, against torch.
+    expected.npy beside it holds the logits of every token, float32 [tokens, columns], at `check.columns` of the
+    vocabulary.
+
+    Attributes:
+        prompt: the text that was continued.
+        prompt_tokens: how many of `tokens` are of the prompt.
+        tokens: ids of the prompt and of its greedy continuation.
+        text: text of the continuation.
+        likeliest: the token with the largest logit after each token.
+        margins: how far that logit is ahead of the next, in RMS of the token's centred logits.
+        error, tolerance: what the verify stage found against torch.
     """
 
     prompt: str
@@ -105,8 +122,27 @@ class Answers(_Strict):
 
 
 class Bundle(_Strict):
-    """A bundle. `model` is a GGUF file or an ONNX folder; `layers` are [heads, kv heads, FFN width]; `lineage` maps
-    what it was made from to hashes; `versions` are those of the libraries that made it."""
+    """A bundle: the file bundle.json.
+
+    Attributes:
+        version: of this format.
+        saap_edge: version that made it.
+        role: dense or pruned.
+        format: format of the artifact, as "gguf-q4_0".
+        model: the artifact: a GGUF file or an ONNX folder.
+        vocab_size: logits a token gives.
+        kv_bytes_per_token: bytes of a token's keys and values.
+        tuned: block format whose codes were trained; None: there are none.
+        group: inputs that share a scale in blocks that were not tuned.
+        layers: [heads, kv heads, FFN width] of every layer.
+        lineage: hashes of what it was made from, by name.
+        versions: versions of the libraries that made it.
+        board: the target that it was made for.
+        base_licence: licence of the base model.
+        tokenizer: the tokenizer, and a text that it must split as recorded.
+        answers: what the artifact must answer.
+        files: all other files.
+    """
 
     version: Literal[1]
     saap_edge: str

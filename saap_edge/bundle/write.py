@@ -1,4 +1,4 @@
-"""Making a bundle: one verified artifact with all that a board needs to run it and to check it."""
+"""Making a bundle: one verified artifact, with everything that a board needs to run and to check it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ PROMPT = (
     "The river runs through the old town, past the mill and the market, and in spring it floods the meadows where the "
     "horses graze. The people who live there"
 )
-TOKENS = 48  # of the prompt and its continuation, half each; the prompt alone may be shorter
+TOKENS = 48  # of the prompt and its continuation together: half each, or less of a short prompt
 
 
 def write_bundle(path: Path, out: Path, artifact_format: str | None = None, target: str | None = None) -> Bundle:
-    """Make a bundle of an artifact of a run (find_source) at `out`: a folder, or a file where it ends in .tar.zst.
+    """Make a bundle of an artifact of a run, found by `find_source`, at `out`: a folder, or a file named *.tar.zst.
 
-    The bundle is checked as a board would before it gets its name; one that fails leaves nothing. Raises SaapError when
-    something is in the way or missing, ParityError when its answers are not the same twice.
+    The bundle is checked as a board checks it before it gets its name; a bundle that fails leaves nothing behind.
+    Raises SaapError when `out` exists or something is missing, ParityError when a second run answers otherwise.
     """
     if out.exists() or out.is_symlink():
         raise SaapError(f"--out '{out}' is in the way: move it, or choose another name")
@@ -97,7 +97,7 @@ def _fill(source: Source, folder: Path) -> Bundle:
 
 
 def _copy_model(source: Source, folder: Path) -> str:
-    """Copy the artifact; returns its name in the bundle: model-q4_0.gguf, model-int4."""
+    """Copy the artifact. Returns its name in the bundle, as model-q4_0.gguf or model-int4."""
     path = source.folder / source.artifact.path
     if path.is_file():
         shutil.copyfile(path, folder / path.name)
@@ -107,7 +107,7 @@ def _copy_model(source: Source, folder: Path) -> str:
 
 
 def _copy_tokenizer(source: Path, folder: Path, model: str) -> str:
-    """The path of tokenizer.json: an ONNX folder holds its own, beside a GGUF file it gets a folder."""
+    """Copy the tokenizer beside a GGUF file; an ONNX folder holds its own. Returns the path of tokenizer.json."""
     if (folder / model).is_dir():
         return f"{model}/tokenizer.json"
     from saap_edge.model.tokenizer_files import copy_tokenizer
@@ -118,7 +118,7 @@ def _copy_tokenizer(source: Path, folder: Path, model: str) -> str:
 
 
 def _record(worker: Worker, folder: Path, tokenizer_file: str, source: Source) -> tuple[Tokenizer, Answers]:
-    """Token ids of a text, and the artifact's answers to another, whose logits go to expected.npy."""
+    """Record token ids of one text and the artifact's answers to another; the logits go to expected.npy."""
     split: Any = _load_tokenizer(folder / tokenizer_file)
     hard = split.encode(HARD_TEXT, add_special_tokens=False).ids
     pieces = [split.id_to_token(token) for token in hard]

@@ -1,4 +1,4 @@
-"""What a run is about to do: its stages, what is already there, time and memory; and whether the memory can suffice."""
+"""Telling what a run is about to do (stages, time, memory), and refusing one that the memory cannot hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saap_edge.progress import duration
 __all__ = ["announce", "check_memory", "plan_lines"]
 
 GIB = 2**30
-SHORT = 5.0  # seconds: of one stage that takes no longer nothing is said
+SHORT = 5.0  # seconds: a single stage that takes no longer is not announced
 LESS = {
     "score": "score: {dtype: bfloat16, checkpointing: true} or more score.batches take less",
     "recover": "recover.top, recover.checkpointing and a smaller recover.batch take less",
@@ -24,7 +24,7 @@ LESS = {
 
 
 def announce(context: Any, steps: list[Any]) -> list[str]:
-    """What `run_stages` comes to, in lines; none where it is not worth a word. Raises SaapError when a stage needs more
+    """What `run_stages` is about to do, in lines; no lines for short work. Raises SaapError when a stage needs more
     memory than the machine has."""
     todo = [step.stage.name for step in steps if not step.cached]
     if not ESTIMATED & set(todo) or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launch shares the work out
@@ -45,7 +45,21 @@ def announce(context: Any, steps: list[Any]) -> list[str]:
 def plan_lines(
     names: Mapping[str, bool], found: Mapping[str, Estimate], measured: str, total: int, free: int
 ) -> list[str]:
-    """The announcement. `names`: stages in their order, and whether they are already there."""
+    """The announcement of a run, in lines.
+
+    Args:
+        names: stages in their order, and whether each is already there.
+        found: estimates of the stages that take time, by name.
+        measured: what the estimates rest on.
+        total, free: memory of the machine, bytes.
+
+    >>> stages, found = {"score": True, "bank": False}, {"bank": Estimate(seconds=100, bytes=2 * GIB)}
+    >>> print(*plan_lines(stages, found, "50 GFLOP/s", 8 * GIB, 6 * GIB), sep="\\n")
+    to do:
+      score    already there
+      bank     60 s to 3 min, 2.0 GiB
+      in all   about 60 s to 3 min and 2.0 GiB of memory (6.0 of 8.0 GiB are free); an estimate, from 50 GFLOP/s
+    """
     lines = []
     for name, cached in names.items():
         told = f"{_span(found[name].seconds)}, {found[name].bytes / GIB:.1f} GiB" if name in found else "seconds"
@@ -61,7 +75,10 @@ def plan_lines(
 
 
 def check_memory(found: Mapping[str, Estimate], total: int, free: int) -> str | None:
-    """A warning where less memory is free than a stage needs. Raises SaapError where there never is as much."""
+    """A warning where a stage needs more memory than is free, else None. `total` and `free` are bytes.
+
+    Raises SaapError where a stage needs more memory than the machine has.
+    """
     name = max(found, key=lambda name: found[name].bytes)
     needed = found[name].bytes
     less = LESS.get(name, "a smaller model or fewer score.samples take less")

@@ -1,4 +1,4 @@
-"""What a run is refused for, before anything is written: pure functions, which `open_context` calls once each."""
+"""Checks that refuse a run before anything is written: pure functions, which `open_context` calls once each."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = [
 
 
 def check_teacher(spec: ModelSpec, teacher: Path) -> None:
-    """Refuse a teacher that speaks of other tokens. Raises SaapError."""
+    """Raise SaapError for a teacher whose vocabulary has another size than the model's."""
     taught, known = spec.vocab_size, read_spec(teacher).vocab_size
     if taught != known:
         raise SaapError(f"the teacher '{teacher}' has {known} tokens, the model {taught}: they must agree")
 
 
 def check_formats(spec: ModelSpec, formats: Iterable[str]) -> None:
-    """Refuse formats that cannot hold the model as it is. Raises SaapError."""
+    """Raise SaapError for a format that cannot hold the model as it is."""
     for name in formats:
         refusal = export_refusal(spec, name)
         if refusal:
@@ -47,7 +47,7 @@ def check_formats(spec: ModelSpec, formats: Iterable[str]) -> None:
 
 
 def check_pruning(spec: ModelSpec, recipe: Recipe, target: Target, plan: Any) -> None:
-    """Refuse what this family or model cannot have: formats, depth, biases, a ratio, a plan. Raises SaapError."""
+    """Raise SaapError where the model cannot have what is asked for: formats, depth, biases, a ratio, a plan."""
     prune = recipe.prune
     if any(not (layer.heads and layer.ffn) for layer in spec.layers):
         raise SaapError("the model has layers without attention or FFN: prune the dense model it was made from")
@@ -68,7 +68,7 @@ def check_pruning(spec: ModelSpec, recipe: Recipe, target: Target, plan: Any) ->
 
 
 def check_lengths(spec: ModelSpec, recipe: Recipe) -> None:
-    """Refuse windows and sequences that are longer than the model's context. Raises SaapError."""
+    """Raise SaapError for windows and sequences that are longer than the model's context."""
     if recipe.score.window > spec.context:
         raise SaapError(f"score.window {recipe.score.window} is longer than the model's context {spec.context}")
     bench = recipe.bench
@@ -83,19 +83,21 @@ def check_lengths(spec: ModelSpec, recipe: Recipe) -> None:
 
 
 def check_tokenizer(model: Path, spec: ModelSpec, corpus: Corpus, formats: Iterable[str]) -> list[str]:
-    """Refuse what is said of ends and chats and cannot be, and formats whose runtimes have no equal of the tokenizer;
-    returns what differs, a line each. Raises SaapError.
+    """Warnings on what the runtimes will do differently with ends of texts, chats and tokens, a line each.
+
+    Raises SaapError for settings of ends and chats that cannot be, and for formats whose runtime has no tokenizer that
+    equals the model's.
     """
     text = corpus.text("test")
     return [*read_chat(model).warnings, *check_token_ids(model, spec, corpus.tokenizer, text, formats)]
 
 
 def check_values(model: Path, formats: Iterable[str]) -> None:
-    """Refuse weights that are no finite numbers, and formats that do not hold them. Raises SaapError."""
+    """Raise SaapError for weights that are no finite numbers, and for a format that cannot hold them."""
     large = beyond_fp16(model)
     narrow = [name for name in formats if format_of(name).dtype == "float16"]
     if large and narrow:
         name, largest = next(iter(large.items()))
         raise SaapError(
-            f"'{model}': {name} holds {largest:.3g}, and {narrow[0]} nothing beyond 65504: {IN_WIDER_FLOATS}"
+            f"'{model}': {name} holds {largest:.3g}, but {narrow[0]} holds nothing beyond 65504: {IN_WIDER_FLOATS}"
         )

@@ -1,7 +1,7 @@
-"""The code that a stage reaches: its own module, and whatever that imports, lazily too, or starts as a child process.
+"""The code that a stage reaches: its module, and all modules that this imports (lazily too) or starts as a process.
 
-A stage is run again when this code changes, and not when other code of the package does: a change in the report scores
-no model again. Imports for type checkers alone are left out.
+A stage is run again when this code changes, and not when other code of the package does: after a change in the report,
+no model is scored again. Imports for type checkers alone are left out.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ def code_hash(module: str) -> str:
 
 
 def reached(module: str) -> list[Path]:
-    """The files of this package that `module` ("saap_edge.chain.stages.score") reaches, sorted: modules, and the data
-    files beside a module that it names."""
+    """The files of this package that a module reaches, sorted: modules, and data files beside a module that names them.
+
+    >>> [path.name for path in reached("saap_edge.errors")]
+    ['errors.py']
+    """
     found, waiting = set[Path](), _files(module)
     while waiting:
         path = waiting.pop()
@@ -41,7 +44,7 @@ def reached(module: str) -> list[Path]:
 
 
 def _files(name: str) -> list[Path]:
-    """The file of a dotted name, and those of the packages above it; none where it is no module of this package."""
+    """The file of a dotted name and those of the packages above it; empty for a module of another package."""
     parts, found = name.split(".")[1:], []
     for count in range(1, len(parts) + 1):
         place = PACKAGE.joinpath(*parts[:count])
@@ -68,14 +71,14 @@ def _ours(name: str) -> bool:
 
 
 def _beside(path: Path, name: str) -> list[Path]:
-    """A data file that is named as it lies beside the module."""
+    """The data file of that name beside the module; empty where there is none."""
     if not re.fullmatch(r"[\w.-]+\.\w+", name) or name.endswith(".py"):
         return []
     return [file for file in [path.parent / name] if file.is_file()]
 
 
 def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below one, but for what only type checkers import."""
+    """All nodes below one, without those that only type checkers see."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue

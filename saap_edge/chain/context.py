@@ -1,4 +1,4 @@
-"""What all stages of one run share: the recipe, what it names, opened and checked once."""
+"""What all stages of one run share: the recipe, and all that it names, opened and checked once."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ class Context:
     """A checked recipe and what it names.
 
     Attributes:
-        model, teacher: folders; `spec`: the model's shape.
-        source: what is known of the GGUF file that the model was unpacked from, None where it came as a folder.
-        plan: a plan that is used instead of searching for one.
-        tune: the model is recovered as it is: nothing is pruned.
+        recipe: the recipe.
+        target: the board.
+        model, teacher: their folders.
+        spec: the model's shape.
+        source: what is known of the GGUF file that the model was unpacked from; None where it came as a folder.
+        plan: a plan that is used instead of searching for one, or None.
+        tune: the model is recovered as it is; nothing is pruned.
+        corpus: the texts.
         bar: shows progress.
-        warnings: what was put right or will differ, a line each.
+        warnings: lines on what was corrected in the model, or will differ in a runtime.
     """
 
     recipe: Recipe
@@ -52,19 +56,19 @@ class Context:
 
     @property
     def on_target(self) -> bool:
-        """This machine is the target."""
+        """Whether this machine is the target."""
         return matches_this_machine(self.target)
 
     @property
     def model_name(self) -> str:
-        """The folder's or file's name, or the hub's: paths of this machine have no place in a report."""
+        """The name of the model's folder or file, or on the hub. A report must not show paths of this machine."""
         given = Path(self.recipe.model)
         if given.is_file():
             return given.name
         return self.model.resolve().name if given.is_dir() else self.recipe.model
 
     def outside(self, roles: tuple[str, ...]) -> dict[str, str]:
-        """Content hashes of files from outside ("model", "teacher", and the texts), each computed once."""
+        """Content hashes of files from outside by role ("model", "teacher", and the texts), each computed once."""
         folders = {"model": self.model, "teacher": self.teacher}
         for role in roles:
             if role not in self._hashes:
@@ -74,11 +78,11 @@ class Context:
 
 
 def open_context(recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = False) -> Context:
-    """Open what a recipe names, and refuse here, before anything is written, everything that can be refused.
+    """Open what a recipe names, and check all that can be checked before anything is written.
 
     Raises SaapError for a missing or unsupported model, an unreachable ratio, an unknown target, texts that are missing
-    or too short, a window or a measured sequence longer than the model's context, a tokenizer that a format cannot
-    hold, or a plan file that breaks a rule.
+    or too short, a window or a measured sequence that is longer than the model's context, a tokenizer that a format
+    cannot hold, and a plan file that breaks a rule.
     """
     from saap_edge.chain import checks
     from saap_edge.gguf_input.folder import source_of

@@ -1,11 +1,11 @@
-"""About how long a stage takes here and how much memory it needs, before it is begun. Pure: shapes and a recipe in.
+"""Estimates of a stage's time and memory on this machine, before it begins. Pure functions of shapes and a recipe.
 
-Time is counted from what a stage does: multiplications of its passes over the model (parameters x tokens x passes),
-work in float64, bytes that are moved and processes that are started, over rates that `measure_rates` takes in a third
-of a second. FACTORS then bring each stage to what was measured (`benchmarks/estimate.py`, docs/progress.md). It is an
-estimate: between LOW and HIGH times the figure, on a machine that others use too.
+Time is computed from a stage's work: multiplications of its passes over the model (parameters x tokens x passes), work
+in float64, bytes moved, and processes started. It is divided by rates that `measure_rates` measures in a third of a
+second, and multiplied by FACTORS, which fit each stage to measurements (`benchmarks/estimate.py`, docs/progress.md). On
+a machine that others use too, the time lies between LOW and HIGH times the estimate.
 
-Memory is the most that this process and its children hold at once, in pages of mapped files too.
+Memory is the most that this process and its children hold at once, pages of mapped files included.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from saap_edge.recipe import Recipe
 __all__ = ["ESTIMATED", "HIGH", "LOW", "Estimate", "Rates", "estimate_stages", "measure_rates"]
 
 ESTIMATED = {"score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench"}
-LOW, HIGH = 0.6, 1.7  # of what was measured lies within them (docs/progress.md)
-# Measured over counted, on models from 4.6 M to 135 M parameters.
+LOW, HIGH = 0.6, 1.7  # times the estimate: the span in which measured times lay (docs/progress.md)
+# Measured time over computed time, on models from 4.6 M to 135 M parameters.
 FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2}
 HELDOUT, SEARCHED = 40, 8  # windows: of held-out text, and those the search compares plans on
 LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the dense model that a search keeps
@@ -41,7 +41,7 @@ START = 0.3  # seconds until a runtime's process has loaded a small model
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine does in a second: float32 operations of a matrix product, and bytes copied."""
+    """What this machine does in a second: float32 operations of matrix products, and bytes copied."""
 
     flops: float
     bytes: float
@@ -79,15 +79,15 @@ class _Work:
 
 @cache
 def measure_rates(clock: Callable[[], float] = time.perf_counter) -> Rates | None:
-    """Of this process, with the threads it uses; None where a GPU does the work, of which nothing is known.
+    """Measure the rates of this process, with the threads that it uses. None where a GPU works: its rates are unknown.
 
-    With `clock` time.process_time and one thread: what the machine does in a second of its own for this process.
+    With one thread and `clock=time.process_time`, the rates are per second of CPU time, which others do not disturb.
     """
     import torch
 
     if torch.cuda.is_available():
         return None
-    # No random numbers: a run's own would be others then.
+    # No random numbers: they would change those that the run draws later.
     left, right, source = torch.full((1024, 1024), 0.5), torch.full((1024, 1024), 0.5), torch.full((1 << 24,), 0.5)
     target = torch.empty_like(source)
     products = _per_second(lambda: torch.mm(left, right), 0.2, clock)
@@ -105,7 +105,7 @@ def _per_second(call: Callable[[], Any], seconds: float, clock: Callable[[], flo
 
 
 def estimate_stages(names: Iterable[str], spec: ModelSpec, recipe: Recipe, rates: Rates) -> dict[str, Estimate]:
-    """Of these stages of the chain, those that ESTIMATED has: the others take no time to speak of."""
+    """Estimates of the named stages that are in ESTIMATED. The others take hardly any time."""
     count = _Count(spec, recipe)
     work, held = count.work(), count.memory()
     return {
@@ -116,7 +116,7 @@ def estimate_stages(names: Iterable[str], spec: ModelSpec, recipe: Recipe, rates
 
 
 class _Count:
-    """What the stages do with a model of this shape, and what they hold."""
+    """Counts the work and the memory of every stage for a model of this shape."""
 
     def __init__(self, spec: ModelSpec, recipe: Recipe) -> None:
         self.recipe, self.layers, self.hidden = recipe, len(spec.layers), spec.hidden
@@ -172,7 +172,7 @@ class _Count:
         return asked_by_llama_cpp(self.recipe.export.formats)
 
     def _file(self, artifact_format: str, weights: float) -> float:
-        """Bytes a runtime holds of a model whose float32 weights have that many."""
+        """Bytes that a runtime holds of a model whose float32 weights take `weights` bytes."""
         return weights * format_of(artifact_format).held
 
     def _activations(self, windows: float, checkpointing: bool) -> float:
@@ -201,7 +201,7 @@ class _Count:
         return self._load() + passes + self._read(self.samples, head=True) + reductions
 
     def _grams(self, share: float = 1.0) -> _Work:
-        """Second moments of what o_proj and down_proj see, and of it with what they give."""
+        """Second moments of the inputs of o_proj and down_proj, and their products with the outputs."""
         widths = (self.q * share, self.ffn * share)
         return _Work(2 * self.samples * self.window * self.layers * sum(w * (w + self.hidden) for w in widths))
 
@@ -267,7 +267,7 @@ class _Count:
         return trained + blocks + measured + rounded + self._codes() + self._load() * 6
 
     def _codes(self) -> _Work:
-        """The first codes: GPTQ takes one column after the other, its scales from a search."""
+        """Finding the first codes: GPTQ goes column by column, with scales from a search."""
         start, inputs = self.recipe.recover.start, 5 * self.hidden + self.q + self.ffn
         if start == "nearest":
             return _Work(bytes=40 * 4.0 * self.projections)

@@ -1,4 +1,4 @@
-"""What a stage of the chain is: what it reads, what else decides its result, and the few lines that make it."""
+"""What a stage of the chain is: what it reads, what else decides its result, and the function that makes it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def _nothing(context: Context) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rule:
-    """A stage, of whatever run.
+    """A stage, before it is known of which run.
 
     Attributes:
-        name: the stage's; two chains may each have a rule of the same name.
+        name: name of the stage; two chains may each have a rule of the same name.
         inputs: earlier stages whose folders it reads.
-        body: writes the result into the folder it is given.
+        body: called with (context, folders of inputs, out); writes the result into `out`.
         reads: roles of the files from outside that it reads (`Context.outside`).
-        settings: what else decides the result, JSON-able.
+        settings: what else decides the result, as JSON.
     """
 
     name: str

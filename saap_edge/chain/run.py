@@ -17,8 +17,8 @@ from saap_edge.formats import KINDS
 
 __all__ = ["Before", "Outcome", "Step", "run_stages"]
 
-MEASURED = "bench"  # another run gives other figures: what was made from older ones is made again
-ON_THE_WAY = ("bank",)  # a stage people need not know of: made when missing, from what it needs
+MEASURED = "bench"  # measuring again gives other figures, so that stages made from the older ones are made again
+ON_THE_WAY = ("bank",)  # made when it is missing, so that people need not know of it
 
 # What people look for, under names that stay the same from run to run, set when a chain is complete.
 _LINKS = {
@@ -31,14 +31,14 @@ _LINKS = {
 
 @dataclass
 class Outcome:
-    """What a run did: every stage's result, the links it set, and the gate's exit code."""
+    """What a run did: the result of every stage, the links that were set, and the gate's exit code."""
 
     results: list[StageResult] = field(default_factory=list)
     links: dict[str, Path] = field(default_factory=dict)
     exit_code: int = EXIT_OK
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able, for --json."""
+        """The outcome as a JSON document."""
         stages = [
             {"stage": r.name, "folder": str(r.folder), "cached": r.cached, "seconds": round(r.seconds, 2)}
             for r in self.results
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Step:
-    """A stage that a run comes to: `cached` where there is nothing to do, `again` where its folder is out of date."""
+    """A stage of a run. `cached`: there is nothing to do; `again`: its folder is there, and out of date."""
 
     stage: Stage
     cached: bool
@@ -106,7 +106,7 @@ def run_stages(
 
 
 def _steps(context: Context, stages: dict[str, Stage], folders: dict[str, Path], root: Path) -> list[Step]:
-    """What the run comes to, known beforehand: the folder of a stage is named by its inputs, not by its result."""
+    """The steps of a run. They are known beforehand, because a stage's folder is named by its inputs."""
     folders, remade, steps = dict(folders), set[str](), []
     for name, stage in stages.items():
         folders[name] = stage_folder(stage, folders, context.outside(stage.reads), root)
@@ -119,7 +119,7 @@ def _steps(context: Context, stages: dict[str, Stage], folders: dict[str, Path],
 
 
 def _publish(folders: dict[str, Path], out: Path) -> dict[str, Path]:
-    """Point the public names at one finished chain, all of it: never a plan of one run beside files of another."""
+    """Point the public names at the folders of one finished chain, so that they never mix two runs."""
     links = {}
     for stage, names in _LINKS.items():
         for public, inside in names.items():
@@ -131,7 +131,7 @@ def _publish(folders: dict[str, Path], out: Path) -> dict[str, Path]:
 def _needed(
     chain: tuple[Rule, ...], names: tuple[str, ...], folders: dict[str, Path], after: str | None
 ) -> list[Rule]:  # fmt: skip
-    """The rules of `names`, each behind those that it needs, that are not there and that can be made on the way."""
+    """The rules of `names`. Before each come rules that it needs, if they are missing and can be made on the way."""
     rules = {rule.name: rule for rule in (*COMPILE, *chain)}  # to say of any stage what it needs
     have, needed = set(folders), list[Rule]()
     for name in names:
@@ -160,7 +160,7 @@ def _make(out: Path) -> list[Path]:
 
 
 def _unmake(made: list[Path]) -> None:
-    """Remove folders this run created that stayed empty: a refused run leaves nothing behind."""
+    """Remove the folders that this run created and left empty: a refused run leaves nothing behind."""
     for path in made:
         try:
             path.rmdir()

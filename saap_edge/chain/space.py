@@ -16,7 +16,7 @@ __all__ = ["grids_of", "space_of", "target_settings", "will_be_uniform"]
 
 
 def space_of(spec: ModelSpec, recipe: Recipe, target: Target) -> Space:
-    """Widths a plan may choose, and what they cost."""
+    """The widths that a plan of a recipe may choose, and their cost on the target."""
     from saap_edge.pruning.space import Space, model_cost
 
     prune = recipe.prune
@@ -31,7 +31,7 @@ def space_of(spec: ModelSpec, recipe: Recipe, target: Target) -> Space:
 
 
 def grids_of(spec: ModelSpec, recipe: Recipe, target: Target) -> tuple[int, int]:
-    """Grids of heads and FFN: the recipe's, or the target's and that of all types that are asked for."""
+    """Grids of heads and FFN. The recipe's where it has one; else the target's, or that of the formats to export."""
     from saap_edge.pruning.space import block_grids
 
     if recipe.prune.grid:
@@ -41,13 +41,13 @@ def grids_of(spec: ModelSpec, recipe: Recipe, target: Target) -> tuple[int, int]
 
 
 def target_settings(spec: ModelSpec, recipe: Recipe, target: Target) -> dict[str, Any]:
-    """What of the target a plan depends on."""
+    """The properties of the target that a plan depends on."""
     cost = space_of(spec, recipe, target).cost
     return {"grids": grids_of(spec, recipe, target), "cost": [cost.per_weight, cost.per_kv_head, cost.fixed]}
 
 
 def will_be_uniform(spec: ModelSpec, recipe: Recipe) -> bool:
-    """The plan will be uniform: nothing else may be, or nothing else is asked for."""
+    """Whether the plan will be uniform, because the family allows nothing else or the recipe asks for it."""
     return bool(spec.family.uniform_only) or recipe.prune.method == "uniform"
 
 

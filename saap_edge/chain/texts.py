@@ -1,7 +1,7 @@
-"""The texts of a run: each is read and tokenised once, and refused before any work where a stage would find too little.
+"""The texts of a run. Each is read and tokenised once, and a text that is too short is refused before any work.
 
-Which stage needs what: scoring compares batches, so that calibration text fills two windows (tuning alone takes one);
-held-out text decides and test text is measured by windows, one at least; verify runs VERIFIED tokens of test text.
+Calibration text has to fill two windows, because scoring compares batches (one window to tune alone). Held-out and test
+text have to fill one window each. verify runs VERIFIED tokens of the test text.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ if TYPE_CHECKING:
 
 __all__ = ["HELDOUT_WINDOWS", "Corpus", "text", "windows"]
 
-HELDOUT_WINDOWS = 40  # at most, that decide between plans and over what recovery keeps
+HELDOUT_WINDOWS = 40  # at most: they decide between plans, and which weights recovery keeps
 
-CHARACTERS = 16  # a token, taken at first where only enough tokens have to be found
+CHARACTERS = 16  # a token: how much text is tokenised at first to see whether it is long enough
 
 
 class Corpus:
-    """The texts at `paths`, by role ("calibration", "heldout", "test"), as windows of `window` tokens of the model in
-    folder `model`. Raises SaapError for a text that is missing or not UTF-8.
+    """The texts of a run, in windows of tokens.
+
+    Args:
+        paths: text files by role: "calibration", "heldout", "test".
+        model: folder of the model, whose tokenizer splits the texts.
+        window: tokens of a window.
+
+    Methods raise SaapError for a text that is missing or not UTF-8.
     """
 
     def __init__(self, paths: Mapping[str, Path], model: Path, window: int) -> None:
@@ -34,7 +40,7 @@ class Corpus:
         self._tokenizer: Any = None
 
     def check(self, calibration_windows: int) -> None:
-        """Refuse what a stage would refuse later. Raises SaapError."""
+        """Raise SaapError for a text that a stage would refuse later."""
         from saap_edge.engines.answers import VERIFIED, VERIFIED_CHARACTERS
 
         for role in self._paths:
@@ -64,7 +70,7 @@ class Corpus:
         return self._texts[role]
 
     def windows(self, role: str, limit: int | None = None) -> Any:
-        """Token ids [n, window] of a role's text, at most `limit` windows. Raises SaapError when it fills none."""
+        """Token ids of a role's text, int64 [n, window], at most `limit` windows. Raises SaapError without any."""
         from saap_edge.model.perplexity import text_windows
 
         if role not in self._windows:
@@ -76,7 +82,7 @@ class Corpus:
         return self._windows[role][:limit]
 
     def _require_known(self, role: str, largest: int) -> None:
-        """Refuse ids that the model has no embedding for. Raises SaapError."""
+        """Raise SaapError for a token id that the model has no embedding for."""
         from saap_edge.model.checkpoint import read_spec
 
         known = read_spec(self._model).vocab_size
@@ -87,7 +93,7 @@ class Corpus:
             )
 
     def _require(self, role: str, tokens: int) -> None:
-        """Refuse a text of fewer tokens. No more of a long one is tokenised than shows that it is long enough."""
+        """Raise SaapError for a text of fewer tokens. Only as much of a long text is tokenised as is needed to know."""
         text, taken = self.text(role), CHARACTERS * tokens
         while len(found := self._ids(text[:taken])) < tokens:
             if taken >= len(text):
@@ -114,10 +120,10 @@ class Corpus:
 
 
 def text(context: Context, role: str) -> str:
-    """The whole text of a role, for a stage."""
+    """The whole text of a role, for use by a stage."""
     return context.corpus.text(role)
 
 
 def windows(context: Context, role: str, limit: int | None = None) -> Any:
-    """Token ids [n, window] of a role's text, for a stage; at most `limit` windows."""
+    """Token ids of a role's text, int64 [n, window], at most `limit` windows, for use by a stage."""
     return context.corpus.windows(role, limit)

@@ -17,7 +17,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Entry point: turns every expected error into one line and an exit code."""
+    """Run the command line. Every expected error becomes one line on stderr and an exit code."""
     try:
         app()
     except SaapError as error:

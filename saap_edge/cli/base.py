@@ -1,4 +1,4 @@
-"""What all commands share: the app, the console, options, the bar, recipes from options, and running stages."""
+"""What all commands share: the app, the console, options, the bar, and what people are told of stages."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class _Interrupted(SaapError):
 
 
 class _Commands(TyperGroup):
-    """Says what ended a command where Typer would leave without a word: Ctrl-C, and a reader of stdout that has gone
-    (with exit code 1 there, which here is a limit that failed)."""
+    """Says what ended a command where Typer would say nothing: Ctrl-C, or a reader of stdout that has gone. Typer would
+    exit with 1 for the latter, which here means that a limit failed."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -54,12 +54,12 @@ class _Commands(TyperGroup):
                 return super().invoke(ctx)
             finally:
                 if sys.stdout:
-                    sys.stdout.flush()  # here, not as Python ends, when nothing can be told any more
+                    sys.stdout.flush()  # here, because as Python ends it is too late to report an error
         except KeyboardInterrupt:
             raise _Interrupted("interrupted; finished stages are kept, run the same command to go on") from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            raise SaapError("whoever read stdout has gone before all was written") from None
+            raise SaapError("the program that reads stdout ended before all was written") from None
 
 
 app = typer.Typer(
@@ -106,7 +106,7 @@ FolderArgument = Annotated[Path, typer.Argument(help="Folder of the stage before
 
 
 def quiet_libraries() -> None:
-    """Our own bars tell what happens; other libraries' bars and warnings would bury them."""
+    """Silence the bars and warnings of other libraries, which would bury those of saap-edge."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -123,10 +123,10 @@ def quiet_libraries() -> None:
 
 
 class ToConsole(Progress):
-    """What the commands tell people, on stderr."""
+    """Prints progress for people, on stderr."""
 
     def __init__(self, tables: bool = True) -> None:
-        self._tables = tables  # of a stage, below its line
+        self._tables = tables  # whether a stage's tables follow its line
 
     def bar(self, what: str, total: float | None) -> AbstractContextManager[Advance]:
         return bars.bar(what, total)
@@ -143,7 +143,7 @@ class ToConsole(Progress):
             console.print(f"[yellow]note:[/] {escape(line[6:])}" if warned else escape(line), soft_wrap=True)
 
     def stage(self, result: Any) -> None:
-        if is_helper():  # the folder may not be there yet
+        if is_helper():  # the first process prints it; here the folder may not exist yet
             return
         stage_line(result)
         if self._tables:
@@ -154,7 +154,7 @@ class ToConsole(Progress):
 
 
 def finish(run: Any, as_json: bool) -> NoReturn:
-    """Say where the files of a run are, and leave with its exit code."""
+    """Print where the files of a run are, and exit with its exit code."""
     if all(result.cached for result in run.stages):
         console.print("nothing to do: every stage was already there")
     for what, path in run.links.items():
@@ -165,12 +165,12 @@ def finish(run: Any, as_json: bool) -> NoReturn:
 
 
 def prepare() -> None:
-    """Before a command that loads libraries: they keep quiet, and so does every process of a launch but the first."""
+    """Call this before a command loads libraries. It silences them, and all processes of a launch but the first."""
     quiet_libraries()
     console.quiet = is_helper()  # errors included
 
 
 def stage_line(result: Any) -> None:
-    """What became of a stage, and where its folder is."""
+    """Print a line for a stage: how long it took, and where its folder is."""
     note = "already done" if result.cached else f"{result.seconds:.1f} s"
     console.print(f"[bold]{result.name:8}[/] {note:>12}  {escape(str(result.folder))}", soft_wrap=True)

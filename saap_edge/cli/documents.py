@@ -1,4 +1,4 @@
-"""What the documents hold."""
+"""Schemas of the documents."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def gate(
 
 
 def _tell(gate: Gate, budget: Path | None, junit: Path | None, summary: Path | None, annotations: bool | None) -> None:
-    """The verdicts, for people and for the CI system."""
+    """Print and write the verdicts, for people and for the CI system."""
     from saap_edge.report.github import render_annotations, render_markdown
     from saap_edge.report.junit import render_junit
     from saap_edge.report.terminal import render_gate

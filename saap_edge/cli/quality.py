@@ -1,4 +1,4 @@
-"""Quality of a model or of what ships."""
+"""Quality of a model, or of the artifacts that ship."""
 
 from __future__ import annotations
 

@@ -17,7 +17,11 @@ __all__ = ["Document", "Number", "Part", "Real", "check_version", "fault", "fini
 
 
 def finite(value: Any) -> Any:
-    """The value with null for every number that is not finite, because JSON has no word for those."""
+    """The value with None for every number that is not finite, because JSON has no word for those.
+
+    >>> finite({"perplexity": float("inf"), "samples": [1.5, float("nan")]})
+    {'perplexity': None, 'samples': [1.5, None]}
+    """
     if isinstance(value, Mapping):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -26,7 +30,7 @@ def finite(value: Any) -> Any:
 
 
 def fault(error: ValidationError) -> str:
-    """The first fault in one line: the field's place, and what is wrong with it."""
+    """The first fault of a validation in one line: the field's place, and what is wrong with it."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
@@ -34,7 +38,10 @@ def fault(error: ValidationError) -> str:
 
 
 def check_version(kind: type[Document], found: Any, where: str) -> None:
-    """Raises SaapError when `found` is not the version that this saap-edge reads; `where` names the file."""
+    """Raises SaapError with the remedy when `found` is not the version that this saap-edge reads.
+
+    `where` names the file, and the section where the document is part of another.
+    """
     if found != kind.VERSION:
         raise SaapError(
             f"{where} has {kind.VERSION_WORD} {found!r}, this saap-edge reads {kind.VERSION}: {kind.REMEDY}"
@@ -58,7 +65,12 @@ Real = Annotated[float, BeforeValidator(_real), WithJsonSchema({"anyOf": [{"type
 
 class Part(BaseModel):
     """A part of a document. It reads by attribute, and by key as in the file. Fields that this version does not know
-    are kept."""
+    are kept.
+
+    >>> part = Part.model_validate({"format": "gguf-q4_0"})
+    >>> part.format == part["format"], "bytes" in part
+    (True, False)
+    """
 
     model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=())
 
@@ -77,7 +89,7 @@ class Part(BaseModel):
         return True
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able, as it stands in the file: fields that were never set are left out."""
+        """The part as JSON, as it stands in the file: fields that were never set are left out."""
         document: dict[str, Any] = finite(self.model_dump(mode="json", by_alias=True, exclude_unset=True))
         return document
 
@@ -94,19 +106,20 @@ class Document(Part):
 
     @classmethod
     def version_of(cls, document: Mapping[str, Any]) -> Any:
-        """The version that a JSON document says; None where it says none."""
+        """The version that a JSON document states; None where it states none."""
         return document.get(cls.model_fields["version"].alias or "version")
 
     @classmethod
     def parse(cls, document: Any, where: str, inside: str = "") -> Self:
-        """A JSON document, checked.
+        """Check a JSON document and return its model.
 
-        `where` names the file, `inside` the section of it that this is. Raises SaapError in one line: what version it
-        has and what to do, or the field that is damaged.
+        `where` names the file, `inside` the section of the file that the document is. Raises SaapError in one line:
+        which version it or a document inside it has and what to do, or which field is damaged.
         """
         if not isinstance(document, Mapping):
             raise SaapError(f"{where} is damaged: {inside or 'it'} is no JSON object")
-        check_version(cls, cls.version_of(document), where)
+        check_version(cls, cls.version_of(document), f"{where}, section {inside}," if inside else where)
+        cls._check_sections(document, where)
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -114,13 +127,23 @@ class Document(Part):
             raise SaapError(f"{where} is damaged: {place}{fault(error)}") from None
 
     @classmethod
+    def _check_sections(cls, document: Mapping[str, Any], where: str) -> None:
+        """Raises SaapError with the remedy where a document inside this one states another version than is read."""
+        for name, field in cls.model_fields.items():
+            kind, section = field.annotation, document.get(field.alias or name)
+            if not (isinstance(kind, type) and issubclass(kind, Document) and isinstance(section, Mapping)):
+                continue
+            if (kind.model_fields["version"].alias or "version") in section:
+                check_version(kind, kind.version_of(section), f"{where}, section {name},")
+
+    @classmethod
     def of(cls, document: Self | Mapping[str, Any]) -> Self:
-        """A model as it is, a JSON document checked. Raises SaapError as `parse`."""
+        """A model as it is; a JSON document after `parse`. Raises SaapError as `parse`."""
         return document if isinstance(document, cls) else cls.parse(document, f"the {cls.__name__.lower()} document")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """A file. Raises SaapError when it cannot be read, and as `parse`."""
+        """Read a file. Raises SaapError when it cannot be read, and as `parse`."""
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -128,7 +151,7 @@ class Document(Part):
         return cls.parse(document, f"'{path}'")
 
     def write(self, path: Path) -> None:
-        """A file, whole or not at all, of what `read` would accept. Raises SaapError as `parse`."""
+        """Write a file, whole or not at all. Raises SaapError as `parse` for what `read` would not accept."""
         document = self.as_dict()
         self.parse(document, f"what is to be '{path}'")
         save_document(document, path)

@@ -1,7 +1,7 @@
 """bench.json: speed, memory and quality of artifacts, and ratios of those that were measured by turns.
 
-docs/measuring.md defines the figures. Figures may be missing in documents of older versions, or where nothing here
-measures them.
+docs/measuring.md defines the figures. Figures may be missing in documents of older versions, or where the machine
+cannot measure them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Timed = Summary | float | None  # a plain number in older documents
 
 
 class Metrics(Part):
-    """What was measured and counted of an artifact. What is null or missing was not."""
+    """What was measured and counted of an artifact. A figure that is null or missing was not."""
 
     decode_tok_s: Summary | None = Field(default=None, description="decode rate, tokens/s")
     prefill_tok_s: Summary | None = Field(default=None, description="prompt tokens over time to first token, tokens/s")
@@ -50,14 +50,14 @@ class Metrics(Part):
     contexts: list[Depth] = Field(default_factory=list, description="decoding at each of the conditions' contexts")
 
     def timed(self, name: str) -> Summary:
-        """A figure with its interval. Raises SaapError when there is none."""
+        """The figure of that name with its interval. Raises SaapError when there is none."""
         found = getattr(self, name)
         if not isinstance(found, Summary):
             raise SaapError(f"the document has no {name} with an interval: measure again")
         return found
 
     def counted(self, name: str) -> int:
-        """A counted figure. Raises SaapError when there is none."""
+        """The counted figure of that name. Raises SaapError when there is none."""
         found = getattr(self, name)
         if found is None:
             raise SaapError(f"the document has no {name}: measure again")
@@ -76,7 +76,7 @@ class BenchedArtifact(Part):
 
 
 class Comparison(Part):
-    """Two artifacts that were measured by turns, by their names."""
+    """Two artifacts that were measured by turns; they are given by their names."""
 
     base: str = Field(description="name of the artifact that is compared with")
     candidate: str = Field(description="name of the artifact that is judged")

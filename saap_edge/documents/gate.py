@@ -76,5 +76,5 @@ class Gate(Document):
 
     @classmethod
     def version_of(cls, document: Mapping[str, Any]) -> Any:
-        """Documents from before there was a version are of the first."""
+        """A document that states no version is of the first: older ones had none."""
         return document.get("version", 1)

@@ -29,12 +29,16 @@ class LayerShape:
 
     @property
     def gone(self) -> bool:
-        """Nothing is left of the layer."""
+        """Whether neither attention nor FFN is left."""
         return not self.heads and not self.ffn
 
 
 def shape_widths(shape: LayerShape) -> dict[str, int]:
-    """A layer's widths by kind of structure."""
+    """A layer's widths by kind of structure: KV groups, query slots (query heads a KV group), FFN channels.
+
+    >>> shape_widths(LayerShape(heads=8, kv_heads=4, ffn=96))
+    {'attention': 4, 'slots': 2, 'ffn': 96}
+    """
     slots = shape.heads // shape.kv_heads if shape.kv_heads else 0
     return {"attention": shape.kv_heads, "slots": slots, "ffn": shape.ffn}
 
@@ -51,10 +55,12 @@ class PlanLayer(Part):
 
     @property
     def before(self) -> LayerShape:
+        """Widths before pruning."""
         return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0])
 
     @property
     def after(self) -> LayerShape:
+        """Widths after pruning."""
         return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1])
 
 
@@ -97,11 +103,12 @@ class Plan(Document):
 
     @classmethod
     def version_of(cls, document: Mapping[str, Any]) -> Any:
-        """One that says none, as people write it, is of the current."""
+        """A plan that states no version, as people write it, is of the current one."""
         return document.get("version", cls.VERSION)
 
     @property
     def shapes(self) -> list[LayerShape]:
+        """Widths of every layer after pruning."""
         return [layer.after for layer in self.layers]
 
     @property
@@ -111,11 +118,12 @@ class Plan(Document):
 
     @property
     def uniform(self) -> bool:
+        """Whether all layers have the same widths after pruning."""
         return len(set(self.shapes)) == 1
 
 
 def load_plan(path: Path) -> Plan:
-    """Read plan.json (or a folder holding it). Raises SaapError naming the field that is wrong, or the version."""
+    """Read plan.json, or the one in a folder. Raises SaapError that names the wrong field, or the version."""
     path = path / "plan.json" if path.is_dir() else path
     try:
         return Plan.model_validate_json(path.read_text(encoding="utf-8"))

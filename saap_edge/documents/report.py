@@ -67,7 +67,7 @@ class Recover(Part):
 
 
 class Estimate(Part):
-    """A predicted figure and where 80 % of those not seen by the fit were."""
+    """A predicted figure, and the interval in which 80 % of the measurements lie that the fit has not seen."""
 
     value: Real = Field(description="the figure, in the unit of its name")
     low: Real = Field(description="lower end of the interval")
@@ -75,7 +75,7 @@ class Estimate(Part):
 
 
 class Predicted(Part):
-    """What an artifact would do on the target, where that is another machine."""
+    """Speed and memory of an artifact on the target, predicted where the target is another machine."""
 
     name: str = Field(description="name of the artifact in the section bench")
     decode_tok_s: Estimate | None = Field(default=None, description="decode rate, tokens/s; null: see reasons")

@@ -35,6 +35,6 @@ class Verify(Document):
 
     @classmethod
     def parse(cls, document: Any, where: str, inside: str = "") -> Self:
-        """As every document's; a bare list is one from before there was a version."""
+        """Check a document as all others. A bare list is of version 1: older documents had no version."""
         old = isinstance(document, list)
         return super().parse({"version": 1, "artifacts": document} if old else document, where, inside)

@@ -1,4 +1,4 @@
-"""Comparing answers, for torch's machine and for a board: numpy only."""
+"""Comparing the answers of two runtimes. Needs only numpy, so that a board can do it, too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 __all__ = ["HARD_TEXT", "VERIFIED", "VERIFIED_CHARACTERS", "relative_error"]
 
 VERIFIED = 48  # tokens that verify runs through every artifact
-VERIFIED_CHARACTERS = 2000  # of the test text, that these tokens are taken from
+VERIFIED_CHARACTERS = 2000  # of the test text, from which these tokens are taken
 
 # What tokenizers get wrong: runs of spaces, tabs, code, digits, accents, other scripts, emoji, contractions.
 HARD_TEXT = (
@@ -17,9 +17,14 @@ HARD_TEXT = (
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """RMS of the difference over RMS of `expected`, both [tokens, vocab] and centred per token (softmax ignores it).
+    """RMS of the difference over RMS of `expected`, no unit. Both are logits [tokens, vocab].
 
-    Infinite when `actual` is not finite or has another shape.
+    They are centred for each token, because softmax ignores a constant. Infinite when `actual` is not finite or has
+    another shape.
+
+    >>> expected = np.array([[1.0, 2.0, 3.0]])
+    >>> relative_error(expected + 5, expected), relative_error(1.5 * expected, expected)
+    (0.0, 0.5)
     """
     if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")

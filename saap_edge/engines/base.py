@@ -1,4 +1,4 @@
-"""What every engine can do. An engine runs an artifact; it holds one sequence and its KV cache."""
+"""What every engine can do. An engine runs an artifact, and holds one sequence with its KV cache."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ __all__ = ["ArtifactCost", "Engine"]
 
 @dataclass(frozen=True)
 class ArtifactCost:
-    """What running an artifact costs anywhere. `projection_bytes`: of weights that decoding one token reads;
-    `parameters`: of the model; `context`: tokens of the longest sequence (None: the artifact does not say)."""
+    """What running an artifact costs on any machine.
+
+    Attributes:
+        format: its format, as "gguf-q4_0".
+        projection_bytes: weights that decoding one token reads, bytes.
+        kv_bytes_per_token: keys and values of one token, bytes.
+        file_bytes: size of the artifact, bytes.
+        parameters: parameters of the model.
+        context: tokens of the longest sequence; None: the artifact does not say.
+    """
 
     format: str
     projection_bytes: int
@@ -28,8 +36,8 @@ class ArtifactCost:
 class Engine(Protocol):
     """One loaded artifact, one sequence.
 
-    Construct with `(path, threads, context)`: `path` is what the engine opens, `context` the number of tokens the
-    KV cache must hold. A class may have a static method `import_runtime`: what it imports is no part of the load time.
+    It is constructed with `(path, threads, context)`: what it opens, its threads, and how many tokens its KV cache must
+    hold. A class may have a static method `import_runtime`, whose imports do not count as load time.
     """
 
     name: str

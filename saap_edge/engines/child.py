@@ -1,7 +1,8 @@
 """A process that does nothing but run one engine: `python -m saap_edge.engines.child`.
 
-It speaks JSON lines: a request {"do": name, ...} on stdin, an answer {"ok": ...} or {"error": text} on stdout. A
-fresh or foreign artifact can abort the process that loads it, and memory is only honest in a process of its own.
+It speaks JSON lines: a request {"do": name, ...} on stdin, an answer {"ok": ...} or {"error": text} on stdout. The
+engine has a process of its own because a faulty artifact can abort the process that loads it, and because memory can
+be measured only of a whole process.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ PIECE = 512  # tokens of a prompt at a time: llama.cpp's own default
 
 
 def engine_class(name: str, entry: str | None = None) -> Any:
-    """The class that stands for the engine of that name: the one that `entry` names, where it is given."""
+    """The class of the engine of that name, or the class that `entry` names."""
     return resolve(entry or engine_named(name).entry_of(name))
 
 
 def load_engine(name: str, path: str, threads: int, context: int, entry: str | None = None) -> Engine:
-    """The engine of that name, or what `entry` names; a name that ends in VOCABULARY gives its tokenizer only."""
+    """An engine of that name, or of the class that `entry` names. A name that ends in VOCABULARY gives its tokenizer
+    only."""
     made = engine_class(name, entry)
     engine: Engine = made(Path(path)) if name.endswith(VOCABULARY) else made(Path(path), threads, context)
     return engine
 
 
 class Server:
-    """Answers requests; every public method is one."""
+    """Answers requests. Every public method is a request."""
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
@@ -47,6 +49,7 @@ class Server:
 
     @property
     def engine(self) -> Engine:
+        """The loaded engine. Raises SaapError where none is."""
         if self._engine is None:
             raise SaapError("no artifact is loaded")
         return self._engine
@@ -54,9 +57,9 @@ class Server:
     def load(
         self, engine: str, path: str, threads: int, context: int, entry: str | None = None, module: str | None = None
     ) -> dict[str, Any]:
-        """Load an artifact; `seconds` does not count importing the runtime.
+        """Load an artifact and describe it; `seconds` leaves out the import of the runtime.
 
-        `entry` and `module` are those of the engine's record, for one that only the asking process knows.
+        `entry` and `module` are those of the engine's record, for an engine that only the asking process knows.
         """
         __import__(module or engine_named(engine).module)
         getattr(engine_class(engine, entry), "import_runtime", bool)()
@@ -72,9 +75,9 @@ class Server:
         }
 
     def logits(self, tokens: list[int], mode: str, out: str) -> None:
-        """Logits of every position, float32 [len(tokens), vocab], to the .npy file `out`.
+        """Write the logits of every position, float32 [len(tokens), vocab], to the .npy file `out`.
 
-        `mode`: "prefill" all at once, "steps" one by one, "mixed" the first half at once and then steps.
+        `mode` says how tokens are run: "prefill" all at once, "steps" one by one, "mixed" half at once, half in steps.
         """
         self.engine.reset()
         whole = {"prefill": len(tokens), "steps": 0, "mixed": len(tokens) // 2}[mode]
@@ -83,7 +86,7 @@ class Server:
         np.save(out, np.concatenate(parts))
 
     def generate(self, tokens: list[int], count: int) -> list[int]:
-        """Greedy continuation, `count` ids."""
+        """The greedy continuation of `tokens`: `count` token ids."""
         self.engine.reset()
         ids: list[int] = []
         logits = self.engine.forward(tokens)
@@ -94,9 +97,9 @@ class Server:
         return ids
 
     def time(self, tokens: list[int], decode_tokens: int) -> dict[str, Any]:
-        """Seconds of prefill until the first token is chosen, and of each of `decode_tokens` greedy steps after it.
+        """Time prefill until the first token is chosen, and each of `decode_tokens` greedy steps after it, in seconds.
 
-        `decode_at`: beginning and end of these steps, by the clock that all processes share (time.monotonic).
+        `decode_at` is the beginning and the end of these steps by time.monotonic, the clock that all processes share.
         """
         self.engine.reset()
         start = time.perf_counter()
@@ -106,20 +109,20 @@ class Server:
         return {"ttft_s": first - start, **steps, "decode_at": [began, time.monotonic()]}
 
     def fill(self, tokens: list[int]) -> None:
-        """Begin a sequence with `tokens`, PIECE at a time, as servers do: the memory of a long prompt stays small."""
+        """Begin a sequence with `tokens`. They are run PIECE at a time, as servers do, so that memory stays small."""
         self.engine.reset()
         for start in range(0, len(tokens), PIECE):
             self.engine.forward(tokens[start : start + PIECE])
         self._filled = len(tokens)
 
     def time_steps(self, token: int, decode_tokens: int) -> dict[str, list[float]]:
-        """Seconds of each of `decode_tokens` greedy steps from `token` on, after what was filled; forgotten again."""
+        """Time each of `decode_tokens` greedy steps after the filled tokens, from `token` on, and forget the steps."""
         steps = self._steps(token, decode_tokens)
         self.engine.truncate(self._filled)
         return steps
 
     def _steps(self, token: int, count: int) -> dict[str, list[float]]:
-        """Of every step, seconds on the clock and seconds of CPU time, of all threads together."""
+        """Seconds of every step, on the clock and of CPU time (all threads together)."""
         seconds, cpu = [], []
         for _ in range(count):
             begin, cpu_begin = time.perf_counter(), time.process_time()
@@ -129,18 +132,18 @@ class Server:
         return {"decode_s": seconds, "decode_cpu_s": cpu}
 
     def score(self, requests: list[tuple[list[int], int]]) -> list[tuple[list[float], list[bool]]]:
-        """Log-probabilities in nats of `tokens[start:]` for each `(tokens, start)`, and whether each is the likeliest.
+        """For each `(tokens, start)`: log-probabilities in nats of `tokens[start:]`, and whether each is the likeliest.
 
-        What a request shares with the one before it (a question and its choices) is not run again. Only these values
-        leave the process: logits of whole vocabularies are megabytes a request.
+        Tokens that a request shares with the one before it (a question with several choices) are not run again. Only
+        these values leave the process, because logits of whole vocabularies take megabytes a request.
         """
         self.engine.reset()
         held: list[int] = []
         answers = []
         for tokens, start in requests:
-            if not 0 <= tokens[-1] < self.engine.vocab_size:  # the others are looked at when they are run
+            if not 0 <= tokens[-1] < self.engine.vocab_size:  # the last is not run; the engine checks the others
                 raise ValueError(f"token ids must be in 0 to {self.engine.vocab_size - 1}")
-            # Logits are asked for from the last context token on, so that one always has to be run.
+            # Logits are needed from the last context token on, so that this token always has to be run.
             shared = min(_common(held, tokens), start - 1)
             self.engine.truncate(shared)
             if shared < start - 1:
@@ -152,26 +155,31 @@ class Server:
         return answers
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids by the runtime's own tokenizer; not ONNX Runtime's, which has none."""
+        """Token ids by the runtime's own tokenizer. ONNX Runtime has none."""
         ids: list[int] = getattr(self.engine, "tokenize")(text, add_special, parse_special)  # noqa: B009
         return ids
 
     def ends(self) -> list[int]:
-        """Ids at which the runtime ends a text; llama.cpp only."""
+        """Token ids at which the runtime ends a text. Only llama.cpp knows them."""
         ids: list[int] = getattr(self.engine, "ends")()  # noqa: B009
         return ids
 
     def memory(self) -> dict[str, int | None]:
-        """Bytes of memory of the whole process: resident at its highest and now; proportional (PSS) now.
+        """Bytes of memory of the whole process: resident, the highest and now; proportional (PSS), now.
 
-        PSS counts a page that n processes map as 1/n; None where the kernel does not tell (before 4.14).
+        PSS counts a page that n processes map as 1/n. It is None where the kernel does not state it (before 4.14).
         """
         found = _kilobytes("status", "VmHWM|VmRSS") | _kilobytes("smaps_rollup", "Pss")
         return {"peak": found["VmHWM"], "now": found["VmRSS"], "pss": found.get("Pss")}
 
 
 def log_probabilities(logits: np.ndarray, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Log-softmax of `logits` [n, vocab] at `tokens` [n], float64, and whether each token has the largest logit."""
+    """Log-softmax of `logits` [n, vocab] at `tokens` [n], in nats, float64 [n]; and whether each has the largest logit.
+
+    >>> values, likeliest = log_probabilities(np.log(np.array([[0.25, 0.75], [0.5, 0.5]])), [1, 1])
+    >>> np.exp(values).round(6).tolist(), likeliest.tolist()
+    ([0.75, 0.5], [True, False])
+    """
     peak = logits.max(axis=1)
     chosen = logits[np.arange(len(tokens)), tokens]
     norm = np.log(np.exp(logits - peak[:, None]).sum(axis=1, dtype=np.float64))
@@ -179,7 +187,7 @@ def log_probabilities(logits: np.ndarray, tokens: list[int]) -> tuple[np.ndarray
 
 
 def _kilobytes(name: str, keys: str) -> dict[str, int]:
-    """Lines `key: n kB` of a file in /proc/self, in bytes; none where there is no such file."""
+    """The lines `key: n kB` of a file in /proc/self, in bytes; empty where there is no such file."""
     path = Path("/proc/self") / name
     lines = path.read_text() if path.is_file() else ""
     return {key: int(value) * 1024 for key, value in re.findall(rf"^({keys}):\s+(\d+) kB", lines, re.MULTILINE)}
@@ -193,7 +201,7 @@ def _common(first: list[int], second: list[int]) -> int:
 
 
 def main() -> None:
-    """Serve until stdin ends. Whatever a library prints goes to stderr, so that the channel stays clean."""
+    """Serve until stdin ends. What libraries print goes to stderr, so that stdout holds answers only."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     server = Server()

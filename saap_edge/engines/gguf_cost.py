@@ -22,8 +22,10 @@ _KNOWN = re.compile(
 
 
 def gguf_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
-    """The cost, under the name of that format, else of the type of most tensors. Raises SaapError when the header is
-    damaged, and when what a token reads cannot be told from it."""
+    """The cost of a GGUF file. Without `artifact_format`, the type of most tensors names the format.
+
+    Raises SaapError when the header is damaged, or does not tell how many bytes a token reads.
+    """
     header = read_header(path)
     sizes = {tensor.name: tensor.bytes for tensor in header.tensors}
     if any("_exps" in name for name in sizes):
@@ -32,7 +34,7 @@ def gguf_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
     strange = next((name for name in sizes if not _KNOWN.fullmatch(name)), None)
     if strange is not None:
         raise SaapError(f"'{path}' holds '{strange}': how much of it a token reads cannot be told")
-    # Of a table a token reads one row; of the embedding too, unless it is the head.
+    # A token reads one row of a table. The embedding is such a table, unless it is the head, too.
     tables = _TABLES | ({"token_embd.weight"} if "output.weight" in sizes else set())
     kinds: Counter[str] = Counter()
     for tensor in header.tensors:

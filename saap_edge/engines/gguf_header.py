@@ -1,8 +1,8 @@
-"""Metadata and tensors of a GGUF model, read without the gguf package: a board has only the runtime.
+"""Metadata and tensors of a GGUF model, read without the gguf package, because a board has only the runtime.
 
-llama.cpp itself shows scalars only, and per-layer widths are arrays. Format: ggml/docs/gguf.md, version 3. What a
-header lists is checked against the size of its file, as llama.cpp does: nothing is counted that is not there. A model
-may be split over several files, `NAME-00001-of-00003.gguf` and so on; any of them stands for the whole set.
+llama.cpp itself shows scalars only, and widths per layer are arrays. Format: ggml/docs/gguf.md, version 3. What a
+header lists is checked against the size of the file, as in llama.cpp. A model may be split over several files,
+`NAME-00001-of-00003.gguf` and so on; any of them stands for the whole set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Header", "Tensor", "read_header", "read_strings"]
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_DIMENSIONS, _ALIGNMENT = 4, 32  # most of a tensor; of tensors in the file, where it does not say
+_DIMENSIONS, _ALIGNMENT = 4, 32  # of a tensor at most; bytes, where the file states no alignment
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -40,8 +40,16 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as the header lists it; `kind` is ggml's type in small letters, `shape` begins with the length of a
-    row, `bytes` is what its blocks take, `offset` where they begin in `file`."""
+    """A tensor as the header lists it.
+
+    Attributes:
+        name: its name.
+        kind: ggml's type in small letters, as "q4_0".
+        shape: its dimensions; the first is the length of a row.
+        elements: number of weights.
+        bytes: bytes of its blocks.
+        file, offset: where its blocks begin.
+    """
 
     name: str
     kind: str
@@ -54,8 +62,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """A model: its `files` in order (one, but for a split model), all key-value pairs but the arrays of strings, the
-    lengths of these, all tensors, and the bytes of all files."""
+    """A model in one GGUF file, or split over several.
+
+    Attributes:
+        files: its files, in order.
+        metadata: all key-value pairs but arrays of strings.
+        lengths: lengths of the arrays of strings, by key.
+        tensors: all tensors.
+        bytes: size of all files.
+    """
 
     files: tuple[Path, ...]
     metadata: dict[str, Any]
@@ -65,10 +80,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The model that `path` is, or is a part of.
+    """Read the header of a model; `path` is its file, or any one of its files.
 
-    Raises SaapError when a file is missing, not GGUF, cut short, holds more or less than its header lists, or when a
-    set of files is incomplete.
+    Raises SaapError when a file is missing, is not GGUF, is cut short, or holds more or less than its header lists, and
+    when a file of the set is missing.
     """
     given = _read_file(path)
     files = _files_of(path, given.metadata)
@@ -82,14 +97,14 @@ def read_header(path: Path) -> Header:
 
 
 def read_strings(path: Path, key: str) -> list[str] | None:
-    """An array of strings, as the vocabulary is; None where the file has none of that name. Raises as `read_header`."""
+    """An array of strings, such as the vocabulary, by its key; None where there is none. Raises as `read_header`."""
     with _opened(path) as source:
         strings = _read_pairs(source, wanted=key)[2]
     return strings
 
 
 def _files_of(path: Path, metadata: dict[str, Any]) -> tuple[Path, ...]:
-    """All files of the set, by the name of one, as llama.cpp finds them."""
+    """All files of the set, found by the name of one, as llama.cpp does."""
     count, number = metadata.get("split.count", 0), metadata.get("split.no", 0)
     if count in (0, 1):
         return (path,)
@@ -115,7 +130,7 @@ def _check_set(files: tuple[Path, ...], parts: list[Header]) -> None:
 
 
 class _Source:
-    """A file with its size: a length it lies about is an end of file, not a request for memory."""
+    """A file whose size is known: a false length in it raises EOFError, instead of asking for that much memory."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self.path, self.size = file, path, path.stat().st_size
@@ -154,7 +169,7 @@ def _opened(path: Path) -> Iterator[_Source]:
 
 
 def _read_file(path: Path) -> Header:
-    """One file, with its tensors where the header says."""
+    """Read the header of one file; offsets of tensors are counted from the beginning of the file."""
     with _opened(path) as source:
         tensors_listed, metadata, _, lengths = _read_pairs(source)
         listed = [_tensor(source) for _ in range(tensors_listed)]
@@ -167,7 +182,8 @@ def _read_file(path: Path) -> Header:
 def _read_pairs(
     source: _Source, wanted: str | None = None
 ) -> tuple[int, dict[str, Any], list[str] | None, dict[str, int]]:
-    """How many tensors are listed after the pairs; the pairs; the array of strings `wanted`; the arrays' lengths."""
+    """Read the key-value pairs. Returns the number of tensors that follow, the pairs, the array of strings `wanted`,
+    and the lengths of all arrays of strings."""
     path = source.path
     if source.size < 4 or source.take(4) != b"GGUF":
         raise SaapError(f"'{path}' is not a GGUF file")
@@ -204,7 +220,7 @@ def _read_pairs(
 
 
 def _tensor(source: _Source) -> Tensor:
-    """A tensor; its offset as the header has it, counted from where all data begin."""
+    """Read a tensor's entry. Its offset is the header's own, counted from where the data begin."""
     name = source.string()
     rank = source.numbers("I")[0]
     if not 1 <= rank <= _DIMENSIONS:
@@ -221,8 +237,8 @@ def _tensor(source: _Source) -> Tensor:
 
 
 def _check_data(source: _Source, metadata: dict[str, Any], listed: list[Tensor]) -> int:
-    """Tensors follow each other without a gap, as llama.cpp asks for, and the file ends with the last of them. Returns
-    where the first begins."""
+    """Check that tensors follow each other without gaps, as llama.cpp demands, and that the file ends with the last.
+    Returns where the first begins."""
     path, alignment = source.path, metadata.get("general.alignment", _ALIGNMENT)
     if not _is_count(alignment) or not alignment or alignment & (alignment - 1):
         raise SaapError(f"'{path}' is damaged: general.alignment is {alignment!r}, not a power of two")

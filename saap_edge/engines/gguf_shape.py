@@ -1,4 +1,4 @@
-"""What a GGUF model's metadata say of its shape, checked against its own tensors."""
+"""The shape that a GGUF model's metadata state, checked against its tensors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from saap_edge.errors import SaapError
 
 __all__ = ["Shape", "read_shape"]
 
-# Every block of these has the same tensors, but for biases, which are optional in each: where one lacks some, the file
-# has lost something.
+# Architectures whose blocks all have the same tensors, except biases, which are optional. A block that lacks a tensor
+# shows that the file is incomplete.
 _UNIFORM = ("llama", "qwen2", "qwen3", "phi3", "granite", "gemma", "gemma2", "gemma3", "deci", "openelm")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """`kv_elements`: numbers a token adds to the KV cache, over all layers; `context` in tokens."""
+    """The shape of a model.
+
+    Attributes:
+        blocks: number of layers.
+        kv_elements: numbers that a token adds to the KV cache, in all layers together.
+        context: tokens of the longest sequence.
+        vocab_size: number of tokens in the vocabulary.
+    """
 
     blocks: int
     kv_elements: int
@@ -30,7 +37,7 @@ class Shape:
 
 
 def read_shape(header: Header) -> Shape:
-    """Raises SaapError when the metadata lack something, are absurd, or contradict the tensors."""
+    """Read the shape. Raises SaapError when metadata are missing or absurd, or contradict the tensors."""
     return _Reader(header).shape()
 
 
@@ -64,7 +71,7 @@ class _Reader:
         return Shape(blocks, kv_elements, self._number("context_length"), vocab_size)
 
     def _number(self, key: str, default: int | None = None) -> int:
-        """At least 1."""
+        """A number of the metadata, at least 1."""
         value = self._metadata.get(f"{self._name}.{key}", default)
         if value is None:
             raise SaapError(f"'{self.path}' does not say its {self._name}.{key}")
@@ -73,7 +80,7 @@ class _Reader:
         return int(value)
 
     def _per_layer(self, key: str, blocks: int, default: list[int] | None = None) -> list[int]:
-        """One number for all layers, or one each, of which some may be 0."""
+        """A number of every layer. The metadata have one for all layers, or a list, in which some may be 0."""
         value = self._metadata.get(f"{self._name}.{key}", default)
         if not isinstance(value, list):
             return [self._number(key)] * blocks
@@ -85,7 +92,7 @@ class _Reader:
         return value
 
     def _vocab_size(self) -> int:
-        """Of the embedding, which the head and the list of tokens have to match."""
+        """Rows of the embedding. The head and the list of tokens have to match them."""
         table = self._tensors.get("token_embd.weight")
         width, listed = self._number("embedding_length"), self._header.lengths.get("tokenizer.ggml.tokens")
         if table is None or len(table.shape) != 2:
@@ -99,7 +106,7 @@ class _Reader:
         return table.shape[1]
 
     def _check_blocks(self, blocks: int, kv_heads: list[int]) -> None:
-        """As many as block_count says, and none with less in it than the others."""
+        """Check that there are as many blocks as block_count says, and that none has fewer tensors than the others."""
         widths = self._metadata.get(f"{self._name}.feed_forward_length")
         no_ffn = {index for index, width in enumerate(widths) if not width} if isinstance(widths, list) else set()
         empty, here = {index for index in no_ffn if index < blocks and not kv_heads[index]}, set(self._blocks)
@@ -124,7 +131,7 @@ class _Reader:
             raise SaapError(f"'{self.path}' is incomplete: it has no output_norm.weight")
 
     def _kv_elements(self, index: int, heads: int, kv_heads: int, key: int, value: int) -> int:
-        """Of one layer, which its projections have to give."""
+        """Numbers that a token adds to the KV cache of one layer. The projections of the layer have to agree."""
         block = self._blocks.get(index, {})
         told = {"attn_k.weight": kv_heads * key, "attn_v.weight": kv_heads * value}
         told["attn_qkv.weight"] = heads * key + sum(told.values())

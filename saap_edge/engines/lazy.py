@@ -1,4 +1,4 @@
-"""A runtime that is imported when it is first used: engines are described where it is not installed."""
+"""Importing a runtime when it is first used, so that engines can be described where it is not installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ __all__ = ["lazy_import"]
 
 
 def lazy_import(module: str) -> Any:
-    """What stands for the module of that name; looking into it imports the module."""
+    """A stand-in for a module, which is imported when one of its names is first used.
+
+    >>> lazy_import("json").dumps([1, 2])
+    '[1, 2]'
+    """
     return _Lazy(module)
 
 

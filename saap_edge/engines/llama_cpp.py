@@ -1,4 +1,4 @@
-"""llama.cpp as an engine, through llama-cpp-python's low-level binding: numpy and the runtime only."""
+"""llama.cpp as an engine, through llama-cpp-python's low-level binding. Needs only numpy and the runtime."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ llama_cpp = lazy_import("llama_cpp")
 _LOG_ERROR = 4  # ggml_log_level: 1 debug, 2 info, 3 warn, 4 error
 
 
-_errors: list[str] = []  # what llama.cpp said last: its log callback takes a plain function
+_errors: list[str] = []  # llama.cpp's last messages; global, because its log callback is a plain function
 
 
 def _log_errors(level: int, text: bytes, _user_data: Any) -> None:
@@ -38,7 +38,7 @@ def _log_errors(level: int, text: bytes, _user_data: Any) -> None:
 
 @cache
 def _log_callback() -> Any:
-    """For llama.cpp, which calls it as long as the process lives."""
+    """The log callback. It is kept alive, because llama.cpp calls it as long as the process lives."""
     return llama_cpp.llama_log_callback(_log_errors)
 
 
@@ -63,11 +63,14 @@ class LlamaCppVocabulary:
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
 
     def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache that one token takes: none without layers."""
+        """0: a vocabulary has no KV cache."""
         return 0
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`. `add_special` adds BOS/EOS as the file asks, `parse_special` reads them in the text."""
+        """Token ids of `text`. Raises SaapError when llama.cpp cannot split it.
+
+        `add_special` adds BOS and EOS as the file says; `parse_special` reads names of special tokens as tokens.
+        """
         data = text.encode("utf-8")
         room = len(data) + 8
         ids = (llama_cpp.llama_token * room)()
@@ -77,7 +80,7 @@ class LlamaCppVocabulary:
         return list(ids[:count])
 
     def ends(self) -> list[int]:
-        """Ids at which llama.cpp ends a text."""
+        """Token ids at which llama.cpp ends a text."""
         return [index for index in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, index)]
 
     def detokenize(self, tokens: Sequence[int]) -> str:
@@ -108,7 +111,7 @@ class LlamaCppEngine(LlamaCppVocabulary):
         self.reset()
 
     def _parameters(self) -> Any:
-        """How the context is opened."""
+        """The parameters with which the context is opened."""
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = self.context
         # llama.cpp's default: its buffers grow with what is computed at once, by hundreds of MiB for 4096 tokens.
@@ -168,7 +171,7 @@ class LlamaCppEngine(LlamaCppVocabulary):
         return 2 * self._shape.kv_elements
 
     def describe(self) -> dict[str, Any]:
-        """What ran: the conditions that belong beside every figure."""
+        """Runtime, model and settings: conditions that belong beside every figure."""
         return {
             "engine": self.name,
             "version": llama_cpp.__version__,

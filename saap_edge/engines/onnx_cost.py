@@ -1,4 +1,4 @@
-"""What an ONNX folder says of itself, read from its graph and the configuration beside it."""
+"""Context, vocabulary and cost of an ONNX folder, read from its graph and the configuration beside it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ __all__ = ["folder_context", "folder_vocab_size", "onnx_cost"]
 
 
 def folder_context(path: Path) -> int | None:
-    """Tokens of the longest sequence; None where the folder does not say."""
+    """Tokens of the longest sequence; None where the folder does not state it."""
     return onnx_context(path, read_graph(path / "model.onnx"))
 
 
 def folder_vocab_size(path: Path) -> int | None:
-    """Logits a token gives; None where the graph does not say."""
+    """Number of logits for a token; None where the graph does not state it."""
     return read_graph(path / "model.onnx").vocab_size
 
 
 def onnx_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
-    """The cost of a folder or its model.onnx, under the name of that format, else of what the graph says it holds.
-    Raises SaapError when the graph is damaged, and when what a token reads cannot be told from it."""
+    """The cost of an ONNX folder, or of its model.onnx. Without `artifact_format`, the graph names the format.
+
+    Raises SaapError when the graph is damaged, or does not tell how many bytes a token reads.
+    """
     path = path.parent if path.suffix == ".onnx" else path
     graph = read_graph(path / "model.onnx")
     return ArtifactCost(

@@ -1,4 +1,4 @@
-"""What the configuration beside an ONNX graph says of it: genai_config.json, else optimum's config.json."""
+"""The configuration beside an ONNX graph: genai_config.json, or optimum's config.json."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ GENAI_FILE, CONFIG_FILE = "genai_config.json", "config.json"
 
 
 def onnx_context(folder: Path, graph: Graph) -> int | None:
-    """Tokens of the longest sequence, by the graph and the configuration beside it; None where neither says.
+    """Tokens of the longest sequence, from the graph and the configuration beside it; None where neither states it.
 
-    Raises SaapError where the configuration is damaged or is another graph's.
+    Raises SaapError where the configuration is damaged, or belongs to another graph.
     """
     told = [] if graph.context is None else [graph.context]
     keys: tuple[str, ...]
@@ -39,12 +39,12 @@ def onnx_context(folder: Path, graph: Graph) -> int | None:
 
 
 def head_size(folder: Path) -> int:
-    """Width of a head, which graphs of genai's builder leave open. Raises SaapError where it is not said."""
+    """Width of a head. Graphs of genai's builder leave it open. Raises SaapError where the configuration lacks it."""
     return _number(folder / GENAI_FILE, ("model", "decoder", "head_size"))
 
 
 def _number(path: Path, keys: tuple[str, ...]) -> int:
-    """At least 1."""
+    """A number of a JSON file, at least 1."""
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
         for key in keys:

@@ -1,7 +1,6 @@
-"""What an ONNX decoder reads per token, from its graph file alone: without the onnx package, and without its weights.
+"""What an ONNX decoder reads per token, from its graph file alone, without the onnx package and without the weights.
 
-Of the files with the weights only the size is looked at: all that the graph lists has to be there. A graph file is a
-protobuf message; the few fields needed are read here. Numbers of fields: onnx/onnx.proto.
+Files with weights are not read, but must be as large as the graph says. onnx/onnx.proto numbers the graph's fields.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ LIMIT = 2**31  # bytes: protobuf's own
 _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # TensorProto.DataType
 _HALVES = {21: 2, 22: 2}  # uint4, int4: two a byte
 _HALF = 10
-_OURS, _PAGE = "saap-edge", 4096  # producer_name; large weights begin on a page
+_OURS, _PAGE = "saap-edge", 4096  # producer_name; bytes of a page, where large weights begin
 _TOLD = {"saap_edge.quantisation", "saap_edge.context"}
 _TYPED = (4, 5, 6, 7, 10, 11)  # TensorProto.float_data and the like
-# These take rows of a table, or tables of angles: a token does not read them whole.
+# These operators take rows of a table, or tables of angles. A token does not read such tables whole.
 _TABLES = ("Gather", "GatherBlockQuantized", "RotaryEmbedding", "GroupQueryAttention")
 
 
 @dataclass
 class _Weight:
-    place: object  # where its bytes lie, (file, offset) or itself: two names for the same bytes are one weight
+    place: object  # where its bytes lie: (file, offset), or an object. Two names for one place are one weight
     kind: int
     elements: int
     bytes: int
@@ -46,8 +45,8 @@ class _Node:
 
 @dataclass
 class _Parsed:
-    """A graph's parts; `past` and `present` are the bytes of a token in these, by layer and kind ("0.key"); `open`:
-    those of `past` whose heads have a width that the graph leaves open, counted as 1."""
+    """The parts of a graph. `past` and `present`: bytes of a token in the cache, by layer and kind ("0.key"). `open`:
+    those of `past` whose head width the graph leaves open, counted as 1."""
 
     weights: dict[str, _Weight] = field(default_factory=dict)
     nodes: list[_Node] = field(default_factory=list)
@@ -63,10 +62,17 @@ class _Parsed:
 
 @dataclass(frozen=True)
 class Graph:
-    """`bytes_per_token`: of weights that decoding one token reads. `parameters`: weights of the matrices and vectors,
-    each once. `kv_bytes_per_token`: of all inputs past_key_values.*. `quantisation`: what saap-edge wrote, else by
-    the matrices' bits, "fp32" where these are floats. `layers`: that have a KV cache. `context`: tokens of the longest
-    sequence, `vocab_size`: logits a token gives (None: the graph does not say)."""
+    """What a decoder's graph tells.
+
+    Attributes:
+        bytes_per_token: weights that decoding one token reads, bytes.
+        parameters: weights of matrices and vectors, each counted once.
+        kv_bytes_per_token: bytes of a token in all inputs past_key_values.*.
+        quantisation: as saap-edge wrote it; else after the bits of the matrices, "fp32" for floats.
+        layers: layers with a KV cache.
+        context: tokens of the longest sequence; None: the graph does not state it.
+        vocab_size: logits for a token; None: the graph does not state it.
+    """
 
     bytes_per_token: int
     parameters: int
@@ -78,8 +84,8 @@ class Graph:
 
 
 def read_graph(path: Path) -> Graph:
-    """Raises SaapError when `path` is missing, no ONNX graph, contradicts itself, takes no keys and values of the past,
-    or when a file with its weights is missing or cut short."""
+    """Read a graph file. Raises SaapError when it is missing, damaged or no decoder, or a file with weights is not
+    whole."""
     try:
         if path.stat().st_size > LIMIT:
             raise SaapError(f"'{path}' is larger than an ONNX graph can be")
@@ -118,7 +124,7 @@ def _check_files(path: Path, files: dict[str, set[tuple[int, int]]]) -> None:
 
 
 def _check_no_holes(path: Path, files: dict[str, set[tuple[int, int]]]) -> None:
-    """Raise SaapError where bytes of our data files are of no weight: an edited graph has another in its place."""
+    """Raise SaapError where bytes in files of saap-edge belong to no weight: the graph was edited."""
     for name, places in files.items():
         size = (path.parent / name).stat().st_size
         for (_, end), (begin, _) in pairwise([(0, 0), *sorted(places), (size, size)]):
@@ -127,9 +133,9 @@ def _check_no_holes(path: Path, files: dict[str, set[tuple[int, int]]]) -> None:
 
 
 def _count(parsed: _Parsed) -> Graph:
-    """Raises ValueError where parts contradict each other."""
+    """Add up the parts of a graph. Raises ValueError where they contradict each other."""
     weights, nodes = parsed.weights, parsed.nodes
-    cut = parsed.producer == _OURS and not set(parsed.told) >= _TOLD  # the end of our file, and it is not there
+    cut = parsed.producer == _OURS and not set(parsed.told) >= _TOLD  # saap-edge writes these at the end of the file
     if cut or not parsed.opsets or any(parsed.present.get(name, size) != size for name, size in parsed.past.items()):
         raise ValueError
     widened = {
@@ -151,7 +157,7 @@ def _count(parsed: _Parsed) -> Graph:
             elements[weight.place] = max(elements.get(weight.place, 0), _parameters(node, position, weight))
             if node.op not in _TABLES:
                 if readers.setdefault(weight.place, name) != name and parsed.producer == _OURS:
-                    raise ValueError  # our graphs share bytes with a table alone
+                    raise ValueError  # in graphs of saap-edge, only a table shares its bytes
                 read[weight.place] = weight.bytes * (2 if name in widened else 1)  # halves are widened as they load
     quantisation = parsed.told.get("saap_edge.quantisation") or ("fp32" if bits is None else f"int{bits}")
     context = int(parsed.told["saap_edge.context"]) if "saap_edge.context" in parsed.told else None
@@ -164,7 +170,7 @@ def _count(parsed: _Parsed) -> Graph:
 
 
 def _parameters(node: _Node, position: int, weight: _Weight) -> int:
-    """How many an input of a node holds: codes are, scales, zero points and angles are not."""
+    """Number of parameters in an input of a node. Codes count; scales, zero points and angles do not."""
     if node.op == "MatMulNBits" and position in (1, 2, 3):
         if position > 1:
             return 0
@@ -200,7 +206,7 @@ def _parse(data: memoryview) -> _Parsed:
 
 
 def _parse_part(parsed: _Parsed, part: int, body: int | memoryview) -> None:
-    """One field of the graph."""
+    """Take one field of the graph into `parsed`."""
     if part == 1:
         parsed.nodes.append(_node(message(body)))
     elif part == 5:
@@ -244,8 +250,8 @@ def _node(data: memoryview) -> _Node:
 
 
 def _initializer(data: memoryview) -> tuple[str, _Weight | None, tuple[str, int, int] | None]:
-    """Name, weight, and (file, begin, end) where it lies outside. Weights are floats or codes; an integer
-    constant of the graph is None. Raises ValueError where as many bytes are not there as the shape takes."""
+    """Name, weight (None: an integer constant), and (file, begin, end) if its bytes lie in another file. Raises
+    ValueError where the bytes do not fit the shape."""
     name, kind, shape, outside, held = "", 0, [], {}, None
     for number, value in fields(data):
         if number == 1:

@@ -1,4 +1,4 @@
-"""ONNX Runtime as an engine: numpy and onnxruntime only, one sequence, KV buffers shared between past and present."""
+"""ONNX Runtime as an engine. Needs only numpy and onnxruntime; past and present keys and values share buffers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALL = np.array([0], dtype=np.int64)
 
 
 class OnnxEngine:
-    """A decoder in a plain InferenceSession on the CPU: what does not depend on who exported it."""
+    """A decoder in a plain InferenceSession on the CPU: the part that does not depend on the exporter."""
 
     name = "onnxruntime"
     vocab_size: int  # set once the graph is known to be a decoder
@@ -43,7 +43,7 @@ class OnnxEngine:
         self._length = length
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
-        """Ids int64 [1, n]. Raises ValueError on none, on one outside the vocabulary, and when they do not fit."""
+        """Token ids as int64 [1, n]. Raises ValueError on no ids, an unknown id, or more tokens than `context`."""
         ids = np.array([tokens], dtype=np.int64)
         if ids.size == 0:
             raise ValueError("no tokens to run")
@@ -56,7 +56,7 @@ class OnnxEngine:
         return ids
 
     def _describe(self, quantisation: str | None, kv_bytes: int) -> dict[str, Any]:
-        """What ran: the conditions that belong beside every figure."""
+        """Runtime, model and settings: conditions that belong beside every figure."""
         return {
             "engine": self.name,
             "version": ort.__version__,
@@ -103,7 +103,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         total = self._length + ids.shape[1]
         rows = ids.shape[1] if all_logits else 1
         logits = self._step_logits if rows == 1 else np.empty((1, rows, self.vocab_size), dtype=np.float32)
-        # The arrays are bound by address: they must live until the run is over, and they do, as locals.
+        # Arrays are bound by their address. Locals keep them alive until the run is over.
         mask = self._mask[:, :total]
         self._bind_input("input_ids", ids)
         self._bind_input("attention_mask", mask)
@@ -118,7 +118,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         return self._kv_bytes
 
     def describe(self) -> dict[str, Any]:
-        """What ran: the conditions that belong beside every figure."""
+        """Runtime, model and settings: conditions that belong beside every figure."""
         metadata = self._session.get_modelmeta().custom_metadata_map
         return self._describe(metadata.get("saap_edge.quantisation"), self._kv_bytes)
 

@@ -1,4 +1,4 @@
-"""A decoder as optimum exports it, in ONNX Runtime alone: past in, present out, one sequence."""
+"""A decoder as optimum exports it, in ONNX Runtime: it takes the past and returns the present, for one sequence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAST = "past_key_values."
 
 
 class OptimumEngine(OnnxEngine):
-    """An ONNX folder of the format onnx-optimum, on the CPU. Its graph copies the cache at every token."""
+    """An ONNX folder of the format onnx-optimum, on the CPU. Its graph copies the whole cache at every token."""
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         """Load `path`, the folder or its model.onnx. Raises SaapError when it is missing, damaged, or another."""
@@ -67,14 +67,14 @@ class OptimumEngine(OnnxEngine):
         return sum(4 * heads * head_dim for _, heads, _, head_dim in self._shapes.values())
 
     def describe(self) -> dict[str, Any]:
-        """What ran: the conditions that belong beside every figure."""
+        """Runtime, model and settings: conditions that belong beside every figure."""
         return self._describe("fp32", self.kv_bytes_per_token())
 
 
 register_engine(
     EngineRecord(
         "optimum", "onnxruntime", "onnxruntime", "saap_edge.engines.optimum:OptimumEngine", kind="onnx",
-        # Ours are asked for theirs first: the others have the graph alone.
+        # The engine for saap-edge's own folders is asked before this one; other folders have only the graph.
         opens=lambda path: path.suffix == ".onnx" or (path / GRAPH_FILE).is_file(), context=folder_context,
         vocab_size=folder_vocab_size, cost=onnx_cost,
     )

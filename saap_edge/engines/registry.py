@@ -1,7 +1,7 @@
 """Engines, found by name or by what they open. Each engine registers itself in its own module.
 
-Their modules import no runtime before an artifact is loaded: a record is also read where only another engine is
-installed. What a record asks of a path it answers from headers, without the runtime.
+Modules of engines import their runtime only when an artifact is loaded, because a record is also read where that
+runtime is not installed. The functions of a record read headers, and need no runtime.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from saap_edge.registry import Registry
 
 __all__ = ["ENGINES", "VOCABULARY", "EngineRecord", "engine_at", "engine_named", "register_engine"]
 
-VOCABULARY = " vocabulary"  # behind an engine's name: its tokenizer only
+VOCABULARY = " vocabulary"  # after an engine's name: its tokenizer only
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class EngineRecord:
     """An engine.
 
     Attributes:
-        name: as formats and documents have it.
-        package: what pip installs.
-        module: what it imports as; a board is asked for it.
+        name: its name in formats and documents.
+        package: the package that pip installs.
+        module: the module that the package is imported as; a board is asked whether it has it.
         entry: "module:class" of an `Engine` (engines/base.py), which the child process imports; None: it runs nothing.
-        vocabulary: "module:class" of its tokenizer alone, constructed with a path.
+        vocabulary: "module:class" of its tokenizer alone, which is constructed with a path.
         kind: of the artifacts that it opens (formats.py).
         opens: whether something at a path is one of them.
         context: tokens of the longest sequence that an artifact holds; None where it does not say.
@@ -52,7 +52,10 @@ class EngineRecord:
     half_sums: bool = False
 
     def entry_of(self, name: str) -> str:
-        """What the child imports for this engine, or for its tokenizer alone. Raises SaapError where it has none."""
+        """The "module:class" that the child imports: the engine, or its tokenizer where `name` ends in VOCABULARY.
+
+        Raises SaapError where the engine has none.
+        """
         found = self.vocabulary if name.endswith(VOCABULARY) else self.entry
         if found is None:
             raise SaapError(f"'{name}' runs no artifacts")
@@ -74,8 +77,7 @@ def register_engine(engine: EngineRecord) -> EngineRecord:
 
 
 def engine_named(name: str) -> EngineRecord:
-    """The engine of that name, which may end in VOCABULARY. Raises SaapError that names the nearest when there is
-    none."""
+    """The record of an engine; its name may end in VOCABULARY. Raises SaapError that suggests the nearest name."""
     return ENGINES.find(name.removesuffix(VOCABULARY))
 
 

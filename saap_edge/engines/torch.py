@@ -1,7 +1,7 @@
 """Plain torch as an engine: a Hugging Face folder through transformers, as most people run a model.
 
-Dense folders get the class their config.json names. Pruned ones carry the file of their class, and it is run only where
-it is, byte for byte, the one that saap-edge writes.
+A dense folder gets the class that its config.json names. A pruned folder carries the file of its class, which is run
+only if it equals, byte for byte, the file that saap-edge writes.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ torch, transformers, safetensors = lazy_import("torch"), lazy_import("transforme
 
 
 class TorchEngine:
-    """A Hugging Face folder on the CPU: one sequence, transformers' own attention and KV cache.
+    """A Hugging Face folder on the CPU, with transformers' own attention and KV cache.
 
-    `dtype` is that of weights, arithmetic and cache; a subclass may have another.
+    `dtype` is the type of weights, arithmetic and cache; a subclass may have another.
     """
 
     name, dtype = "torch", "float32"
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
-        """Load `path`. Raises SaapError when it is no model, too short, or carries code that is not ours."""
+        """Load `path`. Raises SaapError when it is no model, holds fewer than `context` tokens, or carries code that is
+        not saap-edge's."""
         self.path, self.threads, self.context = Path(path), threads, context
         config, longest = _config(self.path), folder_context(self.path)
         if longest is not None and not 0 < context <= longest:
@@ -47,7 +48,7 @@ class TorchEngine:
 
     @staticmethod
     def import_runtime() -> None:
-        """Import what loading would: transformers imports most of itself when it is first used."""
+        """Import what loading would import: transformers imports most of itself only when it is used."""
         for name in ("AutoModelForCausalLM", "DynamicCache", "LlamaForCausalLM"):
             getattr(transformers, name)
 
@@ -60,7 +61,7 @@ class TorchEngine:
         """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot keep {length} of {self._length} tokens")
-        for layer in self._cache.layers:  # Cache.crop takes what stays in transformers 4, what goes in 5
+        for layer in self._cache.layers:  # Cache.crop takes the tokens that stay in transformers 4, that go in 5
             if layer.keys is not None:
                 layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
         self._length = length
@@ -93,7 +94,7 @@ class TorchEngine:
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def describe(self) -> dict[str, Any]:
-        """What ran: the conditions that belong beside every figure."""
+        """Runtime, model and settings: conditions that belong beside every figure."""
         return {
             "engine": self.name,
             "version": f"{torch.__version__}, transformers {transformers.__version__}",
@@ -108,12 +109,12 @@ class TorchEngine:
 
 
 def folder_context(path: Path) -> int | None:
-    """Tokens of the longest sequence; None where config.json does not say."""
+    """Tokens of the longest sequence; None where config.json does not state it."""
     return _number(_config(path), "max_position_embeddings")
 
 
 def folder_vocab_size(path: Path) -> int | None:
-    """Logits a token gives; None where config.json does not say."""
+    """Number of logits for a token; None where config.json does not state it."""
     return _number(_config(path), "vocab_size")
 
 
@@ -150,7 +151,7 @@ def _loaded(path: Path, config: dict[str, Any], dtype: Any) -> Any:
 
 
 def _carries_our_code(path: Path, config: dict[str, Any]) -> bool:
-    """Whether the folder's class is the one that pruned models have. Raises SaapError for any other code."""
+    """Whether the folder carries the class that saap-edge gives pruned models. Raises SaapError for other code."""
     if "auto_map" not in config:
         return False
     file = path / MODELLING_FILE.name

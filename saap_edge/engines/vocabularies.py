@@ -1,4 +1,4 @@
-"""onnxruntime-genai's tokenizer alone: no weights are read and nothing is computed."""
+"""onnxruntime-genai's tokenizer alone. No weights are read, and nothing is computed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vo
 
 
 class GenaiVocabulary:
-    """genai's own tokenizer of a folder that holds one. It always reads the names of special tokens as tokens."""
+    """The tokenizer of a folder, as genai reads it. genai always reads the names of special tokens as tokens."""
 
     name = "onnxruntime-genai"
 
     def __init__(self, path: Path) -> None:
-        """Load it from `path`. Raises SaapError when genai cannot.
+        """Load the tokenizer in `path`. Raises SaapError when genai cannot.
 
-        genai has a tokenizer only of a model: it gets one that computes nothing.
+        genai gives a tokenizer only for a model, so that it gets a model that computes nothing.
         """
         import onnxruntime_genai as genai
 
@@ -39,16 +39,17 @@ class GenaiVocabulary:
         self.vocab_size = 0  # it does not tell
 
     def kv_bytes_per_token(self) -> int:
+        """0: a tokenizer has no KV cache."""
         return 0
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`; `add_special` adds BOS and EOS as the tokenizer asks."""
+        """Token ids of `text`. `add_special` adds BOS and EOS as the tokenizer says."""
         self._tokenizer.update_options(add_special_tokens="true" if add_special else "false")
         return [int(token) for token in self._tokenizer.encode(text)]
 
 
 def _write_graph(folder: Path) -> None:
-    """A graph that gives the ids back as logits, and the configuration that genai demands."""
+    """Write a graph that returns the ids as logits, and the configuration that genai demands."""
     import onnx
     from onnx import TensorProto, helper
 

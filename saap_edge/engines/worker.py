@@ -1,4 +1,4 @@
-"""An engine in a child process: it may die, the parent does not."""
+"""Running an engine in a child process, so that the parent survives if the engine dies."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from saap_edge.errors import SaapError
 
 __all__ = ["EngineDied", "Worker", "cause_of_death", "child_environment"]
 
-TIMEOUT = 1800.0  # seconds for one request: a large model on a slow board, not a hang
+TIMEOUT = 1800.0  # seconds for one request: a large model on a slow board may take that long
 
 
 class EngineDied(SaapError):
-    """The child ended in the middle of a request; `code` as in subprocess: negative is the signal that killed it."""
+    """The child ended in the middle of a request. `code` is its exit code, or minus the signal that killed it."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -35,8 +35,8 @@ class EngineDied(SaapError):
 class Worker:
     """A child process with one artifact loaded. Use it as a context manager.
 
-    `loaded` is what the child told of the artifact: seconds, vocab_size, kv_bytes_per_token and the engine's own
-    description. Raises SaapError, in one line, when the artifact cannot be loaded or kills the child.
+    `loaded` is how the child describes the artifact: seconds, vocab_size, kv_bytes_per_token, and the engine's own
+    description. Raises SaapError when the artifact cannot be loaded or kills the child.
     """
 
     def __init__(self, engine: str, path: Path, threads: int, context: int) -> None:
@@ -55,7 +55,7 @@ class Worker:
             raise
 
     def logits(self, tokens: list[int], mode: str) -> np.ndarray:
-        """float32 [len(tokens), vocab]; `mode` is "prefill", "steps" or "mixed"."""
+        """Logits of every token, float32 [len(tokens), vocab]; `mode` is "prefill", "steps" or "mixed" (`Server`)."""
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "logits.npy"
             self._ask("logits", tokens=tokens, mode=mode, out=str(out))
@@ -68,8 +68,11 @@ class Worker:
         return ids
 
     def time(self, tokens: list[int], decode_tokens: int) -> dict[str, Any]:
-        """{"ttft_s": seconds, "decode_s": [seconds of each step], "decode_cpu_s": [CPU seconds of all threads],
-        "decode_at": [beginning, end] by time.monotonic}."""
+        """Time a prompt and greedy steps after it, in seconds.
+
+        Returns {"ttft_s": until the first token is chosen, "decode_s": [each step], "decode_cpu_s": [CPU time of each
+        step, all threads], "decode_at": [beginning, end] of the steps by time.monotonic}.
+        """
         timing: dict[str, Any] = self._ask("time", tokens=tokens, decode_tokens=decode_tokens)
         return timing
 
@@ -78,7 +81,10 @@ class Worker:
         self._ask("fill", tokens=tokens)
 
     def time_steps(self, token: int, decode_tokens: int) -> dict[str, list[float]]:
-        """{"decode_s", "decode_cpu_s"} of greedy steps from `token` on, after what was filled; these are forgotten."""
+        """Time greedy steps after the filled tokens, from `token` on, and forget the steps.
+
+        Returns {"decode_s": [seconds of each step], "decode_cpu_s": [CPU seconds of each, all threads]}.
+        """
         steps: dict[str, list[float]] = self._ask("time_steps", token=token, decode_tokens=decode_tokens)
         return steps
 
@@ -91,7 +97,8 @@ class Worker:
         return answers
 
     def nll(self, windows: list[list[int]]) -> tuple[float, int]:
-        """(total negative log-likelihood in nats, predicted tokens); a window's first token is context only."""
+        """(total negative log-likelihood in nats, number of predicted tokens). The first token of a window is not
+        predicted."""
         total = 0.0
         for window in windows:
             [(values, _)] = self.score([(window, 1)])
@@ -104,19 +111,19 @@ class Worker:
         return ids
 
     def ends(self) -> list[int]:
-        """Ids at which llama.cpp ends a text."""
+        """Token ids at which llama.cpp ends a text."""
         ids: list[int] = self._ask("ends")
         return ids
 
     def pin(self, cpus: set[int]) -> None:
-        """Let the child run on these CPUs only, all its threads. Where the system refuses, they stay where they are."""
+        """Keep all threads of the child on these CPUs, if the system allows it."""
         with contextlib.suppress(OSError):  # a child that is dead: the next request says so
             for thread in os.listdir(f"/proc/{self._process.pid}/task"):
                 with contextlib.suppress(OSError):  # one that has ended meanwhile, or a system that forbids it
                     os.sched_setaffinity(int(thread), cpus)
 
     def memory(self) -> dict[str, int | None]:
-        """Bytes of the child: resident {"peak", "now"} and proportional now {"pss"} (None: not told)."""
+        """Memory of the child in bytes: {"peak", "now"} resident, {"pss"} proportional now (None: not known)."""
         memory: dict[str, int | None] = self._ask("memory")
         return memory
 
@@ -174,7 +181,11 @@ class Worker:
 
 
 def cause_of_death(code: int, stderr: bytes) -> str:
-    """How a child ended, and the last line it left."""
+    """How a child ended, and its last line on stderr.
+
+    >>> cause_of_death(-9, b""), cause_of_death(3, b"loading\\nbad magic\\n")
+    ('SIGKILL (out of memory?)', 'exit code 3: bad magic')
+    """
     lines = stderr.decode(errors="replace").strip().splitlines()
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""
@@ -182,7 +193,7 @@ def cause_of_death(code: int, stderr: bytes) -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """The package on the path wherever we were started, and no debugger on aborts."""
+    """The environment of a child: it finds this package, and starts no debugger when it aborts."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}

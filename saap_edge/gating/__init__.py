@@ -1,4 +1,4 @@
-"""The gate: limits on figures, and a verdict for each that a noisy runner cannot flip unnoticed."""
+"""The gate: limits on figures, and a verdict on each. Noise makes a verdict inconclusive, not wrong."""
 
 from saap_edge.gating.budget import METRICS, Budget, Kind, Limit, Metric, register_metric
 from saap_edge.gating.judge import Verdict, exit_code, judge

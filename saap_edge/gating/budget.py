@@ -1,4 +1,4 @@
-"""The budget: limits, and the metrics they may be on, by the kind of evidence each needs."""
+"""The budget: limits, and the metrics that they may be on, by the kind of evidence that each needs."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ class Metric:
     """A metric from outside.
 
     Attributes:
+        name: its name in budgets.
         kind: what it rests on, and so where it can be judged. BOARD, RATIO and PREDICTED figures need an interval.
-        figure: (artifact of the bench document, evidence) -> a number or a `Figure`; None where there is none.
+        figure: called with (artifact of the bench document, evidence). Returns a number, a `Figure` with an interval,
+            or None where the artifact has no such figure.
     """
 
     name: str
@@ -51,15 +53,19 @@ OUTSIDE_METRICS: Registry[Metric] = Registry("metric", "saap_edge.metrics", take
 
 
 def register_metric(name: str, kind: Kind, figure: Callable[[BenchedArtifact, Any], Any]) -> None:
-    """Add a metric that a budget may have limits on; see `Metric`. Raises SaapError for one of saap-edge's own.
+    """Add a metric that budgets may limit; see `Metric`. Raises SaapError where the name is one of saap-edge's own.
 
-    From a package it comes as an entry point of the group `saap_edge.metrics`: a Metric.
+    An installed package adds one by an entry point of the group `saap_edge.metrics` that names a `Metric`.
     """
     OUTSIDE_METRICS.register(Metric(name, kind, figure), replace=True)
 
 
 def kind_of(metric: str) -> Kind:
-    """What a metric of this package, or from outside, rests on. Raises KeyError for an unknown one."""
+    """What a metric rests on, of this package or from outside. Raises KeyError for an unknown one.
+
+    >>> str(kind_of("decode_tok_s")), str(kind_of("file_mib"))
+    ('on the board', 'counted')
+    """
     return METRICS[metric] if metric in METRICS else OUTSIDE_METRICS[metric].kind
 
 
@@ -67,7 +73,11 @@ Bound = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Limit(BaseModel):
-    """One limit. Without `artifact` it holds for every artifact that was measured and is not there to compare with."""
+    """One limit. Without `artifact`, it holds for all artifacts that ship (pruned, candidate), not dense or baseline.
+
+    >>> Limit(metric="decode_tok_s", min=8).text
+    '>= 8'
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,13 +109,18 @@ class Limit(BaseModel):
 
     @property
     def text(self) -> str:
-        """As people write it."""
+        """The bounds as people write them, as ">= 8"."""
         parts = [f">= {self.min:g}" if self.min is not None else "", f"<= {self.max:g}" if self.max is not None else ""]
         return " and ".join(part for part in parts if part)
 
 
 class Budget(BaseModel):
-    """Limits. Besides a list, `limits` may be a mapping: `{speedup_vs_dense: {min: 1.1}, ttft_ms: {max: 500}}`."""
+    """All limits. In a document, `limits` is a list or a mapping.
+
+    >>> budget = Budget.model_validate({"limits": {"speedup_vs_dense": {"min": 1.1}, "ttft_ms": {"max": 500}}})
+    >>> [(limit.metric, limit.text) for limit in budget.limits]
+    [('speedup_vs_dense', '>= 1.1'), ('ttft_ms', '<= 500')]
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""Judging a whole document: the gate's own, gate.json, as the stage writes it and the command prints it."""
+"""The gate document, gate.json, from measurements and a budget: the stage writes it, the command prints it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ _WORDS = {0: "pass", 1: "fail", 3: "inconclusive"}
 def gate_document(
     measured: Measured, budget: Budget, target: Target | None, baseline: Measured | None = None
 ) -> Gate:  # fmt: skip
-    """Judge; returns the gate document.
+    """Judge every limit of a budget and return the gate document.
+
+    Args:
+        measured: what was measured.
+        budget: the limits.
+        target: the board that they are for; None: none is named, and limits on figures of a board stay open.
+        baseline: what was measured of another run, for changes in percent.
 
     Raises SaapError when the baseline does not go with what was measured.
     """

@@ -1,4 +1,4 @@
-"""The figure that a limit is on, from a bench document (schema 2), or why there is none."""
+"""The figure that a limit is on, from a bench document (schema 2), or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Absent", "Evidence", "Figure", "figure_of", "judged_artifacts"]
 
-# Roles of what ships, and of what is there to compare it with.
+# Roles of artifacts that ship, and of those that they are compared with.
 _SHIPS, _COMPARED_WITH = ("pruned", "candidate"), ("dense", "baseline")
-# What has to be the same for two counts of different runs to be compared, in `conditions` and `machine`.
+# Two counts of different runs are compared only where these fields of `conditions` and `machine` agree.
 _CONTEXT = ("prompt_tokens", "decode_tokens")
 _SAME: dict[str, tuple[str, ...]] = {
     "bytes_per_token": _CONTEXT,
     "perplexity": ("perplexity_text_sha256", "perplexity_window", "perplexity_tokens"),
     "instructions_per_token": ("cpu", "versions", "counter", *_CONTEXT),
 }
-# Where a document has a figure with its interval under another name than the figure alone.
+# Figures whose interval stands under another name in the document.
 _WITH_INTERVAL = {"energy_j_per_token": "round_j_per_token"}
 
 
 class Absent(Exception):
-    """There is no figure to judge, and why."""
+    """There is no figure to judge; the message says why."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value and the interval it lies in: low = value = high where nothing was timed or predicted."""
+    """A value and its interval. A figure that was counted has low = value = high."""
 
     value: float
     low: float
@@ -44,8 +44,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What limits are judged on: a bench document; whether it was measured on the target (None: no target is named);
-    the target, for predictions; and the bench document of another run, the baseline."""
+    """What limits are judged on.
+
+    Attributes:
+        bench: the bench document.
+        on_target: whether it was measured on the target; None: no target is named.
+        target: the target, for predictions.
+        baseline: the bench document of another run, for changes.
+    """
 
     bench: Bench
     on_target: bool | None
@@ -54,12 +60,12 @@ class Evidence:
 
 
 def judged_artifacts(bench: Bench) -> list[BenchedArtifact]:
-    """The artifacts that ship; of a document that has none of those, all (a dense model measured for itself)."""
+    """The artifacts that ship. Of a document without any, as of a dense model alone, all artifacts."""
     return [artifact for artifact in bench.artifacts if artifact.role in _SHIPS] or bench.artifacts
 
 
 def figure_of(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
-    """The figure of one artifact. Raises Absent with the reason where there is none."""
+    """The figure of one artifact for a metric. Raises Absent with the reason where there is none."""
     kind = kind_of(metric)
     if metric not in METRICS:
         return _outside(metric, artifact, evidence)
@@ -78,7 +84,7 @@ def figure_of(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Fig
 
 
 def _outside(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
-    """Of a metric from outside: a figure, or a number that was counted. Raises Absent."""
+    """The figure of a metric from outside. Raises Absent where it gives none, or lacks an interval that it needs."""
     found, counted = OUTSIDE_METRICS[metric].figure(artifact, evidence), kind_of(metric) in (Kind.COUNTED, Kind.CHANGE)
     if isinstance(found, Figure):
         return found
@@ -88,7 +94,7 @@ def _outside(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figu
 
 
 def _plain(metric: str, artifact: BenchedArtifact) -> Figure:
-    """A figure of the artifact itself."""
+    """A figure that stands in the artifact's metrics."""
     if metric == "file_mib":
         size = _plain("file_bytes", artifact)
         return Figure(*(part / 2**20 for part in (size.value, size.low, size.high)))
@@ -99,7 +105,7 @@ def _plain(metric: str, artifact: BenchedArtifact) -> Figure:
 
 
 def _figure(found: Summary | Ratio | float | None) -> Figure:
-    """Raises Absent where there is none, or it is not finite."""
+    """The figure with its interval. Raises Absent where there is none, or it is not finite."""
     if isinstance(found, Summary | Ratio):
         numbers = [found.median if isinstance(found, Summary) else found.ratio, found.low, found.high]
     else:
@@ -110,7 +116,7 @@ def _figure(found: Summary | Ratio | float | None) -> Figure:
 
 
 def _number(found: Any) -> float:
-    """NaN for what is none: a metric from outside may give anything."""
+    """The value as a number; NaN for anything else, because a metric from outside may give anything."""
     try:
         return float(found)
     except (TypeError, ValueError):
@@ -118,7 +124,7 @@ def _number(found: Any) -> float:
 
 
 def _ratio(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
-    """decode_vs_baseline and its like: more than 1 is better, whatever is compared."""
+    """The figure of decode_vs_baseline and its like: more than 1 is better, whatever is compared."""
     what, _, role = metric.partition("_vs_")
     name = {"speedup": "decode_tok_s", "decode": "decode_tok_s", "prefill": "prefill_tok_s", "ttft": "ttft_ms"}[what]
     comparison = _comparison(artifact, evidence.bench, role)
@@ -138,14 +144,14 @@ def _comparison(artifact: BenchedArtifact, bench: Bench, role: str) -> Compariso
 
 
 def _partner(artifact: BenchedArtifact, bench: Bench, role: str) -> BenchedArtifact | None:
-    """What the artifact was measured beside, in that role."""
+    """The artifact of that role that this one was measured beside; None where there is none."""
     comparison = _comparison(artifact, bench, role)
     names = {entry.name: entry for entry in bench.artifacts}
     return None if comparison is None else names[comparison.base]
 
 
 def _change(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
-    """Percent more than the baseline: the one of another run where it is given, else the one measured beside it."""
+    """Percent more than the baseline: that of another run where it is given, else the one measured beside it."""
     if evidence.baseline is None:
         beside = _partner(artifact, evidence.bench, "baseline")
         if beside is None:
@@ -178,7 +184,7 @@ def _percent(after: Figure, before: Figure) -> Figure:
 
 
 def _predicted(name: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
-    """By the target's figures, with the interval that the prediction states."""
+    """The predicted figure on the target, with the interval of the prediction."""
     if evidence.target is None:
         raise Absent("no target is named: give --target")
     from saap_edge.prediction.predict import predict_benched

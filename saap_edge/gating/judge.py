@@ -24,11 +24,14 @@ def judge(
 ) -> list[Verdict]:  # fmt: skip
     """Judge every limit against a bench document (schema 2).
 
-    A timed or predicted value passes when its whole interval is inside the limit, fails when it is all outside, and is
-    inconclusive when it straddles. Figures of a machine that is not the target (`on_target` False, or None: no target
-    is named) are inconclusive: they say nothing about the board. So is a limit on something that is not there.
+    A limit passes when the whole interval of its figure is inside it, fails when the whole interval is outside, and is
+    inconclusive when the interval straddles it. A figure of a machine that is not the target says nothing about the
+    board, and is inconclusive; so is a limit on a figure that does not exist.
 
     Args:
+        bench: the bench document.
+        budget: the limits.
+        on_target: whether it was measured on the target; None: no target is named.
         target: the board, for predictions.
         baseline: bench document of another run, for changes of counted figures.
 
@@ -72,7 +75,7 @@ def _judge_one(index: int, limit: Limit, artifact: BenchedArtifact | None, evide
 
 
 def _check_place(limit: Limit, on_target: bool | None) -> None:
-    """Raises Absent for a figure of the machine that was not taken on the target."""
+    """Raises Absent for a figure that belongs to a machine and was not measured on the target."""
     if limit.kind is Kind.BOARD and not on_target:
         raise Absent(
             "measured on a machine that is not the target" if on_target is False

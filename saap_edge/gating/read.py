@@ -1,4 +1,4 @@
-"""What the gate reads: report.json, bench.json, or the folder that holds one, and whether a baseline goes with it."""
+"""Reading what the gate judges (report.json, bench.json, or a folder with one), and checking its baseline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ __all__ = ["Measured", "check_baseline", "read_measured"]
 
 @dataclass(frozen=True)
 class Measured:
-    """A bench document and what its file says besides: the model's name and the target (both None in bench.json)."""
+    """A bench document, its file, and what a report.json says besides: the model's name and the target. Both are None
+    for a bench.json."""
 
     path: Path
     bench: Bench
@@ -67,12 +68,12 @@ def check_baseline(measured: Measured, baseline: Measured) -> None:
 
 
 def _identities(measured: Measured) -> set[str]:
-    """Of the models that the artifacts were made from, as far as they are known."""
+    """Hashes of the models that the artifacts were made from, as far as they are known."""
     return {artifact.model[:12] for artifact in measured.bench.artifacts if artifact.model}
 
 
 def _name(measured: Measured) -> set[str]:
-    """The model's name, where the report has one: it decides where identities are not known."""
+    """The model's name, if the report has one. Names are compared where hashes are not known."""
     return {measured.model} if measured.model else set()
 
 

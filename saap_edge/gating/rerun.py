@@ -1,4 +1,4 @@
-"""The rerun policy: rounds are added while noise leaves a limit undecided, at looks that were planned before."""
+"""The rerun policy: rounds are added while noise leaves a limit undecided. The looks are planned beforehand."""
 
 from __future__ import annotations
 
@@ -14,33 +14,38 @@ if TYPE_CHECKING:
 
 __all__ = ["asked_by", "asks_instructions", "decides", "timed_limits"]
 
-# What more rounds make more certain, besides ratios. Loading and memory are measured by processes of their own.
+# Besides ratios, more rounds make these figures more certain. Loading and memory are measured by other processes.
 _BY_ROUNDS = ("decode_tok_s", "prefill_tok_s", "ttft_ms", "itl_p95_ms")
 
 
 def timed_limits(budget: Budget) -> Budget:
-    """The limits that more rounds may decide."""
+    """The limits that more rounds may decide.
+
+    >>> limits = {"decode_tok_s": {"min": 8}, "file_mib": {"max": 100}}
+    >>> [limit.metric for limit in timed_limits(Budget.model_validate({"limits": limits})).limits]
+    ['decode_tok_s']
+    """
     limits = [limit for limit in budget.limits if limit.kind is Kind.RATIO or limit.metric in _BY_ROUNDS]
     return Budget(limits=tuple(limits))
 
 
 def asks_instructions(budget: Budget) -> bool:
-    """A limit is on counted instructions."""
+    """Whether a limit is on counted instructions, whose counting takes long."""
     return any(limit.metric.startswith("instructions_per_token") for limit in budget.limits)
 
 
 def asked_by(budget: Budget | None, target: Target | None) -> dict[str, Any]:
-    """What the limits want of `bench_bundles`: its options `decided` and `instructions`, none without a budget."""
+    """The options `decided` and `instructions` of `bench_bundles` for a budget; none without a budget."""
     if budget is None:
         return {}
     return {"decided": decides(budget, target), "instructions": asks_instructions(budget)}
 
 
 def decides(budget: Budget, target: Target | None) -> Callable[[Bench | Mapping[str, Any]], bool]:
-    """Whether a bench document leaves nothing open that more rounds could decide: `decided` of `bench.measure`.
+    """A function that says whether a bench document leaves nothing open that more rounds could decide.
 
-    A limit that is inconclusive for another reason (nothing to compare with, another machine than the target) stays
-    so however long one measures.
+    It is the argument `decided` of `measuring.measure`. A limit that is inconclusive for another reason (nothing to
+    compare with, another machine than the target) does not count: it would stay so.
     """
     timed = timed_limits(budget)
 

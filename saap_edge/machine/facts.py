@@ -18,8 +18,8 @@ _RUNTIMES = ("saap-edge", "llama-cpp-python", "onnxruntime", "numpy")
 
 
 def machine_facts() -> dict[str, Any]:
-    """CPU model, device tree's names of the board, cores, memory in bytes, frequency governor (None where the system
-    has none), load, versions, and what this process may use (limits.py)."""
+    """The machine's CPU, board, cores, limits of this process (limits.py), memory in bytes, frequency governor, load of
+    the last minute, architecture, system and Python. What the system does not state is None."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "cpu": cpu_name(),
@@ -36,7 +36,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what measures and what is measured; absent packages are left out."""
+    """Versions of saap-edge, the runtimes and numpy; packages that are not installed are left out."""
     found = {}
     for name in _RUNTIMES:
         try:
@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The CPU's model as the kernel names it; on boards, the board's."""
+    """The CPU's model as the kernel names it; on boards without such a name, the board's model."""
     for key in ("model name", "Model"):
         for line in _cpuinfo():
             if line.startswith(key):
@@ -56,8 +56,10 @@ def cpu_name() -> str:
 
 
 def device_tree() -> str | None:
-    """What a board's firmware calls it, as "Raspberry Pi 5 Model B Rev 1.0, raspberrypi,5-model-b, brcm,bcm2712"; None
-    where it says nothing (most x86 machines)."""
+    """The board's names in its device tree; None where there is no device tree, as on most x86 machines.
+
+    A Raspberry Pi 5 gives "Raspberry Pi 5 Model B Rev 1.0, raspberrypi,5-model-b, brcm,bcm2712".
+    """
     names: list[str] = []
     for name in ("model", "compatible"):
         path = Path("/proc/device-tree", name)

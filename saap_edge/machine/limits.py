@@ -1,4 +1,4 @@
-"""What a process may use of the machine: CPUs and memory that affinity and control groups leave it."""
+"""What a process may use of the machine: the CPUs and memory that affinity and control groups allow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNLIMITED = 2**60  # version 1 writes "no limit" as a number near 2**63
 
 
 def allowed() -> dict[str, Any]:
-    """{"cpus": CPUs this process may use at once (a fraction under a quota), "memory_bytes": its limit or None}."""
+    """What this process may use: {"cpus": CPUs at once, a fraction under a quota; "memory_bytes": limit or None}."""
     cpus = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
     quotas = [quota for folder in _folders("cpu") if (quota := _quota(folder)) is not None]
     limits = [limit for folder in _folders("memory") if (limit := _memory(folder)) is not None]
@@ -26,7 +26,7 @@ def allowed() -> dict[str, Any]:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """This process's control group and those around it, whose limits hold too."""
+    """Folders of this process's control group and of those around it, whose limits hold, too."""
     for line in (read_text(Path("/proc/self/cgroup")) or "").splitlines():
         _, names, group = line.split(":", 2)
         if names and controller not in names.split(","):
@@ -39,7 +39,7 @@ def _folders(controller: str) -> Iterator[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    """CPUs that cpu.max (version 2) or cpu.cfs_* (version 1) allow."""
+    """CPUs that cpu.max (version 2) or cpu.cfs_* (version 1) allow; None: no limit."""
     parts = (read_text(folder / "cpu.max") or "").split() or [
         read_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")
     ]
@@ -49,14 +49,16 @@ def _quota(folder: Path) -> float | None:
 
 
 def _memory(folder: Path) -> int | None:
-    """Bytes that memory.max (version 2) or memory.limit_in_bytes (version 1) allow."""
+    """Bytes that memory.max (version 2) or memory.limit_in_bytes (version 1) allow; None: no limit."""
     text = read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes") or ""
     return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory that this process can ever have (with swap, where no control group has a limit), and those that
-    are free now."""
+    """(most memory that this process can have, memory that is free now), bytes.
+
+    The first is the limit of its control group; without one, RAM and swap together.
+    """
     ram, swap = psutil.virtual_memory(), psutil.swap_memory()
     limits = [(folder, limit) for folder in _folders("memory") if (limit := _memory(folder)) is not None]
     total = min((limit for _, limit in limits), default=ram.total + swap.total)
@@ -64,7 +66,7 @@ def memory() -> tuple[int, int]:
 
 
 def _used(folder: Path) -> int:
-    """Bytes that a control group's processes hold, without pages of files that can go (both versions)."""
+    """Bytes that a control group's processes hold, without cached pages of files that the kernel can drop."""
     text = read_text(folder / "memory.current") or read_text(folder / "memory.usage_in_bytes") or ""
     lines = (line.split() for line in (read_text(folder / "memory.stat") or "").splitlines())
     held = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}

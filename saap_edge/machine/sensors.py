@@ -1,4 +1,4 @@
-"""What the board's own sensors say beside a measurement: clock, governor, temperature, throttling, load."""
+"""What the system knows of the board's state during a measurement: clock, governor, temperature, throttling, load."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ROOT = Path("/")
 
 
 def sensors(root: Path = ROOT) -> dict[str, Any]:
-    """What the system tells of its state now; None where it does not.
+    """The state of the system now. A value is None where the system does not state it.
 
-    governor: of the first CPU. mhz: the highest clock of any CPU. temperature_c: the hottest zone. throttled: a
-    Raspberry Pi's flags ("0x50000") or the number of times an x86 CPU was slowed down for heat since it started.
-    load_average: of the last minute. `root` is the folder that holds sys and proc.
+    Returns {"governor": of the first CPU, "mhz": highest clock of any CPU, "temperature_c": of the hottest zone,
+    "throttled": a Raspberry Pi's flags ("0x50000"), or how often an x86 CPU was slowed down for heat since it started,
+    "load_average": of the last minute}. `root` is the folder that holds sys and proc.
     """
     return {
         "governor": read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -31,7 +31,7 @@ def sensors(root: Path = ROOT) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str | None:
-    """A file of sysfs; None where it is missing, not ours to read, or the driver has nothing to say."""
+    """The text of a file of sysfs; None where it is missing, empty or may not be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:
@@ -39,7 +39,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_number(path: Path) -> float | None:
-    """A number in a file of sysfs; None as in `read_text`."""
+    """The number in a file of sysfs; None as in `read_text`, and where it holds no number."""
     try:
         return float(read_text(path) or "")
     except ValueError:
@@ -81,7 +81,7 @@ def _load(root: Path) -> float | None:
 
 
 def vcgencmd(root: Path, *arguments: str) -> str | None:
-    """What a Raspberry Pi's firmware answers; None on any other board."""
+    """The answer of a Raspberry Pi's firmware to a vcgencmd command; None on other boards."""
     program = shutil.which("vcgencmd", path=None if root == ROOT else str(root / "usr/bin"))
     if program is None:
         return None

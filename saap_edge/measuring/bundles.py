@@ -1,4 +1,4 @@
-"""Measuring bundles: one for itself, or one against another in the same run. Needs no torch: a board can do it."""
+"""Measuring one bundle alone, or two by turns in the same run. Needs no torch, so that a board can do it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,20 @@ def bench_bundles(
     rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None,
     instructions: bool = False, decided: Callable[[Bench], bool] = lambda document: True,
 ) -> Bench:  # fmt: skip
-    """Measure bundles (folders or .tar.zst): the first, against the second where there is one; the bench document.
+    """Measure one bundle, or one against another, and return the bench document.
 
-    `threads`: the first's board's where None, as far as this machine has them; `decided` as in `measure`. Raises
-    SaapError when a bundle is damaged (every file's sha256 is checked first), is of another model than the first, does
-    not run, or holds fewer tokens than are asked for.
+    Args:
+        paths: the bundle, and the one to compare it with, if any: folders or .tar.zst files.
+        bar: shows progress.
+        threads: threads of the runtime; those of the first bundle's board where None, as far as this machine has them.
+        prompt_tokens, decode_tokens: tokens of the prompt, and tokens decoded in a round.
+        rounds, max_rounds: rounds that count, and most rounds while `decided` says no.
+        contexts: further depths, in tokens, at which decoding is measured.
+        instructions: count instructions, too.
+        decided: as in `measuring.measure`.
+
+    Raises SaapError when a bundle is damaged (every file's sha256 is checked first), when the two are of different
+    models, and when one does not run or holds fewer tokens than are asked for.
     """
     with ExitStack() as stack:
         folders = [path if path.is_dir() else stack.enter_context(unpacked(path)) for path in paths]
@@ -56,7 +65,7 @@ def bench_bundles(
 
 
 def _checked(path: Path, folder: Path) -> Bundle:
-    """The bundle, once all its bytes are those that were packed. Raises SaapError where they are not."""
+    """Read bundle.json and check the sha256 of every file. Raises SaapError where one differs."""
     bundle = read_bundle(folder)
     problems = file_problems(folder, bundle)
     if problems:
@@ -75,9 +84,9 @@ def _subject(role: str, folder: Path, bundle: Bundle) -> Subject:
 
 
 def _check_same_model(paths: Sequence[Path], bundles: Sequence[Bundle]) -> None:
-    """Raises SaapError when one bundle was made from another model than the other, as far as both say.
+    """Raises SaapError when the two bundles were made from different models.
 
-    Where a lineage does not name the model, the tokenizer decides: other ids for the same text are another model's.
+    Where a lineage does not name the model, the tokenizers decide: different models split the same text otherwise.
     """
     first, second = bundles
     models = [bundle.lineage.get("model") for bundle in bundles]

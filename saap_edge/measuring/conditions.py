@@ -1,4 +1,4 @@
-"""What is measured, and under what conditions."""
+"""What is measured, and under which conditions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ __all__ = ["BenchConditions", "Subject", "longest_sequence"]
 
 @dataclass(frozen=True)
 class Subject:
-    """One artifact to measure, under a `name` of its own.
+    """One artifact to measure.
 
-    `role` is "dense", "pruned", "baseline" or "candidate"; `projection_bytes` are the weight bytes that decoding a
-    token reads; `parameters` those of the model (None: unknown); `model` says which model it was made from (None:
-    unknown).
+    Attributes:
+        name: its name in the document; no two are alike.
+        role: "dense", "pruned", "baseline" or "candidate".
+        engine, format: names of the engine that runs it and of its format.
+        path: what the engine opens.
+        projection_bytes: weights that decoding a token reads, bytes.
+        file_bytes: its size, bytes.
+        parameters: parameters of the model; None: unknown.
+        model: hash of the model that it was made from; None: unknown.
     """
 
     name: str
@@ -34,17 +40,27 @@ class Subject:
 
 
 def longest_sequence(prompt_tokens: int, contexts: Iterable[int], decode_tokens: int) -> int:
-    """Tokens of the longest sequence that is timed: behind the prompt, or at the deepest context."""
+    """Tokens of the longest sequence that is timed: after the prompt, or at the deepest context.
+
+    >>> longest_sequence(64, [128, 512], 32)
+    544
+    """
     return max(prompt_tokens, *contexts, 0) + decode_tokens
 
 
 @dataclass(frozen=True)
 class BenchConditions:
-    """What every figure is measured under.
+    """The conditions under which all figures of a document are measured.
 
-    `windows` are token ids for perplexity (none: it is not measured); `contexts` are the depths, in tokens, at which
-    decoding is measured besides; `max_rounds` bounds rounds that are added while a verdict is open (None: none are);
-    `instructions` are counted where that is asked for, because it may take a minute.
+    Attributes:
+        threads: threads of every runtime.
+        prompt_tokens, decode_tokens: tokens of the prompt, and tokens decoded in a round.
+        rounds: rounds that count.
+        windows: token ids for perplexity, one list a window; empty: perplexity is not measured.
+        text_sha256: hash of the text of `windows`.
+        contexts: further depths, in tokens, at which decoding is measured.
+        max_rounds: most rounds while a verdict is open; None: no rounds are added.
+        instructions: count instructions, which may take a minute.
     """
 
     threads: int
@@ -64,11 +80,11 @@ class BenchConditions:
 
     @property
     def context(self) -> int:
-        """Tokens the KV cache has to hold."""
+        """Tokens that the KV cache has to hold."""
         return max([self.prompt_tokens + self.decode_tokens, *map(len, self.windows)])
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able; of the windows only how many tokens they predict."""
+        """The conditions as JSON. Of the windows, only their number of predicted tokens is kept."""
         return {
             "threads": self.threads,
             "prompt_tokens": self.prompt_tokens,

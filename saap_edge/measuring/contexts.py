@@ -1,4 +1,4 @@
-"""Decode speed and memory as functions of the context: how long a sequence already is when a token is decoded."""
+"""Decode speed and memory at several contexts: lengths that the sequence has when a token is decoded."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from saap_edge.prediction.cost import bytes_per_token
 
 __all__ = ["context_steps", "random_tokens", "with_contexts"]
 
-WARM_UP = 1  # the long prefill before has warmed up all else
+WARM_UP = 1  # rounds: the long prefill before them has warmed up almost everything
 
 
 def context_steps(conditions: BenchConditions) -> int:
-    """Steps that `with_contexts` reports for a subject."""
+    """Number of steps that `with_contexts` reports for each subject."""
     return len(conditions.contexts) * (1 + WARM_UP + conditions.rounds)
 
 
 def with_contexts(
     document: Bench, subjects: Sequence[Subject], conditions: BenchConditions, progress: Callable[[int], None]
 ) -> Bench:
-    """The document with decoding at every one of `conditions.contexts`, a row each of artifacts and comparisons.
+    """Measure decoding at each of `conditions.contexts`, and return the document with a row for each.
 
-    Memory is that of a process whose KV cache has room for that many tokens and those decoded (PSS shares out what is
-    mapped by those beside it too). Raises SaapError when an artifact does not run.
+    Memory is that of a process whose KV cache has room for so many tokens and those decoded. PSS counts pages that the
+    other processes map, too, in part. Raises SaapError when an artifact does not run.
     """
     rows: dict[str, list[Depth]] = {subject.name: [] for subject in subjects}
     ratios: list[list[DepthRatio]] = [[] for _ in document.comparisons]
@@ -69,7 +69,7 @@ def _with_rows(document: Bench, rows: dict[str, list[Depth]], ratios: list[list[
 
 
 def random_tokens(worker: Worker, count: int) -> list[int]:
-    """Token ids that the vocabulary has; the time does not depend on which they are."""
+    """`count` random token ids of the vocabulary. The time does not depend on which they are."""
     ids = np.random.default_rng(0).integers(0, int(worker.loaded["vocab_size"]), count)
     return [int(token) for token in ids]
 
@@ -92,7 +92,7 @@ def _in_mib(size: int | None) -> float | None:
 def _rounds(
     subjects: Sequence[Subject], context: int, conditions: BenchConditions, progress: Callable[[int], None]
 ) -> tuple[dict[str, list[dict[str, list[float]]]], dict[str, dict[str, int | None]]]:
-    """The steps of every round, in an order and on cores drawn by lot; and what each process takes at the end."""
+    """Time the steps of every round, in a random order and on random cores. Returns them, and each process's memory."""
     cores, dice = fastest_cores(conditions.threads), random.Random()
     rounds: dict[str, list[dict[str, list[float]]]] = {subject.name: [] for subject in subjects}
     with ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""Which cores a round runs on: drawn by lot each time, and the same for all artifacts of the round.
+"""The cores that a round runs on: random ones for each round, and the same for all its artifacts.
 
-Left to the system, a process keeps the core it was first given, and the two sides of a comparison run on different ones
-for all their rounds. Where one core is slower for a while (a neighbour of the virtual machine on its other hardware
-thread, interrupts), that side is: equal files came out up to 7 % apart (benchmarks/gate_noise.py --leave-cores).
+The system would leave each process on the core that it first got, so that the two sides of a comparison ran on
+different cores in all rounds. If one core is slower for a while (interrupts, or a neighbour of the virtual machine on
+its other hardware thread), so is that side: equal files differed by up to 7 % (benchmarks/gate_noise.py --leave-cores).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from saap_edge.machine.sensors import read_number, read_text
 
 __all__ = ["draw_cores", "fastest_cores", "share_cores"]
 
-ALIKE = 0.8  # of the fastest: cores of one kind differ by less (favoured cores), big and little ones by more
+ALIKE = 0.8  # of the fastest core: cores of one kind are nearer (favoured cores), little ones beside big ones are not
 SYSTEM = Path("/sys/devices/system/cpu")
 
 
 def fastest_cores(threads: int, system: Path = SYSTEM) -> list[list[int]]:
-    """The physical cores to draw from, each by its CPUs (hardware threads): those of the fastest kind that this process
-    may use. Empty where there is nothing to draw, or the system has to decide: all CPUs are needed, there are fewer
-    fast cores than `threads`, or the system does not let a process choose.
+    """The physical cores to choose from, as lists of their CPUs (hardware threads): the fastest kind.
+
+    Empty where the system has to choose: all CPUs are needed, there are fewer fast cores than `threads`, or the system
+    does not let a process choose.
     """
     if not hasattr(os, "sched_getaffinity"):
         return []
@@ -40,7 +41,7 @@ def fastest_cores(threads: int, system: Path = SYSTEM) -> list[list[int]]:
 
 
 def share_cores(workers: Iterable[Worker], cores: Sequence[Sequence[int]], threads: int, dice: random.Random) -> None:
-    """Move all of them onto the same CPUs, drawn from `cores`; where that is empty, leave them to the system."""
+    """Move all workers onto the same CPUs, chosen from `cores` by lot. Where `cores` is empty, the system chooses."""
     if cores:
         drawn = draw_cores(cores, threads, dice)
         for worker in workers:
@@ -48,10 +49,16 @@ def share_cores(workers: Iterable[Worker], cores: Sequence[Sequence[int]], threa
 
 
 def draw_cores(cores: Sequence[Sequence[int]], threads: int, dice: random.Random) -> set[int]:
-    """As many CPUs as there are `threads`, no two of one core."""
+    """Choose `threads` CPUs by lot, no two of one core.
+
+    >>> cores = [[0, 4], [1, 5], [2, 6]]
+    >>> drawn = draw_cores(cores, threads=2, dice=random.Random(0))
+    >>> len(drawn), [len(drawn & set(core)) <= 1 for core in cores]
+    (2, [True, True, True])
+    """
     return {dice.choice(core) for core in dice.sample(cores, threads)}
 
 
 def _speed(cpu: Path) -> float:
-    """What the kernel takes a CPU's speed to be: its capacity on Arm, elsewhere its highest clock; 1 where unknown."""
+    """A CPU's speed as the kernel states it: its capacity on Arm, else its highest clock; 1 where unknown."""
     return read_number(cpu / "cpu_capacity") or read_number(cpu / "cpufreq/cpuinfo_max_freq") or 1

@@ -17,15 +17,24 @@ from saap_edge.prediction.cost import bytes_per_token
 
 __all__ = ["DISTURBED", "NOISY", "Samples", "compared", "merge_documents", "write_document"]
 
-NOISY = 0.05  # rounds that scatter more than this are worth a word to people
-DISTURBED = 0.9  # and threads that had a CPU for less of their time
+NOISY = 0.05  # people are warned of rounds that scatter by more than this share
+DISTURBED = 0.9  # and of threads that had a CPU for less than this share of their time
 NS = 1_000_000_000
 
 
 @dataclass
 class Samples:
-    """What was measured of one artifact: `ttft_s`, `steps_s`, `cpu_s` and `joules` (of decoding) a round, the others a
-    fresh process each."""
+    """What was measured of one artifact.
+
+    Attributes:
+        ttft_s: time to the first token, s, of every round.
+        steps_s, cpu_s: seconds and CPU seconds (all threads) of every step, of every round.
+        load_s: seconds of loading, of every fresh process.
+        peak_rss, peak_pss: bytes of memory, of every fresh process.
+        joules: energy of decoding, J, of every round; None where the meter did not tell.
+        perplexity: no unit; None: not measured.
+        instructions: instructions that decoding a token executes; None: not counted.
+    """
 
     ttft_s: list[float] = field(default_factory=list)
     steps_s: list[list[float]] = field(default_factory=list)
@@ -38,14 +47,14 @@ class Samples:
     instructions: float | None = None
 
     def add(self, timing: Mapping[str, Any], joules: float | None = None) -> None:
-        """A round, as an engine's child tells it."""
+        """Add a round, as `Worker.time` returns it."""
         self.ttft_s.append(timing["ttft_s"])
         self.steps_s.append(timing["decode_s"])
         self.cpu_s.append(timing["decode_cpu_s"])
         self.joules.append(joules)
 
     def add_load(self, seconds: float, memory: Mapping[str, int | None]) -> None:
-        """A fresh process."""
+        """Add a fresh process: its seconds of loading, and its memory."""
         self.load_s.append(seconds)
         self.peak_rss.append(int(memory["peak"] or 0))
         if memory.get("pss"):
@@ -53,21 +62,21 @@ class Samples:
 
     @property
     def joules_per_token(self) -> float | None:
-        """Over all rounds; None where the board's meter did not tell of each."""
+        """Joules per token over all rounds; None where the meter did not tell of every round."""
         tokens = sum(map(len, self.steps_s))
         known = [joules for joules in self.joules if joules is not None]
         return sum(known) / tokens if tokens and len(known) == len(self.steps_s) else None
 
     @property
     def round_joules(self) -> list[float]:
-        """Per token, a round each; none where the board's meter did not tell of each."""
+        """Joules per token of every round; empty where the meter did not tell of every round."""
         known = [joules for joules in self.joules if joules is not None]
         whole = known and len(known) == len(self.steps_s)
         return [j / len(steps) for j, steps in zip(known, self.steps_s, strict=True)] if whole else []
 
     @property
     def step_s(self) -> list[float]:
-        """The median step of every round."""
+        """The median step of every round, in seconds."""
         return [float(np.median(steps)) for steps in self.steps_s]
 
 
@@ -75,8 +84,18 @@ def write_document(
     machine: dict[str, Any], conditions: dict[str, Any], subjects: Sequence[Subject],
     loaded: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Samples], comparisons: Sequence[tuple[str, str]],
 ) -> Bench:  # fmt: skip
-    """The document; `loaded` is what each engine told of its artifact, `comparisons` are (base, candidate) names.
-    What rounds measure has intervals of `conditions["confidence"]`, what fresh processes measure of CONFIDENCE."""
+    """The bench document from samples.
+
+    Args:
+        machine, conditions: sections of the document.
+        subjects: the artifacts.
+        loaded: how each engine describes its artifact, by the subject's name.
+        samples: what was measured, by the subject's name.
+        comparisons: (base, candidate) names.
+
+    Intervals of figures from rounds have the confidence `conditions["confidence"]`, those from fresh processes
+    CONFIDENCE.
+    """
     told = Conditions.model_validate(conditions)
     artifacts = [_artifact(subject, loaded[subject.name], samples[subject.name], told) for subject in subjects]
     read = {artifact.name: artifact.metrics.counted("bytes_per_token") for artifact in artifacts}
@@ -97,7 +116,7 @@ def write_document(
 
 
 def merge_documents(documents: Sequence[Bench]) -> Bench:
-    """One document of several that were measured one after the other under the same conditions."""
+    """Join documents that were measured one after the other, under the same conditions, into one."""
     first, last = documents[0], documents[-1]
     warm_ups = [document.conditions.warm_up for document in documents if document.conditions.warm_up]
     changes: dict[str, Any] = {"rounds": max(document.conditions.rounds or 0 for document in documents)}
@@ -118,7 +137,7 @@ def compared(document: Bench) -> list[Pair]:
 
 
 def _ratios(base: Samples, candidate: Samples, confidence: float) -> Ratios:
-    """More than 1: the candidate is better."""
+    """Ratios base over candidate of times: more than 1 says that the candidate is better."""
     ttft = Ratio(**paired_ratio(base.ttft_s, candidate.ttft_s, confidence))
     decode = Ratio(**paired_ratio(base.step_s, candidate.step_s, confidence))
     return Ratios(decode_tok_s=decode, prefill_tok_s=ttft, ttft_ms=ttft)
@@ -191,6 +210,6 @@ def _row(tokens: int, nanoseconds: list[int]) -> dict[str, Any]:
 
 
 def _deviation(samples: Sequence[float]) -> float:
-    """Of a sample, as llama-bench computes it."""
+    """The sample standard deviation, as llama-bench computes it."""
     deviation = float(np.std(samples, ddof=1)) if len(samples) > 1 else 0.0
     return deviation if math.isfinite(deviation) else 0.0

@@ -1,8 +1,8 @@
-"""Joules, where the board tells: sampled in a thread of the measuring process, never in the one that is measured.
+"""Energy in joules, where the board has a meter. A thread of the measuring process reads it, never the measured one.
 
-What is read is the whole board or package, its idle power included. In this order, the first that answers is taken:
-a power monitor on the board's input (INA chips, as on Jetson boards), the CPU's own counters (RAPL; Linux lets only
-root read them), a Raspberry Pi 5's power management chip (which leaves out what hangs on its 5 V pins).
+A figure is of the whole board or package, idle power included. The first of these meters that answers is used: a power
+monitor on the board's input (INA chips, as on Jetson boards), the CPU's own counters (RAPL; Linux lets only root read
+them), a Raspberry Pi 5's power management chip (which leaves out devices on its 5 V pins).
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ __all__ = ["Meter", "Source", "find_meter", "joules_between"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a figure comes from: joules counted so far, or where `is_power` watts now; `seconds` between samples."""
+    """A source of figures.
+
+    Attributes:
+        name: its name, for the document.
+        read: returns the joules counted so far, or with `is_power` the watts now; None where it fails.
+        is_power: it measures watts.
+        seconds: time between samples.
+    """
 
     name: str
     read: Callable[[], float | None]
@@ -33,7 +40,7 @@ class Source:
 
 
 def find_meter(root: Path = ROOT) -> Meter | None:
-    """The meter of this board, not yet started; None where it has none that may be read."""
+    """The meter of this board, not yet started; None where the board has none that this process may read."""
     for source in _sources(root):
         if source.read() is not None:
             return Meter(source)
@@ -41,7 +48,7 @@ def find_meter(root: Path = ROOT) -> Meter | None:
 
 
 class Meter:
-    """Use it as a context manager; `joules` then answers for any time since."""
+    """Samples a source. Use it as a context manager; `joules` then gives the energy of any time since."""
 
     def __init__(self, source: Source) -> None:
         self.name, self._source = source.name, source
@@ -59,7 +66,7 @@ class Meter:
         self._thread.join()
 
     def joules(self, start: float, end: float) -> float | None:
-        """Joules between two times of `time.monotonic`, interpolated; None outside of what was sampled."""
+        """Joules between two times of `time.monotonic`, interpolated; None outside the sampled time."""
         self._sample()
         return joules_between(list(self._samples), self._source.is_power, start, end)
 
@@ -76,7 +83,15 @@ class Meter:
 
 
 def joules_between(samples: Sequence[tuple[float, float]], is_power: bool, start: float, end: float) -> float | None:
-    """Joules from `start` to `end` of samples (seconds, watts or joules); None outside of what was sampled."""
+    """Joules from `start` to `end`, interpolated between samples; None outside the sampled time.
+
+    Samples are (seconds, watts) with `is_power`, else (seconds, joules counted so far).
+
+    >>> joules_between([(0, 4), (1, 4), (3, 8)], is_power=True, start=0, end=3)
+    16.0
+    >>> joules_between([(0, 100), (2, 110)], is_power=False, start=0.5, end=1)
+    2.5
+    """
     if len(samples) < 2 or start < samples[0][0] or end > samples[-1][0]:
         return None
     times, total = np.array(samples).T
@@ -92,12 +107,12 @@ def _sources(root: Path) -> Iterator[Source]:
     yield from _jetson(root)
     yield from _rapl(root)
     if vcgencmd(root, "pmic_read_adc"):
-        # Starting a program takes time from what is measured: seldom.
+        # Starting a program takes time from what is measured, so that it is done seldom.
         yield Source("pmic", lambda: _rails(vcgencmd(root, "pmic_read_adc") or ""), True, 0.5)
 
 
 def _hwmon(root: Path) -> Iterator[Source]:
-    """INA chips by the hwmon interface: microwatts where the driver computes them, else millivolts and milliamperes."""
+    """INA chips through hwmon. Drivers give microwatts, or millivolts and milliamperes."""
     chips = [chip for chip in sorted(root.glob("sys/class/hwmon/hwmon*")) if re.match(r"ina\d", _label(chip / "name"))]
     for chip in chips:
         for current in sorted(chip.glob("curr[0-9]_input")):
@@ -106,12 +121,12 @@ def _hwmon(root: Path) -> Iterator[Source]:
             if _feeds_all(label):
                 yield Source(f"{_label(chip / 'name')} {label}", partial(_product, volts, current), True)
     watts = [chip / "power1_input" for chip in chips if (chip / "power1_input").exists()]
-    if len(watts) == 1:  # of several, none says which one feeds the others
+    if len(watts) == 1:  # of several, it is unknown which one feeds the others
         yield Source(_label(watts[0].with_name("name")), partial(_scaled, watts[0], 1e-6), True)
 
 
 def _jetson(root: Path) -> Iterator[Source]:
-    """The same chips by NVIDIA's older driver: milliwatts."""
+    """The same chips through NVIDIA's older driver, which gives milliwatts."""
     for rail in sorted(root.glob("sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*")):
         if _feeds_all(_label(rail)):
             power = rail.with_name(f"in_power{rail.name.removeprefix('rail_name_')}_input")
@@ -119,12 +134,12 @@ def _jetson(root: Path) -> Iterator[Source]:
 
 
 def _feeds_all(label: str) -> bool:
-    """A rail before all others: VDD_IN, POM_5V_IN."""
+    """Whether a rail feeds all others, as VDD_IN and POM_5V_IN do."""
     return bool(re.search(r"(^|_)IN$", label))
 
 
 def _rapl(root: Path) -> Iterator[Source]:
-    """The whole platform where the CPU counts it, else all packages together."""
+    """RAPL: the whole platform where the CPU counts that, else all packages together."""
     domains = {path: _label(path / "name") for path in sorted(root.glob("sys/class/powercap/intel-rapl:*"))}
     chosen = [path for path, name in domains.items() if name == "psys"]
     chosen = chosen or [path for path, name in domains.items() if name.startswith("package")]
@@ -133,7 +148,7 @@ def _rapl(root: Path) -> Iterator[Source]:
 
 
 class _Counters:
-    """Joules of several RAPL domains since the first call; each starts again at 0 after max_energy_range_uj."""
+    """Joules of several RAPL domains since the first call. A counter wraps to 0 after max_energy_range_uj."""
 
     def __init__(self, domains: Sequence[Path]) -> None:
         self._domains, self._last, self._total = domains, dict[Path, float](), 0.0
@@ -149,7 +164,7 @@ class _Counters:
 
 
 def _rails(text: str) -> float | None:
-    """Watts of all rails of `vcgencmd pmic_read_adc`: amperes times volts of each name."""
+    """Watts of all rails together, from the output of `vcgencmd pmic_read_adc`."""
     amperes = dict(re.findall(r"(\w+)_A current\(\d+\)=([\d.]+)A", text))
     volts = dict(re.findall(r"(\w+)_V volt\(\d+\)=([\d.]+)V", text))
     watts = [float(amperes[name]) * float(volts[name]) for name in amperes if name in volts]

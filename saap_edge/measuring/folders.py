@@ -1,4 +1,4 @@
-"""Measuring export folders: dense against pruned in every format, or any artifact beside another."""
+"""Measuring export folders: dense and pruned by turns in every format, or any artifact by turns with another."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def bench_folders(
     dense: Path, pruned: Path, conditions: BenchConditions, bar: Bar,
     decided: Callable[[Bench], bool] = lambda document: True,
 ) -> Bench:  # fmt: skip
-    """Measure every format that both folders (with manifest.json) hold; returns the bench document. `decided` as in
-    `measure`.
+    """Measure every format that both export folders hold, and return the bench document.
 
-    `pruned` may be the dense folder itself: what the gate judges is then the dense model as it ships. Raises SaapError
-    when an artifact was changed since export, they share no format, or one does not run.
+    `pruned` may be the dense folder itself; the gate then judges the dense model. `decided` as in `measuring.measure`.
+    Raises SaapError when an artifact was changed since export, the folders share no format, or an artifact does not
+    run.
     """
     first, second = _subjects(dense), _subjects(pruned, "pruned")
     shared = [name for name in second if name in first]
@@ -37,9 +37,10 @@ def bench_folders(
 def measure_beside(
     anchor: tuple[Path, str], artifact: tuple[Path, str], conditions: BenchConditions, bar: Bar
 ) -> Bench:  # fmt: skip
-    """Measure an artifact (folder, format) beside the anchor, in the roles candidate and baseline.
+    """Measure an artifact by turns with the anchor, and return the bench document.
 
-    Raises SaapError when one was changed since export, or does not run.
+    Both are (export folder, format). The artifact has the role candidate, the anchor baseline. Raises SaapError when
+    one was changed since export, or does not run.
     """
     (base, base_format), (folder, name) = anchor, artifact
     subjects = [_subjects(base, "baseline")[base_format], _subjects(folder, "candidate")[name]]
@@ -48,7 +49,7 @@ def measure_beside(
 
 
 def _subjects(folder: Path, role: str | None = None) -> dict[str, Subject]:
-    """By format, in the role they were made for or in another."""
+    """The artifacts of an export folder by format. They have `role`, or the role of their manifest."""
     manifest: Manifest = read_manifest(folder)
     return {
         artifact.format: Subject(

@@ -1,9 +1,9 @@
-"""Instructions that decoding a token executes: a figure that no clock and no neighbour disturbs.
+"""Instructions that decoding a token executes: a figure that neither the clock nor other processes disturb.
 
-A counter counts a whole process; of two that differ only in how many tokens they decode, the difference is the tokens'.
-One thread: others spin while they wait, as often as the clock will have it. `perf stat` counts where the machine has
-counters for us (virtual machines mostly have none, GitHub's runners among them); elsewhere valgrind, whose emulated CPU
-takes 50 times as long and does not know AVX-512.
+A counter counts a whole process. Two processes differ only in how many tokens they decode, so that the difference
+belongs to these tokens. They run with one thread, because waiting threads spin for a random number of instructions.
+`perf stat` counts where the machine has counters (most virtual machines have none, GitHub's runners among them). Else
+valgrind counts; its emulated CPU is 50 times slower and does not know AVX-512.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from saap_edge.measuring.conditions import BenchConditions, Subject
 
 __all__ = ["find_counter", "instructions_per_token"]
 
-_TOKENS = 4  # decoded more in the second process: all alike, so few do
+_TOKENS = 4  # more tokens in the second process: few suffice, because all take the same
 
 
 def instructions_per_token(subject: Subject, conditions: BenchConditions) -> float | None:
-    """Of decoding, at the depth of the conditions; None where nothing here counts."""
+    """Instructions of decoding a token, at the depth of the conditions; None where no counter works."""
     counter = find_counter()
     if counter is None:
         return None
@@ -39,12 +39,12 @@ def instructions_per_token(subject: Subject, conditions: BenchConditions) -> flo
 
 @cache
 def find_counter() -> str | None:
-    """ "perf" or "valgrind", the first that counts here; None where neither does."""
+    """The counter that works here, "perf" before "valgrind"; None where neither does."""
     return next((name for name in ("perf", "valgrind") if count(name, ["true"], "")), None)
 
 
 def count(counter: str, command: Sequence[str], text: str) -> int | None:
-    """Instructions of a process that gets `text` on stdin; None where it fails, or is not counted."""
+    """Instructions of a process that gets `text` on stdin; None where it fails, or they are not counted."""
     program = shutil.which(counter)
     if program is None:
         return None
@@ -73,7 +73,7 @@ _CHILD = (sys.executable, "-m", "saap_edge.engines.child")
 
 
 def _requests(subject: Subject, prompt_tokens: int, decode_tokens: int) -> str:
-    """Load, read a prompt, decode; for the child that runs an engine."""
+    """Requests to the engine's child: load, read a prompt, decode."""
     room = {"engine": subject.engine, "path": str(subject.path), "threads": 1, "context": prompt_tokens + 1 + _TOKENS}
     run = {"tokens": [0] * prompt_tokens, "decode_tokens": decode_tokens}
     return "".join(json.dumps(each) + "\n" for each in ({"do": "load", **room}, {"do": "time", **run}))

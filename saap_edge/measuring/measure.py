@@ -1,4 +1,4 @@
-"""Measuring: artifacts side by side, by turns, in child processes that do nothing but run one each.
+"""Measuring artifacts by turns. Each runs in a child process that does nothing else.
 
 Definitions. Time to first token: from an empty cache until the first token is chosen, prefill included. Prefill rate:
 prompt tokens over that time. Decode rate: one over the median seconds of a step, per round. Load time: opening the
@@ -51,9 +51,9 @@ def measure(
 ) -> Bench:  # fmt: skip
     """Measure everything and return the bench document (schema 2).
 
-    Subjects that are compared, directly or through others, run side by side; what is compared with nothing runs for
-    itself, so that no more artifacts than needed are in memory at a time. Where `conditions` allow more rounds, they
-    are added while `decided` denies, given the document so far. Raises SaapError when an artifact does not run.
+    Subjects that are compared, directly or through others, run by turns. A subject that is compared with nothing runs
+    alone, so that no more artifacts than needed are in memory. Where `conditions` allow more rounds, rounds are added
+    while `decided`, given the document so far, says no. Raises SaapError when an artifact does not run.
     """
     documents = []
     for group in _groups(subjects, comparisons):
@@ -78,11 +78,11 @@ def _measure_group(harness: Harness, decided: Callable[[Bench], bool], progress:
 
 
 class Harness:
-    """Artifacts side by side, each in a child process of its own, open from `with` to its end.
+    """Artifacts that are measured by turns, each in a child process that is open inside `with`.
 
-    `comparisons` are (base, candidate) by the subjects' names. `warm_up` comes first; `run` adds rounds and may be
-    called again for more; `document` is the bench document so far. `progress` is called with the number of steps done.
-    Raises SaapError when an artifact does not run.
+    `comparisons` are (base, candidate) by the subjects' names. Call `warm_up` first, then `run` for rounds, as often as
+    needed; `document` gives the bench document so far. `progress` is called with the number of steps done. Raises
+    SaapError when an artifact does not run.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Harness:
         self._meter: Meter | None = None
 
     def __enter__(self) -> Harness:
-        """Measure loading and memory in fresh processes, open those that stay, and measure perplexity in them."""
+        """Measure loading and memory in fresh processes. Then open the processes of the rounds; measure perplexity."""
         self._meter = find_meter()
         self._machine = machine_facts() | {"energy": self._meter and self._meter.name, "before": sensors()}
         with ExitStack() as stack:
@@ -129,7 +129,7 @@ class Harness:
         self._stack.close()
 
     def warm_up(self) -> bool:
-        """Rounds that do not count, until every subject's decode speed has settled or MOST are run; whether it has."""
+        """Run rounds that do not count, until all decode speeds have settled or MOST are run. Returns if they have."""
         steps: dict[str, list[float]] = {name: [] for name in self.subjects}
         settled = False
         while not settled and self._warm_up["rounds"] < MOST:
@@ -143,8 +143,8 @@ class Harness:
         return settled
 
     def run(self, rounds: int) -> None:
-        """Rounds of all, in an order and on cores drawn by lot each time: what disturbs one would as likely have
-        disturbed another, whatever its rhythm, and the interval of a ratio stands on that."""
+        """Run rounds of all subjects, each in a random order and on random cores. So a disturbance hits every subject
+        with the same chance, whatever its rhythm, which the interval of a ratio relies on."""
         for _ in range(rounds):
             share_cores(self._workers.values(), self._cores, self.conditions.threads, self._dice)
             for subject in self._by_lot():
@@ -158,7 +158,7 @@ class Harness:
         if not self._rounds:
             raise SaapError("nothing was measured yet: run some rounds")
         conditions = self.conditions.as_dict() | {"rounds": self._rounds, "warm_up": dict(self._warm_up)}
-        conditions["cores"] = self._cores or None  # that rounds were drawn from; None: the system placed the threads
+        conditions["cores"] = self._cores or None  # to choose from; None: the system placed the threads
         conditions["counter"] = find_counter() if self.conditions.instructions else None  # of instructions
         machine, subjects = self._machine | {"after": sensors()}, list(self.subjects.values())
         loaded = {name: worker.loaded for name, worker in self._workers.items()}
@@ -176,7 +176,7 @@ class Harness:
         return Worker(subject.engine, subject.path, self.conditions.threads, self.conditions.context)
 
     def _fresh_load(self, subject: Subject) -> None:
-        """Load time and peak memory, from a process that does nothing before and has no twin beside it."""
+        """Measure load time and peak memory in a process that did nothing before, while no other one is open."""
         with self._open(subject) as worker:
             worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
             self._samples[subject.name].add_load(worker.loaded["seconds"], worker.memory())
@@ -189,7 +189,7 @@ class Harness:
 
 
 def _groups(subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]]) -> Iterator[list[Subject]]:
-    """Subjects that hang together by comparisons, in their order."""
+    """Groups of subjects that are connected by comparisons, in their order."""
     group_of = {subject.name: subject.name for subject in subjects}
     for pair in comparisons:
         first, second = (group_of[name] for name in pair)

@@ -1,4 +1,4 @@
-"""The Pareto front: what nothing else beats."""
+"""The Pareto front: the artifacts that no other beats."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ __all__ = ["on_front"]
 
 
 def on_front(gains: Sequence[float], losses: Sequence[float | None]) -> list[bool]:
-    """For each artifact, whether no other is at least as good in gain and loss and better in one.
+    """For each artifact, whether no other is at least as good in both gain and loss, and better in one.
 
-    `gains` (speed, or minus bytes): more is better; `losses` (perplexity): less is better. An artifact without a loss
-    does not compete: what was not measured proves nothing.
+    More is better for `gains` (speed, or minus bytes), less for `losses` (perplexity). An artifact without a loss was
+    not measured, and does not compete.
+
+    >>> on_front(gains=[10, 20, 15, 30], losses=[5.0, 6.0, 7.0, None])
+    [True, True, False, False]
     """
     known = [(gain, loss) for gain, loss in zip(gains, losses, strict=True) if loss is not None]
 

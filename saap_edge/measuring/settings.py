@@ -12,7 +12,7 @@ __all__ = ["BenchSettings"]
 
 
 class BenchSettings(Section):
-    """How to measure. Every artifact is timed against its dense twin, by turns in random order."""
+    """How to measure. Every artifact is timed by turns with the dense one of its format, in random order."""
 
     threads: int | None = Field(default=None, ge=1, description="threads; the target's where absent")
     prompt_tokens: int = Field(default=64, ge=1)

@@ -1,4 +1,4 @@
-"""The floor: bytes one decoded token has to read, of what was measured and of artifacts that were not."""
+"""The bytes that decoding a token has to read, of any artifact: the floor of its time."""
 
 from __future__ import annotations
 
@@ -15,23 +15,30 @@ __all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token"]
 
 
 def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int) -> int:
-    """Weights once, and keys and values of `context` tokens: what decoding one token reads from memory."""
+    """Bytes that decoding one token reads from memory: the weights once, and keys and values of `context` tokens.
+
+    >>> bytes_per_token(projection_bytes=1_000_000, kv_bytes_per_token=512, context=100)
+    1051200
+    """
     return projection_bytes + kv_bytes_per_token * context
 
 
 def artifact_cost(path: Path, artifact_format: str | None = None) -> ArtifactCost:
-    """Read from the headers of an artifact; no runtime is loaded, and no weights.
+    """What running an artifact costs, read from its headers. No runtime and no weights are loaded.
 
-    `path`: a .gguf file, an ONNX folder, a bundle (folder or .tar.zst), or a folder with manifest.json (or a run's
-    --out folder), of which `artifact_format` says which artifact; of a GGUF in several files any one stands for all.
-    Raises SaapError when it is none of these or damaged, and when what it reads per token cannot be told.
+    Args:
+        path: a .gguf file (any one, if the model is split over several), an ONNX folder, a bundle (folder or .tar.zst),
+            a folder with manifest.json, or a run's --out folder.
+        artifact_format: which artifact, where `path` holds several.
+
+    Raises SaapError when `path` is none of these or damaged, and when its headers do not tell what a token reads.
     """
     with ExitStack() as stack:
         return _cost(*_find(Path(path), artifact_format, stack))
 
 
 def _find(path: Path, artifact_format: str | None, stack: ExitStack) -> tuple[Path, str | None]:
-    """The artifact itself and its format, None where the file must tell."""
+    """The artifact's own path, and its format; None: its header must tell."""
     if path.name.endswith(".tar.zst"):
         from saap_edge.bundle.archive import unpacked
 
@@ -76,7 +83,7 @@ def _opening(path: Path) -> EngineRecord | None:
 
 def _cost(path: Path, artifact_format: str | None) -> ArtifactCost:
     engine = engine_named(described(artifact_format).engine) if artifact_format else _opening(path)
-    if engine is None:  # a file by whatever name: its header says what it is
+    if engine is None:  # a file of any name: its header says what it is
         return gguf_cost(path, None)
     if engine.cost is None:
         raise SaapError(f"'{path}': what a token reads is not known of artifacts of {engine.name}")

@@ -1,8 +1,8 @@
-"""What an artifact will do on a board, from the board's figures: a prediction, never a measurement.
+"""Predicting an artifact's speed and memory on a board from the board's figures. A prediction is no measurement.
 
-Decoding a token reads its weights and the KV cache, multiplies every weight, and meets the other threads in every
-layer; prefill multiplies only. docs/prediction.md derives the formulas, and shows how far off they were on boards and
-sources that the fit had not seen: that is the interval.
+Decoding a token reads the weights and the KV cache, multiplies every weight, and waits for the other threads in every
+layer. Prefill multiplies only. docs/prediction.md derives the formulas. It also shows how far off they were on boards
+and sources that the fit had not seen, which gives the intervals.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NEW = "the board's data sheet and other boards: nobody's measurement of this on
 
 @dataclass(frozen=True)
 class Estimate:
-    """A predicted figure and where 80 % of those not seen by the fit were."""
+    """A predicted figure, and the interval in which 80 % of the measurements lie that the fit has not seen."""
 
     value: float
     low: float
@@ -45,10 +45,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict` says. A figure is None where `reasons` (by the figure's name) says why it cannot be told.
+    """What `predict` returns. A figure that cannot be predicted is None; `reasons` says why.
 
-    `fits`: into every size of memory the board has (or the one that was given); None where that depends on the size or
-    is within the interval. `fits_from_mib`: the smallest size that surely holds it. `basis`: what the figures rest on.
+    Attributes:
+        decode_tok_s, prefill_tok_s: tokens/s.
+        ttft_ms: time to the first token, ms.
+        ram_mib: memory of the process, MiB.
+        fits: whether it fits into every size of memory that the board has, or into the given one; None where that
+            depends on the size, or lies within the interval.
+        fits_from_mib: smallest size of memory that surely holds it, MiB; None: there is none.
+        basis: what the figures rest on.
+        reasons: why a figure cannot be predicted, by its name.
+        sources: where the board's figures are from.
     """
 
     decode_tok_s: Estimate | None
@@ -64,7 +72,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Speed:
-    """`group`: which of the fit's intervals holds; `doubts` widen it; `figure` and `basis`: what it rests on."""
+    """Seconds with what is known of their error: `group` names the fit's interval, `doubts` widen it, `figure` and
+    `basis` are what they rest on."""
 
     seconds: float
     group: str
@@ -77,17 +86,23 @@ def predict(
     cost: ArtifactCost, target: Target, prompt_tokens: int, context: int, threads: int | None = None,
     ram_mib: int | None = None,
 ) -> Prediction:  # fmt: skip
-    """Speed and memory of an artifact on a board.
+    """Predict speed and memory of an artifact on a board.
 
     Args:
-        cost: of `artifact_cost`.
+        cost: what the artifact costs, from `artifact_cost`.
         target: the board.
-        prompt_tokens: of the prompt that is read before the first token.
+        prompt_tokens: tokens of the prompt that is read before the first token.
         context: tokens in the KV cache while decoding.
-        threads: the target's own where None.
-        ram_mib: memory of this very board, for `fits`; all its sizes where None.
+        threads: threads of the runtime; the target's own where None.
+        ram_mib: memory of the board at hand, MiB, for `fits`; all its sizes where None.
 
     Raises SaapError when the artifact holds fewer tokens than are asked for.
+
+    >>> from saap_edge.targets import load_target
+    >>> cost = ArtifactCost("gguf-q4_0", 700_000_000, 32_768, 750_000_000, parameters=1_250_000_000)
+    >>> found = predict(cost, load_target("rpi5"), prompt_tokens=128, context=512)
+    >>> found.decode_tok_s.low < found.decode_tok_s.value < found.decode_tok_s.high, found.reasons
+    (True, {})
     """
     if cost.context is not None and max(prompt_tokens, context) > cost.context:
         raise SaapError(
@@ -113,14 +128,14 @@ def predict(
 
 
 def predict_benched(artifact: BenchedArtifact, conditions: Conditions, target: Target) -> Prediction:
-    """An artifact of a bench document on a board: from what was counted of it, not from what was timed.
+    """Predict an artifact of a bench document on a board, from its counted figures and not from its timed ones.
 
-    Raises SaapError where something was not counted.
+    Raises SaapError where one of those figures is missing.
     """
     metrics = artifact.metrics
     context = conditions.prompt_tokens + conditions.decode_tokens // 2  # in the middle of decoding, as bytes_per_token
     kv_bytes, weights = metrics.counted("kv_bytes_per_token"), metrics.projection_bytes
-    if weights is None:  # a document from before it was stored
+    if weights is None:  # an older document
         weights = metrics.counted("bytes_per_token") - bytes_per_token(0, kv_bytes, context)
     cost = ArtifactCost(
         format=artifact.format, projection_bytes=weights, kv_bytes_per_token=kv_bytes,
@@ -143,7 +158,8 @@ def _decode(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: in
     probed = _kernel(target, cost.format, threads)
     if probed:
         figure = probed[1].gemv_gb_s
-        seconds = decode_seconds(fit, target, figure.value, read, weights, 16, threads)  # the kernel's time has all
+        # The kernel's speed includes its arithmetic, so that none is added: as for 16 bits.
+        seconds = decode_seconds(fit, target, figure.value, read, weights, 16, threads)
         return _Speed(seconds, "decode-known", _doubts(fit, cost, target, threads, figure, probed[0]), figure, _PROBED)
     rate, figure = memory_rate(fit, target)
     board = fit["boards"].get(target.name, {}).get("decode", {})
@@ -152,15 +168,15 @@ def _decode(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: in
         rate *= board["factor"]
     elif effective and not target.accelerator:
         rate, figure = effective.value, effective
-    share = threads * (target.threads + 1) / (threads + 1) / target.threads  # few do not fill the memory's queue
+    share = threads * (target.threads + 1) / (threads + 1) / target.threads  # few threads do not saturate the memory
     seconds = decode_seconds(fit, target, rate * share, read, weights, bits, threads)
-    # One source of a board moves the prediction, but no other has shown how well.
+    # A board with one source has a factor of its own, but no second source confirms it.
     group = "accelerator" if target.accelerator else "decode-known" if board.get("sources", 0) > 1 else "decode-new"
     return _Speed(seconds, group, _doubts(fit, cost, target, threads, figure), figure, _PUBLISHED if board else _NEW)
 
 
 def _prefill(fit: dict[str, Any], cost: ArtifactCost, target: Target, prompt: int, threads: int) -> _Speed:
-    """Never faster than reading the weights once."""
+    """Prefill of a prompt: at least the time of reading the weights once."""
     if target.accelerator:
         raise UnknownFigure("nothing published relates an accelerator's data sheet to its prefill")
     once = _decode(fit, cost, target, 0, threads)
@@ -172,7 +188,7 @@ def _prefill(fit: dict[str, Any], cost: ArtifactCost, target: Target, prompt: in
         board = fit["boards"].get(target.name, {}).get("prefill", {})
         seconds = prefill_seconds(fit, target, weights_of(cost), _bits(cost), threads) / board.get("factor", 1)
         clock = target.cores[0].clock_ghz
-        assert clock  # _decode has asked for it
+        assert clock  # else _decode would have raised UnknownFigure
         figure, kernel, basis = clock, "", _PUBLISHED if board else _NEW
     doubts = _doubts(fit, cost, target, threads, figure, kernel)
     return _Speed(max(prompt * seconds, once.seconds), "prefill", doubts, figure, basis)
@@ -183,7 +199,8 @@ def _bits(cost: ArtifactCost) -> float:
 
 
 def _kernel(target: Target, artifact_format: str, threads: int) -> tuple[str, Kernel] | None:
-    """(format, the probed kernel), of the same runtime if there is one, and nearest in bits; None for other threads."""
+    """(format, kernel) of the probed kernel that is nearest: of the same runtime if possible, then in bits. None where
+    nothing was probed, or with other threads."""
     if not target.kernels or threads != target.threads:
         return None
     own = described(artifact_format)
@@ -200,7 +217,7 @@ def _kernel(target: Target, artifact_format: str, threads: int) -> tuple[str, Ke
 def _doubts(
     fit: dict[str, Any], cost: ArtifactCost, target: Target, threads: int, figure: Figure, kernel: str = ""
 ) -> tuple[str, ...]:
-    """What no row of the fit covers, or too few; each widens the interval. `kernel`: the probed one that is used."""
+    """What the rows of the fit do not cover well: each doubt widens the interval. `kernel` is the probed one in use."""
     found = []
     kind = kind_of(described(cost.format).kind)
     if kind.doubt and not (kernel and described(kernel).kind == kind.name):
@@ -227,7 +244,7 @@ def _turned(rate: Estimate, count: float) -> Estimate:
 
 
 def _memory(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int) -> Estimate:
-    """MiB resident in the process: what the runtime keeps of the file, the KV cache, and the runtime itself."""
+    """Resident memory of the process, MiB: what the runtime keeps of the file, the KV cache, and the runtime itself."""
     if target.accelerator:
         raise UnknownFigure("memory of an accelerator's runtime was not measured")
     record = described(cost.format)

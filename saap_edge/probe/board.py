@@ -1,4 +1,4 @@
-"""Measuring the machine one stands on: memory bandwidth, and how fast the runtimes' own kernels are."""
+"""Measuring this machine: memory bandwidth, and the speed of the runtimes' own kernels."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["STEPS", "differences", "implausible", "measure_bandwidth", "measure_
 STEPS = 2 + len(BLOCKS) + len(CODES)  # how often `probe_target` calls `progress`
 SIZE = 128 * 2**20  # bytes of a probe model: more than the caches of a board
 PROMPT, DECODE, ROUNDS = 64, 16, 5
-TOLERANCE = 0.2  # of a stated figure: below, a busy moment or another day
+TOLERANCE = 0.2  # share of a stated figure: smaller differences come from other programs or another day
 
 
 def probe_target(progress: Callable[[str], None] = lambda _: None) -> Target:
-    """This machine with its bandwidth and the kernels of the runtimes it has measured: about half a minute, more on a
-    slow board.
+    """Measure bandwidth, and the kernels of the installed runtimes, and return this machine as a target.
 
-    Raises SaapError where a runtime dies or memory is short.
+    It takes about half a minute, more on a slow board. `progress` is called STEPS times with what was measured. Raises
+    SaapError when a runtime dies, or memory is short.
     """
     machine, before = this_machine(), sensors()
     source = f"measured by `saap-edge target probe` on {datetime.date.today()}"
@@ -68,7 +68,7 @@ def probe_target(progress: Callable[[str], None] = lambda _: None) -> Target:
 
 
 def measure_bandwidth(mebibytes: int = 256, rounds: int = 7) -> tuple[float, float]:
-    """(copy, read) GB/s of one thread, the best of `rounds` over arrays that no cache holds."""
+    """GB/s that one thread (copies, reads): the best of `rounds` over arrays of `mebibytes`, larger than any cache."""
     source = np.ones(mebibytes * 2**18, dtype=np.float32)
     target = np.zeros_like(source)
     copies, reads = [], []
@@ -83,22 +83,23 @@ def measure_bandwidth(mebibytes: int = 256, rounds: int = 7) -> tuple[float, flo
 
 
 def read_bandwidth(threads: int, mebibytes: int = 256, rounds: int = 7) -> float:
-    """GB/s that `threads` threads read together, the best of `rounds`."""
+    """GB/s that `threads` threads read together: the best of `rounds`."""
     pieces = np.array_split(np.ones(mebibytes * 2**18, dtype=np.float32), threads)
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(rounds):
             start = time.perf_counter()
-            list(pool.map(np.max, pieces))  # numpy lets go of the interpreter while it reads
+            list(pool.map(np.max, pieces))  # numpy releases the interpreter's lock while it reads
             best = max(best, mebibytes * 2**20 / (time.perf_counter() - start))
     return best / 1e9
 
 
 def measure_kernel(quantisation: str, threads: int, size: int = SIZE, rounds: int = ROUNDS) -> tuple[float, float]:
-    """(GB/s of weights read by decoding, 10^9 multiply-adds a second of prefill) of llama.cpp's own kernels.
+    """Speed of llama.cpp's kernels: (GB/s of weights that decoding reads, 10^9 multiply-adds a second of prefill).
 
-    A model of that quantisation and about `size` bytes runs in a child process: repacking, threads and their barriers
-    are those of a real one. Of each round the median step, and the best round: what else runs here only slows down.
+    A model of that quantisation and of about `size` bytes runs in a child process, with the repacking, threads and
+    barriers of a real one. The figure is the best round's, because other programs only slow it down; of a round, the
+    median step counts.
     """
     with tempfile.TemporaryDirectory(prefix="saap-edge-probe-") as folder:
         model = write_probe_model(Path(folder) / f"{quantisation}.gguf", quantisation, size)
@@ -111,7 +112,7 @@ def measure_kernel(quantisation: str, threads: int, size: int = SIZE, rounds: in
 
 
 def _conditions(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Governor, heat, throttling, load and clock before and after, of what the system tells."""
+    """In words: governor, and temperature, throttling, load and clock before and after, as far as they are known."""
     words = {"temperature_c": "°C", "throttled": "throttled", "load_average": "load", "mhz": "MHz"}
     parts = [f"governor {before['governor']}"] if before.get("governor") else []
     for name, word in words.items():
@@ -121,8 +122,14 @@ def _conditions(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def implausible(target: Target) -> list[str]:
-    """What a target's own figures contradict: a line each, for people to look at. What it does not state is no fault:
-    `unstated`."""
+    """Contradictions between the figures of a target, a line each, for people to check. Missing figures: `unstated`.
+
+    >>> from saap_edge.targets import load_target
+    >>> implausible(load_target("rpi5"))
+    []
+    >>> implausible(load_target("rpi5").model_copy(update={"threads": 8}))
+    ['threads 8 are more than the 4 cores']
+    """
     known, found = target.bandwidth_gb_s, []
     measured = {
         "copy_measured": known.copy_measured, "read_measured": known.read_measured,
@@ -151,16 +158,17 @@ def implausible(target: Target) -> list[str]:
 
 
 def unstated(target: Target) -> list[str]:
-    """What is not known of a board, and what is not possible for it: a line each."""
+    """Figures that a target lacks, and what is impossible without them, a line each."""
     if target.bandwidth_gb_s == Bandwidth():
         return ["bandwidth_gb_s: neither plans by latency nor predictions are possible (saap-edge target probe, there)"]
     return []
 
 
 def differences(stated: Target, measured: Target) -> list[dict[str, Any]]:
-    """Bandwidths and kernels that both know: {"figure", "stated", "measured", "ratio", "agrees"}.
+    """Compare the bandwidths and kernels that both targets have.
 
-    Only what is measured the same way is compared: on paper and while decoding are other things.
+    Returns rows {"figure", "stated", "measured", "ratio": measured over stated, "agrees"}. Only figures that were
+    measured in the same way are compared, so not those on paper or seen while decoding.
     """
     known = {name: figure.value for name, figure in figures(measured) if name.startswith(("bandwidth", "kernels"))}
     rows = []

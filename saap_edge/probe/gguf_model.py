@@ -1,6 +1,6 @@
-"""A GGUF of known size with weights that mean nothing: what a probe runs to learn how fast the kernels are here.
+"""A GGUF model of known size with meaningless weights, which a probe runs to measure the speed of kernels.
 
-Written without the gguf package, which a board has not. Format: ggml/docs/gguf.md, version 3.
+It is written without the gguf package, which a board does not have. Format: ggml/docs/gguf.md, version 3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 __all__ = ["BLOCKS", "VOCABULARY", "ProbeModel", "write_probe_model"]
 
-# By quantisation: ggml's type, weights in a block, the bytes of one (an fp16 scale before the codes).
+# By quantisation: ggml's type, weights in a block, bytes of a block (an fp16 scale, then the codes).
 BLOCKS = {"f16": (1, 1, 2), "q8_0": (8, 32, 34), "q4_0": (2, 32, 18)}
 VOCABULARY, HIDDEN, FFN, HEADS = 512, 2048, 6144, 16
 _U32, _F32, _STRING = 4, 6, 8
@@ -22,7 +22,8 @@ _ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class ProbeModel:
-    """`bytes`: of weights that decoding a token reads; `prompt_weights`: multiplied for each token of a prompt."""
+    """A probe's model: its file, the `bytes` of weights that decoding a token reads, and the number of weights that
+    each token of a prompt multiplies."""
 
     path: Path
     bytes: int
@@ -30,9 +31,9 @@ class ProbeModel:
 
 
 def write_probe_model(path: Path, quantisation: str, size: int) -> ProbeModel:
-    """A llama of as many layers as make about `size` bytes, at least two, in one quantisation.
+    """Write a Llama model in one quantisation, with as many layers as make about `size` bytes, but at least two.
 
-    In the last layer llama.cpp runs the FFN of a prompt's last token only.
+    `prompt_weights` leaves out the last layer's FFN, which llama.cpp runs only for the last token of a prompt.
     """
     kind, block, block_bytes = BLOCKS[quantisation]
     matrices = {
@@ -91,7 +92,7 @@ def _text(text: str) -> bytes:
 
 
 def _data(kind: int, length: int) -> bytes:
-    """Weights of about 0.02: ones for norms, noise for the rest, the same noise over and over."""
+    """The bytes of a tensor: ones for norms; else weights of about 0.02, one piece of noise over and over."""
     if kind == 0:
         return np.ones(length // 4, dtype="<f4").tobytes()
     dice = np.random.default_rng(0)

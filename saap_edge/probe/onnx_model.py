@@ -1,6 +1,6 @@
-"""ONNX Runtime's product with 4 and 8-bit weights, on a graph of known size written without the onnx package.
+"""Measuring ONNX Runtime's products with 4 and 8-bit weights, on a graph that is written without the onnx package.
 
-The graph is a chain of MatMulNBits as our exports have them; field numbers are those of onnx/onnx.proto.
+The graph is a chain of MatMulNBits nodes as in saap-edge's exports. onnx/onnx.proto has the numbers of its fields.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _FLOAT, _UINT8, _INT = 1, 2, 2  # TensorProto.FLOAT and UINT8, AttributeProto.IN
 
 
 def measure_onnx_kernel(quantisation: str, threads: int, size: int, rounds: int) -> tuple[float, float]:
-    """(GB/s of codes and scales read, 10^9 multiply-adds a second with 64 rows); the best round, as of llama.cpp's."""
+    """Speed of ONNX Runtime's kernels: (GB/s of codes and scales read, 10^9 multiply-adds a second with 64 rows).
+
+    The figure is the best round's, as in `board.measure_kernel`.
+    """
     from saap_edge.engines.onnxruntime import open_session
 
     with tempfile.TemporaryDirectory(prefix="saap-edge-probe-") as folder:
@@ -45,7 +48,7 @@ def _seconds(session: object, x: np.ndarray) -> float:
 
 
 def write_probe_graph(path: Path, bits: int, size: int) -> tuple[int, int]:
-    """Write the graph and its weights beside it; returns (bytes, number) of the weights, of about `size` bytes."""
+    """Write the graph, and beside it weights of about `size` bytes. Returns (bytes, number) of the weights."""
     codes, scales = HIDDEN * FFN * bits // 8, HIDDEN * FFN // GROUP * 4
     pairs = max(1, round(size / (codes + scales) / 2))
     nodes, tensors, at, name = b"", b"", 0, "x"

@@ -1,11 +1,12 @@
 """The board's end of `saap-edge bench --host`: `python -m saap_edge.remote.client COMMAND FOLDER RUN`, started by ssh.
 
-FOLDER (~/.cache/saap-edge) holds `files/`, each under its sha256, and `runs/RUN/`: the request, the unpacked bundles
-(hard links), `events.jsonl` and the log of the measuring process. That process is detached and knows of no connection:
-`follow` tells its events from the first on, so that a client that was cut off comes back and misses nothing.
-One run at a time, by a lock on FOLDER/lock: two would disturb each other.
+FOLDER (~/.cache/saap-edge) holds `files/`, where each file has its sha256 as name, and `runs/RUN/`: the request, the
+unpacked bundles (hard links), `events.jsonl` and the log of the measuring process. That process is detached, so that a
+cut connection does not end it. `follow` sends its events from the first on: a caller that was cut off misses nothing.
+A lock on FOLDER/lock allows one run at a time, because two would disturb each other.
 
-Messages are JSON, one a line after a prefix. Standard library only: measuring is imported by the measuring process.
+Messages are JSON, one a line after a prefix. This module imports only the standard library; the measuring process
+imports the rest.
 """
 
 from __future__ import annotations
@@ -38,27 +39,28 @@ POLL, BEAT = 0.3, 5.0  # seconds between looks at the events, and between signs 
 
 
 def run_folder(folder: Path, run: str) -> Path:
+    """The folder of a run."""
     return folder / "runs" / run
 
 
 def tell(**message: Any) -> None:
-    """A message to the client; BrokenPipeError when there is none any more."""
+    """Send a message to the caller. Raises BrokenPipeError when the caller has gone."""
     sys.stdout.write(PREFIX + json.dumps(message) + "\n")
     sys.stdout.flush()
 
 
 def receive(folder: Path, run: str, source: BufferedReader) -> None:
-    """Take the files that stdin lists in its first line, {"files": [[sha256, bytes], ...]}, and sends after it.
+    """Receive files. The first line of stdin lists them, {"files": [[sha256, bytes], ...]}.
 
-    Tells how much of each is here and how much room is left; the client sends the rest of each, in order. What came
-    before a cut is kept. A file gets its name when its sha256 is right.
+    The answer says how many bytes of each are here, and how much room is left. Then the caller sends the rest of each
+    file, in order. What came before a cut is kept. A file gets its name when its sha256 is right.
     """
     wanted = [(str(name), int(size)) for name, size in json.loads(source.readline())["files"]]
     holder = _holder(folder)
     if _ended(run_folder(folder, run)) or (holder and (holder["run"], holder["what"]) == (run, "job")):
-        tell(have=[size for _, size in wanted], free=0)  # it is measured, or was: whoever sent it was cut off
+        tell(have=[size for _, size in wanted], free=0)  # the run was started before the caller was cut off
         return
-    if holder and holder["run"] == run:  # the other end of a cut connection, which cannot know it yet
+    if holder and holder["run"] == run:  # a process of a connection that was cut, which does not know that yet
         with suppress(ProcessLookupError):
             os.kill(holder["pid"], signal.SIGKILL)
     files = folder / "files"
@@ -73,10 +75,10 @@ def receive(folder: Path, run: str, source: BufferedReader) -> None:
 
 
 def _held(files: Path, name: str, size: int) -> int:
-    """Bytes of a file that are here: `size` only where its sha256 is right, which gives it its name."""
+    """Bytes of a file that are here. It is `size` only if the sha256 is right; then the file gets its name."""
     whole, part = files / name, files / f"{name}.part"
     if whole.exists():
-        whole.replace(part)  # looked at again: a card may have lost what it held
+        whole.replace(part)  # checked again below: a memory card may have lost data
     part.touch()
     held = part.stat().st_size
     if held == size and _sha256(part) == name:
@@ -89,7 +91,7 @@ def _held(files: Path, name: str, size: int) -> int:
 
 
 def _append(part: Path, count: int, source: BufferedReader) -> None:
-    """`count` bytes of stdin to the end of `part`. Raises SaapError when they do not come, or find no room."""
+    """Append `count` bytes of stdin to `part`. Raises SaapError when fewer come, OSError when the disk is full."""
     try:
         with part.open("ab") as target:
             while count:
@@ -101,15 +103,15 @@ def _append(part: Path, count: int, source: BufferedReader) -> None:
             target.flush()
             os.fsync(target.fileno())
     except OSError:
-        part.unlink(missing_ok=True)  # a full disk must not stay full of our half
+        part.unlink(missing_ok=True)  # else the disk would stay full
         raise
 
 
 def follow(folder: Path, run: str, source: BufferedReader) -> None:
-    """Start the run that stdin describes, {"bundles": [{path: sha256}, ...], "options": {...}}, unless it goes on or
-    has ended already, and tell its events from the first to the last.
+    """Send the events of a run, from the first to the last. If the run was not started before, start it.
 
-    Ends with the run's own {"end": ...}, or {"end": "killed"} when its process is gone without one.
+    stdin describes the run: {"bundles": [{path: sha256}, ...], "options": {...}}. The last message is the run's own
+    {"end": ...}, or {"end": "killed"} when its process ended without one.
     """
     place, request = run_folder(folder, run), json.loads(source.readline())
     holder = _holder(folder)
@@ -120,7 +122,7 @@ def follow(folder: Path, run: str, source: BufferedReader) -> None:
     tell(reattached=again)
     at, beat = 0, time.monotonic()
     while True:
-        alive = (_holder(folder) or {}).get("run") == run  # before reading: the last event comes before the end
+        alive = (_holder(folder) or {}).get("run") == run  # asked before reading, so that no last event is missed
         with (place / EVENTS).open("rb") as file:
             file.seek(at)
             for line in file:
@@ -140,8 +142,8 @@ def follow(folder: Path, run: str, source: BufferedReader) -> None:
 
 
 def _start(folder: Path, run: str, place: Path, request: dict[str, Any]) -> None:
-    """Lay out the bundles and detach the measuring process, which takes the lock over from us."""
-    from saap_edge.bundle.schema import is_inside  # not above: what only receives need not wait for it
+    """Lay out the bundles, and start the detached measuring process, which takes over the lock."""
+    from saap_edge.bundle.schema import is_inside  # not above: `receive` need not wait for this import
 
     with _lock(folder, run, "job") as lock:
         shutil.rmtree(place, ignore_errors=True)
@@ -168,7 +170,7 @@ def _start(folder: Path, run: str, place: Path, request: dict[str, Any]) -> None
 
 
 def reason_of(place: Path) -> str:
-    """Why a run's process is gone without a word."""
+    """Why a run's process ended without its last event, in words."""
     first = json.loads((place / EVENTS).open().readline() or "{}")
     if BOOT.is_file() and first.get("boot") not in (None, BOOT.read_text().strip()):
         return "the board restarted meanwhile (a weak power supply does that under load)"
@@ -177,7 +179,7 @@ def reason_of(place: Path) -> str:
 
 
 def stop(folder: Path, run: str, source: BufferedReader) -> None:
-    """End the run and remove what it had; the files that stdin lists too, {"files": [sha256, ...]}."""
+    """End a run and remove its folder, and the files that stdin lists: {"files": [sha256, ...]}."""
     names = json.loads(source.readline())["files"]
     holder = _holder(folder)
     if holder and holder["run"] == run:
@@ -187,7 +189,7 @@ def stop(folder: Path, run: str, source: BufferedReader) -> None:
         for path in (folder / "files" / name, folder / "files" / f"{name}.part"):
             path.unlink(missing_ok=True)
     for path in (folder / "files", folder / "runs"):
-        with suppress(OSError):  # what else is there is another's
+        with suppress(OSError):  # not empty: the rest belongs to other runs
             path.rmdir()
     tell(stopped=True)
 
@@ -195,7 +197,7 @@ def stop(folder: Path, run: str, source: BufferedReader) -> None:
 def _end(folder: Path, holder: dict[str, Any]) -> None:
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
-            # The measuring process leads a group of its own, with the engines in it.
+            # The measuring process leads a process group, which the engines belong to.
             (os.killpg if holder["what"] == "job" else os.kill)(holder["pid"], sign)
         for _ in range(50):
             if _holder(folder) is None:
@@ -205,7 +207,7 @@ def _end(folder: Path, holder: dict[str, Any]) -> None:
 
 @contextmanager
 def _lock(folder: Path, run: str, what: str) -> Iterator[int]:
-    """Hold the board; raises SaapError when another run measures, or sends for more than a few seconds."""
+    """Lock the board for a run. Raises SaapError when another run measures, or sends files for more than seconds."""
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         for attempt in range(50):
@@ -213,7 +215,7 @@ def _lock(folder: Path, run: str, what: str) -> Iterator[int]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
-                other = _holder(folder)  # None: somebody only looked who has it
+                other = _holder(folder)  # None: another process only asked who holds the lock
                 if other and (other["what"] == "job" or attempt == 49):
                     raise SaapError(
                         f"another measurement has the board (process {other['pid']}): wait for its end"
@@ -224,7 +226,7 @@ def _lock(folder: Path, run: str, what: str) -> Iterator[int]:
         _sign(lock, run, what, os.getpid())
         yield lock
     finally:
-        os.close(lock)  # the measuring process, where it was started, holds it still
+        os.close(lock)  # a measuring process that was started still holds it
 
 
 def _sign(lock: int, run: str, what: str, pid: int) -> None:
@@ -233,7 +235,7 @@ def _sign(lock: int, run: str, what: str, pid: int) -> None:
 
 
 def _holder(folder: Path) -> dict[str, Any] | None:
-    """Who holds the lock: {"run", "what": "receive" or "job", "pid"}, None where nobody does."""
+    """Who holds the lock: {"run", "what": "receive" or "job", "pid"}; None: nobody."""
     path = folder / "lock"
     if not path.is_file():
         return None
@@ -258,7 +260,7 @@ def _sha256(path: Path) -> str:
 
 
 def main() -> None:
-    """Every expected error is a message; the client prints it."""
+    """Run a command. Every expected error becomes a message, which the caller prints."""
     command, folder, run = sys.argv[1:]
     place = Path(folder).absolute()
     try:
@@ -266,7 +268,7 @@ def main() -> None:
         with open(0, "rb", closefd=False) as source:
             {"receive": receive, "follow": follow, "stop": stop}[command](place, run, source)
     except BrokenPipeError:
-        os._exit(0)  # nobody listens; the run goes on
+        os._exit(0)  # the caller has gone; the run goes on
     except SaapError as error:
         tell(error=str(error))
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Measuring a bundle on a board over SSH: send what is missing, measure detached, fetch, clean up.
+"""Measuring a bundle on a board over SSH: send the missing files, measure in a detached process, fetch, clean up.
 
-A cut connection loses nothing: files go on where they stopped, the measurement goes on by itself, and the same command
-comes back to both. The board's end is board.py; the board needs Python and saap-edge[device] of our version.
+A cut connection loses nothing. The measurement goes on by itself, and the same command finds it again, or continues to
+send files where it stopped. client.py runs on the board, which needs Python and saap-edge[device] of the same version.
 """
 
 from __future__ import annotations
@@ -39,7 +39,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Board:
-    """Where to measure. `python`: the one there (default: FOLDER/venv's, else python3); `keep` the files there."""
+    """Where to measure.
+
+    Attributes:
+        host: user@board, or a name in ssh's configuration.
+        config: configuration file of ssh; None: the user's own.
+        python: Python on the board; None: that of FOLDER/venv, else python3.
+        folder: folder on the board for files and runs.
+        keep: leave the files there for the next time.
+    """
 
     host: str
     config: Path | None = None
@@ -51,10 +59,11 @@ class Board:
 def bench_on_board(
     bundles: Sequence[Path], board: Board, options: dict[str, Any], bar: Bar, say: Callable[[str], None]
 ) -> Bench:
-    """Measure bundles (folders or .tar.zst) on the board; returns the bench document, with the board's facts.
+    """Measure bundles (folders or .tar.zst files) on the board, and return the bench document with the board's facts.
 
-    `options` go to the measurement as they are. Raises Unreachable where the connection stays away (the board keeps
-    everything for the same command), SaapError for all else, after cleaning up there.
+    `options` are those of `bench_bundles`, and a budget and a target as JSON. Raises Unreachable when the connection
+    does not come back; the board then keeps everything for the same command. Raises SaapError for all else, after
+    cleaning up on the board.
     """
     ssh = Ssh(board.host, board.config)
     with ExitStack() as stack:
@@ -75,12 +84,12 @@ def bench_on_board(
 
 
 def _inside(folder: Path) -> Path:
-    """The folder with bundle.json: an unpacked archive's, or the given one. Raises SaapError where there is none."""
+    """The folder with bundle.json: inside an unpacked archive, or the folder itself."""
     return folder if (folder / BUNDLE_FILE).is_file() else next(iter(folder.glob(f"*/{BUNDLE_FILE}")), folder).parent
 
 
 class Client:
-    """This end of one run. Its name is made of what is measured, how, and who asks: the same command finds it again."""
+    """This end of a run. Its name is a hash of what is measured, how, and who asks: the same command finds it again."""
 
     def __init__(self, ssh: Ssh, python: str, board: Board, parcels: Sequence[Parcel], options: dict[str, Any]) -> None:
         self._ssh, self._python, self._board = ssh, python, board
@@ -91,7 +100,8 @@ class Client:
         self._run = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
     def send(self, bar: Bar, say: Callable[[str], None]) -> None:
-        """Bring the files there that are not yet. Raises SaapError when the board has no room for them."""
+        """Send the files that the board lacks. Raises SaapError when it has no room for them, or a file arrives damaged
+        twice."""
         total = sum(self._sizes.values())
         with bar(f"sending to {self._ssh.board}: KiB", -(-total // KIB)) as advance:
             shown = 0
@@ -112,7 +122,7 @@ class Client:
             )
 
     def _send_once(self, arrived: Callable[[int], None], made: Callable[[], None]) -> str | None:
-        """Send what is missing; the first file that did not arrive as it should, None where all are there."""
+        """Send what is missing. Returns the first file that arrived damaged, or None."""
         with self._open("receive", files=list(self._sizes.items())) as session:
             messages = session.messages()
             first = next(messages, None)
@@ -139,7 +149,7 @@ class Client:
         return damaged[0] if damaged else None
 
     def _pieces(self, have: dict[str, int]) -> Iterator[bytes]:
-        """What is missing of each file, in the order the board knows."""
+        """The missing bytes of all files, in the order that the board expects."""
         for name, offset in have.items():
             if offset < self._sizes[name]:
                 with self._paths[name].open("rb") as file:
@@ -148,7 +158,7 @@ class Client:
                         yield piece
 
     def follow(self, bar: Bar, say: Callable[[str], None]) -> Bench:
-        """Start the measurement, or come back to it, and wait for its document."""
+        """Start the measurement, or return to it, and wait for its document."""
         with ExitStack() as stack:
             shown: dict[str, Any] = {"bar": None, "done": 0}
             told: list[bool] = []
@@ -183,7 +193,7 @@ class Client:
         raise SaapError(f"on '{self._ssh.board}': {word}{last['reason']}")
 
     def clean(self, say: Callable[[str], None]) -> None:
-        """Stop what still runs and remove what is ours; where the board does not answer, say what is left."""
+        """Stop the run and remove its files. Where the board does not answer, say how to do it by hand."""
         names = [] if self._board.keep else list(self._sizes)
         try:
             with self._open("stop", files=names) as session:
@@ -200,7 +210,8 @@ class Client:
         return session
 
     def _persist(self, once: Callable[[Callable[[], None]], Result], say: Callable[[str], None]) -> Result:
-        """Try again after a cut, a few times without anything coming through. `once` reports what came through."""
+        """Call `once` again after a cut. It gives up after several cuts without any progress, which `once`
+        reports by calling its argument."""
         failures = 0
 
         def made() -> None:
@@ -234,7 +245,7 @@ _HELLO = PREFIX.replace("\x1e", r"\036") + '{"shell": true}'  # for the shell's 
 
 
 def _python(ssh: Ssh, board: Board, engines: Sequence[str]) -> str:
-    """The Python there that has saap-edge of our version and the engines.
+    """The Python on the board that has this version of saap-edge, and the engines.
 
     Raises SaapError with the command that installs them where there is none.
     """
@@ -284,5 +295,5 @@ def _not_installed(ssh: Ssh, board: Board, found: Sequence[tuple[str, dict[str, 
 
 
 def _at_home(path: str) -> str:
-    """A path on the board: ssh starts in the home folder, and a quoted ~ is no home."""
+    """A path on the board without ~/: ssh starts in the home folder, and a shell does not expand a quoted ~."""
     return path.removeprefix("~/")

@@ -1,4 +1,4 @@
-"""What a bundle sends to a board: its files by content."""
+"""The files of a bundle that go to a board, by their content."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Parcel"]
 
 @dataclass(frozen=True)
 class Parcel:
-    """A bundle's files: sha256 by path, as bundle.json has them, and bundle.json itself."""
+    """A bundle's files, bundle.json included: `tree` has the sha256 of each path, `sizes` the bytes of each sha256."""
 
     folder: Path
     tree: dict[str, str]
-    sizes: dict[str, int]  # by sha256
+    sizes: dict[str, int]
 
     @classmethod
     def of(cls, folder: Path) -> Parcel:
-        """Raises SaapError when it is no bundle, or a file is not of the size that bundle.json says."""
+        """The parcel of a bundle's folder. Raises SaapError for what is no bundle, and for a file of a wrong size."""
         listed = [(file.path, file.sha256, file.bytes) for file in read_bundle(folder).files]
         manifest = folder / BUNDLE_FILE
         listed.append((BUNDLE_FILE, file_hash(manifest), manifest.stat().st_size))

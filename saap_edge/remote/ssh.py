@@ -1,7 +1,7 @@
-"""Commands on a board through the system's ssh: the user's own configuration and agent, host keys always checked.
+"""Commands on a board through the system's ssh, with the user's own configuration and agent.
 
-Passwords are never asked for: a key or an agent must let us in (BatchMode). An unknown or changed host key is an error,
-whatever the user's configuration says, and nothing is added to known_hosts.
+No password is asked for: a key or an agent must allow the login (BatchMode). An unknown or changed host key is an
+error, whatever the user's configuration says, and nothing is added to known_hosts.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from saap_edge.errors import SaapError
 
 __all__ = ["PREFIX", "Session", "Ssh", "Unreachable"]
 
-# Begins every message of ours, wherever in a line: a login script may print what it likes, and without a newline at its
-# end. The first character is the record separator of JSON text sequences (RFC 7464): no text has it, no JSON leaves it
-# as it is, and a shell that echoes our commands shows its escape.
+# Every message begins with this, anywhere in a line, because a login script may print text without a final newline. The
+# first character is the record separator of JSON text sequences (RFC 7464): it is in no text, JSON escapes it, and a
+# shell that echoes commands shows its escape.
 PREFIX = "\x1esaap-edge "
 _OPTIONS = {
     "BatchMode": "yes", "StrictHostKeyChecking": "yes", "UpdateHostKeys": "no", "ClearAllForwardings": "yes",
@@ -33,11 +33,16 @@ _OPTIONS = {
 
 
 class Unreachable(SaapError):
-    """No connection to the board, or it was cut: what was begun there goes on, and can be gone on with."""
+    """There is no connection to the board, or it was cut. What was started there goes on, and can be found again."""
 
 
 class Ssh:
-    """How to reach one board. Raises SaapError for what is no host, or one with a password in it."""
+    """How to reach a board. Raises SaapError for what is no host, and for a host with a password in it.
+
+    >>> Ssh("pi:secret@board")
+    Traceback (most recent call last):
+    saap_edge.errors.SaapError: --host has a password in it, which every process could read: use a key (ssh-copy-id)
+    """
 
     def __init__(self, host: str, config: Path | None = None) -> None:
         if not host or host.startswith("-") or re.search(r"\s", host):
@@ -52,14 +57,14 @@ class Ssh:
         self.host, self.board, self._config = host, board, config
 
     def open(self, command: str) -> Session:
-        """Start `command` there, for the board's login shell."""
+        """Start `command` in the board's login shell."""
         options = [part for name, value in _OPTIONS.items() for part in ("-o", f"{name}={value}")]
         if self._config is not None:
             options += ["-F", str(self._config)]
         return Session(self, ["ssh", "-T", *options, "--", self.host, command])
 
     def unreachable(self, text: str) -> SaapError:
-        """What ssh's own words mean, and what to do."""
+        """The error for what ssh printed: what it means, and what to do."""
         board, last = self.board, (text.strip().splitlines() or ["the connection was cut"])[-1]
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text or "differs from the key" in text:
             return SaapError(
@@ -83,13 +88,13 @@ class Ssh:
 
 
 class Session:
-    """One command on the board. Use it as a context manager: leaving it ends the connection."""
+    """A command that runs on the board. Use it as a context manager; its end ends the connection."""
 
     def __init__(self, ssh: Ssh, arguments: list[str]) -> None:
         self._ssh, self._stderr = ssh, tempfile.TemporaryFile()  # noqa: SIM115 (closed with the session)
         self.noise = ""  # the last line that was no message
         try:
-            # A session of its own: Ctrl-C reaches us, who then have to stop what runs there.
+            # In a session of its own, ssh does not get Ctrl-C: this program does, and stops what runs on the board.
             self._process = subprocess.Popen(
                 arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
                 env=os.environ | {"LC_ALL": "C"}, start_new_session=True,
@@ -99,7 +104,7 @@ class Session:
             raise SaapError("ssh is not installed here: install OpenSSH's client (openssh-client)") from None
 
     def send(self, data: bytes | memoryview) -> bool:
-        """Write to the command; False when it does not listen any more: `messages` then say why."""
+        """Write to the command's input. False when the command has ended; `messages` then says why."""
         assert self._process.stdin
         try:
             self._process.stdin.write(data)
@@ -109,15 +114,15 @@ class Session:
         return True
 
     def end_input(self) -> None:
-        """The command's input ends here."""
+        """Close the command's input."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError, ConnectionError):
             self._process.stdin.close()
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """The command's messages, to its end.
+        """The command's messages, until it ends.
 
-        Raises Unreachable when the connection was cut, SaapError for what ssh or the board says is wrong.
+        Raises Unreachable when the connection was cut, SaapError for errors that ssh or the board reports.
         """
         assert self._process.stdout
         heard = False
@@ -136,9 +141,9 @@ class Session:
             heard = True
             yield message
         code = self._process.wait()
-        if code == 255 and heard:  # what a login script says on stderr is no reason
+        if code == 255 and heard:  # stderr may hold what a login script printed, not the reason
             raise Unreachable(f"no connection to '{self._ssh.board}': it was cut")
-        if code == 255:  # ssh's own; our commands never end so
+        if code == 255:  # ssh's own code, which no command of client.py has
             raise self._ssh.unreachable(self._complaints())
         if code:
             last = (self._complaints().strip().splitlines() or ["no reason given"])[-1]
@@ -164,6 +169,6 @@ class Session:
 
 
 def _printable(text: str) -> str:
-    """What a terminal would show of a line, without escape sequences."""
+    """The printable part of a line, without escape sequences."""
     plain = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", "", text)
     return "".join(letter for letter in plain if letter.isprintable()).strip()

@@ -1,7 +1,7 @@
-"""The detached process that measures on a board: `python -m saap_edge.remote.worker RUN_FOLDER`, started by board.py.
+"""The detached process that measures on a board: `python -m saap_edge.remote.worker RUN_FOLDER`.
 
-It writes what happens to `events.jsonl`, one JSON object a line: {"bar": what, "done": n, "total": n}, and at its end
-{"end": "done", "document": ...} or {"end": "failed", "reason": one line}.
+client.py starts it. It writes events to `events.jsonl`, one JSON object a line: {"bar": what, "done": n, "total": n},
+and at its end {"end": "done", "document": ...} or {"end": "failed", "reason": one line}.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    """Measure what the request says; whatever happens, the last event tells it."""
+    """Measure what the request says. The last event says how it ended."""
     place = Path(sys.argv[1])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the engines too
     request = json.loads((place / REQUEST).read_text())
@@ -72,7 +72,10 @@ def _measure(place: Path, folders: list[Path], options: dict[str, Any]) -> Bench
 
 
 def out_of_memory(reason: str, bundles: list[Bundle], options: dict[str, Any], kills: int | None) -> str:
-    """What the board has, what the artifacts need, and what to do about it. `kills`: of the kernel, at the start."""
+    """Why memory was short, in a line: what the board has, what the artifacts need, and what to do.
+
+    `kills` is the number of processes that the kernel had killed for want of memory before the run; None: unknown.
+    """
     import psutil
 
     from saap_edge.measuring.bundles import bench_bundles
@@ -106,7 +109,7 @@ def _kernel_kills() -> int | None:
 
 
 def _write(place: Path, **event: Any) -> None:
-    """One event, whole: a line in one write."""
+    """Append an event: a line in one write, so that no reader sees half of it."""
     with (place / EVENTS).open("ab", buffering=0) as file:
         file.write(json.dumps(event).encode() + b"\n")
         if "end" in event:

@@ -1,4 +1,4 @@
-"""A bench document for the terminal: pairs as before => after, what was measured for itself, and what to doubt."""
+"""A bench document for the terminal: pairs as before => after, artifacts that were measured alone, and doubts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _REST: tuple[Column, ...] = (
 
 
 def render_bench(bench: Bench) -> list[RenderableType]:
-    """Speed with ratios and their intervals; memory, bytes and quality; decoding at depths; doubts."""
+    """Tables of speed (with ratios and intervals), of memory, bytes and quality, and of depths; lines of doubts."""
     pairs, beside = bench.pairs(), {name for entry in bench.comparisons for name in (entry.base, entry.candidate)}
     alone = [entry for entry in bench.artifacts if entry.name not in beside]
     roles = dict.fromkeys(f"{pair.base.role} => {pair.candidate.role}" for pair in pairs)
@@ -73,17 +73,17 @@ def _conditions(conditions: Conditions) -> str:
 
 
 def _cells(columns: Any, sides: list[Metrics]) -> list[str]:
-    """Of every column: before => after, or one where both are the same."""
+    """The cells of every column: before => after, or one figure where both are the same."""
     return [" => ".join(dict.fromkeys(show(metrics) for metrics in sides)) for _, show in columns]
 
 
 def _noise(sides: list[Metrics]) -> str:
-    """Of the noisier side."""
+    """The noise of the noisier side."""
     return f"{max(metrics.noise or 0.0 for metrics in sides):.1%}"
 
 
 def _known(bench: Bench, column: Column) -> bool:
-    """Some artifact has that figure."""
+    """Whether some artifact has that figure."""
     return any(column[1](entry.metrics) != "-" for entry in bench.artifacts)
 
 
@@ -92,7 +92,7 @@ def _interval(ratio: Ratio) -> str:
 
 
 def _depths(bench: Bench, pairs: list[Pair], alone: list[BenchedArtifact]) -> list[Table]:
-    """Decoding at every context, where it was measured."""
+    """A table of decoding at every context, if it was measured."""
     if not bench.conditions.contexts:
         return []
     table = new_table(
@@ -119,7 +119,7 @@ def _depth(rows: list[Depth], figures: tuple[str, str]) -> list[str]:
 
 
 def _doubts(bench: Bench) -> list[str]:
-    """What a reader of the figures must know of how they came about."""
+    """Lines on what makes the figures doubtful: noise, other programs, an unfinished warm-up, throttling."""
     warm_up, before, after = bench.conditions.warm_up, bench.machine.before, bench.machine.after
     noisy = [entry.name for entry in bench.artifacts if (entry.metrics.noise or 0) > NOISY]
     lines = []

@@ -13,17 +13,21 @@ __all__ = ["SCHEMA_VERSION", "build_report", "overall"]
 
 
 def build_report(sections: Mapping[str, Any]) -> Report:
-    """Put sections together; figures that are not finite become null, because JSON has no word for them.
+    """Put the sections of a report together. Figures that are not finite become null: JSON has no word for them.
 
-    `sections`: model, target, plan, prune, recover, artifacts, verify, bench, gate, versions, as the stages wrote them.
-    Raises SaapError that names the field where one is missing or damaged.
+    `sections` are those of `documents.report.Report`, as the stages wrote them. Raises SaapError that names the field
+    where one is missing or damaged.
     """
     head = {"schema_version": SCHEMA_VERSION, "verdict": overall(sections.get("gate"))}
     return Report.parse(finite(head | dict(sections)), "the report")
 
 
 def overall(gate: Gate | Mapping[str, Any] | None) -> str:
-    """One word for all limits: pass, fail, inconclusive, or "no limits given"."""
+    """One word for all limits: pass, fail, inconclusive, or "no limits given".
+
+    >>> overall({"verdicts": [{"verdict": "pass"}, {"verdict": "inconclusive"}]}), overall(None)
+    ('inconclusive', 'no limits given')
+    """
     verdicts = [entry["verdict"] for entry in gate["verdicts"]] if gate else []
     if not verdicts:
         return "no limits given"

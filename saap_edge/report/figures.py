@@ -1,4 +1,4 @@
-"""The report's pictures, as matplotlib figures in the size of a phone's width: a page puts them side by side."""
+"""The report's pictures as matplotlib figures, as wide as a phone. A page puts them side by side."""
 
 from __future__ import annotations
 
@@ -37,7 +37,16 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Dot:
-    """An artifact on the frontier: `x` with its interval, `y` its perplexity; `front`: nothing beats it."""
+    """An artifact in the picture of the frontier.
+
+    Attributes:
+        label: text beside it.
+        kind: kind of its format, which decides its mark.
+        pruned: it is pruned, not dense.
+        x, low, high: speed or size, with its interval.
+        y: perplexity.
+        front: no other artifact beats it.
+    """
 
     label: str
     kind: str
@@ -51,13 +60,13 @@ class Dot:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The style of all pictures."""
+    """A context in which all pictures have the report's style."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
 def svg(figure: Figure) -> str:
-    """The figure as inline SVG, without the XML head and without a date (the same report gives the same page)."""
+    """The figure as inline SVG, without XML head. It has no date, so that the same report gives the same page."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
@@ -65,11 +74,11 @@ def svg(figure: Figure) -> str:
 
 
 def frontier(dots: Sequence[Dot], label: str, falling: bool) -> Figure:
-    """Perplexity against speed, or (`falling`: less is better) against bytes; a line joins what nothing beats."""
+    """Perplexity against speed, or with `falling` (less is better) against bytes. A line joins the front."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axis = figure.subplots()
     front = sorted((dot for dot in dots if dot.front), key=lambda dot: dot.x)
-    # As a staircase: between two artifacts of the front there is nothing else to choose.
+    # As a staircase: there is no artifact between two of the front.
     line: Any = {"where": "post" if falling else "pre", "color": INK, "linewidth": 1, "alpha": 0.7}
     axis.step([dot.x for dot in front], [dot.y for dot in front], **line)
     for dot in dots:
@@ -95,8 +104,8 @@ def frontier(dots: Sequence[Dot], label: str, falling: bool) -> Figure:
 
 
 def _label(figure: Figure, axis: Axes, dots: Sequence[Dot]) -> None:
-    """A label beside every dot, clear of others and of dots; a thin line leads to the dot where it had to move."""
-    figure.draw_without_rendering()  # the layout, on which the room between dots depends
+    """Put a label beside every dot, clear of other labels and dots. A thin line joins a label that had to move."""
+    figure.draw_without_rendering()  # computes the layout, on which the room between dots depends
     texts = [axis.text(dot.x, dot.y, dot.label, fontsize=8.5) for dot in dots]
     line = {"arrowstyle": "-", "color": DENSE, "linewidth": 0.6}
     adjust_text(
@@ -106,7 +115,7 @@ def _label(figure: Figure, axis: Axes, dots: Sequence[Dot]) -> None:
 
 
 def widths(plan: Plan, name: str, title: str) -> Figure:
-    """One kind of width ("kv_heads", "ffn") of every layer: before as an outline, after filled."""
+    """One kind of width ("kv_heads" or "ffn") of every layer: before as an outline, after filled."""
     figure = Figure(figsize=(_SIZE[0], 3.0), layout="constrained")
     axis = figure.subplots()
     layers = [layer.layer for layer in plan.layers]
@@ -121,7 +130,7 @@ def widths(plan: Plan, name: str, title: str) -> Figure:
 
 
 def latency(artifacts: Sequence[BenchedArtifact]) -> Figure:
-    """Milliseconds between tokens: median, and how far the slowest twentieth and hundredth reach."""
+    """Milliseconds between tokens of every artifact: median, 95th and 99th percentile."""
     figure = Figure(figsize=(_SIZE[0], 1.0 + 0.32 * len(artifacts)), layout="constrained")
     axis = figure.subplots()
     for place, artifact in enumerate(artifacts):
@@ -135,14 +144,14 @@ def latency(artifacts: Sequence[BenchedArtifact]) -> Figure:
 
 
 def depths(artifacts: Sequence[BenchedArtifact], name: str, label: str) -> Figure:
-    """A figure of every context ("decode_tok_s" with its interval, or "peak_rss_mib") over the context, by artifact."""
+    """A figure against the context, a line for each artifact: "decode_tok_s" with its interval, or "peak_rss_mib"."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axis = figure.subplots()
     formats = list(dict.fromkeys(entry.format for entry in artifacts))
     lines = {name: _LINES[place % len(_LINES)] for place, name in enumerate(formats)}
     for entry in artifacts:
         rows = entry.metrics.contexts
-        # Figures without an interval (memory) have none of any length.
+        # A figure without an interval (memory) gets one of length 0.
         spans = [row[name] if isinstance(row[name], Summary) else Summary(**dict.fromkeys(_SPAN, row[name]))
                  for row in rows]  # fmt: skip
         reach = [[s.median - s.low for s in spans], [s.high - s.median for s in spans]]
@@ -162,7 +171,7 @@ def depths(artifacts: Sequence[BenchedArtifact], name: str, label: str) -> Figur
 
 
 def _line(artifact_format: str, lines: dict[str, Any]) -> dict[str, Any]:
-    """How a format is drawn: its own line, with the mark of its runtime."""
+    """How a format is drawn: a line of its own, with the mark of its kind."""
     mark = kind_of(described(artifact_format).kind).mark
     return {"linestyle": lines[artifact_format], "marker": mark, "markersize": 4, "linewidth": 1.2}
 

@@ -19,7 +19,12 @@ __all__ = ["render_fit", "render_frontier", "worth", "write_frontier"]
 
 
 def worth(document: dict[str, Any]) -> str:
-    """One sentence: which pruned artifacts nothing dense beats."""
+    """One sentence that says which pruned artifacts no other artifact beats.
+
+    >>> row = {"name": "pruned 30% gguf-q4_0", "role": "pruned", "front": ["speed"]}
+    >>> worth({"points": [row]})
+    'Worth pruning for (nothing is as good and better in one) in speed: pruned 30% gguf-q4_0.'
+    """
     found = {
         axis: [row["name"] for row in document["points"] if row["role"] == "pruned" and axis in row["front"]]
         for axis in ("speed", "bytes")
@@ -31,7 +36,7 @@ def worth(document: dict[str, Any]) -> str:
 
 
 def render_frontier(document: dict[str, Any]) -> list[RenderableType]:
-    """A row an artifact; the speed of another board in a column of its own."""
+    """A table with a row for each artifact. The predicted speed on another board has a column of its own."""
     elsewhere = not document["on_target"]
     title = f"frontier of {document['model']}: speed beside {document['anchor']} on {document['machine']['cpu']}"
     columns = ["artifact", "removed", "perplexity", "speed [95 %]", "ideal", "tok/s here"]
@@ -56,7 +61,7 @@ def _estimate(estimate: dict[str, float] | None) -> str:
 
 
 def render_fit(document: dict[str, Any]) -> list[RenderableType]:
-    """Every ratio and format that was tried, and what was found."""
+    """A table of the ratios and formats that were tried, and a line on what was found."""
     rows = new_table("tried, in this order", "removed", "format", "", "limits")
     for row in document["tries"]:
         word = {"meets": "pass", "more": "fail", "less": "fail", "both": "fail"}[row["outcome"]]
@@ -77,7 +82,7 @@ def render_fit(document: dict[str, Any]) -> list[RenderableType]:
 
 
 def write_frontier(document: dict[str, Any], out: Path) -> list[Path]:
-    """Write frontier.json, frontier.html and frontier.png into `out`, each whole or not at all; returns their paths."""
+    """Write frontier.json, frontier.html and frontier.png into `out`, each whole or not at all. Returns their paths."""
     from matplotlib.figure import Figure
 
     from saap_edge.report.figures import styled, svg

@@ -1,4 +1,4 @@
-"""Verdicts for GitHub Actions: a table for the step summary, and annotations at the lines of the budget."""
+"""Verdicts for GitHub Actions: a table for the step summary, and annotations at the lines of the budget file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconc
 
 
 def render_markdown(gate: Gate) -> str:
-    """A heading, a table with a row per verdict, and where it was measured."""
+    """Markdown with a heading, a table with a row for each verdict, and where it was measured."""
     machine, conditions = gate.machine, gate.conditions
     lines = [
         f"## saap-edge gate: {overall(gate)}", "",
@@ -28,10 +28,11 @@ def render_markdown(gate: Gate) -> str:
 
 
 def render_annotations(gate: Gate, budget: Path | None, lines: Sequence[int]) -> list[str]:
-    """Workflow commands, one per verdict that is not a pass: an error where it failed, else a warning.
+    """Workflow commands, one for each verdict that is no pass: an error for a failure, else a warning.
 
     Args:
-        budget: the file of the limits as the repository knows it; None where they stand in none.
+        gate: the gate document.
+        budget: path of the file with the limits in the repository; None: they are in no file.
         lines: the line of each limit in that file.
     """
     commands = []
@@ -56,14 +57,14 @@ def _row(entry: Verdict) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends a cell nor is taken for HTML."""
+    """The text, escaped so that it neither ends a cell nor is read as HTML."""
     for character, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
         text = text.replace(character, written)
     return " ".join(text.split())
 
 
 def _data(text: str) -> str:
-    """As the runner's own toolkit escapes a message."""
+    """The message, escaped as the runner's own toolkit does it."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

@@ -17,7 +17,7 @@ __all__ = ["environment", "render_html"]
 
 
 def environment() -> jinja2.Environment:
-    """Where the pages' templates are; whatever is put into them is escaped."""
+    """The environment of the pages' templates. All that is put into them is escaped."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -40,7 +40,7 @@ def render_html(report: Report) -> str:
 
 
 def _frontier(bench: Bench, by_speed: bool) -> Any:
-    """Perplexity against decode speed or bytes, dense and pruned at every format: is pruning worth it here?"""
+    """Perplexity against decode speed or bytes, dense and pruned in every format."""
     known = [entry for entry in bench.artifacts if entry.metrics.perplexity is not None]
     losses = [entry.metrics.perplexity or 0.0 for entry in known]
     spans = [_speed(entry) if by_speed else _size(entry) for entry in known]
@@ -54,7 +54,7 @@ def _frontier(bench: Bench, by_speed: bool) -> Any:
 
 
 def _depths(bench: Bench) -> list[Any]:
-    """Speed and memory as the context grows, where the recipe asked for it."""
+    """Speed and memory against the context, if they were measured."""
     if not bench.conditions.contexts:
         return []
     known = (("decode_tok_s", "decode tokens per second"), ("peak_rss_mib", "peak RSS, MiB"))

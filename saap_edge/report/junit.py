@@ -15,10 +15,10 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def render_junit(gate: Gate, now: datetime.datetime) -> str:
-    """One suite, a case per verdict, with the attributes and order of elements that the usual schemas ask for.
+    """A suite with a case for each verdict, with the attributes and the order of elements that usual schemas demand.
 
-    A limit that failed is a <failure>. An inconclusive one is an <error>, the word of JUnit for a test that could not
-    be carried out: GitLab, Jenkins and GitHub's reporters show it red, while <skipped> looks like a pass in all three.
+    A limit that failed is a <failure>. An inconclusive one is an <error>, which in JUnit is a test that could not be
+    carried out. GitLab, Jenkins and GitHub's reporters show an <error> in red, but <skipped> like a pass.
     """
     verdicts = gate.verdicts
     counts = {

@@ -1,4 +1,4 @@
-"""A prediction as a table that nobody can take for a measurement."""
+"""Predictions as tables, whose titles say that nothing was measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIGURES = {
 
 
 def render_prediction(document: dict[str, Any], board: str) -> list[RenderableType]:
-    """`document` is what `saap-edge predict --json` prints."""
+    """A table and lines for a prediction; `document` is what `saap-edge predict --json` prints."""
     cost, conditions = document["cost"], document["conditions"]
     title = f"predicted, not measured: {cost['format']} on {board}"
     table = Table(title=escape(title), title_justify="left", title_style="bold", min_width=len(title))
@@ -45,7 +45,7 @@ def render_prediction(document: dict[str, Any], board: str) -> list[RenderableTy
 
 
 def render_predictions(report: Report) -> list[RenderableType]:
-    """A row an artifact, of a report whose target is another machine; nothing where it is this one."""
+    """A table with a row for each predicted artifact of a report; nothing where the target is this machine."""
     if not report.predicted:
         return []
     rows = new_table(escape(f"predicted, not measured: {report.target.title}"), "artifact", *_FIGURES.values())

@@ -1,4 +1,4 @@
-"""What each stage has to say, as tables for the terminal."""
+"""The results of each stage, as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VERDICT_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"
 
 
 def render_stage(name: str, folder: Path) -> list[RenderableType]:
-    """The renderables of a finished stage; none for stages that have nothing to show."""
+    """Tables and lines for a finished stage; none for stages that have nothing to show."""
     renderers: dict[str, Callable[[Path], list[RenderableType]]] = {
         "plan": lambda path: render_plan(load_plan(path)), "prune": lambda path: render_prune(read_json(path)),
         "recover": lambda path: render_recover(read_json(path)),
@@ -49,7 +49,7 @@ def render_stage(name: str, folder: Path) -> list[RenderableType]:
 
 
 def render_plan(plan: Plan) -> list[RenderableType]:
-    """Widths before => after, and the plans that competed."""
+    """Tables of widths, before => after, and of the plans that competed."""
     before, after = plan.parameters
     removed = f"{1 - after / before:.1%} removed"
     if plan.unit != "parameters":
@@ -69,13 +69,13 @@ def render_plan(plan: Plan) -> list[RenderableType]:
 
 
 def render_prune(prune: dict[str, Any]) -> list[RenderableType]:
-    """Held-out perplexity: dense, cut, repaired."""
+    """A line of held-out perplexity: dense, cut, repaired."""
     figures = prune["heldout_perplexity"]
     return ["  held-out perplexity: " + ", ".join(f"{name} {value:.2f}" for name, value in figures.items())]
 
 
 def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
-    """Held-out perplexity before and after, in full precision and in blocks."""
+    """A table of held-out perplexity, before and after, in full precision and in blocks."""
     table = new_table(
         f"recovery, {recover['tokens']:,} tokens: {recover['kept']}",
         "held-out perplexity",
@@ -88,7 +88,7 @@ def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
 
 
 def render_verify(parities: list[Parity]) -> list[RenderableType]:
-    """Every artifact's distance from torch, and what the pruned ones say."""
+    """A table of every artifact's error against torch, and its greedy text."""
     table = new_table(
         "artifacts against torch (relative error of logits)", "artifact", "error", "tolerance", "greedy text"
     )
@@ -99,7 +99,7 @@ def render_verify(parities: list[Parity]) -> list[RenderableType]:
 
 
 def render_check(check: dict[str, Any]) -> list[str]:
-    """What verify found in a bundle, a line each."""
+    """Lines on what verify found in a bundle."""
     wrong = [*check["problems"], *check["differences"]]
     lines = [f"[bold red]error:[/] {escape(' '.join(line.split()))}" for line in wrong]
     lines += [f"[yellow]note:[/] {escape(note)}" for note in check["notes"]]
@@ -111,7 +111,7 @@ def render_check(check: dict[str, Any]) -> list[str]:
 
 
 def render_gate(gate: Gate) -> list[RenderableType]:
-    """A verdict per limit, with its reason."""
+    """A table of verdicts with their reasons."""
     if not gate.verdicts:
         return ["  no limits given: nothing to judge"]
     table = new_table("budget", "limit", "artifact", "verdict", "how", "figure")
@@ -126,7 +126,7 @@ def render_gate(gate: Gate) -> list[RenderableType]:
 
 
 def render_evaluation(document: dict[str, Any]) -> list[RenderableType]:
-    """Every figure, artifacts side by side, and under the table what each was measured on."""
+    """A table of all figures, artifacts side by side, and lines on what each was measured on."""
     names = [entry["name"] for entry in document["artifacts"]]
     version = f", lm-eval {document['lm_eval']}" if document["lm_eval"] else ""
     table = new_table(f"{document['evaluated']}: quality{version}", "measured on", "figure", *names)
@@ -158,7 +158,7 @@ def render_evaluation(document: dict[str, Any]) -> list[RenderableType]:
 
 
 def _figure(entry: dict[str, Any]) -> tuple[str, str]:
-    """(name, value with its standard error): shares in percent, anything else as it is."""
+    """(name, value with its standard error): shares in percent, other figures as they are."""
     value, stderr = entry["value"], entry["stderr"]
     share = entry["metric"].startswith(("acc", "exact_match"))
     scale, digits = (100, 1) if share else (1, 2 if value < 1e5 else 0)

@@ -1,4 +1,4 @@
-"""The report stage: reads the stages' documents, writes report.json and report.html."""
+"""Writing the report: the stages' documents become report.json and report.html."""
 
 from __future__ import annotations
 
@@ -24,10 +24,16 @@ __all__ = ["write_report"]
 def write_report(
     folders: Mapping[str, Path], model: dict[str, Any], target: Target, on_target: bool, out: Path
 ) -> Report:
-    """Write `out/report.json` and `out/report.html`; returns the report.
+    """Write report.json and report.html, and return the report.
 
-    `folders` maps stage names to their folders; `model` and `target` describe what was compiled and for what. Where the
-    target is another machine (not `on_target`) the report has predictions for it, apart from what was measured.
+    Args:
+        folders: folders of the stages, by name.
+        model: section `model` of the report.
+        target: the board that the model was compiled for.
+        on_target: this machine is the target. If it is not, the report has predictions for the target, apart from what
+            was measured.
+        out: folder to write into.
+
     Raises SaapError when a stage's document is missing or damaged.
     """
     prune = read_json(folders["prune"] / "prune.json")
@@ -49,7 +55,7 @@ def write_report(
 
 
 def _artifacts(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """What ships, dense and pruned."""
+    """The artifacts of the run, dense and pruned."""
     told = ("format", "path", "bytes", "sha256")
     return [
         {"role": role, **{name: entry[name] for name in told}}
@@ -59,7 +65,7 @@ def _artifacts(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
 
 
 def _predicted(bench: Bench, target: Target) -> list[dict[str, Any]]:
-    """What every measured artifact would do on the target."""
+    """Predictions on the target for every artifact that was measured."""
     return [
         {"name": entry.name, **asdict(predict_benched(entry, bench.conditions, target))} for entry in bench.artifacts
     ]

@@ -1,4 +1,4 @@
-"""The least pruning that meets a budget: predictions say where to begin, whole compiled models decide."""
+"""Finding the least pruning that meets a budget. Predictions say where to begin; compiled models decide."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def fit(
     recipe: Recipe, out: Path, bar: Bar, done: Callable[[StageResult], None],
     before: Before = lambda context, steps: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Search the least ratio at which one of the recipe's formats meets every limit on it.
+    """Find the least ratio at which one of the recipe's formats meets all limits on it.
 
-    Returns the fit document (schema 1), also written to `out` as fit.json, and the recipe found as fit.yaml.
+    Writes fit.json, and the recipe of what was found as fit.yaml, into `out`. Returns the fit document (schema 1).
     Raises SaapError when the budget has no limit or one that can never be judged here, and for all that the stages
     refuse.
     """
@@ -66,8 +66,8 @@ def fit(
 
 
 def _patient(recipe: Recipe) -> Recipe:
-    """A noisy verdict would be taken for too little pruning: measure on until it is decided, unless the recipe says how
-    long."""
+    """The recipe with more rounds while a verdict is undecided: noise would look like too little pruning. If the recipe
+    says how many rounds, it stays as it is."""
     bench = recipe.bench
     more = bench.model_copy(update={"max_rounds": bench.max_rounds or max(ROUNDS, bench.rounds)})
     return recipe.model_copy(update={"bench": more})
@@ -93,16 +93,16 @@ def _grid() -> range:
 
 
 def _next(tries: Mapping[str, Mapping[int, Outcome]], first: Mapping[str, int], most: int) -> int | None:
-    """The least ratio that any format still has to try, where that could be the least of all."""
+    """The least ratio that a format still has to try. None where none of them could be less than the one found."""
     found = min((ratio for own in tries.values() if (ratio := least_met(own)) is not None), default=most + 1)
     wanted = (next_try(own, first[name], most) for name, own in tries.items())
     return min((ratio for ratio in wanted if ratio is not None and ratio < found), default=None)
 
 
 def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float) -> ArtifactCost:
-    """About what an artifact will cost with `ratio` of every layer removed, from the dense model's shape alone.
+    """Estimate what an artifact costs with `ratio` of every layer removed, from the dense model's shape alone.
 
-    `group` is that of the ONNX formats' scales. Raises SaapError for a format whose size the shape does not tell.
+    `group` inputs share a scale in ONNX formats. Raises SaapError for a format whose size the shape does not tell.
     """
     record, count, kept = format_of(artifact_format), Cost(), 1 - ratio
     weight, table = record.weight_bits(group)
@@ -119,7 +119,7 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float) -> 
 
 
 def predicted_figures(context: Context, cost: ArtifactCost, dense: ArtifactCost) -> dict[str, float]:
-    """The gate's metrics as far as they are known without measuring."""
+    """The gate's metrics, as far as they can be computed without measuring."""
     settings = context.recipe.bench
     held = settings.prompt_tokens + settings.decode_tokens // 2
     read, before = (each.projection_bytes + each.kv_bytes_per_token * held for each in (cost, dense))
@@ -139,7 +139,7 @@ def predicted_figures(context: Context, cost: ArtifactCost, dense: ArtifactCost)
 
 
 def _first(context: Context, name: str, most: int) -> int:
-    """The least ratio at which everything that can be predicted is within its limits."""
+    """The least ratio at which all predictable metrics are within their limits."""
     limits = [limit for limit in context.recipe.budget.limits if limit.artifact in (None, name)]
     group = context.recipe.export.group
     dense = cost_at(context.spec, name, group, 0)
@@ -157,7 +157,7 @@ def _within(limit: Limit, value: float) -> bool:
 def _judged(
     recipe: Recipe, ratio: int, out: Path, bar: Bar, done: Callable[[StageResult], None], before: Before
 ) -> tuple[list[Verdict], Path]:
-    """Verdicts of the gate at a ratio, and the folder of the artifacts. 0 is the dense model."""
+    """Verdicts of the gate at a ratio (0: the dense model), and the folder of the artifacts."""
     if ratio:
         context = open_context(with_ratio(recipe, ratio / 100), None, bar)
         results = run_stages(context, COMPILE, CHAIN, out=out, done=done, before=before).results
@@ -171,7 +171,8 @@ def _judged(
 
 
 def _row(context: Context, ratio: int, name: str, verdicts: list[Verdict], folder: Path) -> dict[str, Any]:
-    """What one format came to at one ratio; figures of another board are settled by prediction, and marked so."""
+    """The result of one format at one ratio. Limits on figures of another board are judged by predictions, and marked
+    so."""
     own = [verdict.as_dict() for verdict in verdicts if verdict.artifact == name]
     figures: dict[str, float] = {}
     if not context.on_target:
@@ -189,7 +190,13 @@ def _row(context: Context, ratio: int, name: str, verdicts: list[Verdict], folde
 
 
 def outcome_of(verdicts: list[dict[str, Any]]) -> Outcome:
-    """Which way to go from here. What noise left open counts as not met: more pruning will make it clear."""
+    """What the verdicts on one format say about the ratio. An undecided limit counts as not met.
+
+    >>> outcome_of([{"metric": "decode_tok_s", "verdict": "fail"}, {"metric": "perplexity", "verdict": "pass"}])
+    'more'
+    >>> outcome_of([{"metric": "perplexity", "verdict": "fail"}])
+    'less'
+    """
     open_or_failed = [verdict["metric"] for verdict in verdicts if verdict["verdict"] != "pass"]
     lost = any(metric in QUALITY for metric in open_or_failed)
     short = any(metric not in QUALITY for metric in open_or_failed)

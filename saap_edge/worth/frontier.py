@@ -1,8 +1,8 @@
 """Is pruning worth it here? Quality against speed and bytes, dense and pruned at every quantisation.
 
-Every artifact is measured beside the same one, the anchor (the dense model in the board's own quantisation), by turns:
-speeds of artifacts that were never loaded together are then ratios of one thing. Each measurement is a stage of its
-own, so that a killed run goes on where it stopped.
+Every artifact is measured by turns with the same anchor, the dense model in the board's own quantisation. The shared
+anchor makes separate measurements comparable. Each measurement is a stage of its own, so that a killed run goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHAIN = ORDER[: ORDER.index("verify") + 1]
 
 @dataclass(frozen=True)
 class _Point:
-    """An artifact to measure, in an export folder; the dense model's where `ratio` is 0. `removed` was achieved."""
+    """An artifact to measure, in an export folder. `ratio` is what was asked for (0: dense), `removed` was achieved."""
 
     ratio: float
     removed: float
@@ -59,15 +59,18 @@ def frontier(
     recipe: Recipe, ratios: tuple[float, ...], rivals: tuple[str, ...], out: Path, bar: Bar,
     done: Callable[[StageResult], None], before: Before = lambda context, steps: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compile at every ratio, measure every artifact; returns the frontier document (schema 1).
+    """Compile at every ratio, measure every artifact, and return the frontier document (schema 1).
 
     Args:
+        recipe: the recipe; its ratio does not matter.
         ratios: shares of the dense cost to remove, each in (0, 1).
-        rivals: formats of the dense model beside the recipe's own: fewer bits instead of fewer weights.
-        out: the run's folder, shared with `saap-edge compile`: what it has done is not done again.
-        done: called after every stage; `before`: with what each compilation is about to do.
+        rivals: further formats of the dense model alone: fewer bits instead of fewer weights.
+        out: the run's folder, which `saap-edge compile` may share: its stages are not run again.
+        bar: shows progress.
+        done: called after every stage.
+        before: called with what each compilation is about to do.
 
-    Raises SaapError for whatever the stages refuse, before anything runs where that can be known.
+    Raises SaapError for all that the stages refuse, before anything runs where that can be known.
     """
     wanted = tuple(name for name in rivals if name not in recipe.export.formats)
     with bar("checking the recipe and the model", None):
@@ -99,13 +102,13 @@ def frontier(
 
 
 def dense_folder(context: Context, out: Path, done: Callable[[StageResult], None]) -> Path:
-    """The dense model in the recipe's formats, checked against torch as all that ships is."""
+    """The export folder of the dense model in the recipe's formats, verified against torch."""
     results = run_stages(context, DENSE, ("dense", "densecheck"), out=out, done=done).results
     return results[0].folder
 
 
 def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult:
-    """Measure one artifact beside the anchor, or find that it has been measured."""
+    """Measure one artifact by turns with the anchor, or find that it was measured before."""
     context = point.context
     stage = point_rule(anchor[1], point.format).stage(context)
     folders, record = {"anchor": anchor[0], "artifact": point.folder}, context.recipe.model_dump(mode="json")
@@ -114,7 +117,7 @@ def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult
 
 
 def _document(context: Context, anchor: str, points: list[_Point], measured: list[Bench]) -> dict[str, Any]:
-    """The frontier document: a row a point, and which of them no other beats."""
+    """The frontier document: a row for each artifact, marked if no other beats it."""
     rows = [_row(context, point, document) for point, document in zip(points, measured, strict=True)]
     first = measured[0]
     return {
@@ -125,7 +128,8 @@ def _document(context: Context, anchor: str, points: list[_Point], measured: lis
 
 
 def _row(context: Context, point: _Point, document: Bench) -> dict[str, Any]:
-    """One artifact. `speed` is its decode rate over the anchor's; the target's is predicted where that is elsewhere."""
+    """The row of one artifact. `speed` is its decode rate over the anchor's. Where the target is another machine, the
+    rate on it is predicted."""
     [artifact] = [entry for entry in document.artifacts if entry.role == "candidate"]
     [comparison], metrics = document.comparisons, artifact.metrics
     there = None if context.on_target else predict_benched(artifact, document.conditions, context.target).decode_tok_s
@@ -141,7 +145,7 @@ def _row(context: Context, point: _Point, document: Bench) -> dict[str, Any]:
 
 
 def mark_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add `front`: the axes ("speed", "bytes") on which nothing beats the row."""
+    """Add `front` to every row: the axes ("speed", "bytes") on which no other row beats it."""
     losses = [row["perplexity"] for row in rows]
     marks = {
         "speed": on_front([row["speed"]["ratio"] for row in rows], losses),

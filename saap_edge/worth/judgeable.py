@@ -1,4 +1,4 @@
-"""Limits that a fit can never judge, refused before it compiles: each would look like too little pruning."""
+"""Refusing limits that a fit can never judge, before it compiles: they would look like too little pruning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from saap_edge.measuring.instructions import find_counter
 
 __all__ = ["check_baseline", "check_board"]
 
-# What counts here and now, and what a limit on it needs.
+# Metrics that this machine may be unable to measure: how to find out, and why it cannot.
 _HERE: dict[str, tuple[Callable[[], bool], str]] = {
     "energy_j_per_token": (lambda: find_meter() is not None, "this machine has no meter of energy that may be read"),
     "instructions_per_token": (lambda: find_counter() is not None, "neither perf nor valgrind counts here"),
@@ -31,9 +31,13 @@ def check_baseline(budget: Budget) -> None:
 
 
 def check_board(budget: Budget, here: bool, title: str, predicted: Collection[str]) -> None:
-    """Raises SaapError for a limit on what is neither measured on this machine nor predicted for the board.
+    """Raises SaapError for a limit on a metric that is neither measured on this machine nor predicted for the board.
 
-    `here`: this machine is the board; `predicted`: metrics that can be told of it without measuring.
+    Args:
+        budget: the limits.
+        here: this machine is the board.
+        title: the board, for people.
+        predicted: metrics that can be predicted for the board.
     """
     for limit in budget.limits:
         if limit.kind is Kind.PREDICTED and limit.metric not in predicted:

@@ -1,4 +1,4 @@
-"""Which ratio to try next, on the way to the least that meets a budget. Pure: outcomes in, a ratio out."""
+"""Choosing the next ratio to try, in search of the least that meets a budget. Pure functions of the outcomes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from typing import Literal
 
 __all__ = ["STEP", "Outcome", "least_met", "next_try"]
 
-STEP = 5  # percent: finer steps differ by less than recovery does between seeds
+STEP = 5  # percent: recovery with another seed makes a larger difference than a finer step
 
-# meets: the budget holds. more: too slow or too large, prune more. less: too much quality lost, prune less.
-# both: more pruning cannot help and less cannot either.
+# meets: the budget is met. more: too slow or too large, prune more. less: too much quality is lost, prune less.
+# both: neither more pruning nor less can help.
 Outcome = Literal["meets", "more", "less", "both"]
 
 
 def next_try(tries: Mapping[int, Outcome], first: int, most: int) -> int | None:
     """The next percentage to remove, a multiple of STEP from 0 (dense) to `most`; None where the answer is known.
 
-    Speed and size only gain from pruning and quality only loses, so that every outcome rules out one side. `first` is
-    where predictions put the answer: from there the steps double, because predictions are near.
+    With more pruning, speed and size only gain and quality only loses, so that every outcome rules out one side.
+    Predictions put the answer at `first`. The search begins there with small steps, which double, because predictions
+    are near.
+
+    >>> next_try({}, first=20, most=90), next_try({20: "more"}, 20, 90), next_try({20: "more", 25: "meets"}, 20, 90)
+    (20, 25, None)
     """
     if not tries:
         return min(first, most)
@@ -34,12 +38,16 @@ def next_try(tries: Mapping[int, Outcome], first: int, most: int) -> int | None:
 
 
 def least_met(tries: Mapping[int, Outcome]) -> int | None:
-    """The least percentage that meets the budget, of those tried."""
+    """The least percentage of those tried that meets the budget; None where none does.
+
+    >>> least_met({20: "more", 25: "meets", 30: "meets"})
+    25
+    """
     return min((ratio for ratio, outcome in tries.items() if outcome == "meets"), default=None)
 
 
 def _bounds(tries: Mapping[int, Outcome]) -> tuple[int, int | None]:
-    """(the largest percentage known to be too little, the least known to be enough or too much)."""
+    """(largest percentage known to be too little, least one known to be enough or too much; None: unknown)."""
     high = min((ratio for ratio, outcome in tries.items() if outcome != "more"), default=None)
     low = max((ratio for ratio, outcome in tries.items() if outcome == "more"), default=-STEP)
     return low, high

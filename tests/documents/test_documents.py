@@ -153,6 +153,22 @@ def test_other_versions_are_refused(written, tmp_path, name, field, remedy, vers
     assert str(path) in text and "\n" not in text
 
 
+@pytest.mark.parametrize(("section", "field", "remedy"), [
+    ("bench", "schema", "measure again"), ("gate", "version", "judge again"), ("plan", "version", "plan again"),
+])  # fmt: skip
+def test_a_document_inside_a_report_has_its_own_version(written, tmp_path, section, field, remedy):
+    """A current report with an older section says which, and what to do."""
+    document = json.loads(written["report"].read_text())
+    document[section][field] = 0
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(SaapError, match=f"section {section}, has .*version 0, .* reads .*: {remedy}"):
+        Report.read(path)
+    if section == "bench":
+        with pytest.raises(SaapError, match=r"section bench, has schema version 0, .* reads 2: measure again"):
+            se.gate(path, {"limits": {"file_mib": {"max": 1}}})
+
+
 DAMAGED = {
     "bench": ("conditions", "prompt_tokens"), "gate": ("verdicts", 0, "verdict"), "manifest": ("artifacts", 0, "bytes"),
     "plan": ("layers", 0, "ffn"), "report": ("bench", "artifacts", 0, "metrics", "decode_tok_s", "median"),

@@ -1,4 +1,4 @@
-"""Order of removal and repaired weights of every sublayer, at every width: one bank serves all budgets."""
+"""The bank: every sublayer's order of removal, and its repaired weights at every width. One bank serves all ratios."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speed, memory and perplexity of artifacts, by turns beside others: bench.json."""
+"""Measuring speed, memory and perplexity of artifacts, by turns with those they are compared with: bench.json."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _settings(context: Context) -> dict[str, Any]:
 
 
 def conditions_of(context: Context) -> BenchConditions:
-    """What the recipe measures under."""
+    """The conditions under which the recipe measures."""
     from saap_edge.measuring.conditions import BenchConditions
 
     settings = context.recipe.bench
@@ -60,11 +60,14 @@ def _bench_dense(context: Context, inputs: Inputs, out: Path) -> None:
 
 
 RULE = Rule("bench", ("verify", "export", "dense"), _bench, reads=("test",), settings=_settings)
-DENSE = Rule("densebench", ("dense",), _bench_dense, reads=("test",), settings=_settings)  # what no pruning comes to
+DENSE = Rule("densebench", ("dense",), _bench_dense, reads=("test",), settings=_settings)  # the model without pruning
 
 
 def point(anchor: str, artifact: str) -> Rule:
-    """The stage that measures one artifact, a format of the folder "artifact", beside the anchor's: point.json."""
+    """The stage that measures one artifact by turns with the anchor: point.json.
+
+    `anchor` and `artifact` are formats; the folders of the inputs "anchor" and "artifact" hold them.
+    """
 
     def settings(context: Context) -> dict[str, Any]:
         return _settings(context) | {"anchor": anchor, "format": artifact}
@@ -77,7 +80,7 @@ def _beside(anchor: str, artifact: str) -> Callable[[Context, Inputs, Path], Non
         from saap_edge.measuring.folders import measure_beside
 
         pair = (inputs["anchor"], anchor), (inputs["artifact"], artifact)
-        conditions = replace(conditions_of(context), contexts=())  # no axis of the picture
+        conditions = replace(conditions_of(context), contexts=())  # the frontier does not show them
         measure_beside(*pair, conditions, context.bar).write(out / "point.json")
 
     return body

@@ -1,4 +1,4 @@
-"""The dense model in every format: what the pruned one is compared with."""
+"""The dense model in every format, for comparison with the pruned one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["RULE", "export_folder", "export_settings", "texts_read"]
 
 
 def export_settings(context: Context) -> dict[str, Any]:
-    """What of the recipe decides artifacts, and the code of formats that are not ours."""
+    """The settings that decide artifacts, and hashes of the code of formats that are not saap-edge's own."""
     from saap_edge.artifacts import code_of_others
 
     settings = context.recipe.export.model_dump(mode="json")
@@ -26,8 +26,8 @@ def export_settings(context: Context) -> dict[str, Any]:
 
 
 def texts_read(context: Context) -> tuple[str, ...]:
-    """Files from outside that an export reads: calibration text for llama.cpp's K and IQ types, where one is asked
-    for."""
+    """Roles of the files that an export reads: the model, and calibration text if a K or IQ type of llama.cpp is
+    exported."""
     return ("model", "calibration") if asked_by_llama_cpp(context.recipe.export.formats) else ("model",)
 
 

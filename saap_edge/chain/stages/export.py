@@ -25,4 +25,4 @@ def _export(context: Context, inputs: Inputs, out: Path) -> None:
 
 
 RULE = Rule("export", ("recover", "plan"), _export, reads=texts_read, settings=export_settings)
-TUNED = Rule("export", ("recover",), _tuned, reads=texts_read, settings=export_settings)  # of a model that has no plan
+TUNED = Rule("export", ("recover",), _tuned, reads=texts_read, settings=export_settings)  # for a model without a plan

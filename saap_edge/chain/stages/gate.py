@@ -1,4 +1,4 @@
-"""Verdicts on the recipe's limits: gate.json. A board makes this stage too, without torch and without a context."""
+"""Verdicts on the recipe's limits: gate.json. A board can run this stage, too: it needs neither torch nor a context."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gate_stage(budget: Budget, target: Target) -> Stage:
 
 
 def _settings(budget: Budget, target: Target) -> dict[str, Any]:
-    """What decides the verdicts besides the figures."""
+    """What decides the verdicts, besides the figures."""
     return {"budget": budget.model_dump(mode="json"), "target": target.identity}
 
 

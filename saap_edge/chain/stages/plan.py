@@ -1,4 +1,4 @@
-"""Widths per layer for a ratio: plan.json, and the values that its order is made of."""
+"""The plan, widths of every layer for a ratio: plan.json, and the values by which structures leave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RULE", "SEARCH_WINDOWS"]
 
-SEARCH_WINDOWS = 8  # calibration windows behind the scored ones, on which the search compares plans
+SEARCH_WINDOWS = 8  # calibration windows that follow the scored ones: the search compares plans on them
 
 
 def _settings(context: Context) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def _settings(context: Context) -> dict[str, Any]:
 
 
 def _outside(method: str) -> dict[str, Any]:
-    """Of an order from outside, the hash of its file: what was made with it is made again when that changes."""
+    """The hash of an outside order's file, so that its plans are made again when the file changes."""
     from saap_edge.pruning.settings import OUTSIDE_ORDERS
 
     if method not in OUTSIDE_ORDERS:

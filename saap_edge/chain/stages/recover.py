@@ -53,4 +53,4 @@ def _recover_folder(context: Context, folder: Path, out: Path) -> None:
 
 
 RULE = Rule("recover", ("prune",), _recover, reads=_READS, settings=_settings)
-ALONE = Rule("recover", (), _recover_model, reads=_READS, settings=_settings)  # of the model itself, pruned or not
+ALONE = Rule("recover", (), _recover_model, reads=_READS, settings=_settings)  # for a model as it came, pruned or not

@@ -1,4 +1,4 @@
-"""Importance of every KV group and FFN channel, per calibration batch: scores.npz and its conditions."""
+"""Importance of every KV group, query slot and FFN channel, per calibration batch: scores.safetensors, scores.json."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["RULE", "batches_of", "dense_model", "score_settings", "scores_of"]
 
 
 def score_settings(context: Context) -> dict[str, Any]:
-    """What of the recipe decides scores."""
+    """The settings that decide scores."""
     return context.recipe.score.model_dump(mode="json")
 
 
 def batches_of(context: Context) -> list[Any]:
-    """Calibration windows in batches, of which importance keeps one figure each."""
+    """Calibration windows in batches. Importance is kept as one figure for each batch."""
     import torch
 
     settings = context.recipe.score
@@ -30,7 +30,7 @@ def batches_of(context: Context) -> list[Any]:
 
 
 def dense_model(context: Context, dtype: str = "float32") -> Any:
-    """The dense model, on the GPUs where there are any."""
+    """The dense model, loaded onto the GPUs if there are any."""
     import torch
 
     from saap_edge.model.folder import load_model, placement

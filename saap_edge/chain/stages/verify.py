@@ -1,4 +1,4 @@
-"""Every artifact runs in its own runtime and answers as torch does: verify.json, or a refusal that names it."""
+"""Checking that every artifact answers in its own runtime as torch does: verify.json, or an error that names it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _verify_dense(context: Context, inputs: Inputs, out: Path) -> None:
 
 
 def _verify_all(context: Context, folders: list[tuple[Path, Path]], out: Path) -> None:
-    """`folders`: of artifacts, and the model that they were made from."""
+    """Verify all artifacts. `folders` pairs each export folder with the model folder that it was made from."""
     from saap_edge.evaluation.parity import require
     from saap_edge.evaluation.verify import verify_folder
 
