@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["budget_of", "recipe_of", "with_formats"]
 
 _PLACES = {
-    "model": "model", "target": "target", "ratio": "prune.ratio", "method": "prune.method", "tokens": "recover.tokens",
-    "teacher": "recover.teacher",
+    "model": "model", "target": "target", "ratio": "prune.ratio", "method": "prune.method", "effort": "prune.effort",
+    "tokens": "recover.tokens", "teacher": "recover.teacher",
 }  # fmt: skip
 
 
 def recipe_of(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None, *, model: str | Path | None = None,
-    target: str | Path | None = None, ratio: float | None = None, method: str | None = None, tokens: int | None = None,
-    teacher: str | Path | None = None, data: str | Path | None = None, formats: Sequence[str] | None = None,
-    budget: Budget | Mapping[str, Any] | str | Path | None = None,
+    target: str | Path | None = None, ratio: float | None = None, method: str | None = None, effort: str | None = None,
+    tokens: int | None = None, teacher: str | Path | None = None, data: str | Path | None = None,
+    formats: Sequence[str] | None = None, budget: Budget | Mapping[str, Any] | str | Path | None = None,
 ) -> Recipe:  # fmt: skip
     """A recipe that was checked. Options replace what `recipe` says; what neither says has its default.
 
@@ -35,6 +35,7 @@ def recipe_of(
         target: the board, by name or YAML file.
         ratio: share of the dense cost to remove, in (0, 1).
         method: how the plan is made (docs/method.md).
+        effort: how many plans are tried: quick, normal or thorough.
         tokens: training tokens of recovery.
         teacher: the dense model that recovery learns from.
         data: folder with calibration.txt, heldout.txt and test.txt.
@@ -54,7 +55,8 @@ def recipe_of(
     from saap_edge.recipe import Recipe
 
     given = {
-        "model": model, "target": target, "ratio": ratio, "method": method, "tokens": tokens, "teacher": teacher,
+        "model": model, "target": target, "ratio": ratio, "method": method, "effort": effort,
+        "tokens": tokens, "teacher": teacher,
     }  # fmt: skip
     document = _document(recipe)
     for name, value in given.items():

@@ -34,8 +34,8 @@ __all__ = [
 
 def compile(
     model: str | Path | None = None, *, recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
-    target: str | Path | None = None, ratio: float | None = None, method: str | None = None, tokens: int | None = None,
-    data: str | Path | None = None, plan: str | Path | None = None,
+    target: str | Path | None = None, ratio: float | None = None, method: str | None = None, effort: str | None = None,
+    tokens: int | None = None, data: str | Path | None = None, plan: str | Path | None = None,
     budget: Budget | Mapping[str, Any] | str | Path | None = None, out: str | Path, progress: Listener = None,
 ) -> Run:  # fmt: skip
     """Run the whole chain: score, bank, plan, prune, recover, dense, export, verify, bench, gate, report.
@@ -46,6 +46,7 @@ def compile(
         target: the board, by name or YAML file.
         ratio: share of the dense cost to remove, in (0, 1).
         method: how the plan is made (docs/method.md).
+        effort: how many plans are tried: quick, normal or thorough.
         tokens: training tokens of recovery.
         data: folder with calibration.txt, heldout.txt and test.txt.
         plan: plan.json to use instead of searching for one.
@@ -63,7 +64,15 @@ def compile(
     from saap_edge.chain.chains import ORDER
 
     settings = recipe_of(
-        recipe, model=model, target=target, ratio=ratio, method=method, tokens=tokens, data=data, budget=budget
+        recipe,
+        model=model,
+        target=target,
+        ratio=ratio,
+        method=method,
+        effort=effort,
+        tokens=tokens,
+        data=data,
+        budget=budget,
     )
     return run_chain(settings, ORDER, {}, Path(out), plan=plan, progress=progress)
 
@@ -100,7 +109,8 @@ def bank(place: Place, *, progress: Listener = None) -> Run:
 
 
 def plan(
-    place: Place, *, ratio: float | None = None, method: str | None = None, plan: str | Path | None = None,
+    place: Place, *, ratio: float | None = None, method: str | None = None, effort: str | None = None,
+    plan: str | Path | None = None,
     progress: Listener = None,
 ) -> Run:  # fmt: skip
     """Plan the widths of every layer from saved scores and bank; no scoring is done again.
@@ -109,6 +119,7 @@ def plan(
         place: a run that ends with score or bank, or the folder of that stage.
         ratio: share of the dense cost to remove, in (0, 1); the recipe's where absent.
         method: how the plan is made; the recipe's where absent.
+        effort: how many plans are tried; the recipe's where absent.
         plan: plan.json to use instead of searching for one.
 
     Raises SaapError as `resume`.
@@ -118,7 +129,7 @@ def plan(
         >>> planned.plan.ratio, planned.plan.achieved_ratio >= 0.2
         (0.2, True)
     """
-    return resume(place, "plan", plan=plan, ratio=ratio, method=method, progress=progress)
+    return resume(place, "plan", plan=plan, ratio=ratio, method=method, effort=effort, progress=progress)
 
 
 def prune(place: Place, *, progress: Listener = None) -> Run:

@@ -19,8 +19,8 @@ from saap_edge.errors import SaapError
 from saap_edge.progress import Advance, Bars, Progress
 
 __all__ = [
-    "BudgetOption", "DataOption", "FolderArgument", "JsonOption", "MethodOption", "ModelOption", "OutOption",
-    "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "ToConsole", "TokensOption", "app", "bar", "bars",
+    "BudgetOption", "DataOption", "EffortOption", "FolderArgument", "JsonOption", "MethodOption", "ModelOption",
+    "OutOption", "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "ToConsole", "TokensOption", "app", "bar", "bars",
     "console", "finish", "prepare", "quiet_libraries", "stage_line",
 ]  # fmt: skip
 
@@ -89,6 +89,9 @@ RatioOption = Annotated[
 ]
 MethodOption = Annotated[
     str | None, typer.Option("--method", help="How the plan is made: auto, search, kfac, saap, uniform or a baseline")
+]
+EffortOption = Annotated[
+    str | None, typer.Option("--effort", help="How many plans are built, tried and judged: quick, normal or thorough")
 ]
 TokensOption = Annotated[
     int | None,

@@ -11,6 +11,7 @@ from saap_edge import api
 from saap_edge.cli.base import (
     BudgetOption,
     DataOption,
+    EffortOption,
     FolderArgument,
     JsonOption,
     MethodOption,
@@ -33,8 +34,8 @@ __all__: list[str] = []
 @app.command()
 def compile(
     recipe: RecipeArgument = None, *, model: ModelOption = None, target: TargetOption = None, ratio: RatioOption = None,
-    method: MethodOption = None, tokens: TokensOption = None, data: DataOption = None, plan: PlanOption = None,
-    budget: BudgetOption = None, out: OutOption, as_json: JsonOption = False,
+    method: MethodOption = None, effort: EffortOption = None, tokens: TokensOption = None, data: DataOption = None,
+    plan: PlanOption = None, budget: BudgetOption = None, out: OutOption, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Run the whole chain: score, bank, plan, prune, recover, export, verify, bench, gate, report.
 
@@ -43,8 +44,8 @@ def compile(
     prepare()
     finish(
         api.compile(
-            model, recipe=recipe, target=target, ratio=ratio, method=method, tokens=tokens, data=data, plan=plan,
-            budget=budget, out=out, progress=ToConsole(),
+            model, recipe=recipe, target=target, ratio=ratio, method=method, effort=effort, tokens=tokens,
+            data=data, plan=plan, budget=budget, out=out, progress=ToConsole(),
         ),
         as_json,
     )  # fmt: skip
@@ -72,12 +73,12 @@ def bank(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
 
 @app.command()
 def plan(
-    folder: FolderArgument, *, ratio: RatioOption = None, method: MethodOption = None, plan: PlanOption = None,
-    as_json: JsonOption = False,
+    folder: FolderArgument, *, ratio: RatioOption = None, method: MethodOption = None, effort: EffortOption = None,
+    plan: PlanOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Choose the widths of every layer, from saved scores and bank. Another budget needs no new scores."""
     prepare()
-    finish(api.plan(folder, ratio=ratio, method=method, plan=plan, progress=ToConsole()), as_json)
+    finish(api.plan(folder, ratio=ratio, method=method, effort=effort, plan=plan, progress=ToConsole()), as_json)
 
 
 @app.command()

@@ -100,17 +100,16 @@ def _fit_line(
 def gptq(weight: torch.Tensor, gram: torch.Tensor, format: BlockFormat, group: int) -> Start:
     """Round `weight` float32 [out, in] by GPTQ (arXiv 2210.17323), given the Gram matrix [in, in] of its inputs.
 
-        The columns not yet rounded compensate for each rounding's error. The returned weight holds every column as it was
-        when its turn came. Rounding it gives the codes found here, and training still sees the weight before rounding.
-        Raises SaapError when `gram` has no Cholesky factor even with the most damping.
+    The columns not yet rounded compensate for each rounding's error. The returned weight holds every column as it was
+    when its turn came. Rounding it gives the codes found here, and training still sees the weight before rounding.
+    Raises SaapError when `gram` has no Cholesky factor even with the most damping.
 
-        Where inputs are independent there is nothing to compensate for:
+    Where inputs are independent there is nothing to compensate for:
 
-        >>> from saap_edge.model.arithmetic import Precision, multiplied
-    from saap_edge.model.blocks import BLOCK_FORMATS
-        >>> weight = torch.tensor([[-8.0, 7.0] * 16])
-        >>> bool((gptq(weight, torch.eye(32), BLOCK_FORMATS["q4_0"], 32).weight == weight).all())
-        True
+    >>> from saap_edge.model.blocks import BLOCK_FORMATS
+    >>> weight = torch.tensor([[-8.0, 7.0] * 16])
+    >>> bool((gptq(weight, torch.eye(32), BLOCK_FORMATS["q4_0"], 32).weight == weight).all())
+    True
     """
     dead = gram.diagonal() == 0
     weight = torch.where(dead, 0, weight).clone()
