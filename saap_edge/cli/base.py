@@ -20,8 +20,8 @@ from saap_edge.progress import Advance, Bars, Progress
 
 __all__ = [
     "BudgetOption", "DataOption", "EffortOption", "FolderArgument", "JsonOption", "MethodOption", "ModelOption",
-    "OutOption", "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "ToConsole", "TokensOption", "app", "bar", "bars",
-    "console", "finish", "prepare", "quiet_libraries", "stage_line",
+    "OutOption", "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "ToConsole", "TokensOption", "app",
+    "bar", "bars", "console", "finish", "prepare", "quiet_libraries", "stage_line",
 ]  # fmt: skip
 
 HELP = """Edge deployment compiler.
