@@ -29,7 +29,7 @@ LOW, HIGH = 0.6, 1.7  # times the estimate: the span in which measured times lay
 FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2}
 HELDOUT, SEARCHED = 40, 8  # windows: of held-out text, and those the search compares plans on
 LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the dense model that a search keeps
-LOOK, FOUND = 16, 6  # windows of a first look at many plans, and plans that a search finds
+LOOK, STARTS = 16, 6  # windows of a first look at many plans, and plans that a search starts from
 BFLOAT16 = 2.0  # times as many operations a second as float32, where the processor multiplies in it
 SHARED, GLANCED = 0.6, 0.6  # of a plan that is tried: layers that are run, and windows
 PROBES, SUBLAYERS = 3, 2  # widths at which a search measures every sublayer
@@ -235,7 +235,7 @@ class _Count:
     def _plan(self) -> _Work:
         prune = self.recipe.prune
         effort = EFFORTS[prune.effort]
-        tried = prune.evaluations or effort.evaluations
+        tried = STARTS + (effort.evaluations if prune.evaluations is None else prune.evaluations)
         made = effort.auto if prune.method == "auto" else dict.fromkeys((prune.method, "uniform"))
         work, plans = self._load(), len(made)
         if "search" in made:
@@ -244,13 +244,13 @@ class _Count:
             run = SHARED * (tried * GLANCED + PROBES * SUBLAYERS * self.layers)
             compared = _Work(bytes=6 * 4.0 * windows * self.window * self.vocabulary + 4.0 * self.projections)
             work += (self._read(windows, head=True) + compared) * run
-            plans += FOUND - 1
+            plans += effort.found - 1
         if plans > effort.finalists + 1:
             work += self._judged(plans, LOOK, LOOK)
             plans = effort.finalists + 1
         work += self._judged(plans, self.samples, HELDOUT)
         if prune.method == "policy-gradient":
-            work += self._forward(4) * tried
+            work += self._forward(4) * (prune.evaluations or 200)
         if prune.rounds > 1:
             work += (self._score() + self._bank() + self._judged(1, self.samples, 0)) * prune.rounds
         return work

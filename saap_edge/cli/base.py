@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from saap_edge.cache import is_helper
 from saap_edge.errors import SaapError
+from saap_edge.machine.waiting import sleep_while_waiting
 from saap_edge.progress import Advance, Bars, Progress
 
 __all__ = [
@@ -110,6 +111,7 @@ FolderArgument = Annotated[Path, typer.Argument(help="Folder of the stage before
 
 def quiet_libraries() -> None:
     """Silence the bars and warnings of other libraries, which would bury those of saap-edge."""
+    sleep_while_waiting()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

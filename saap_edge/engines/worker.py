@@ -18,6 +18,7 @@ import numpy as np
 
 from saap_edge.engines.registry import engine_named
 from saap_edge.errors import SaapError
+from saap_edge.machine.waiting import without_ours
 
 __all__ = ["EngineDied", "Worker", "cause_of_death", "child_environment"]
 
@@ -196,4 +197,4 @@ def child_environment() -> dict[str, str]:
     """The environment of a child: it finds this package, and starts no debugger when it aborts."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}
+    return without_ours(os.environ) | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}

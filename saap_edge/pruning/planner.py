@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from saap_edge.pruning.plan import Candidate, Plan, make_plan
 from saap_edge.pruning.policy import policy_values
 from saap_edge.pruning.repair import MIX, Variant, judge_variants
 from saap_edge.pruning.score import KINDS, Scores
-from saap_edge.pruning.search import evolve, measured_values, probe_count
+from saap_edge.pruning.search import evolve, measured_values, on_bank, probe_count
 from saap_edge.pruning.settings import RankingSettings
 from saap_edge.pruning.space import Space, Widths
 
@@ -37,6 +38,7 @@ STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # widths th
 AUTO = (SEARCH, *STARTS)  # what `auto` builds and judges
 FOUND = 6  # plans of a search that are repaired for real: the bank's one-shot repair ranks them only roughly
 LOOK = 16  # windows of either text in the first look at many plans
+LEARNT = 200  # steps of the policy gradient where nothing says how many
 
 Made = tuple[Widths, Values]  # widths, and the values that structures leave by
 
@@ -49,7 +51,9 @@ class Planner:
         model: the dense model, put back as it was after every call.
         calibration, search, heldout: token ids [n, window]: for repair, for the search, and for the choice.
         evaluations: plans that the search tries.
-        auto: methods that `auto` builds; `finalists`: plans that are judged on all text, where more were made.
+        auto: methods that `auto` builds.
+        found: plans of a search that are judged: the bank's repair of single sublayers ranks them only roughly.
+        finalists: plans that are judged on all text, beside the uniform one, where more were made.
         mix, bias: of the repair that plans are judged after; mix None judges them as cut.
         rounds: of an order; each scores the model again as it then is, by `rescore`.
         precision: of passes over text (model/arithmetic.py).
@@ -70,15 +74,16 @@ class Planner:
     rounds: int = 1
     rescore: Callable[[], tuple[Scores, Bank]] | None = None
     auto: tuple[str, ...] = AUTO
+    found: int = FOUND
     finalists: int = 3
     precision: Precision = "float32"
 
     def work(self, method: str) -> float:
         """How many steps `plan` takes. One is the time to try one plan of the search; a judgement takes several."""
         wanted = self._wanted(method)
-        count = len(wanted) + (FOUND - 1) * (SEARCH in wanted)
-        search = self.evaluations + probe_count(self.space) if SEARCH in wanted else 0
-        learnt = self.evaluations * (POLICY in wanted)
+        count = len(wanted) + (self.found - 1) * (SEARCH in wanted)
+        search = len(STARTS) + 1 + self.evaluations + probe_count(self.space) if SEARCH in wanted else 0
+        learnt = (self.evaluations or LEARNT) * (POLICY in wanted)
         if count <= self._most:
             return search + learnt + self._judgement(count, None)
         return search + learnt + self._judgement(count, LOOK) + self._judgement(self._most, None)
@@ -169,7 +174,7 @@ class Planner:
         if method == POLICY:
             start = self.values("wanda-sp")
             learnt = policy_values(
-                self.model, self.space, start, self.calibration, ratio, self.evaluations, self.seed,
+                self.model, self.space, start, self.calibration, ratio, self.evaluations or LEARNT, self.seed,
                 lambda: progress(1),
             )  # fmt: skip
             return [(ranked_widths(learnt, self.space, ratio), learnt)]
@@ -197,12 +202,15 @@ class Planner:
         return iterative_values(self.model, self.space, value, self.calibration, ratio, self.rounds, mix)
 
     def _search(self, values: Values, ratio: float, progress: Callable[[], None]) -> list[Widths]:
-        """The ranking corrected by measurement and the best plans of the search, FOUND at most."""
+        """The best plan of the search, the ranking corrected by measurement, and the next best; `found` at most."""
         starts = [self.widths(name, ratio)[0] for name in STARTS]
         with Assembly(self.model, self.bank, self.space, self.search, self.precision) as assembly:
             corrected = ranked_widths(measured_values(assembly, values, progress), self.space, ratio)
-            found = evolve(assembly, [corrected, *starts], ratio, self.evaluations, self.seed, progress)
-        return [corrected, *(member.widths for member in found if member.widths != corrected)][:FOUND]
+            tried = len(starts) + 1 + self.evaluations
+            members = evolve(assembly, [corrected, *starts], ratio, tried, self.seed, progress)
+        banked = on_bank(self.space, corrected, ratio)  # the bank has not all widths
+        found = [corrected if member.widths == banked else member.widths for member in members]
+        return list(map(json.loads, dict.fromkeys(map(json.dumps, [found[0], corrected, *found]))))[: self.found]
 
     def judge(
         self, plans: Sequence[_Entry], windows: int | None, progress: Callable[[float], None] = lambda steps: None

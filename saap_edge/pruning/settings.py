@@ -54,19 +54,21 @@ class Effort:
 
     Attributes:
         auto: methods that `auto` builds.
-        evaluations: plans that a search tries.
-        finalists: plans that are repaired and judged on all text, where more were made.
+        evaluations: plans that a search tries beside those it starts from; 0 leaves it at the corrected ranking.
+        found: plans of a search that are repaired and judged.
+        finalists: plans that are judged on all text, beside the uniform one, where more were made.
     """
 
     auto: tuple[str, ...]
     evaluations: int
+    found: int
     finalists: int
 
 
 EFFORTS = {
-    "quick": Effort(("kfac", "uniform"), 40, 2),
-    "normal": Effort(("search", "kfac", "llm-pruner-element", "uniform"), 80, 2),
-    "thorough": Effort(("search", "kfac", "fused", "llm-pruner-element", "saap", "uniform"), 200, 6),
+    "quick": Effort(("kfac", "uniform"), 0, 1, 2),
+    "normal": Effort(("search", "uniform"), 0, 1, 2),
+    "thorough": Effort(("search", "kfac", "fused", "llm-pruner-element", "saap", "uniform"), 200, 6, 3),
 }
 View = Literal["vector", "element", "wanda", "flap", "magnitude", "obs"]
 # Methods of this package. Orders from outside come beside them: docs/adding.md.

@@ -65,6 +65,7 @@ def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
 
     settings, samples, precision = context.recipe.prune, context.recipe.score.samples, context.recipe.score.precision
     effort = EFFORTS[settings.effort]
+    evaluations = effort.evaluations if settings.evaluations is None else settings.evaluations
     model = dense_model(context)
     space = space_of(context.spec, context.recipe, context.target)
     texts = windows(context, "calibration", samples + SEARCH_WINDOWS)
@@ -77,9 +78,9 @@ def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
         model=model, scores=load_scores(inputs["score"]), bank=Bank(inputs["bank"]), space=space,
         calibration=texts[:samples], search=texts[-SEARCH_WINDOWS:],
         heldout=windows(context, "heldout", HELDOUT_WINDOWS), ranking=settings.ranking,
-        evaluations=settings.evaluations or effort.evaluations, seed=context.recipe.seed,
+        evaluations=evaluations, seed=context.recipe.seed,
         mix=settings.mix if settings.repair else None, bias=settings.bias, rounds=settings.rounds, rescore=rescore,
-        auto=effort.auto, finalists=effort.finalists, precision=precision,
+        auto=effort.auto, found=effort.found, finalists=effort.finalists, precision=precision,
     )  # fmt: skip
 
 
