@@ -4,9 +4,11 @@
 
 Both builds run score, bank, plan, prune and recover by their own commands, each stage of one build right after (or
 before) the same stage of the other, so that both meet the same machine. WORK keeps what is done: a stopped run goes
-on. `--threads 1` compares arithmetic; `--beside` runs a second process on one core meanwhile. What counts is in
-`ratio`: the baseline's seconds over this build's. `cpu` is what the process used of all cores, and does not grow when
-the machine is shared. Ends with one JSON line.
+on. `--threads 1` compares arithmetic; `--beside` runs a second process on one core meanwhile.
+
+What counts is in `ratio`: the baseline's seconds over this build's. `cpu` is what the process used of all cores; it does
+not grow when the machine is shared. `floor` are the seconds of each stage's unavoidable products of matrices, at the
+rates that this machine reached for shapes of this model. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from result import publish
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("score", "bank", "plan", "prune", "recover")
 PLANNING = STAGES[:4]
+HELDOUT = 40  # windows of held-out text
 BUSY = "while True: pass"
 
 
@@ -144,7 +147,55 @@ def result(arguments: argparse.Namespace, work: Path, times: dict[str, dict[str,
         "prune": {"method": arguments.method, "ratio": arguments.ratio}, "recover_tokens": arguments.tokens,
         "set": arguments.set, "times": times, "quality": quality,
         "ratio": {clock: ratios(times, clock) for clock in ("wall", "cpu")},
+        "floor": floor(plain_folder(arguments.model, work), arguments),
     }  # fmt: skip
+
+
+def floor(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of what no build can leave out, by stage, in the arithmetic that this machine is quickest in.
+
+    Scoring runs every window forward and backward; the bank runs it once and takes second moments; the plan mends and
+    judges itself and the uniform plan; pruning mends once and judges three models; recovery runs the teacher once and
+    the student forward and backward to its inputs.
+    """
+    import torch
+
+    from saap_edge.model.arithmetic import uses_bfloat16
+    from saap_edge.model.checkpoint import read_spec
+    from saap_edge.recipe import Recipe
+
+    torch.set_num_threads(arguments.threads)
+    spec, recipe = read_spec(folder), Recipe()
+    rates = {name: rate(getattr(torch, name), spec.hidden, spec.layers[0].ffn) for name in ("float32", "bfloat16")}
+    fast = "bfloat16" if uses_bfloat16("auto") else "float32"
+    layers, head = 2 * spec.layer_parameters(), 2 * spec.vocab_size * spec.hidden
+    read, held = recipe.score.samples * recipe.score.window, HELDOUT * recipe.score.window
+    widths = [width for layer in spec.layers for width in (layer.heads * spec.head_dim, layer.ffn)]
+    grams = sum(2 * read * width * width for width in widths)
+    moments = grams + sum(2 * read * width * spec.hidden for width in widths)
+    kept = (1 - arguments.ratio) ** 2
+    work = {  # operations in `fast`, and in float32
+        "score": (read * (3 * layers + 2 * head), 0),
+        "bank": (read * layers, grams),
+        "plan": (3 * (read + held) * layers + 3 * held * head, 2 * kept * moments),
+        "prune": ((2 * read + 3 * held) * layers + 3 * held * head, kept * moments),
+        "recover": (arguments.tokens * (3 * layers + 3 * head), 0),
+    }
+    seconds = {stage: round(quick / rates[fast] + slow / rates["float32"], 1) for stage, (quick, slow) in work.items()}
+    return {"seconds": seconds, "gflops": {name: round(value / 1e9) for name, value in rates.items()}, "in": fast}
+
+
+def rate(dtype: Any, hidden: int, ffn: int) -> float:
+    """Operations a second of a projection of this model, the best of some rounds."""
+    import torch
+
+    rows, weight = torch.randn(2048, hidden, dtype=dtype), torch.randn(ffn, hidden, dtype=dtype)
+    best = float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        torch.nn.functional.linear(rows, weight)
+        best = min(best, time.perf_counter() - started)
+    return 2 * 2048 * hidden * ffn / best
 
 
 def documents(out: Path) -> dict[str, Any]:
