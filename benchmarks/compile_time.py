@@ -7,8 +7,8 @@ before) the same stage of the other, so that both meet the same machine. WORK ke
 on. `--threads 1` compares arithmetic; `--beside` runs a second process on one core meanwhile.
 
 What counts is in `ratio`: the baseline's seconds over this build's. `cpu` is what the process used of all cores; it
-does not grow when the machine is shared. `floor` are the seconds of each stage's unavoidable products of matrices, at the
-rates that this machine reached for shapes of this model. Ends with one JSON line.
+does not grow when the machine is shared. `floor` are the seconds of each stage's unavoidable products of matrices, at
+the rates that this machine reached for shapes of this model. Ends with one JSON line.
 """
 
 from __future__ import annotations
