@@ -43,16 +43,15 @@ def weighted(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and offsets, float32 [out, groups], of least weighted squared error.
 
-        Args:
-            weight: float32 [out, in], `in` a multiple of 32.
-            importance: float32 [in], mean square of each input.
-            group: inputs that share a scale, 32 or a multiple.
+    Args:
+        weight: float32 [out, in], `in` a multiple of 32.
+        importance: float32 [in], mean square of each input.
+        group: inputs that share a scale, 32 or a multiple.
 
-        >>> from saap_edge.model.arithmetic import Precision, multiplied
-    from saap_edge.model.blocks import BLOCK_FORMATS
-        >>> weight = torch.tensor([[-8.0, 7.0] * 16])  # as codes 0 and 15 at scale 1: no better scale
-        >>> [figures.tolist() for figures in weighted(weight, torch.ones(32), BLOCK_FORMATS["q4_0"], 32)]
-        [[[1.0]], [[8.0]]]
+    >>> from saap_edge.model.blocks import BLOCK_FORMATS
+    >>> weight = torch.tensor([[-8.0, 7.0] * 16])  # as codes 0 and 15 at scale 1: no better scale
+    >>> [figures.tolist() for figures in weighted(weight, torch.ones(32), BLOCK_FORMATS["q4_0"], 32)]
+    [[[1.0]], [[8.0]]]
     """
     start, offsets = nearest(weight, format, group)
     cost = grouped(importance[None], group)
