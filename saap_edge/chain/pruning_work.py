@@ -1,0 +1,111 @@
+"""The work of score, bank, plan and prune on a model of some shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from saap_edge.chain.rates import Work
+from saap_edge.model.spec import ModelSpec
+from saap_edge.pruning.settings import EFFORTS
+from saap_edge.recipe import Recipe
+
+__all__ = ["HELDOUT", "LOGITS", "REFERENCE", "SEARCHED", "PruningWork"]
+
+HELDOUT, SEARCHED = 40, 8  # windows: of held-out text, and those the search compares plans on
+LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the dense model that a search keeps
+LOOK, STARTS = 16, 6  # windows of a first look at many plans, and plans that a search starts from
+BFLOAT16 = 2.0  # times as many operations a second as float32, where the processor multiplies in it
+SHARED, GLANCED = 0.6, 0.6  # of a plan that is tried: layers that are run, and windows
+PROBES, SUBLAYERS = 3, 2  # widths at which a search measures every sublayer
+
+
+class PruningWork:
+    """What the stages up to the pruned model do."""
+
+    def __init__(self, spec: ModelSpec, recipe: Recipe) -> None:
+        self.recipe, self.layers, self.hidden = recipe, len(spec.layers), spec.hidden
+        self.projections, self.head = spec.layer_parameters(), spec.vocab_size * spec.hidden
+        self.parameters = self.projections + self.head * (1 if spec.tied else 2)
+        self.vocabulary, first = spec.vocab_size, spec.layers[0]
+        self.q, self.ffn = first.heads * spec.head_dim, first.ffn
+        self.window, self.samples = recipe.score.window, recipe.score.samples
+        self.kept = 1 - recipe.prune.ratio
+        self.formats = len(recipe.export.formats)
+
+    def forward(self, windows: float, head: bool = True) -> Work:
+        tokens = windows * self.window
+        attention = 4 * self.window * self.q * self.layers
+        logits = 5 * 4.0 * self.vocabulary if head else 0.0  # written, and read for their logarithms
+        return Work(
+            tokens * (2 * (self.projections + self.head * head) + attention),
+            bytes=tokens * (logits + self.layers * 4.0 * (12 * self.hidden + 6 * self.ffn)),
+        )
+
+    def load(self) -> Work:
+        return Work(bytes=4 * 4.0 * self.parameters, seconds=0.3)
+
+    def score(self) -> Work:
+        score = self.recipe.score
+        passes = self.read(self.samples) * (4 if score.checkpointing else 3)
+        reductions = Work(bytes=score.batches * 6 * 4.0 * self.projections)
+        return self.load() + passes + self.read(self.samples, head=True) + reductions
+
+    def grams(self, share: float = 1.0) -> Work:
+        """Second moments of the inputs of o_proj and down_proj, and their products with the outputs."""
+        widths = (self.q * share, self.ffn * share)
+        return Work(2 * self.samples * self.window * self.layers * sum(w * (w + self.hidden) for w in widths))
+
+    def bank(self) -> Work:
+        solved = 0.0
+        for width in (self.q, self.ffn):
+            # An inverse, the greedy order's blocks, a factor and its inverse, and the repaired widths.
+            solved += 4 * width**3 + 4 * width**2 * self.hidden
+        greedy = Work(seconds=1e-3 * self.layers * min(256, self.ffn))
+        passes = self.read(self.samples) + self.grams()
+        return self.load() + passes + Work(doubles=solved * self.layers) + greedy
+
+    def read(self, windows: float, head: bool = False) -> Work:
+        """A pass over text, in the recipe's arithmetic."""
+        work = self.forward(windows, head)
+        return replace(work, flops=work.flops / (BFLOAT16 if self.halved else 1))
+
+    @property
+    def halved(self) -> bool:
+        """Passes over text multiply in bfloat16."""
+        from saap_edge.model.arithmetic import uses_bfloat16
+
+        return uses_bfloat16(self.recipe.score.precision)
+
+    def judged(self, plans: float, samples: float, heldout: float) -> Work:
+        """Plans that are repaired and judged together, and the dense model beside them."""
+        samples = samples if self.recipe.prune.repair else 0
+        widths = (self.kept * self.q, self.kept * self.ffn)
+        # The repaired outputs, their moments, and what is solved.
+        moments = self.grams(self.kept) * (1.3 * samples / self.samples)
+        solved = self.layers * sum(width**3 / 3 + 4 * width**2 * self.hidden for width in widths)
+        head = self.read(heldout, head=True) * (plans + 1)
+        each = moments + Work(doubles=solved if samples else 0.0)
+        return self.read(samples) * (plans + 1) + head + each * plans
+
+    def plan(self) -> Work:
+        prune = self.recipe.prune
+        effort = EFFORTS[prune.effort]
+        tried = STARTS + (effort.evaluations if prune.evaluations is None else prune.evaluations)
+        made = effort.auto if prune.method == "auto" else dict.fromkeys((prune.method, "uniform"))
+        work, plans = self.load(), len(made)
+        if "search" in made:
+            windows = min(SEARCHED, max(1, REFERENCE // (self.window * self.vocabulary)))
+            # Layers before the first change are not run again, and bad plans see two windows.
+            run = SHARED * (tried * GLANCED + PROBES * SUBLAYERS * self.layers)
+            compared = Work(bytes=6 * 4.0 * windows * self.window * self.vocabulary + 4.0 * self.projections)
+            work += (self.read(windows, head=True) + compared) * run
+            plans += effort.found - 1
+        if plans > effort.finalists + 1:
+            work += self.judged(plans, LOOK, LOOK)
+            plans = effort.finalists + 1
+        work += self.judged(plans, self.samples, HELDOUT)
+        if prune.method == "policy-gradient":
+            work += self.forward(4) * (prune.evaluations or 200)
+        if prune.rounds > 1:
+            work += (self.score() + self.bank() + self.judged(1, self.samples, 0)) * prune.rounds
+        return work
