@@ -61,9 +61,11 @@ def render_plan(plan: Plan) -> list[RenderableType]:
     parts: list[RenderableType] = [table]
     if plan.candidates:
         rivals = new_table("candidates, repaired, on held-out text", "method", "removed", "perplexity", "")
+        most = max(rival.heldout_windows or 0 for rival in plan.candidates)
         for rival in plan.candidates:
-            chosen = "[green]kept[/]" if rival.chosen else ""
-            rivals.add_row(rival.method, f"{rival.achieved_ratio:.1%}", f"{rival.heldout_perplexity:.2f}", chosen)
+            few = rival.heldout_windows is not None and rival.heldout_windows < most
+            note = "[green]kept[/]" if rival.chosen else f"on {rival.heldout_windows} windows" if few else ""
+            rivals.add_row(rival.method, f"{rival.achieved_ratio:.1%}", f"{rival.heldout_perplexity:.2f}", note)
         parts.append(rivals)
     return parts
 
