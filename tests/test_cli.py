@@ -412,7 +412,7 @@ def test_every_stage_of_a_log_has_lines(tiny, saap, tmp_path, monkeypatch):
     assert json.loads(stdout)["exit_code"] == 0
     told = {line.split(":")[0].split(" (")[0].strip() for line in stderr.splitlines() if line.startswith("  ")}
     assert set(ORDER) - {"gate"} <= told, told
-    for part in ("score: calibration batches: 3 of 4 (75 %)", "bank: layers: 1 of 3", "prune: passes over windows: "):
+    for part in ("score: calibration batches: 3 of 4 (75 %)", "bank: layers: 1 of 3", "prune: layers: "):
         assert part in stderr
     before = stderr[stderr.index("to do:\n") : stderr.index("score: calibration")].splitlines()
     assert [line.split()[0] for line in before[1 : len(ORDER) + 1]] == list(ORDER)

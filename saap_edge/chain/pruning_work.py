@@ -16,7 +16,7 @@ LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the 
 LOOK, STARTS = 16, 6  # windows of a first look at many plans, and plans that a search starts from
 BFLOAT16 = 2.0  # times as many operations a second as float32, where the processor multiplies in it
 SHARED, GLANCED = 0.6, 0.6  # of a plan that is tried: layers that are run, and windows
-PROBES, SUBLAYERS = 3, 2  # widths at which a search measures every sublayer
+SUBLAYERS = 2  # of a layer, that a search measures
 
 
 class PruningWork:
@@ -96,7 +96,7 @@ class PruningWork:
         if "search" in made:
             windows = min(SEARCHED, max(1, REFERENCE // (self.window * self.vocabulary)))
             # Layers before the first change are not run again, and bad plans see two windows.
-            run = SHARED * (tried * GLANCED + PROBES * SUBLAYERS * self.layers)
+            run = SHARED * (tried * GLANCED + max(1, len(effort.probes)) * SUBLAYERS * self.layers)
             compared = Work(bytes=6 * 4.0 * windows * self.window * self.vocabulary + 4.0 * self.projections)
             work += (self.read(windows, head=True) + compared) * run
             plans += effort.found - 1

@@ -25,7 +25,7 @@ from saap_edge.pruning.plan import Candidate, Plan, make_plan
 from saap_edge.pruning.policy import policy_values
 from saap_edge.pruning.repair import MIX, Variant, judge_variants
 from saap_edge.pruning.score import KINDS, Scores
-from saap_edge.pruning.search import evolve, measured_values, on_bank, probe_count
+from saap_edge.pruning.search import PROBES, evolve, measured_values, on_bank, probe_count
 from saap_edge.pruning.settings import RankingSettings
 from saap_edge.pruning.space import Space, Widths
 
@@ -52,6 +52,7 @@ class Planner:
         calibration, search, heldout: token ids [n, window]: for repair, for the search, and for the choice.
         evaluations: plans that the search tries.
         auto: methods that `auto` builds.
+        probes: shares of a sublayer's width at which a search measures; () takes the share that stays on average.
         found: plans of a search that are judged: the bank's repair of single sublayers ranks them only roughly.
         finalists: plans that are judged on all text, beside the uniform one, where more were made.
         mix, bias: of the repair that plans are judged after; mix None judges them as cut.
@@ -74,6 +75,7 @@ class Planner:
     rounds: int = 1
     rescore: Callable[[], tuple[Scores, Bank]] | None = None
     auto: tuple[str, ...] = AUTO
+    probes: tuple[float, ...] = PROBES
     found: int = FOUND
     finalists: int = 3
     precision: Precision = "float32"
@@ -82,7 +84,11 @@ class Planner:
         """How many steps `plan` takes. One is the time to try one plan of the search; a judgement takes several."""
         wanted = self._wanted(method)
         count = len(wanted) + (self.found - 1) * (SEARCH in wanted)
-        search = len(STARTS) + 1 + self.evaluations + probe_count(self.space) if SEARCH in wanted else 0
+        search = (
+            len(STARTS) + 1 + self.evaluations + probe_count(self.space, self.probes or (0.5,))
+            if SEARCH in wanted
+            else 0
+        )
         learnt = (self.evaluations or LEARNT) * (POLICY in wanted)
         if count <= self._most:
             return search + learnt + self._judgement(count, None)
@@ -203,9 +209,9 @@ class Planner:
 
     def _search(self, values: Values, ratio: float, progress: Callable[[], None]) -> list[Widths]:
         """The best plan of the search, the ranking corrected by measurement, and the next best; `found` at most."""
-        starts = [self.widths(name, ratio)[0] for name in STARTS]
+        starts, shares = [self.widths(name, ratio)[0] for name in STARTS], self.probes or (1 - ratio,)
         with Assembly(self.model, self.bank, self.space, self.search, self.precision) as assembly:
-            corrected = ranked_widths(measured_values(assembly, values, progress), self.space, ratio)
+            corrected = ranked_widths(measured_values(assembly, values, progress, shares), self.space, ratio)
             tried = len(starts) + 1 + self.evaluations
             members = evolve(assembly, [corrected, *starts], ratio, tried, self.seed, progress)
         banked = on_bank(self.space, corrected, ratio)  # the bank has not all widths

@@ -20,16 +20,21 @@ from saap_edge.pruning.kept import one_step, tighten
 from saap_edge.pruning.orders import Values
 from saap_edge.pruning.space import Space, Widths
 
-__all__ = ["Member", "evolve", "measured_values", "on_bank", "probe_count"]
+__all__ = ["PROBES", "Member", "evolve", "measured_values", "on_bank", "probe_count"]
 
 POPULATION = 8  # plans kept from one round to the next
-PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which its measured divergence corrects the ranking
+PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which a thorough search measures
 
 
-def measured_values(assembly: Assembly, values: Values, progress: Callable[[], None] = lambda: None) -> Values:
+def measured_values(
+    assembly: Assembly,
+    values: Values,
+    progress: Callable[[], None] = lambda: None,
+    shares: tuple[float, ...] = PROBES,
+) -> Values:
     """Correct `values`, which predict losses, by measured ones; returns the corrected values.
 
-    Every sublayer alone is narrowed to a few widths (PROBES), and the divergence is measured. The ratio of measured to
+    Every sublayer alone is narrowed to these shares of its width, and the divergence is measured. The ratio of measured to
     predicted loss multiplies the values; between the widths its logarithm is interpolated. `progress` is called after
     each measurement.
     """
@@ -39,7 +44,7 @@ def measured_values(assembly: Assembly, values: Values, progress: Callable[[], N
         predicted = np.sort(values[layer][kind]) * space.structure_cost(layer, kind)
         full = dense[layer][kind]
         points = []
-        for width in _probed(space, layer, kind):
+        for width in _probed(space, layer, kind, shares):
             measured = assembly.divergence([*dense[:layer], dense[layer] | {kind: width}, *dense[layer + 1 :]])
             gone = full - width
             ratio = max(measured, 1e-9) / max(float(predicted[:gone].sum()), 1e-12)
@@ -52,17 +57,17 @@ def measured_values(assembly: Assembly, values: Values, progress: Callable[[], N
     return corrected
 
 
-def probe_count(space: Space) -> int:
+def probe_count(space: Space, shares: tuple[float, ...] = PROBES) -> int:
     """Number of plans that `measured_values` tries."""
-    return sum(len(_probed(space, layer, kind)) for layer, kind in space.sublayers())
+    return sum(len(_probed(space, layer, kind, shares)) for layer, kind in space.sublayers())
 
 
-def _probed(space: Space, layer: int, kind: str) -> list[int]:
+def _probed(space: Space, layer: int, kind: str, shares: tuple[float, ...]) -> list[int]:
     dense = space.dense()[layer]
     stored = banked_options(space, layer, kind)
     inside = [width for width in stored if 0 < width < dense[kind] and space.fits(layer, dense | {kind: width})]
     return (
-        sorted({min(inside, key=lambda width: abs(width - share * dense[kind])) for share in PROBES}) if inside else []
+        sorted({min(inside, key=lambda width: abs(width - share * dense[kind])) for share in shares}) if inside else []
     )
 
 

@@ -55,20 +55,24 @@ class Effort:
     Attributes:
         auto: methods that `auto` builds.
         evaluations: plans that a search tries beside those it starts from; 0 leaves it at the corrected ranking.
+        probes: shares of every sublayer's width at which a search measures it alone; () takes the share that stays.
         found: plans of a search that are repaired and judged.
         finalists: plans that are judged on all text, beside the uniform one, where more were made.
     """
 
     auto: tuple[str, ...]
     evaluations: int
+    probes: tuple[float, ...]
     found: int
     finalists: int
 
 
 EFFORTS = {
-    "quick": Effort(("kfac", "uniform"), 0, 1, 2),
-    "normal": Effort(("search", "uniform"), 0, 1, 2),
-    "thorough": Effort(("search", "kfac", "fused", "llm-pruner-element", "saap", "uniform"), 200, 6, 3),
+    "quick": Effort(("kfac", "uniform"), 0, (), 1, 2),
+    "normal": Effort(("search", "uniform"), 0, (), 1, 2),
+    "thorough": Effort(
+        ("search", "kfac", "fused", "llm-pruner-element", "saap", "uniform"), 200, (0.75, 0.5, 0.25), 6, 3
+    ),
 }
 View = Literal["vector", "element", "wanda", "flap", "magnitude", "obs"]
 # Methods of this package. Orders from outside come beside them: docs/adding.md.

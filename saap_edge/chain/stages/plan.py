@@ -80,7 +80,7 @@ def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
         heldout=windows(context, "heldout", HELDOUT_WINDOWS), ranking=settings.ranking,
         evaluations=evaluations, seed=context.recipe.seed,
         mix=settings.mix if settings.repair else None, bias=settings.bias, rounds=settings.rounds, rescore=rescore,
-        auto=effort.auto, found=effort.found, finalists=effort.finalists, precision=precision,
+        auto=effort.auto, probes=effort.probes, found=effort.found, finalists=effort.finalists, precision=precision,
     )  # fmt: skip
 
 
