@@ -51,14 +51,18 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     builds = {"this": ROOT} | ({"baseline": checkout(arguments.baseline, work)} if arguments.baseline else {})
     recipes = {name: recipe(arguments, work, name) for name in builds}
-    times: dict[str, dict[str, Any]] = read(work / "times.json")
     for number, stage in enumerate(arguments.stages.split(",")):
         order = list(builds)[:: -1 if number % 2 else 1]
         for name in order:
-            if arguments.only in (None, name) and stage not in times.setdefault(name, {}):
-                times[name][stage] = timed(stage, name, builds[name], recipes[name], work, arguments)
-                (work / "times.json").write_text(json.dumps(times, indent=1), encoding="utf-8")
-                print(f"{name} {stage}: {times[name][stage]}", flush=True)
+            done = work / f"{name}-{stage}.json"
+            if arguments.only in (None, name) and not done.is_file():
+                found = timed(stage, name, builds[name], recipes[name], work, arguments)
+                done.write_text(json.dumps(found), encoding="utf-8")
+                print(f"{name} {stage}: {found}", flush=True)
+    times = {
+        name: {stage: read(path) for stage in STAGES if (path := work / f"{name}-{stage}.json").is_file()}
+        for name in builds
+    }
     publish(result(arguments, work, times), arguments.out)
 
 
