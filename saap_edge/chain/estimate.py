@@ -25,6 +25,7 @@ ESTIMATED = {"score", "bank", "plan", "prune", "recover", "dense", "export", "ve
 LOW, HIGH = 0.6, 1.7  # times the estimate: the span in which measured times lay (docs/progress.md)
 # Measured time over computed time, on models from 4.6 M to 135 M parameters.
 FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2}
+TRAINED = 1.5  # times as fast as in float32: small products, casts and attention gain less than passes over text
 EVALUATED = 8  # times in each of recovery's two phases
 BASE = 760 << 20  # Python with torch and transformers
 CHILD = 150 << 20  # a runtime's process
@@ -101,11 +102,14 @@ class _Count(PruningWork):
         return tokens * kept + 3 * 4.0 * min(1 << 24, tokens * self.vocabulary)
 
     def _recover(self) -> Work:
+        from saap_edge.model.arithmetic import uses_bfloat16
+
         recover = self.recipe.recover
         windows = recover.tokens / self.window
+        gain = TRAINED if uses_bfloat16(recover.precision) else 1.0
         teacher = 1 if recover.distillation else 0
         # The student forward and backward (to inputs and adapters), and the teacher.
-        trained = self.forward(windows) * (3 + teacher)
+        trained = self.forward(windows) * ((3 + teacher) / gain)
         blocks = Work(bytes=windows / recover.batch * 20 * 4.0 * self.projections * (1 - recover.weights))
         measured = self.forward(HELDOUT) * (7 + (2 * EVALUATED if recover.tokens else 0))
         rounded = Work(bytes=4 * 40 * 4.0 * self.projections)

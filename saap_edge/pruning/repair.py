@@ -127,6 +127,7 @@ def judge_variants(
     """
     arguments = layer_arguments(model, windows if len(windows) else heldout)
     dense = _States(layer_inputs(model, windows), layer_inputs(model, heldout))
+    project = multiplied(precision, torch.nn.functional.linear)
     streams: list[_States | None] = [None for _ in variants]  # none before a variant's first cut: it is the dense one
     for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
         branches = (attention_branch(layer, keywords), ffn_branch(layer))
@@ -134,7 +135,8 @@ def judge_variants(
             if states is not None:
                 states.follow(layer)
         for sublayer, branch, module in zip(SUBLAYERS, branches, output_projections(layer).values(), strict=True):
-            step = _Step(index, layer, sublayer, multiplied(precision, branch), module, dense.copy(), dense)
+            run = multiplied(precision, branch)
+            step = _Step(index, layer, sublayer, run, project, module, dense.copy(), dense)
             dense.advance(step.branch)
             stored = None
             for number, variant in enumerate(variants):
@@ -201,6 +203,7 @@ class _Step:
     layer: Any
     sublayer: str
     branch: Branch
+    project: Callable[..., torch.Tensor]
     module: Any
     before: _States
     after: _States
@@ -234,7 +237,7 @@ class _Step:
             require_finite_sums(sums, self.index, PROJECTIONS[self.sublayer])
         mended = moments.solve()
         for index, rows in enumerate(inputs):
-            output = torch.nn.functional.linear(rows.to(mended.weight.dtype), mended.weight, mended.bias)
+            output = self.project(rows.to(mended.weight.dtype), mended.weight, mended.bias)
             output = output.reshape_as(states.calibration[index])
             states.calibration[index] = states.calibration[index] + (output if norm is None else norm(output))
             inputs[index] = rows[:0]
