@@ -1,0 +1,68 @@
+"""CPU seconds of one training step of recovery, in float32 and in bfloat16: student, adapters and teacher.
+
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --model MODEL.gguf --out RESULT.json
+
+The step is that of the first phase with its defaults: two windows of 256 random tokens, low-rank updates of rank 32,
+distillation from the model itself. The best of some steps, in turns. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from result import publish
+
+from saap_edge.model.arithmetic import products
+from saap_edge.model.folder import load_model, spec_of
+from saap_edge.recovery.quantiser import LoraLinear, put
+from saap_edge.recovery.settings import RecoverSettings
+from saap_edge.recovery.teacher import DenseTeacher
+from saap_edge.recovery.train import _Student
+from saap_edge.sources import resolve_model
+
+WINDOW = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="GGUF file or Hugging Face folder")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    folder, settings = resolve_model(str(arguments.model)), RecoverSettings()
+    student = _Student(trained(folder, settings.rank), DenseTeacher(load_model(folder).requires_grad_(False)), 1.0)
+    student.train()
+    ids = torch.randint(0, student.model.config.vocab_size, (settings.batch, WINDOW))
+    best: dict[str, float] = {}
+    for _ in range(arguments.steps):
+        for precision in ("float32", "bfloat16"):
+            started = time.process_time()
+            with products(precision):  # type: ignore[arg-type]
+                loss = student(ids, torch.arange(len(ids)))["loss"]
+            loss.backward()
+            student.zero_grad()
+            best[precision] = min(best.get(precision, float("inf")), time.process_time() - started)
+    result = {
+        "benchmark": "training_step", "model": arguments.model.name, "threads": torch.get_num_threads(),
+        "tokens": ids.numel(), "seconds": {name: round(value, 2) for name, value in best.items()},
+        "times_as_fast": round(best["float32"] / best["bfloat16"], 2),
+    }  # fmt: skip
+    publish(result, arguments.out)
+
+
+def trained(folder: Path, rank: int) -> Any:
+    """The model with adapters on all projections, and nothing else to train."""
+    model = load_model(folder).requires_grad_(False)
+    family = spec_of(model).family
+    for layer in model.model.layers:
+        for _, name in list(family.projections(layer)):
+            put(layer, name, LoraLinear(layer.get_submodule(name), rank))
+    return model
+
+
+if __name__ == "__main__":
+    main()
