@@ -23,7 +23,7 @@ from saap_edge.pruning.surgery import output_columns, output_projections
 __all__ = ["Assembly"]
 
 REFERENCE_ELEMENTS = 1 << 26  # probabilities of the dense model held for comparison
-STATES = 1 << 28  # bytes of states that are kept
+STATES = 1 << 26  # bytes of states that each panel keeps
 ROWS = 256  # tokens whose logits are held at a time
 FIRST_LOOK = 2  # windows of the first panel
 
