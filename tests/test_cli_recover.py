@@ -112,7 +112,9 @@ def test_a_killed_run_goes_on(saap, root, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGSTOP)
     code, _, stderr = saap(*arguments, "--out", out)
-    assert code == 2 and stderr.count("\n") == 1 and "another run works on the same stage" in stderr
+    # On a busy machine a line before it says how long the stage may take.
+    said = [line for line in stderr.splitlines() if not line.startswith("recover: about ")]
+    assert code == 2 and len(said) == 1 and "another run works on the same stage" in said[0]
     process.kill()
     process.wait()
     assert not list(out.glob("stages/recover-*")) and list(out.glob("stages/.work-*/weights/finished.json"))
