@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from result import publish
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +91,7 @@ def recipe(arguments: argparse.Namespace, work: Path, name: str) -> Path:
     if name == "this":
         for setting in arguments.set:
             (section, field), value = setting.partition("=")[0].split("."), setting.partition("=")[2]
-            fields.setdefault(section, {})[field] = json.loads(value) if value[0] in "0123456789{[tf" else value
+            fields.setdefault(section, {})[field] = yaml.safe_load(value)
     path = work / f"{name}.json"
     path.write_text(json.dumps(fields), encoding="utf-8")
     return path
