@@ -28,7 +28,6 @@ from result import publish
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("score", "bank", "plan", "prune", "recover")
 PLANNING = STAGES[:4]
-HELDOUT = 40  # windows of held-out text
 BUSY = "while True: pass"
 
 
@@ -165,6 +164,7 @@ def floor(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
+    from saap_edge.chain.texts import HELDOUT_WINDOWS
     from saap_edge.model.arithmetic import uses_bfloat16
     from saap_edge.model.checkpoint import read_spec
     from saap_edge.recipe import Recipe
@@ -174,7 +174,7 @@ def floor(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     rates = {name: rate(getattr(torch, name), spec.hidden, spec.layers[0].ffn) for name in ("float32", "bfloat16")}
     fast = "bfloat16" if uses_bfloat16("auto") else "float32"
     layers, head = 2 * spec.layer_parameters(), 2 * spec.vocab_size * spec.hidden
-    read, held = recipe.score.samples * recipe.score.window, HELDOUT * recipe.score.window
+    read, held = recipe.score.samples * recipe.score.window, HELDOUT_WINDOWS * recipe.score.window
     widths = [width for layer in spec.layers for width in (layer.heads * spec.head_dim, layer.ffn)]
     grams = sum(2 * read * width * width for width in widths)
     moments = grams + sum(2 * read * width * spec.hidden for width in widths)

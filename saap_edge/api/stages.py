@@ -64,16 +64,9 @@ def compile(
     from saap_edge.chain.chains import ORDER
 
     settings = recipe_of(
-        recipe,
-        model=model,
-        target=target,
-        ratio=ratio,
-        method=method,
-        effort=effort,
-        tokens=tokens,
-        data=data,
+        recipe, model=model, target=target, ratio=ratio, method=method, effort=effort, tokens=tokens, data=data,
         budget=budget,
-    )
+    )  # fmt: skip
     return run_chain(settings, ORDER, {}, Path(out), plan=plan, progress=progress)
 
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 
 from saap_edge.chain.rates import Work
 from saap_edge.model.spec import ModelSpec
-from saap_edge.pruning.settings import EFFORTS
+from saap_edge.pruning.settings import EFFORTS, LEARNT, LOOK, STARTS
 from saap_edge.recipe import Recipe
 
 __all__ = ["HELDOUT", "LOGITS", "REFERENCE", "SEARCHED", "PruningWork"]
 
 HELDOUT, SEARCHED = 40, 8  # windows: of held-out text, and those the search compares plans on
 LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the dense model that a search keeps
-LOOK, STARTS = 16, 6  # windows of a first look at many plans, and plans that a search starts from
 BFLOAT16 = 2.0  # times as many operations a second as float32, where the processor multiplies in it
 SHARED, GLANCED = 0.6, 0.6  # of a plan that is tried: layers that are run, and windows
 SUBLAYERS = 2  # of a layer, that a search measures
@@ -90,7 +89,7 @@ class PruningWork:
     def plan(self) -> Work:
         prune = self.recipe.prune
         effort = EFFORTS[prune.effort]
-        tried = STARTS + (effort.evaluations if prune.evaluations is None else prune.evaluations)
+        tried = len(STARTS) + 1 + (effort.evaluations if prune.evaluations is None else prune.evaluations)
         made = effort.auto if prune.method == "auto" else dict.fromkeys((prune.method, "uniform"))
         work, plans = self.load(), len(made)
         if "search" in made:
@@ -105,7 +104,7 @@ class PruningWork:
             plans = effort.finalists + 1
         work += self.judged(plans, self.samples, HELDOUT)
         if prune.method == "policy-gradient":
-            work += self.forward(4) * (prune.evaluations or 200)
+            work += self.forward(4) * (prune.evaluations or LEARNT)
         if prune.rounds > 1:
             work += (self.score() + self.bank() + self.judged(1, self.samples, 0)) * prune.rounds
         return work

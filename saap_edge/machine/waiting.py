@@ -1,8 +1,7 @@
 """How threads of this process wait for one another.
 
 torch's OpenMP threads spin where they wait. On a machine that others use too, the thread they wait for may be the one
-that does not run, and a stage then takes many times as long. Threads that sleep instead cost a few percent on a quiet
-machine (docs/speed.md).
+that does not run, and a stage then takes many times as long. Threads that sleep leave the core to it.
 """
 
 from __future__ import annotations

@@ -54,12 +54,7 @@ def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) 
         states: output of the decoder, [sequences, window, hidden], detached.
         tokens: token ids [sequences, window].
     """
-    wanted = tokens[:, 1:].flatten()
-
-    def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(logits, wanted[rows].to(logits.device), reduction="sum")
-
-    value, found = head_gradient(model, states[:, :-1].flatten(0, 1), loss)
+    value, found = head_gradient(model, states[:, :-1].flatten(0, 1), _next_token_loss(tokens[:, 1:].flatten()))
     gradient = torch.zeros_like(states)
     gradient[:, :-1] = found.reshape_as(gradient[:, :-1])
     return float(value), gradient
@@ -74,11 +69,16 @@ def states_perplexity(model: Any, states: list[torch.Tensor], windows: torch.Ten
     """
     total, done = 0.0, 0
     for chunk in states:
-        wanted = windows[done : done + len(chunk), 1:].to(chunk.device)
-        rows, targets = model.model.norm(chunk)[:, :-1].flatten(0, 1), wanted.flatten()
-        step = max(1, LOGITS // model.config.get_text_config().vocab_size)
-        for first in range(0, len(rows), step):
-            logits = logits_of(model, rows[first : first + step])
-            total += float(torch.nn.functional.cross_entropy(logits, targets[first : first + step], reduction="sum"))
+        rows, wanted = model.model.norm(chunk)[:, :-1].flatten(0, 1), windows[done : done + len(chunk), 1:].flatten()
+        total += float(head_gradient(model, rows, _next_token_loss(wanted), gradient=False)[0]) * len(rows)
         done += len(chunk)
     return Perplexity(nll=total / windows[:, 1:].numel(), tokens=windows[:, 1:].numel(), window=windows.shape[1])
+
+
+def _next_token_loss(wanted: torch.Tensor) -> Callable[[torch.Tensor, slice], torch.Tensor]:
+    """What `head_gradient` takes: the loss of the tokens `wanted` [rows], which come next."""
+
+    def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits, wanted[rows].to(logits.device), reduction="sum")
+
+    return loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,20 +24,17 @@ from saap_edge.pruning.plan import Candidate, Plan, make_plan
 from saap_edge.pruning.policy import policy_values
 from saap_edge.pruning.repair import MIX, Variant, judge_variants
 from saap_edge.pruning.score import KINDS, Scores
-from saap_edge.pruning.search import PROBES, evolve, measured_values, on_bank, probe_count
-from saap_edge.pruning.settings import RankingSettings
+from saap_edge.pruning.search import evolve, measured_values, on_bank, probe_count
+from saap_edge.pruning.settings import EFFORTS, LEARNT, LOOK, STARTS, RankingSettings
 from saap_edge.pruning.space import Space, Widths
 
-__all__ = ["AUTO", "METHODS", "Made", "Planner", "load_values", "save_values"]
+__all__ = ["AUTO", "METHODS", "STARTS", "Made", "Planner", "load_values", "save_values"]
 
 SEARCH, POLICY = "search", "policy-gradient"  # these run the model to learn widths or an order
 METHODS = (*ORDERS, SEARCH, POLICY)
 PAPER = RankingSettings()
-STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # widths that the search starts from
-AUTO = (SEARCH, *STARTS)  # what `auto` builds and judges
-FOUND = 6  # plans of a search that are repaired for real: the bank's one-shot repair ranks them only roughly
-LOOK = 16  # windows of either text in the first look at many plans
-LEARNT = 200  # steps of the policy gradient where nothing says how many
+THOROUGH = EFFORTS["thorough"]
+AUTO = THOROUGH.auto
 
 Made = tuple[Widths, Values]  # widths, and the values that structures leave by
 
@@ -68,16 +64,16 @@ class Planner:
     search: torch.Tensor
     heldout: torch.Tensor
     ranking: RankingSettings = PAPER
-    evaluations: int = 200
+    evaluations: int = THOROUGH.evaluations
     seed: int = 0
     mix: float | None = MIX
     bias: bool = False
     rounds: int = 1
     rescore: Callable[[], tuple[Scores, Bank]] | None = None
     auto: tuple[str, ...] = AUTO
-    probes: tuple[float, ...] = PROBES
-    found: int = FOUND
-    finalists: int = 3
+    probes: tuple[float, ...] = THOROUGH.probes
+    found: int = THOROUGH.found
+    finalists: int = THOROUGH.finalists
     precision: Precision = "float32"
 
     def work(self, method: str) -> float:
@@ -216,7 +212,8 @@ class Planner:
             members = evolve(assembly, [corrected, *starts], ratio, tried, self.seed, progress)
         banked = on_bank(self.space, corrected, ratio)  # the bank has not all widths
         found = [corrected if member.widths == banked else member.widths for member in members]
-        return list(map(json.loads, dict.fromkeys(map(json.dumps, [found[0], corrected, *found]))))[: self.found]
+        ordered = [found[0], corrected, *found]
+        return [widths for place, widths in enumerate(ordered) if widths not in ordered[:place]][: self.found]
 
     def judge(
         self, plans: Sequence[_Entry], windows: int | None, progress: Callable[[float], None] = lambda steps: None

@@ -240,7 +240,6 @@ class _Step:
             output = self.project(rows.to(mended.weight.dtype), mended.weight, mended.bias)
             output = output.reshape_as(states.calibration[index])
             states.calibration[index] = states.calibration[index] + (output if norm is None else norm(output))
-            inputs[index] = rows[:0]
         return mended
 
 

@@ -18,12 +18,12 @@ from saap_edge.pruning.assembly import Assembly
 from saap_edge.pruning.bank import offered
 from saap_edge.pruning.kept import one_step, tighten
 from saap_edge.pruning.orders import Values
+from saap_edge.pruning.settings import PROBES
 from saap_edge.pruning.space import Space, Widths
 
 __all__ = ["PROBES", "Member", "evolve", "measured_values", "on_bank", "probe_count"]
 
 POPULATION = 8  # plans kept from one round to the next
-PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which a thorough search measures
 
 
 def measured_values(

@@ -12,16 +12,9 @@ from saap_edge.registry import Registry
 from saap_edge.settings import Section
 
 __all__ = [
-    "EFFORTS",
-    "METHODS",
-    "OUTSIDE_ORDERS",
-    "Effort",
-    "Method",
-    "PruneSettings",
-    "RankingSettings",
-    "ScoreSettings",
-    "View",
-]
+    "EFFORTS", "LEARNT", "LOOK", "METHODS", "OUTSIDE_ORDERS", "PROBES", "STARTS", "Effort", "Method", "PruneSettings",
+    "RankingSettings", "ScoreSettings", "View",
+]  # fmt: skip
 
 
 class ScoreSettings(Section):
@@ -67,12 +60,14 @@ class Effort:
     finalists: int
 
 
+STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # methods whose widths a search starts from
+PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which a thorough search measures
+LOOK = 16  # windows of either text in the first look at many plans
+LEARNT = 200  # steps of the policy gradient where nothing says how many
 EFFORTS = {
     "quick": Effort(("kfac", "uniform"), 0, (), 1, 2),
     "normal": Effort(("search", "uniform"), 0, (), 1, 2),
-    "thorough": Effort(
-        ("search", "kfac", "fused", "llm-pruner-element", "saap", "uniform"), 200, (0.75, 0.5, 0.25), 6, 3
-    ),
+    "thorough": Effort(("search", *STARTS), 200, PROBES, 6, 3),
 }
 View = Literal["vector", "element", "wanda", "flap", "magnitude", "obs"]
 # Methods of this package. Orders from outside come beside them: docs/adding.md.
