@@ -99,3 +99,17 @@ def test_a_plan_costs_the_same_whatever_was_run_before(model, room, tmp_path, mo
     for plan, value in zip(plans, together, strict=False):
         with Assembly(model, bank, space, windows) as alone:
             assert alone.divergence(plan) == pytest.approx(value, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("mix", [0.4, 1.0])
+def test_both_targets_are_one_until_the_first_cut(model, mix):
+    """Before it the residual stream is the dense model's: what brings it back is the projection's own output."""
+    dense = {kind: np.arange(width) for kind, width in shape_widths(spec_of(model).layers[0]).items()}
+    windows = torch.randint(0, 320, (12, 24))
+    kept = [dense | {"ffn": np.arange(64)}, *[dense] * (len(spec_of(model).layers) - 1)]
+    found = []
+    for share in (0.0, mix):
+        with restored(model):
+            repair(model, kept, windows, share)
+            found.append(model.model.layers[0].mlp.down_proj.weight.detach().clone())
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-3)
