@@ -63,7 +63,7 @@ def corrected(planner: Planner, ratio: float) -> Made:
     """kfac's values corrected by the divergence measured at a few widths of every sublayer."""
     values = planner.values("kfac")
     with Assembly(planner.model, planner.bank, planner.space, planner.search) as assembly:
-        return ranked_widths(measured_values(assembly, values), planner.space, ratio), values
+        return ranked_widths(measured_values(assembly.divergence, assembly.space, values), planner.space, ratio), values
 
 
 def searched(evaluations: int, start: str | None = None) -> Make:

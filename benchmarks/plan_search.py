@@ -43,13 +43,6 @@ from saap_edge.pruning.space import Widths
 MOVES = 40
 
 
-class Glance:
-    """An assembly that is only ever looked at on its first panel."""
-
-    def __init__(self, assembly: Assembly) -> None:
-        self.space, self.divergence = assembly.space, assembly.glance
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bank", type=Path, help="folder of the bank stage")
@@ -106,13 +99,13 @@ def made(planner: Planner, ratio: float, rows: dict[str, Any]) -> dict[str, Widt
     space, values = planner.space, planner.values("kfac")
     plans = {name: planner.widths(name, ratio)[0] for name in STARTS}
     with Assembly(planner.model, planner.bank, space, planner.search, planner.precision) as assembly:
-        for name, shares, looked in (
-            ("one share, two windows", (1 - ratio,), Glance(assembly)),
-            ("one share", (1 - ratio,), assembly),
-            ("three shares", PROBES, assembly),
+        for name, shares, divergence in (
+            ("one share, two windows", (1 - ratio,), assembly.glance),
+            ("one share", (1 - ratio,), assembly.divergence),
+            ("three shares", PROBES, assembly.divergence),
         ):
             with clock() as seconds:
-                plans[name] = ranked_widths(measured_values(looked, values, shares=shares), space, ratio)
+                plans[name] = ranked_widths(measured_values(divergence, space, values, shares=shares), space, ratio)
             rows[name] = {"seconds": round(seconds[0])}
         with clock() as seconds:
             starts = [plans["three shares"], *(plans[name] for name in STARTS)]

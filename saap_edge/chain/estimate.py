@@ -50,12 +50,13 @@ class _Count(PruningWork):
         export, bench = self._export(), self._bench()
         return {
             "score": self.score(), "bank": self.bank(), "plan": self.plan(),
-            "prune": self.judged(1, self.samples, 1.5 * HELDOUT) + self.load() * 2, "recover": self._recover(),
+            "prune": self.judged(1, self.repaired, 1.5 * HELDOUT) + self.load() * 2, "recover": self._recover(),
             "dense": export, "export": export * self.kept, "verify": self._verify(), "bench": bench,
         }  # fmt: skip
 
     def memory(self) -> Mapping[str, float]:
-        weights, states = 4.0 * self.parameters, 4.0 * self.samples * self.window * self.hidden
+        weights, state = 4.0 * self.parameters, 4.0 * self.window * self.hidden
+        states = state * self.samples
         pruned = 4.0 * (self.parameters - (1 - self.kept) * self.projections)
         logits = 3 * 4.0 * min(LOGITS, 8 * self.window * self.vocabulary)
         largest = 4.0 * max(self.head, self.ffn * self.hidden)
@@ -69,7 +70,8 @@ class _Count(PruningWork):
         prune = self.recipe.prune
         search = prune.method == "search" or (prune.method == "auto" and "search" in EFFORTS[prune.effort].auto)
         streams = 2.0 + EFFORTS[prune.effort].finalists * (prune.method == "auto" or search)
-        judged = states * (1 + HELDOUT / self.samples) * (1 + streams) + states * self.ffn / self.hidden
+        repaired = state * self.repaired
+        judged = (repaired + state * HELDOUT) * (1 + streams) + repaired * self.ffn / self.hidden
         teacher = weights if recover.tokens and recover.distillation and recover.top is None else 0.0
         trained = pruned * 1.3 + self._activations(recover.batch, recover.checkpointing) if recover.tokens else 0.0
         importance = weights + states if self._important else 0.0

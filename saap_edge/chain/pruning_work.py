@@ -15,6 +15,7 @@ HELDOUT, SEARCHED = 40, 8  # windows: of held-out text, and those the search com
 LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the dense model that a search keeps
 BFLOAT16 = 2.0  # times as many operations a second as float32, where the processor multiplies in it
 SHARED, GLANCED = 0.6, 0.6  # of a plan that is tried: layers that are run, and windows
+GLANCE = 2  # windows of a search that only glances
 SUBLAYERS = 2  # of a layer, that a search measures
 
 
@@ -28,6 +29,7 @@ class PruningWork:
         self.vocabulary, first = spec.vocab_size, spec.layers[0]
         self.q, self.ffn = first.heads * spec.head_dim, first.ffn
         self.window, self.samples = recipe.score.window, recipe.score.samples
+        self.repaired = recipe.prune.samples if recipe.prune.repair else 0
         self.kept = 1 - recipe.prune.ratio
         self.formats = len(recipe.export.formats)
 
@@ -77,7 +79,7 @@ class PruningWork:
 
     def judged(self, plans: float, samples: float, heldout: float) -> Work:
         """Plans that are repaired and judged together, and the dense model beside them."""
-        samples = samples if self.recipe.prune.repair else 0
+        samples = min(samples, self.repaired)
         widths = (self.kept * self.q, self.kept * self.ffn)
         # The repaired outputs, their moments, and what is solved.
         moments = self.grams(self.kept) * (1.3 * samples / self.samples)
@@ -94,17 +96,18 @@ class PruningWork:
         work, plans = self.load(), len(made)
         if "search" in made:
             windows = min(SEARCHED, max(1, REFERENCE // (self.window * self.vocabulary)))
+            windows = min(windows, GLANCE) if effort.glance else windows
             # Layers before the first change are not run again, and bad plans see two windows.
             run = SHARED * (tried * GLANCED + max(1, len(effort.probes)) * SUBLAYERS * self.layers)
             compared = Work(bytes=6 * 4.0 * windows * self.window * self.vocabulary + 4.0 * self.projections)
             work += (self.read(windows, head=True) + compared) * run
             plans += effort.found - 1
-        if plans > effort.finalists + 1:
+        if plans > 1:
             work += self.judged(plans, LOOK, LOOK)
-            plans = effort.finalists + 1
-        work += self.judged(plans, self.samples, HELDOUT)
+        if plans > effort.finalists + 1:  # else one is clearly best, as a rule
+            work += self.judged(effort.finalists + 1, self.repaired, HELDOUT)
         if prune.method == "policy-gradient":
             work += self.forward(4) * (prune.evaluations or LEARNT)
         if prune.rounds > 1:
-            work += (self.score() + self.bank() + self.judged(1, self.samples, 0)) * prune.rounds
+            work += (self.score() + self.bank() + self.judged(1, self.repaired, 0)) * prune.rounds
         return work

@@ -25,7 +25,7 @@ from saap_edge.pruning.policy import policy_values
 from saap_edge.pruning.repair import MIX, Variant, judge_variants
 from saap_edge.pruning.score import KINDS, Scores
 from saap_edge.pruning.search import evolve, measured_values, on_bank, probe_count
-from saap_edge.pruning.settings import EFFORTS, LEARNT, LOOK, STARTS, RankingSettings
+from saap_edge.pruning.settings import CLEAR, EFFORTS, LEARNT, LOOK, STARTS, RankingSettings
 from saap_edge.pruning.space import Space, Widths
 
 __all__ = ["AUTO", "METHODS", "STARTS", "Made", "Planner", "load_values", "save_values"]
@@ -50,7 +50,8 @@ class Planner:
         auto: methods that `auto` builds.
         probes: shares of a sublayer's width at which a search measures; () takes the share that stays on average.
         found: plans of a search that are judged: the bank's repair of single sublayers ranks them only roughly.
-        finalists: plans that are judged on all text, beside the uniform one, where more were made.
+        finalists: plans that are judged on all text, beside the uniform one, where the first look leaves so many.
+        glance: the search measures sublayers on its first two windows instead of all.
         mix, bias: of the repair that plans are judged after; mix None judges them as cut.
         rounds: of an order; each scores the model again as it then is, by `rescore`.
         precision: of passes over text (model/arithmetic.py).
@@ -74,6 +75,7 @@ class Planner:
     probes: tuple[float, ...] = THOROUGH.probes
     found: int = THOROUGH.found
     finalists: int = THOROUGH.finalists
+    glance: bool = THOROUGH.glance
     precision: Precision = "float32"
 
     def work(self, method: str) -> float:
@@ -86,14 +88,17 @@ class Planner:
             else 0
         )
         learnt = (self.evaluations or LEARNT) * (POLICY in wanted)
-        if count <= self._most:
-            return search + learnt + self._judgement(count, None)
-        return search + learnt + self._judgement(count, LOOK) + self._judgement(self._most, None)
+        look = self._judgement(count, LOOK) if self._looks(count) else 0
+        return search + learnt + look + self._judgement(min(count, self._most), None)
 
     @property
     def _most(self) -> int:
         """Plans that are judged on all text: the finalists and the uniform plan."""
         return self.finalists + 1
+
+    def _looks(self, count: int) -> bool:
+        """Whether so many plans are looked at on LOOK windows before any is judged on all text."""
+        return count > self._most or (count > 1 and len(self.heldout) > LOOK)
 
     def _judgement(self, count: int, windows: int | None) -> float:
         """Steps that judging so many plans counts for: each, and the dense model, run both texts once."""
@@ -121,37 +126,46 @@ class Planner:
     ) -> tuple[Plan, Values]:
         """Judge the plans that `made` gave, by method, and keep one as `plan` does.
 
-        Where there are many, all are looked at on LOOK windows first, and the best of them judged on all text.
+        All are looked at on LOOK windows first. Those that are nearly as good as the best are judged on all text; where
+        none is, nothing more is judged.
         """
         entries = [_Entry(name, *one) for name, several in made.items() for one in several]
         final = list(range(len(entries)))
-        looked: list[float] = []
-        if len(entries) > self._most:
-            looked = self.judge(entries, LOOK, progress)
-            final = self._finalists(entries, looked, method)
-        judged = dict(zip(final, self.judge([entries[i] for i in final], None, progress), strict=True))
-        mine = [i for i in final if method in ("auto", entries[i].method)]
-        best = min(mine, key=lambda i: judged[i])
+        found: dict[int, tuple[float, int]] = {}  # perplexity, and the held-out windows that it is of
+        if self._looks(len(entries)):
+            found = {i: (value, LOOK) for i, value in enumerate(self.judge(entries, LOOK, progress))}
+            final = self._finalists(entries, found, method)
+        foreseen = self._judgement(min(len(entries), self._most), None)
+        if len(final) > 1 or not found:
+            judged = self.judge([entries[i] for i in final], None, progress)
+            found |= {i: (value, len(self.heldout)) for i, value in zip(final, judged, strict=True)}
+            foreseen -= self._judgement(len(final), None)
+        progress(foreseen)
+        best = min((i for i in final if method in ("auto", entries[i].method)), key=lambda i: found[i])
         candidates = []
         for name in made:
             several = [i for i, entry in enumerate(entries) if entry.method == name]
-            ahead = [i for i in several if i in judged]
-            shown = best if best in several else min(ahead or several, key=lambda i: judged[i] if ahead else looked[i])
-            plan = self._plan(entries[shown], ratio)
+            ahead = [i for i in several if i in final] or several
+            shown = best if best in several else min(ahead, key=lambda i: found[i])
+            plan, (value, count) = self._plan(entries[shown], ratio), found[shown]
             candidates.append(
                 Candidate(
                     method=name, achieved_ratio=plan.achieved_ratio, uniform=plan.uniform, chosen=shown == best,
-                    heldout_perplexity=judged.get(shown, looked[shown] if looked else math.nan),
-                    heldout_windows=len(self.heldout) if shown in judged else LOOK,
+                    heldout_perplexity=value, heldout_windows=count,
                 )
             )  # fmt: skip
         return self._plan(entries[best], ratio).model_copy(update={"candidates": candidates}), entries[best].values
 
-    def _finalists(self, entries: list[_Entry], looked: list[float], method: str) -> list[int]:
-        """Of many plans those to judge on all text: the best, of the method that was asked for, and the uniform one."""
-        by = sorted(range(len(entries)), key=lambda i: looked[i])
-        wanted = [i for i in by if method in ("auto", entries[i].method)][: self.finalists]
-        return sorted({*wanted, *(i for i in by if entries[i].method == "uniform")})
+    def _finalists(self, entries: list[_Entry], found: Mapping[int, tuple[float, int]], method: str) -> list[int]:
+        """Those to judge on all text: of the method that was asked for the best few, and the uniform plan.
+
+        A plan that is clearly worse than the best of these is left out.
+        """
+        by = sorted(range(len(entries)), key=lambda i: found[i])
+        wanted = [i for i in by if method in ("auto", entries[i].method)]
+        worst = CLEAR * found[wanted[0]][0]
+        rivals = [i for i in by if entries[i].method == "uniform"]
+        return sorted({wanted[0], *(i for i in (*wanted[: self.finalists], *rivals) if found[i][0] <= worst)})
 
     def _plan(self, entry: _Entry, ratio: float) -> Plan:
         order = "kfac" if entry.method in (SEARCH, "uniform") else entry.method
@@ -207,7 +221,9 @@ class Planner:
         """The best plan of the search, the ranking corrected by measurement, and the next best; `found` at most."""
         starts, shares = [self.widths(name, ratio)[0] for name in STARTS], self.probes or (1 - ratio,)
         with Assembly(self.model, self.bank, self.space, self.search, self.precision) as assembly:
-            corrected = ranked_widths(measured_values(assembly, values, progress, shares), self.space, ratio)
+            measure = assembly.glance if self.glance else assembly.divergence
+            measured = measured_values(measure, self.space, values, progress, shares)
+            corrected = ranked_widths(measured, self.space, ratio)
             tried = len(starts) + 1 + self.evaluations
             members = evolve(assembly, [corrected, *starts], ratio, tried, self.seed, progress)
         banked = on_bank(self.space, corrected, ratio)  # the bank has not all widths

@@ -27,25 +27,26 @@ POPULATION = 8  # plans kept from one round to the next
 
 
 def measured_values(
-    assembly: Assembly,
+    divergence: Callable[[Widths], float],
+    space: Space,
     values: Values,
     progress: Callable[[], None] = lambda: None,
     shares: tuple[float, ...] = PROBES,
 ) -> Values:
     """Correct `values`, which predict losses, by measured ones; returns the corrected values.
 
-    Every sublayer alone is narrowed to these shares of its width, and the divergence is measured. The ratio of measured
+    Every sublayer alone is narrowed to these shares of its width, and the `divergence` of that plan is measured. The ratio of measured
     to predicted loss multiplies the values; between the widths its logarithm is interpolated. `progress` is called
     after each measurement.
     """
-    space, dense = assembly.space, assembly.space.dense()
+    dense = space.dense()
     corrected = [dict(layer) for layer in values]
     for layer, kind in space.sublayers():
         predicted = np.sort(values[layer][kind]) * space.structure_cost(layer, kind)
         full = dense[layer][kind]
         points = []
         for width in _probed(space, layer, kind, shares):
-            measured = assembly.divergence([*dense[:layer], dense[layer] | {kind: width}, *dense[layer + 1 :]])
+            measured = divergence([*dense[:layer], dense[layer] | {kind: width}, *dense[layer + 1 :]])
             gone = full - width
             ratio = max(measured, 1e-9) / max(float(predicted[:gone].sum()), 1e-12)
             points.append((gone, float(np.log(ratio))))

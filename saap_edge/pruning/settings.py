@@ -12,13 +12,13 @@ from saap_edge.registry import Registry
 from saap_edge.settings import Section
 
 __all__ = [
-    "EFFORTS", "LEARNT", "LOOK", "METHODS", "OUTSIDE_ORDERS", "PROBES", "STARTS", "Effort", "Method", "PruneSettings",
+    "CLEAR", "EFFORTS", "LEARNT", "LOOK", "METHODS", "OUTSIDE_ORDERS", "PROBES", "STARTS", "Effort", "Method", "PruneSettings",
     "RankingSettings", "ScoreSettings", "View",
 ]  # fmt: skip
 
 
 class ScoreSettings(Section):
-    """Calibration of the scores; repair uses the same windows."""
+    """Calibration of the scores and of the bank."""
 
     samples: int = Field(default=64, ge=4, description="calibration windows")
     batches: int = Field(default=16, ge=2, description="batches they form; importance is kept per batch")
@@ -50,7 +50,8 @@ class Effort:
         evaluations: plans that a search tries beside those it starts from; 0 leaves it at the corrected ranking.
         probes: shares of every sublayer's width at which a search measures it alone; () takes the share that stays.
         found: plans of a search that are repaired and judged.
-        finalists: plans that are judged on all text, beside the uniform one, where more were made.
+        finalists: plans that are judged on all text, beside the uniform one, where the first look leaves so many.
+        glance: a search measures sublayers on its first two windows instead of all.
     """
 
     auto: tuple[str, ...]
@@ -58,15 +59,17 @@ class Effort:
     probes: tuple[float, ...]
     found: int
     finalists: int
+    glance: bool = False
 
 
 STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # methods whose widths a search starts from
 PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which a thorough search measures
-LOOK = 16  # windows of either text in the first look at many plans
+LOOK = 16  # windows of either text in the first look at plans
+CLEAR = 1.05  # times the best perplexity in the first look: a plan above it is out
 LEARNT = 200  # steps of the policy gradient where nothing says how many
 EFFORTS = {
-    "quick": Effort(("kfac", "uniform"), 0, (), 1, 2),
-    "normal": Effort(("search", "uniform"), 0, (), 1, 2),
+    "quick": Effort(("kfac", "uniform"), 0, (), 1, 2, glance=True),
+    "normal": Effort(("search", "uniform"), 0, (), 1, 2, glance=True),
     "thorough": Effort(("search", *STARTS), 200, PROBES, 6, 3),
 }
 View = Literal["vector", "element", "wanda", "flap", "magnitude", "obs"]
@@ -140,6 +143,7 @@ class PruneSettings(Section):
         default=1, ge=1, le=16, description="for a ranked method: prune in so many steps, repaired and scored between"
     )
     repair: bool = Field(default=True, description="least-squares repair of o_proj and down_proj")
+    samples: int = Field(default=128, ge=4, description="calibration windows of the repair")
     mix: float = Field(
         default=0.6, ge=0, le=1, description="repair: share of the target that mends earlier layers' errors too"
     )

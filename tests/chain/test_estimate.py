@@ -50,7 +50,8 @@ def test_every_stage_that_takes_time_has_an_estimate(spec):
 
 
 MORE = {
-    "samples": ({"score": {"samples": 128}}, {"score", "bank", "plan", "prune", "recover"}),
+    "samples": ({"score": {"samples": 128}}, {"score", "bank", "recover"}),
+    "repaired": ({"prune": {"samples": 256}}, {"prune"}),
     "window": ({"score": {"window": 512}}, {"score", "bank", "plan", "prune"}),
     "tokens": ({"recover": {"tokens": 2_000_000}}, {"recover"}),
     "no repair": ({"prune": {"repair": False}}, set()),

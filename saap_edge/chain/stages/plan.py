@@ -68,7 +68,7 @@ def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
     evaluations = effort.evaluations if settings.evaluations is None else settings.evaluations
     model = dense_model(context)
     space = space_of(context.spec, context.recipe, context.target)
-    texts = windows(context, "calibration", samples + SEARCH_WINDOWS)
+    texts = windows(context, "calibration", max(samples + SEARCH_WINDOWS, settings.samples))
 
     def rescore() -> tuple[Any, Any]:
         scores = scores_of(context, model, batches_of(context))
@@ -76,11 +76,12 @@ def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
 
     return Planner(
         model=model, scores=load_scores(inputs["score"]), bank=Bank(inputs["bank"]), space=space,
-        calibration=texts[:samples], search=texts[-SEARCH_WINDOWS:],
+        calibration=texts[: settings.samples], search=texts[: samples + SEARCH_WINDOWS][-SEARCH_WINDOWS:],
         heldout=windows(context, "heldout", HELDOUT_WINDOWS), ranking=settings.ranking,
         evaluations=evaluations, seed=context.recipe.seed,
         mix=settings.mix if settings.repair else None, bias=settings.bias, rounds=settings.rounds, rescore=rescore,
-        auto=effort.auto, probes=effort.probes, found=effort.found, finalists=effort.finalists, precision=precision,
+        auto=effort.auto, probes=effort.probes, found=effort.found, finalists=effort.finalists,
+        glance=effort.glance, precision=precision,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ __all__ = ["RULE"]
 
 def _settings(context: Context) -> dict[str, Any]:
     prune = context.recipe.prune.model_dump(mode="json")
-    return score_settings(context) | {name: prune[name] for name in ("repair", "mix", "bias")}
+    return score_settings(context) | {name: prune[name] for name in ("repair", "samples", "mix", "bias")}
 
 
 def _prune(context: Context, inputs: Inputs, out: Path) -> None:
@@ -32,7 +32,7 @@ def _prune(context: Context, inputs: Inputs, out: Path) -> None:
     check_fits(plan, context.spec)
     kept = kept_structures(load_values(inputs["plan"]), plan.widths)
     heldout = windows(context, "heldout", HELDOUT_WINDOWS)
-    texts = windows(context, "calibration", context.recipe.score.samples)[: None if settings.repair else 0]
+    texts = windows(context, "calibration", settings.samples)[: None if settings.repair else 0]
     pruned, figures = _cut_and_repaired(context, model, kept, heldout, texts)
     (out / "model").mkdir()
     save_model(pruned, context.model, out / "model")
