@@ -35,9 +35,9 @@ def measured_values(
 ) -> Values:
     """Correct `values`, which predict losses, by measured ones; returns the corrected values.
 
-    Every sublayer alone is narrowed to these shares of its width, and the `divergence` of that plan is measured. The ratio of measured
-    to predicted loss multiplies the values; between the widths its logarithm is interpolated. `progress` is called
-    after each measurement.
+    Every sublayer alone is narrowed to these shares of its width, and the `divergence` of that plan is measured. The
+    ratio of measured to predicted loss multiplies the values; between the widths its logarithm is interpolated.
+    `progress` is called after each measurement.
     """
     dense = space.dense()
     corrected = [dict(layer) for layer in values]

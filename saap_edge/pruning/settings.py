@@ -12,8 +12,8 @@ from saap_edge.registry import Registry
 from saap_edge.settings import Section
 
 __all__ = [
-    "CLEAR", "EFFORTS", "LEARNT", "LOOK", "METHODS", "OUTSIDE_ORDERS", "PROBES", "STARTS", "Effort", "Method", "PruneSettings",
-    "RankingSettings", "ScoreSettings", "View",
+    "CLEAR", "EFFORTS", "LEARNT", "LOOK", "METHODS", "OUTSIDE_ORDERS", "PROBES", "STARTS", "Effort", "Method",
+    "PruneSettings", "RankingSettings", "ScoreSettings", "View",
 ]  # fmt: skip
 
 
