@@ -150,6 +150,8 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
 
     Raises SaapError when nothing there can be evaluated, an artifact was changed since export, or a format is missing.
     """
+    if not path.exists():
+        raise SaapError(f"no file or folder '{path}'")
     if (path / "manifest.json").is_file():
         found = {
             artifact.format: _artifact(artifact.format, path / artifact.path, threads, engine_of(artifact.format))

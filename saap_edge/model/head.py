@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from saap_edge.model.perplexity import Perplexity
 
@@ -67,18 +69,21 @@ def states_perplexity(model: Any, states: list[torch.Tensor], windows: torch.Ten
     `states`: [some windows, window, hidden] a chunk, in order, before the model's last norm. The first token of a
     window is context only.
     """
-    total, done = 0.0, 0
+    step, done, found = max(1, LOGITS // model.config.get_text_config().vocab_size), 0, []
     for chunk in states:
         rows, wanted = model.model.norm(chunk)[:, :-1].flatten(0, 1), windows[done : done + len(chunk), 1:].flatten()
-        total += float(head_gradient(model, rows, _next_token_loss(wanted), gradient=False)[0]) * len(rows)
+        pieces = zip(rows.split(step), wanted.to(rows.device).split(step), strict=True)
+        losses = [cross_entropy(logits_of(model, piece), tokens, reduction="none") for piece, tokens in pieces]
+        found += torch.cat(losses).view(len(chunk), -1).double().mean(1).tolist()
         done += len(chunk)
-    return Perplexity(nll=total / windows[:, 1:].numel(), tokens=windows[:, 1:].numel(), window=windows.shape[1])
+    nll = math.fsum(found) / len(found)
+    return Perplexity(nll, windows[:, 1:].numel(), windows.shape[1], tuple(found))
 
 
 def _next_token_loss(wanted: torch.Tensor) -> Callable[[torch.Tensor, slice], torch.Tensor]:
     """What `head_gradient` takes: the loss of the tokens `wanted` [rows], which come next."""
 
     def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(logits, wanted[rows].to(logits.device), reduction="sum")
+        return cross_entropy(logits, wanted[rows].to(logits.device), reduction="sum")
 
     return loss

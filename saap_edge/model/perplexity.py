@@ -23,7 +23,7 @@ class Perplexity:
     """Perplexity with its conditions.
 
     `nll` is the mean negative log-likelihood in nats per predicted token, `tokens` the number of predicted tokens,
-    `window` the tokens in a window.
+    `window` the tokens in a window. `by_window` has the mean of each window, where it was kept.
 
     >>> round(Perplexity(nll=2.302585, tokens=1000, window=256).value, 3)
     10.0
@@ -32,6 +32,7 @@ class Perplexity:
     nll: float
     tokens: int
     window: int
+    by_window: tuple[float, ...] = ()
 
     @property
     def value(self) -> float:

@@ -16,7 +16,7 @@ from saap_edge.registry import source_file
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
 
-__all__ = ["RULE", "SEARCH_WINDOWS"]
+__all__ = ["RULE", "SEARCH_WINDOWS", "planner_of"]
 
 SEARCH_WINDOWS = 8  # calibration windows that follow the scored ones: the search compares plans on them
 
@@ -47,7 +47,7 @@ def _plan(context: Context, inputs: Inputs, out: Path) -> None:
 
     settings = context.recipe.prune
     with tempfile.TemporaryDirectory() as scratch:
-        planner = _planner(context, inputs, Path(scratch))
+        planner = planner_of(context, inputs, Path(scratch))
         if context.plan is None:
             with context.bar("plan", planner.work(settings.method)) as advance:
                 plan, values = planner.plan(settings.method, settings.ratio, advance)
@@ -57,7 +57,8 @@ def _plan(context: Context, inputs: Inputs, out: Path) -> None:
     save_values(values, out)
 
 
-def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
+def planner_of(context: Context, inputs: Inputs, scratch: Path) -> Any:
+    """The recipe's planner over what the stages score and bank left; `scratch` is for banks of further rounds."""
     from saap_edge.pruning.bank import Bank, build_bank
     from saap_edge.pruning.planner import Planner
     from saap_edge.pruning.score import load_scores

@@ -1,0 +1,69 @@
+"""Pruning a real, pretrained model: which method is best, cut, repaired and recovered, and what becomes of its answers.
+
+    saap-edge bank RUN/stages/score-…                 (after: saap-edge score --model MODEL.gguf --out RUN)
+    python benchmarks/real.py methods RUN/stages/bank-… --other TEXT.txt --work WORK
+    python benchmarks/real.py recover RUN/stages/bank-… --other TEXT.txt --work WORK --tokens 65536 --methods auto saap
+    python benchmarks/real.py answers --tasks FOLDER --limit 100 --work WORK
+    python benchmarks/real.py show --work WORK --out benchmarks/results/real-NAME.json
+
+`methods`: every method sees the same scores, bank and calibration windows, and removes the same share of the weights in
+attention and FFN. Perplexity is measured on two test texts that nothing was chosen on, as cut and after repair.
+`recover` trains some of these plans with the same tokens, writes Q4_0 files (and the dense model's), and measures each
+in llama.cpp. `answers` runs zero-shot tasks on these files by lm-eval. Each part adds rows to WORK as they are made, and
+leaves out what is there: a run that was stopped goes on. `show` prints the tables, then one JSON line.
+
+Windows have 256 tokens, without BOS. Intervals are 95 % of a bootstrap over windows that both models saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from real_answers import answers
+from real_methods import methods
+from real_recover import recovered
+from real_show import show
+
+METHODS = (
+    "auto", "kfac", "saap", "llm-pruner-element", "flap", "wanda-sp", "shortgpt", "magnitude", "uniform",
+)  # fmt: skip
+TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbook_qa")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(required=True, metavar="PART")
+    first = part(parts, "methods", methods, "plan, cut and repair by every method")
+    first.add_argument("--methods", nargs="+", default=list(METHODS))
+    second = part(parts, "recover", recovered, "train some plans, and write their files")
+    second.add_argument("--methods", nargs="+", default=["auto", "uniform"])
+    second.add_argument("--tokens", type=int, default=65_536)
+    for each in (first, second):
+        each.add_argument("bank", type=Path, help="folder of the bank stage")
+        each.add_argument("--other", type=Path, required=True, help="second test text, of another domain")
+        each.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5, 0.35, 0.1])
+        each.add_argument("--windows", type=int, default=64, help="of each test text")
+    third = part(parts, "answers", answers, "zero-shot accuracy of the files")
+    third.add_argument("--tasks", type=Path, required=True, help="folder of NAME.jsonl")
+    third.add_argument("--names", nargs="+", default=list(TASKS))
+    third.add_argument("--limit", type=int, default=100, help="rows of each task")
+    third.add_argument("--threads", type=int, default=1)
+    fourth = part(parts, "show", show, "print what there is")
+    fourth.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    arguments.act(arguments)
+
+
+def part(
+    parts: argparse._SubParsersAction[argparse.ArgumentParser], name: str, act: object, told: str
+) -> argparse.ArgumentParser:
+    parser = parts.add_parser(name, help=told)
+    parser.set_defaults(act=act)
+    parser.add_argument("--work", type=Path, required=True, help="folder of rows and files; kept")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

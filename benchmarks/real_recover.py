@@ -1,0 +1,77 @@
+"""real.py recover: some plans trained with the same tokens, as Q4_0 files, each measured in llama.cpp."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from real_frame import Frame, Rows, made, open_frame
+
+from saap_edge.chain.texts import HELDOUT_WINDOWS
+from saap_edge.engines.worker import Worker
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.model.folder import save_model
+from saap_edge.pruning.kept import kept_structures
+from saap_edge.pruning.repair import repair, restored
+from saap_edge.pruning.surgery import cut
+from saap_edge.recovery.run import Texts, recover
+
+DENSE = "dense"
+
+
+def recovered(arguments: argparse.Namespace) -> None:
+    """A row for the dense model, and one for every method and ratio: they get the same training."""
+    rows, tokens = Rows(arguments.work, "recovered"), arguments.tokens
+    wanted = [(0.0, DENSE), *((ratio, name) for ratio in arguments.ratios for name in arguments.methods)]
+    missing = [(ratio, name) for ratio, name in wanted if not rows.has(ratio=ratio, method=name, tokens=tokens)]
+    with open_frame(arguments) as frame:
+        for ratio, name in missing:
+            folder = arguments.work / f"{name}-{ratio:.2f}"
+            pruned = frame.context.model if name == DENSE else write_pruned(frame, name, ratio, folder)
+            rows.add({"ratio": ratio, "method": name, "tokens": tokens} | train(frame, pruned, folder, tokens))
+
+
+def write_pruned(frame: Frame, name: str, ratio: float, folder: Path) -> Path:
+    """The method's plan, cut and repaired, as a folder; made once."""
+    out, planner = folder / "pruned", frame.planner
+    if not out.is_dir():
+        widths, values, _ = made(planner, name, ratio)
+        kept = kept_structures(values, widths)
+        partial = folder / "partial"
+        partial.mkdir(parents=True, exist_ok=True)
+        with restored(planner.model):
+            repair(planner.model, kept, planner.calibration, planner.mix or 0.0, precision=planner.precision)
+            save_model(cut(planner.model, kept), frame.context.model, partial)
+        partial.rename(out)
+    return out
+
+
+def train(frame: Frame, pruned: Path, folder: Path, tokens: int) -> dict[str, Any]:
+    """Recover the folder, write its Q4_0 file, and measure that."""
+    corpus, recipe = frame.context.corpus, frame.context.recipe
+    out, file = folder / f"recovered-{tokens}", folder / f"{tokens}-q4_0.gguf"
+    texts = Texts(
+        corpus.windows("calibration", recipe.score.samples), corpus.windows("calibration"),
+        corpus.windows("heldout", HELDOUT_WINDOWS),
+    )  # fmt: skip
+    settings = recipe.recover.model_copy(update={"tokens": tokens})
+    if not (out / "recover.json").is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        recover(
+            frame.context.model, pruned, texts, settings, group=recipe.export.group, seed=recipe.seed, out=out,
+            work=folder / f"work-{tokens}",
+        )  # fmt: skip
+    document = json.loads((out / "recover.json").read_text(encoding="utf-8"))
+    size = write_gguf(out / "model", file, settings.format)["file_bytes"]
+    with Worker("llama.cpp", file, torch.get_num_threads(), recipe.score.window) as worker:
+        losses = {name: [nll(worker, window) for window in text.tolist()] for name, text in frame.tests.items()}
+    kept = ("before", "after", "dense", "tokens", "format")
+    return {"file": file.name, "file_bytes": size, "losses": losses} | {name: document[name] for name in kept}
+
+
+def nll(worker: Worker, window: list[int]) -> float:
+    total, count = worker.nll([window])
+    return round(total / count, 4)

@@ -1,0 +1,111 @@
+"""real.py show: the tables, from what the other parts left."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import Any
+
+import numpy as np
+from real_frame import Rows
+from result import publish
+from scipy.stats import bootstrap
+
+STATES = ("cut", "repaired")
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Print Markdown tables and one JSON line."""
+    methods, recovered, answers = (Rows(arguments.work, name).rows for name in ("methods", "recovered", "answers"))
+    conditions = json.loads((arguments.work / "conditions.json").read_text(encoding="utf-8"))
+    result: dict[str, Any] = {"benchmark": "real"} | conditions
+    result["methods"] = [method_row(row, methods) for row in methods]
+    result["recovered"] = [recovered_row(row, recovered, answers) for row in recovered]
+    for line in tables(result):
+        print(line)
+    publish(result, arguments.out)
+
+
+def perplexities(losses: dict[str, list[float]]) -> dict[str, float]:
+    """By text, of losses of its windows."""
+    return {text: round(math.exp(float(np.mean(values))), 2) for text, values in losses.items()}
+
+
+def beside(losses: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, list[float]]:
+    """By text: this perplexity over the other's, and the interval of that ratio."""
+    found = {}
+    for text, values in losses.items():
+        gain = np.array(values) - np.array(other[text])
+        drawn = bootstrap((gain,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+        ends = (gain.mean(), drawn.confidence_interval.low, drawn.confidence_interval.high)
+        found[text] = [round(float(np.exp(end)), 3) for end in ends]
+    return found
+
+
+def method_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of one method at one ratio, and its repaired perplexity beside that of `auto`."""
+    auto = next((o for o in rows if o["method"] == "auto" and o["ratio"] == row["ratio"]), None)
+    found = {name: value for name, value in row.items() if name not in ("losses", "perplexity")}
+    found |= {state: perplexities(losses) for state, losses in row["losses"].items()}
+    if auto and auto is not row:
+        found["repaired_over_auto"] = beside(row["losses"]["repaired"], auto["losses"]["repaired"])
+    return found
+
+
+def recovered_row(row: dict[str, Any], rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of one file."""
+    dense = next(other for other in rows if other["method"] == "dense" and other["tokens"] == row["tokens"])
+    found = {name: value for name, value in row.items() if name not in ("losses", "file")}
+    found["perplexity"] = perplexities(row["losses"])
+    if dense is not row:
+        found["over_dense"] = beside(row["losses"], dense["losses"])
+    mine = [one for one in answers if all(one[name] == row[name] for name in ("ratio", "method", "tokens"))]
+    found["tasks"] = {one["task"]: {key: one[key] for key in ("metric", "value", "stderr", "n")} for one in mine}
+    if mine:
+        found["average"] = round(100 * float(np.mean([one["value"] for one in mine])), 1)
+        found["average_stderr"] = round(100 * math.sqrt(sum(one["stderr"] ** 2 for one in mine)) / len(mine), 1)
+    return found
+
+
+def tables(result: dict[str, Any]) -> list[str]:
+    """Markdown: methods by ratio, then the files."""
+    texts = list(result["windows"])
+    columns = [f"{text}, {state}" for state in STATES for text in texts]
+    lines: list[str] = []
+    rows = [row for row in result["methods"] if row["method"] != "dense"]
+    dense = [row["dense"] for row in result["methods"] if row["method"] == "dense"]
+    lines += [f"dense: {', '.join(f'{text} {value}' for text, value in one.items())}" for one in dense]
+    for ratio in sorted({row["ratio"] for row in rows}):
+        lines += [
+            "",
+            f"| {ratio:.0%} | removed | {' | '.join(columns)} | over auto [95 %] |",
+            "|---" * (len(columns) + 3) + "|",
+        ]
+        mine = [row for row in rows if row["ratio"] == ratio]
+        for row in sorted(mine, key=lambda row: row["repaired"][texts[0]]):
+            figures = [f"{row[state][text]:.1f}" for state in STATES for text in texts]
+            other = row.get("repaired_over_auto")
+            figures.append("{:.2f} [{:.2f}, {:.2f}]".format(*other[texts[0]]) if other else "")
+            lines.append(f"| {row['method']} | {row['removed']:.1%} | {' | '.join(figures)} |")
+    return [*lines, *files(result["recovered"], texts)]
+
+
+def files(rows: list[dict[str, Any]], texts: list[str]) -> list[str]:
+    """The table of Q4_0 files in llama.cpp."""
+    if not rows:
+        return []
+    names = list(dict.fromkeys(name for row in rows for name in row["tasks"]))
+    heads = ["removed", "method", "tokens", "MB", *texts, *names, *(["average"] if names else [])]
+    lines = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [f"{row['ratio']:.0%}", row["method"], f"{row['tokens']:,}", f"{row['file_bytes'] / 1e6:.1f}"]
+        cells += [f"{row['perplexity'][text]:.1f}" for text in texts]
+        cells += [f"{100 * row['tasks'][name]['value']:.0f}" if name in row["tasks"] else "" for name in names]
+        if names:
+            cells.append(f"{row['average']} ± {row['average_stderr']}" if "average" in row else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+__all__ = ["show"]
