@@ -47,6 +47,9 @@ from saap_edge.exporting.imatrix import save_importance
 from saap_edge.exporting.kquants import write_kquant
 from saap_edge.machine.facts import machine_facts, versions
 from saap_edge.measuring.measure import BenchConditions, Subject, measure
+from saap_edge.model.folder import load_model
+from saap_edge.model.perplexity import text_windows
+from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.pruning.kept import uniform_widths
 from saap_edge.pruning.space import Space
 from saap_edge.recovery.imatrix import importance_matrix
@@ -59,7 +62,8 @@ TYPES = (
 SHAPE_TYPES = ("q8_0", "q4_k_m", "q4_0", "iq4_nl", "q3_k_m", "iq3_m", "q2_k", "iq3_xxs", "iq2_m")
 BASE = "q4_0"
 SLACK = 0.01  # a file so little larger or slower is as large or fast
-console = Console(width=150)
+CHUNK = 512  # tokens of llama-perplexity's window
+console = Console(width=170)
 
 
 @dataclass
@@ -75,7 +79,10 @@ class Row:
     nll: list[float] = field(default_factory=list)
     tok_s: float = 0.0
     ratio: dict[str, float] = field(default_factory=dict)
+    prefill: dict[str, float] = field(default_factory=dict)
+    rss_mib: float = 0.0
     ideal: float = 0.0
+    halves: list[float] = field(default_factory=list)  # nats a token, as llama-perplexity counts
 
     @property
     def name(self) -> str:
@@ -87,11 +94,14 @@ class Row:
 
     def document(self) -> dict[str, Any]:
         perplexity = {"perplexity": round(self.perplexity, 4)} if self.nll else {}
+        if self.halves:
+            perplexity["llama_perplexity"] = round(float(np.exp(np.mean(self.halves))), 4)
         return {
             "model": self.model, "type": self.type, "file_bytes": self.subject.file_bytes,
             "projection_bytes": self.subject.projection_bytes, "bits_per_weight": round(self.bits, 3),
             "bits_per_dense_weight": round(self.dense_bits, 3), "fallbacks": self.fallbacks, **perplexity,
             "decode_tok_s": round(self.tok_s, 1), "decode_ratio": {k: round(v, 4) for k, v in self.ratio.items()},
+            "prefill_ratio": {k: round(v, 4) for k, v in self.prefill.items()}, "peak_rss_mib": round(self.rss_mib, 1),
             "ideal_decode_ratio": round(self.ideal, 4),
         }  # fmt: skip
 
@@ -137,15 +147,21 @@ def measure_speed(rows: list[Row], base: Row, threads: int, rounds: int) -> Benc
         beside = replace(base.subject, name="base")  # the base itself is measured against a second process of its own
         document = measure([beside, row.subject], [("base", row.subject.name)], conditions).as_dict()
         [pair] = document["comparisons"]
-        row.tok_s = document["artifacts"][1]["metrics"]["decode_tok_s"]["median"]
-        row.ratio, row.ideal = pair["ratios"]["decode_tok_s"], pair["ideal_decode_ratio"]
+        metrics, ratios = document["artifacts"][1]["metrics"], pair["ratios"]
+        row.tok_s, row.rss_mib = metrics["decode_tok_s"]["median"], metrics["peak_rss_mib"]["median"]
+        row.ratio, row.prefill, row.ideal = ratios["decode_tok_s"], ratios["prefill_tok_s"], pair["ideal_decode_ratio"]
     return conditions
 
 
-def measure_quality(rows: list[Row], windows: list[list[int]], threads: int) -> None:
+def measure_quality(rows: list[Row], windows: list[list[int]], raw: list[list[int]], threads: int) -> None:
+    """Losses on windows of 256 tokens, and on chunks of CHUNK as llama-perplexity scores them: the second half."""
     for row in track(rows, "perplexity", console=Console(stderr=True), transient=True):
         with Worker("llama.cpp", row.subject.path, threads, WINDOW) as worker:
             row.nll = [total / count for total, count in (worker.nll([window]) for window in windows)]
+        if raw:
+            with Worker("llama.cpp", row.subject.path, threads, CHUNK) as worker:
+                scores = (worker.score([(window, CHUNK // 2 + 1)])[0][0] for window in raw)
+                row.halves = [-float(np.mean(values)) for values in scores]
 
 
 def rivals(rows: list[Row]) -> Iterator[dict[str, Any]]:
@@ -217,14 +233,21 @@ def show_costs(rows: list[Row]) -> None:
 def show_rows(rows: list[Row], title: str) -> None:
     quality = any(row.nll for row in rows)
     table = Table(title=title)
-    columns = ("file", "file kB", "bits/dense weight", *(("perplexity",) if quality else ()), "tok/s")
-    for column in (*columns, "against dense Q4_0 [95 %]", "ideal", "fell back"):
+    columns = (
+        "file",
+        "file kB",
+        "bits/dense weight",
+        *(("perplexity", "llama-perplexity") if quality else ()),
+        "tok/s",
+    )
+    for column in (*columns, "decode over dense Q4_0 [95 %]", "ideal", "prefill", "RSS MiB", "fell back"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for row in sorted(rows, key=lambda row: -row.subject.file_bytes):
         table.add_row(
             row.name, f"{row.subject.file_bytes / 1e3:,.0f}", f"{row.dense_bits:.2f}",
-            *((f"{row.perplexity:.2f}",) if quality else ()), f"{row.tok_s:.0f}", _interval(row.ratio),
-            f"{row.ideal:.2f}", str(row.fallbacks or ""),
+            *((f"{row.perplexity:.2f}", f"{np.exp(np.mean(row.halves)):.2f}" if row.halves else "") if quality else ()),
+            f"{row.tok_s:.0f}", _interval(row.ratio), f"{row.ideal:.2f}", f"{row.prefill['ratio']:.2f}",
+            f"{row.rss_mib:.0f}", str(row.fallbacks or ""),
         )  # fmt: skip
     console.print(table)
 
@@ -262,14 +285,18 @@ def of_model(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         args.model, "dense", list(dict.fromkeys([*(args.types or TYPES), BASE])), imatrix, scratch / "dense"
     )
     base = next(row for row in dense if row.type == BASE)
-    pruned = [
-        row for index, folder in enumerate(args.pruned)
-        for row in write_types(folder, _label(folder), [BASE], None, scratch / f"pruned-{index}")
-    ]  # fmt: skip
+    pruned: list[Row] = []
+    for index, folder in enumerate(args.pruned):
+        own, out = scratch / f"pruned-{index}-imatrix", scratch / f"pruned-{index}"
+        if set(args.pruned_types) - set(PLAIN):
+            own.mkdir()
+            own = save_importance(importance_matrix(load_model(folder), frame.order(0)[:SAMPLES]), own)
+        pruned += write_types(folder, _label(folder), args.pruned_types, own, out)
     spread(pruned, base)
     rows = dense + pruned
     show_costs(rows)
-    measure_quality(rows, windows, args.threads)
+    raw = chunks(args.model, args.raw, args.windows // 2) if args.raw else []
+    measure_quality(rows, windows, raw, args.threads)
     conditions = measure_speed(rows, base, args.threads, args.rounds)
     pairs = list(rivals(rows))
     text = f"{len(windows)} windows of {WINDOW} tokens, {args.data.name}"
@@ -279,9 +306,20 @@ def of_model(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     show_pairs(pairs)
     return {
         "model": frame.name, "windows": len(windows), "window": WINDOW, "text": args.data.name,
+        "llama_perplexity": {"text": args.raw.name, "chunk": CHUNK, "chunks": len(raw)} if args.raw else None,
         "calibration_windows": SAMPLES, "conditions": asdict(conditions),
         "rows": [row.document() for row in rows], "pairs": pairs,
     }  # fmt: skip
+
+
+def chunks(model: Path, text: Path, count: int) -> list[list[int]]:
+    """Windows as llama-perplexity cuts them; a model whose tokenizer adds BOS has it in place of the first token."""
+    tokenizer = load_tokenizer(model)
+    found: list[list[int]] = text_windows(tokenizer, text.read_text(encoding="utf-8"), CHUNK, count).tolist()
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer("a")["input_ids"][0] == bos:
+        found = [[bos, *window[1:]] for window in found]
+    return found
 
 
 def _label(folder: Path) -> str:
@@ -330,6 +368,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="Hugging Face folder of the dense model")
     parser.add_argument("--data", type=Path, help="folder of texts (train, valid, test; or one file)")
     parser.add_argument("--pruned", type=Path, action="append", default=[], help="a pruned version; repeat it")
+    parser.add_argument("--pruned-types", nargs="+", choices=TYPES, default=[BASE], help="of the pruned versions")
+    parser.add_argument("--raw", type=Path, help="text for a column in the way of llama-perplexity (wiki.test.raw)")
     parser.add_argument("--types", nargs="+", choices=TYPES, help="of the dense model, and of all models of --shape")
     parser.add_argument("--windows", type=int, default=TEST, help=f"test windows of {WINDOW} tokens")
     parser.add_argument("--shape", choices=list(SHAPES), help="measure speed on random weights of this shape")
