@@ -26,7 +26,7 @@ def space_of(spec: ModelSpec, recipe: Recipe, target: Target) -> Space:
     return Space(
         shapes=spec.layers, hidden=spec.hidden, head_dim=spec.head_dim, cost=cost, grid=grid, protect=prune.protect,
         minimum=prune.minimum, slots=prune.query_slots, depth=prune.depth, trim=prune.off_grid == "trim",
-        uniform_only=_why_uniform(spec, recipe), attention_grid=attention_grid,
+        uniform_only=_why_uniform(spec, recipe), attention_grid=attention_grid, only=prune.only,
     )  # fmt: skip
 
 

@@ -130,6 +130,9 @@ class PruneSettings(Section):
     off_grid: Literal["pad", "trim"] = Field(
         default="pad", description="a dense FFN width off the grid: pad with zeros, or bring to the grid below"
     )
+    only: Literal["attention", "ffn"] | None = Field(
+        default=None, description="narrow these sublayers alone; where absent both"
+    )
     protect: tuple[int, ...] = Field(default=(), description="layers that stay dense; -1 is the last")
     minimum: float = Field(default=0.0, ge=0, lt=1, description="share of every sublayer that stays")
     query_slots: bool = Field(default=False, description="query heads may go beside whole kv groups (GQA)")

@@ -95,6 +95,7 @@ class Space:
         cost: what widths cost.
         grid: FFN widths and heads * head_dim are multiples of it, except a dense width that stays.
         attention_grid: the grid of heads * head_dim, or None if it is `grid`.
+        only: "attention" or "ffn": the other sublayers stay dense; None narrows both.
         protect: layers that stay dense; negative numbers count from the end.
         minimum: least share of every sublayer that stays.
         slots: query slots may go, not only KV groups.
@@ -121,6 +122,7 @@ class Space:
     trim: bool = False
     uniform_only: str | None = None
     attention_grid: int | None = None
+    only: str | None = None
 
     def dense(self) -> Widths:
         """The dense widths."""
@@ -140,7 +142,7 @@ class Space:
     def options(self, layer: int, kind: str) -> list[int]:
         """Widths that this kind may have in this layer, ascending. The last is the dense one, or the trimmed one."""
         dense = shape_widths(self.shapes[layer])[kind]
-        if layer in self._protected or (kind == "slots" and not self.slots):
+        if layer in self._protected or (kind == "slots" and not self.slots) or not self._touches(kind):
             return [dense]
         step = self.step(layer, kind)
         least = max(step, -(-int(self.minimum * dense + 0.999999) // step) * step)
@@ -149,6 +151,9 @@ class Space:
             dense = inside.pop()
         bottom = [0] if self.depth and kind != "slots" and self.minimum == 0 else []
         return bottom + inside + [dense]
+
+    def _touches(self, kind: str) -> bool:
+        return self.only is None or (kind == "ffn") == (self.only == "ffn")
 
     @property
     def _heads_grid(self) -> int:

@@ -216,3 +216,18 @@ def test_the_progress_bar_gets_to_its_end(planner):
     steps = []
     planner.plan("auto", 0.4, steps.append)
     assert 0.8 * planner.work("auto") <= sum(steps) <= planner.work("auto") + 1e-6
+
+
+@pytest.mark.parametrize("only", ["ffn", "attention"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "policy-gradient"])
+def test_every_method_leaves_the_other_sublayers_dense(planner, method, only):
+    """A model of which the FFN alone (or attention alone) is narrowed."""
+    space = replace(planner.space, only=only, slots=False)
+    if space.uniform_only and method not in ("uniform", "wanda-sp"):
+        pytest.skip("all layers alike")
+    ratio = 0.15 if only == "ffn" else 0.05
+    widths, _ = replace(planner, space=space, evaluations=2, found=1).widths(method, ratio)
+    dense = space.dense()
+    others = [kind for kind in dense[0] if (kind == "ffn") != (only == "ffn")]
+    assert all(layer[kind] == full[kind] for layer, full in zip(widths, dense, strict=True) for kind in others)
+    assert space.met(widths, ratio) and widths != dense
