@@ -213,7 +213,10 @@ class _Step:
         columns = output_columns(self.layer, self.sublayer, variant.kept[self.index]).to(self.module.weight.device)
         if states is None and len(columns) == self.module.weight.shape[1]:
             return None, None
-        states = self.before.copy() if states is None else states
+        if states is None:
+            states = self.before.copy()
+            if variant.mix is None:
+                states.calibration = []  # never looked at, and dense states would stay in memory
         if variant.mix is None:
             mended = _Mended(columns, self.module.weight.index_select(1, columns), self.module.bias)
         else:

@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["RULE"]
 
 _OFFERED = ("off_grid", "only", "protect", "minimum", "query_slots", "depth")  # they say which widths there are
-    "off_grid",
-    "only",
-    "protect",
-    "minimum",
-    "query_slots",
-    "depth",
-)  # settings that say which widths there are
 
 
 def _settings(context: Context) -> dict[str, Any]:
