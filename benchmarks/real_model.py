@@ -79,12 +79,13 @@ def measured(entry: dict[str, Any]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> list[str]:
     """The tables of README.md, in Markdown: quality by stage, the files, and their speed as far as it was measured."""
-    quality = quality_table(result["plan"], result["quality"]["heldout_perplexity"], result["recover"])
+    quality = quality_table(result["plan"], result["quality"], result["recover"])
     return [*quality, *file_table(result), *speed_table(result)]
 
 
-def quality_table(plan: dict[str, Any], quality: dict[str, float], recover: dict[str, Any]) -> list[str]:
+def quality_table(plan: dict[str, Any], prune: dict[str, Any], recover: dict[str, Any]) -> list[str]:
     """`recover`: its document, empty where the stage is not done; its codes are those of the exported files."""
+    quality, windows = prune["heldout_perplexity"], prune["heldout_tokens"] // prune["window"]
     dense, pruned = plan["parameters"]
     blocks = {name: f"{recover[name]['perplexity_blocks']:.1f}" for name in ("dense", "before", "after") if recover}
     rows = [
@@ -96,7 +97,8 @@ def quality_table(plan: dict[str, Any], quality: dict[str, float], recover: dict
         name = f"pruned, repaired, recovered with {recover['tokens']:,} tokens"
         rows.append((name, pruned, recover["after"]["perplexity_fp"], blocks["after"]))
     for other in plan["candidates"]:
-        if other["uniform"] and not other["chosen"]:
+        # One that was clearly worse was judged on less text: its perplexity is another.
+        if other["uniform"] and not other["chosen"] and other.get("heldout_windows", windows) == windows:
             left = round(dense * (1 - other["achieved_ratio"]))
             rows.append(("pruned alike in every layer, repaired", left, other["heldout_perplexity"], ""))
     form = recover.get("format", "4 bits")

@@ -231,3 +231,33 @@ def test_every_method_leaves_the_other_sublayers_dense(planner, method, only):
     others = [kind for kind in dense[0] if (kind == "ffn") != (only == "ffn")]
     assert all(layer[kind] == full[kind] for layer, full in zip(widths, dense, strict=True) for kind in others)
     assert space.met(widths, ratio) and widths != dense
+
+
+@pytest.mark.parametrize(("clear", "windows"), [(1e9, (20, 20)), (1.0, (16, 16))])
+def test_a_plan_that_is_clearly_worse_is_judged_no_more(planner, monkeypatch, clear, windows):
+    """Near ones are judged on all held-out text. A clear winner was judged by the first look, as the others were."""
+    monkeypatch.setattr("saap_edge.pruning.planner.CLEAR", clear)
+    torch.manual_seed(1)
+    longer = replace(planner, heldout=torch.randint(0, 320, (20, 24)))
+    steps = []
+    names = ("uniform",) if planner.space.uniform_only else ("kfac", "uniform")
+    plan, _ = longer.choose({name: longer.made(name, 0.3) for name in names}, "auto", 0.3, steps.append)
+    found = [one.heldout_windows for one in plan.candidates]
+    assert found == ([20] if len(names) == 1 else list(windows))
+    chosen = [one for one in plan.candidates if one.chosen]
+    assert len(chosen) == 1 and chosen[0].heldout_perplexity == min(one.heldout_perplexity for one in plan.candidates)
+    assert sum(steps) <= longer.work("auto") + 1e-6
+
+
+def test_a_search_that_glances_measures_on_the_first_windows(planner):
+    """The corrected ranking is what the first two windows say, and no other window enters it."""
+    if planner.space.uniform_only:
+        pytest.skip("nothing to search")
+    space, values = planner.space, planner.values("kfac")
+    with Assembly(planner.model, planner.bank, space, planner.search) as assembly:
+        glanced = measured_values(assembly.glance, space, values)
+    with Assembly(planner.model, planner.bank, space, planner.search[:2]) as assembly:
+        alone = measured_values(assembly.divergence, space, values)
+    for one, other in zip(glanced, alone, strict=True):
+        for kind in one:
+            np.testing.assert_allclose(one[kind], other[kind], rtol=1e-5)
