@@ -146,7 +146,7 @@ class PruneSettings(Section):
         default=1, ge=1, le=16, description="for a ranked method: prune in so many steps, repaired and scored between"
     )
     repair: bool = Field(default=True, description="least-squares repair of o_proj and down_proj")
-    samples: int = Field(default=128, ge=4, description="calibration windows of the repair")
+    samples: int = Field(default=96, ge=4, description="calibration windows of the repair")
     mix: float = Field(
         default=0.6, ge=0, le=1, description="repair: share of the target that mends earlier layers' errors too"
     )
