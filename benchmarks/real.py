@@ -51,6 +51,7 @@ def main() -> None:
     third.add_argument("--threads", type=int, default=1)
     fourth = part(parts, "show", show, "print what there is")
     fourth.add_argument("--out", type=Path)
+    fourth.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose tables are to be these")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.act(arguments)

@@ -15,10 +15,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from result import publish
+from result import fill, publish
 
 MIB = 2**20
-BEGIN, END = "<!-- real model: begin -->", "<!-- real model: end -->"
+MARK = "real model"
 
 
 def document(run: Path, stage: str, name: str) -> dict[str, Any]:
@@ -150,15 +150,6 @@ def speed_table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def fill(page: Path, lines: list[str]) -> None:
-    """Put the tables between the page's two comments."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"'{page}' has no place for the tables: {BEGIN} and {END}")
-    page.write_text("\n\n".join([before + begin, "\n".join(lines), end + after]), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="--out folder of a compile run")
@@ -170,7 +161,7 @@ def main() -> None:
     for line in lines:
         print(line)
     for page in arguments.pages:
-        fill(page, lines)
+        fill(page, MARK, lines)
     publish(result, arguments.out)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from real_frame import Rows
-from result import publish
+from result import fill, publish
 from scipy.stats import bootstrap
 
+MARK = "real methods"
 STATES = ("cut", "repaired")
 
 
@@ -24,6 +25,8 @@ def show(arguments: argparse.Namespace) -> None:
     result["recovered"] = [recovered_row(row, recovered, answers) for row in recovered]
     for line in tables(result):
         print(line)
+    for page in arguments.pages:
+        fill(page, MARK, tables(result))
     publish(result, arguments.out)
 
 
