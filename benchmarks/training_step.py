@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from result import publish
 
+from saap_edge.model.adapters import LoraLinear, put
 from saap_edge.model.arithmetic import products
 from saap_edge.model.folder import load_model, spec_of
-from saap_edge.recovery.quantiser import LoraLinear, put
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.teacher import DenseTeacher
 from saap_edge.recovery.train import _Student

@@ -25,6 +25,7 @@ ESTIMATED = {"score", "bank", "plan", "prune", "recover", "dense", "export", "ve
 LOW, HIGH = 0.6, 1.7  # times the estimate: the span in which measured times lay (docs/progress.md)
 # Measured time over computed time, on models from 4.6 M to 135 M parameters.
 FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2}
+MULTIPLIED = 5  # weight matrices that training holds where it multiplies them: values, gradient, products
 TRAINED = 1.5  # times as fast as in float32: small products, casts and attention gain less than passes over text
 EVALUATED = 8  # times in each of recovery's two phases
 BASE = 760 << 20  # Python with torch and transformers
@@ -71,7 +72,9 @@ class _Count(PruningWork):
         streams = 2.0 + EFFORTS[prune.effort].finalists * (prune.method == "auto" or search)
         judged = states * (1 + HELDOUT / self.samples) * (1 + streams) + states * self.ffn / self.hidden
         teacher = weights if recover.tokens and recover.distillation and recover.top is None else 0.0
-        trained = pruned * 1.3 + self._activations(recover.batch, recover.checkpointing) if recover.tokens else 0.0
+        multiplied = MULTIPLIED * 4.0 * self.ffn * self.hidden if recover.adapter == "spp" else 0.0
+        tuned = pruned * 1.3 + multiplied + self._activations(recover.batch, recover.checkpointing)
+        trained = tuned if recover.tokens else 0.0
         importance = weights + states if self._important else 0.0
         both = max(sum(self._file(name, part) for part in (weights, pruned)) for name in self.recipe.export.formats)
         one = max(self._file(name, weights) for name in self.recipe.export.formats)

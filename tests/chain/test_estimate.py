@@ -109,6 +109,10 @@ def test_memory_follows_what_the_recipe_says_of_it(smollm):
     plain = estimated(smollm)
     half = estimated(smollm, score={"dtype": "bfloat16", "checkpointing": True}, recover={"top": 64})
     assert half["score"].bytes < 0.7 * plain["score"].bytes and half["recover"].bytes < plain["recover"].bytes
+    multiplied = estimated(smollm, recover={"adapter": "spp"})["recover"].bytes - plain["recover"].bytes
+    assert (
+        2 * 4 * 576 * 1536 < multiplied < 0.05 * plain["recover"].bytes
+    )  # a few matrices of weights, for the gradient
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
