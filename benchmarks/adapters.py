@@ -4,7 +4,7 @@
 
 The bundled model, 20 % of its attention and FFN parameters removed (kfac, repaired); and, as "sparse", the dense model
 with the smaller half of every projection's weights zero, which nothing repairs. Each is recovered by `recover.adapter`
-lora and spp at several learning rates of the full-precision weights, with the same tokens and seed. Perplexity of the
+lora and spp, at several learning rates where pruned, with the same tokens and seed. Perplexity of the
 full-precision weights is taken on held-out text, which decides what is kept, and on test text, which decides nothing.
 `zeros` is the share of projection weights that are zero. The teacher is the dense model.
 
@@ -29,7 +29,10 @@ from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.recipe import bundled_model, bundled_text
 from saap_edge.recovery.judged import projections
 
-RATES = {"lora": (3e-4, 1e-3, 3e-3), "spp": (1e-3, 4e-3, 1e-2, 3e-2)}
+RATES = {
+    "pruned": {"lora": (3e-4, 1e-3, 3e-3), "spp": (4e-3, 1e-2, 3e-2)},
+    "sparse": {"lora": (1e-3,), "spp": (1e-2,)},
+}
 RATIO, SPARSITY, TEST = 0.2, 0.5, 40
 
 
@@ -41,8 +44,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows = []
-    for name, folder in (("pruned", pruned(args.work)), ("sparse", sparse(args.work))):
-        for adapter, rates in RATES.items():
+    for name, folder in (("sparse", sparse(args.work)), ("pruned", pruned(args.work))):
+        for adapter, rates in RATES[name].items():
             rows += [row(name, folder, adapter, rate, args) for rate in rates]
             print(*map(json.dumps, rows[-len(rates) :]), sep="\n", flush=True)
     dense = measured(load_model(bundled_model()))

@@ -69,6 +69,8 @@ class _Count(PruningWork):
         reference = 2 * 4.0 * min(REFERENCE, SEARCHED * self.window * self.vocabulary)
         prune = self.recipe.prune
         search = prune.method == "search" or (prune.method == "auto" and "search" in EFFORTS[prune.effort].auto)
+        gated = 2.0 * self.projections * self.halved + self._activations(1, score.checkpointing)
+        gated *= prune.method == "compresso"
         streams = 2.0 + EFFORTS[prune.effort].finalists * (prune.method == "auto" or search)
         judged = states * (1 + HELDOUT / self.samples) * (1 + streams) + states * self.ffn / self.hidden
         teacher = weights if recover.tokens and recover.distillation and recover.top is None else 0.0
@@ -81,7 +83,7 @@ class _Count(PruningWork):
         held = {
             "score": scored * 1.05 + activations + 4.0 * self.projections * score.running_fisher,
             "bank": weights + 2 * states + moments,
-            "plan": weights + max(judged + moments, logits, reference + outputs if search else 0.0),
+            "plan": weights + max(judged + moments, logits, reference + outputs if search else 0.0, gated),
             "prune": weights + max(judged + moments, pruned + logits),
             "recover": teacher + max(trained, pruned * 1.6 + 3 * states + 4 * 4.0 * self.ffn**2, pruned + logits),
             "dense": max(1.1 * largest, importance), "export": max(1.1 * largest, importance),

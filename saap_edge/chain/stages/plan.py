@@ -81,6 +81,7 @@ def _planner(context: Context, inputs: Inputs, scratch: Path) -> Any:
         evaluations=evaluations, seed=context.recipe.seed,
         mix=settings.mix if settings.repair else None, bias=settings.bias, rounds=settings.rounds, rescore=rescore,
         auto=effort.auto, probes=effort.probes, found=effort.found, finalists=effort.finalists, precision=precision,
+        checkpointing=context.recipe.score.checkpointing,
     )  # fmt: skip
 
 
