@@ -45,10 +45,10 @@ from scale import BYTES, child, config_of, console, gib, memory, peaks, run, sav
 
 from saap_edge.machine.facts import machine_facts
 from saap_edge.model import head
+from saap_edge.model.adapters import LoraLinear
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.recovery import run as stage
-from saap_edge.recovery.quantiser import LoraLinear
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.start import in_blocks
 

@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --model MODEL.gguf --out RESULT.json
 
-The step is that of the first phase with its defaults: two windows of 256 random tokens, low-rank updates of rank 32,
-distillation from the model itself. The best of some steps, in turns. Ends with one JSON line.
+The step is that of the first phase with its defaults: two windows of 256 random tokens, adapters of rank 32 (LoRA, or
+with `--adapter spp` those that multiply), distillation from the model itself. The best of some steps, in turns. Ends
+with one JSON line.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from result import publish
 
+from saap_edge.model.adapters import put
 from saap_edge.model.arithmetic import products
 from saap_edge.model.folder import load_model, spec_of
-from saap_edge.recovery.quantiser import LoraLinear, put
+from saap_edge.recovery.run import ADAPTERS
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.teacher import DenseTeacher
 from saap_edge.recovery.train import _Student
@@ -30,11 +32,13 @@ WINDOW = 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="GGUF file or Hugging Face folder")
+    parser.add_argument("--adapter", choices=tuple(ADAPTERS), default="lora", help="as recover.adapter")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     folder, settings = resolve_model(str(arguments.model)), RecoverSettings()
-    student = _Student(trained(folder, settings.rank), DenseTeacher(load_model(folder).requires_grad_(False)), 1.0)
+    teacher = DenseTeacher(load_model(folder).requires_grad_(False))
+    student = _Student(trained(folder, arguments.adapter, settings.rank), teacher, 1.0)
     student.train()
     ids = torch.randint(0, student.model.config.vocab_size, (settings.batch, WINDOW))
     best: dict[str, float] = {}
@@ -47,20 +51,21 @@ def main() -> None:
             student.zero_grad()
             best[precision] = min(best.get(precision, float("inf")), time.process_time() - started)
     result = {
-        "benchmark": "training_step", "model": arguments.model.name, "threads": torch.get_num_threads(),
-        "tokens": ids.numel(), "seconds": {name: round(value, 2) for name, value in best.items()},
+        "benchmark": "training_step", "model": arguments.model.name, "adapter": arguments.adapter,
+        "threads": torch.get_num_threads(), "tokens": ids.numel(),
+        "seconds": {name: round(value, 2) for name, value in best.items()},
         "times_as_fast": round(best["float32"] / best["bfloat16"], 2),
     }  # fmt: skip
     publish(result, arguments.out)
 
 
-def trained(folder: Path, rank: int) -> Any:
+def trained(folder: Path, adapter: str, rank: int) -> Any:
     """The model with adapters on all projections, and nothing else to train."""
     model = load_model(folder).requires_grad_(False)
     family = spec_of(model).family
     for layer in model.model.layers:
         for _, name in list(family.projections(layer)):
-            put(layer, name, LoraLinear(layer.get_submodule(name), rank))
+            put(layer, name, ADAPTERS[adapter](layer.get_submodule(name), rank))
     return model
 
 

@@ -25,6 +25,7 @@ ESTIMATED = {"score", "bank", "plan", "prune", "recover", "dense", "export", "ve
 LOW, HIGH = 0.6, 1.7  # times the estimate: the span in which measured times lay (docs/progress.md)
 # Measured time over computed time, on models from 4.6 M to 135 M parameters.
 FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2}
+MULTIPLIED = 5  # weight matrices that training holds where it multiplies them: values, gradient, products
 TRAINED = 1.5  # times as fast as in float32: small products, casts and attention gain less than passes over text
 EVALUATED = 8  # times in each of recovery's two phases
 BASE = 760 << 20  # Python with torch and transformers
@@ -69,18 +70,22 @@ class _Count(PruningWork):
         reference = 2 * 4.0 * min(REFERENCE, SEARCHED * self.window * self.vocabulary)
         prune = self.recipe.prune
         search = prune.method == "search" or (prune.method == "auto" and "search" in EFFORTS[prune.effort].auto)
+        gated = 2.0 * self.projections * self.halved + self._activations(1, score.checkpointing)
+        gated *= prune.method == "compresso"
         streams = 2.0 + EFFORTS[prune.effort].finalists * (prune.method == "auto" or search)
         repaired = state * self.repaired
         judged = (repaired + state * HELDOUT) * (1 + streams) + repaired * self.ffn / self.hidden
         teacher = weights if recover.tokens and recover.distillation and recover.top is None else 0.0
-        trained = pruned * 1.3 + self._activations(recover.batch, recover.checkpointing) if recover.tokens else 0.0
+        multiplied = MULTIPLIED * 4.0 * self.ffn * self.hidden if recover.adapter == "spp" else 0.0
+        tuned = pruned * 1.3 + multiplied + self._activations(recover.batch, recover.checkpointing)
+        trained = tuned if recover.tokens else 0.0
         importance = weights + states if self._important else 0.0
         both = max(sum(self._file(name, part) for part in (weights, pruned)) for name in self.recipe.export.formats)
         one = max(self._file(name, weights) for name in self.recipe.export.formats)
         held = {
             "score": scored * 1.05 + activations + 4.0 * self.projections * score.running_fisher,
             "bank": weights + 2 * states + moments,
-            "plan": weights + max(judged + moments, logits, reference + outputs if search else 0.0),
+            "plan": weights + max(judged + moments, logits, reference + outputs if search else 0.0, gated),
             "prune": weights + max(judged + moments, pruned + logits),
             "recover": teacher + max(trained, pruned * 1.6 + 3 * states + 4 * 4.0 * self.ffn**2, pruned + logits),
             "dense": max(1.1 * largest, importance), "export": max(1.1 * largest, importance),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from saap_edge.chain.rates import Work
 from saap_edge.model.spec import ModelSpec
-from saap_edge.pruning.settings import EFFORTS, LEARNT, LOOK, STARTS
+from saap_edge.pruning.settings import EFFORTS, LEARNERS, LEARNT, LOOK, STARTS
 from saap_edge.recipe import Recipe
 
 __all__ = ["HELDOUT", "LOGITS", "REFERENCE", "SEARCHED", "PruningWork"]
@@ -106,8 +106,11 @@ class PruningWork:
             work += self.judged(plans, LOOK, LOOK)
         if plans > effort.finalists + 1:  # else one is clearly best, as a rule
             work += self.judged(effort.finalists + 1, self.repaired, HELDOUT)
-        if prune.method == "policy-gradient":
-            work += self.forward(4) * (prune.evaluations or LEARNT)
+        learnt = (prune.evaluations or effort.evaluations or LEARNT) * (prune.method in LEARNERS)
+        if prune.method == "compresso":
+            work += (self.read(4 if self.recipe.score.checkpointing else 3) + self.read(1, head=True)) * learnt
+        else:
+            work += self.forward(4) * learnt
         if prune.rounds > 1:
             work += (self.score() + self.bank() + self.judged(1, self.repaired, 0)) * prune.rounds
         return work

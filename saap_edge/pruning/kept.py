@@ -19,7 +19,8 @@ from saap_edge.pruning.space import Space, Widths
 from saap_edge.pruning.surgery import Kept
 
 __all__ = [
-    "TOLERANCE", "kept_structures", "method_widths", "one_step", "ranked_widths", "tighten", "uniform_widths",
+    "TOLERANCE", "kept_structures", "method_widths", "one_step", "ranked_widths", "tighten", "unequal",
+    "uniform_widths",
 ]  # fmt: skip
 
 TOLERANCE = 0.01  # of the dense cost: plans within it count as the same budget
@@ -42,8 +43,13 @@ def method_widths(method: str, values: Values, space: Space, ratio: float) -> Wi
     Raises SaapError as `Space.check`, and where the model needs equal layers and the method makes unequal ones.
     """
     if space.uniform_only and not order_of(method).uniform:
-        raise SaapError(f"method '{method}' makes layers of different widths: {space.uniform_only}; use 'uniform'")
+        raise unequal(method, space)
     return uniform_widths(space, ratio) if order_of(method).uniform else ranked_widths(values, space, ratio)
+
+
+def unequal(method: str, space: Space) -> SaapError:
+    """What is wrong with a method that makes unequal layers where the model needs equal ones."""
+    return SaapError(f"method '{method}' makes layers of different widths: {space.uniform_only}; use 'uniform'")
 
 
 def kept_structures(values: Values, widths: Widths) -> Kept:

@@ -16,21 +16,22 @@ from saap_edge.errors import SaapError
 from saap_edge.model.arithmetic import Precision
 from saap_edge.pruning.assembly import Assembly
 from saap_edge.pruning.bank import Bank
+from saap_edge.pruning.compresso import compresso_values
 from saap_edge.pruning.iterate import iterative_values
-from saap_edge.pruning.kept import kept_structures, method_widths, ranked_widths
+from saap_edge.pruning.kept import kept_structures, method_widths, ranked_widths, unequal
 from saap_edge.pruning.orders import ORDERS, Values, order_of, structure_values
 from saap_edge.pruning.plan import Candidate, Plan, make_plan
 from saap_edge.pruning.policy import policy_values
 from saap_edge.pruning.repair import MIX, Variant, judge_variants
 from saap_edge.pruning.score import KINDS, Scores
 from saap_edge.pruning.search import evolve, measured_values, on_bank, probe_count
-from saap_edge.pruning.settings import CLEAR, EFFORTS, LEARNT, LOOK, STARTS, RankingSettings
+from saap_edge.pruning.settings import CLEAR, EFFORTS, LEARNERS, LEARNT, LOOK, STARTS, RankingSettings
 from saap_edge.pruning.space import Space, Widths
 
 __all__ = ["AUTO", "METHODS", "STARTS", "Made", "Planner", "load_values", "save_values"]
 
-SEARCH, POLICY = "search", "policy-gradient"  # these run the model to learn widths or an order
-METHODS = (*ORDERS, SEARCH, POLICY)
+SEARCH = "search"
+METHODS = (*ORDERS, SEARCH, *LEARNERS)  # all but orders run the model to learn widths or an order
 PAPER = RankingSettings()
 THOROUGH = EFFORTS["thorough"]
 AUTO = THOROUGH.auto
@@ -45,7 +46,7 @@ class Planner:
     Attributes:
         model: the dense model, put back as it was after every call.
         calibration, search, heldout: token ids [n, window]: for repair, for the search, and for the choice.
-        evaluations: plans that the search tries.
+        evaluations: plans that the search tries, and steps that LEARNERS take; where 0, these take LEARNT.
         auto: methods that `auto` builds.
         probes: shares of a sublayer's width at which a search measures; () takes the share that stays on average.
         found: plans of a search that are judged: the bank's repair of single sublayers ranks them only roughly.
@@ -54,6 +55,7 @@ class Planner:
         mix, bias: of the repair that plans are judged after; mix None judges them as cut.
         rounds: of an order; each scores the model again as it then is, by `rescore`.
         precision: of passes over text (model/arithmetic.py).
+        checkpointing: recompute activations where a method takes gradients.
     """
 
     model: Any
@@ -76,6 +78,7 @@ class Planner:
     finalists: int = THOROUGH.finalists
     glance: bool = THOROUGH.glance
     precision: Precision = "float32"
+    checkpointing: bool = False
 
     def work(self, method: str) -> float:
         """How many steps `plan` takes. One is the time to try one plan of the search; a judgement takes several."""
@@ -86,7 +89,7 @@ class Planner:
             if SEARCH in wanted
             else 0
         )
-        learnt = (self.evaluations or LEARNT) * (POLICY in wanted)
+        learnt = (self.evaluations or LEARNT) * bool({*LEARNERS} & {*wanted})
         look = self._judgement(count, LOOK) if self._looks(count) else 0
         return search + learnt + look + self._judgement(min(count, self._most), None)
 
@@ -172,8 +175,8 @@ class Planner:
 
     def _wanted(self, method: str) -> tuple[str, ...]:
         if self.space.uniform_only:
-            if method != "auto" and (method in (SEARCH, POLICY) or not order_of(method).uniform):
-                method_widths(method, [], self.space, 0.5)
+            if method != "auto" and (method in (SEARCH, *LEARNERS) or not order_of(method).uniform):
+                raise unequal(method, self.space)
             return ("uniform",) if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
         return self.auto if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
 
@@ -186,12 +189,8 @@ class Planner:
         if method == SEARCH:
             values = self.values("kfac")
             return [(widths, values) for widths in self._search(values, ratio, lambda: progress(1))]
-        if method == POLICY:
-            start = self.values("wanda-sp")
-            learnt = policy_values(
-                self.model, self.space, start, self.calibration, ratio, self.evaluations or LEARNT, self.seed,
-                lambda: progress(1),
-            )  # fmt: skip
+        if method in LEARNERS:
+            learnt = self._learnt(method, ratio, lambda: progress(1))
             return [(ranked_widths(learnt, self.space, ratio), learnt)]
         rounds = 1 if order_of(method).uniform else self.rounds
         values = self.values(method) if rounds == 1 else self._rounds(method, ratio)
@@ -204,6 +203,17 @@ class Planner:
             return made[0]
         plan, values = self.choose({method: made}, method, ratio)
         return plan.widths, values
+
+    def _learnt(self, method: str, ratio: float, progress: Callable[[], None]) -> Values:
+        """The values that one of LEARNERS learns for this ratio."""
+        steps = self.evaluations or LEARNT
+        if method == "compresso":
+            return compresso_values(
+                self.model, self.space, self.calibration, ratio, steps, self.seed, progress, self.precision,
+                self.checkpointing,
+            )  # fmt: skip
+        start = self.values("wanda-sp")
+        return policy_values(self.model, self.space, start, self.calibration, ratio, steps, self.seed, progress)
 
     def _rounds(self, method: str, ratio: float) -> Values:
         assert self.rescore is not None

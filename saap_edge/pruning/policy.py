@@ -10,17 +10,16 @@ the lowest s leave first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from saap_edge.pruning.masks import masked
 from saap_edge.pruning.orders import Values
 from saap_edge.pruning.score import SUBLAYERS
 from saap_edge.pruning.space import Space, shape_widths
-from saap_edge.pruning.surgery import output_columns, output_projections
 
 __all__ = ["policy_values"]
 
@@ -60,7 +59,7 @@ def policy_values(
     keep = _project(1 - ratio + 0.3 * (np.concatenate(ranks) - 0.5), costs, goal)
     sizes = np.cumsum([len(rank) for rank in ranks])[:-1]
     masks: dict[tuple[int, str], torch.Tensor] = {}
-    with _masked(model, space, masks):
+    with masked(model, space, masks):
         for step in range(steps):
             window = windows[step % len(windows)][None].to(model.get_input_embeddings().weight.device)
             drawn = rng.random((DRAWS, len(keep))) < keep
@@ -90,20 +89,3 @@ def _project(keep: np.ndarray, costs: np.ndarray, goal: float) -> np.ndarray:
         else:
             high = shift
     return np.clip(keep + high, EDGE, 1 - EDGE)
-
-
-@contextmanager
-def _masked(model: Any, space: Space, masks: dict[tuple[int, str], torch.Tensor]) -> Iterator[None]:
-    """Zero the inputs of o_proj and down_proj that belong to masked structures."""
-    with ExitStack() as hooks:
-        for index, layer in enumerate(model.model.layers):
-            for sublayer, module in output_projections(layer).items():
-                every = {kind: np.arange(n) for kind, n in shape_widths(space.shapes[index]).items()}
-                width = len(output_columns(layer, sublayer, every)) // len(every[sublayer])
-
-                def mask(module: Any, inputs: Any, key: Any = (index, sublayer), width: int = width) -> Any:
-                    kept = masks[key].to(inputs[0]).repeat_interleave(width)
-                    return (inputs[0] * kept, *inputs[1:])
-
-                hooks.callback(module.register_forward_pre_hook(mask).remove)
-        yield

@@ -12,8 +12,8 @@ from saap_edge.registry import Registry
 from saap_edge.settings import Section
 
 __all__ = [
-    "CLEAR", "EFFORTS", "LEARNT", "LOOK", "METHODS", "OUTSIDE_ORDERS", "PROBES", "STARTS", "Effort", "Method",
-    "PruneSettings", "RankingSettings", "ScoreSettings", "View",
+    "CLEAR", "EFFORTS", "LEARNERS", "LEARNT", "LOOK", "METHODS", "OUTSIDE_ORDERS", "PROBES", "STARTS", "Effort",
+    "Method", "PruneSettings", "RankingSettings", "ScoreSettings", "View",
 ]  # fmt: skip
 
 
@@ -66,17 +66,18 @@ STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # methods w
 PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which a thorough search measures
 LOOK = 16  # windows of either text in the first look at plans
 CLEAR = 1.05  # times the best perplexity in the first look: a plan above it is out
-LEARNT = 200  # steps of the policy gradient where nothing says how many
+LEARNT = 200  # steps of policy-gradient and compresso where nothing says how many
 EFFORTS = {
     "quick": Effort(("kfac", "uniform"), 0, (), 1, 2, glance=True),
     "normal": Effort(("search", "uniform"), 0, (), 1, 2, glance=True),
     "thorough": Effort(("search", *STARTS), 200, PROBES, 6, 3),
 }
+LEARNERS = ("policy-gradient", "compresso")  # methods that learn an order by running the model
 View = Literal["vector", "element", "wanda", "flap", "magnitude", "obs"]
 # Methods of this package. Orders from outside come beside them: docs/adding.md.
 METHODS = (
     "auto", "search", "kfac", "saap", "fused", "obs", "llm-pruner-element", "llm-pruner-vector", "flap", "wanda-sp",
-    "magnitude", "random", "shortgpt", "policy-gradient", "uniform",
+    "magnitude", "random", "shortgpt", "policy-gradient", "compresso", "uniform",
 )  # fmt: skip
 OUTSIDE_ORDERS: Registry[Any] = Registry("method", "saap_edge.orders", taken=METHODS)
 
@@ -141,7 +142,11 @@ class PruneSettings(Section):
     effort: Literal["quick", "normal", "thorough"] = Field(
         default="normal", description="how many plans auto and search build, try and judge"
     )
-    evaluations: int | None = Field(default=None, ge=1, description="plans the search tries; where absent, by effort")
+    evaluations: int | None = Field(
+        default=None,
+        ge=1,
+        description="plans the search tries, or steps that policy-gradient and compresso take; else by effort",
+    )
     rounds: int = Field(
         default=1, ge=1, le=16, description="for a ranked method: prune in so many steps, repaired and scored between"
     )
@@ -154,6 +159,8 @@ class PruneSettings(Section):
 
     @model_validator(mode="after")
     def _compatible(self) -> PruneSettings:
-        if self.rounds > 1 and self.method in ("auto", "search", "policy-gradient", "uniform", "wanda-sp"):
+        if self.rounds > 1 and self.method in ("auto", "search", *LEARNERS, "uniform", "wanda-sp"):
             raise ValueError(f"rounds are for methods that rank structures, not for '{self.method}'")
+        if self.query_slots and self.method == "compresso":
+            raise ValueError("compresso has gates on kv groups and FFN channels only: leave query_slots out")
         return self

@@ -7,21 +7,21 @@ There are two low-rank adapters (arXiv 2412.15127, group fine-tuning):
   through   changes weights as well: w = w0 + B A, rounded to codes at every step. Gradients pass straight through the
             rounding. The gradient of a scale is the rounding's change, in steps (LSQ, arXiv 1902.08153).
 
-`LoraLinear` is the same B A over a weight that is not yet in blocks. Values and codes come from the functions that
+Adapters of weights that are not yet in blocks are in model/adapters.py. Values and codes come from the functions that
 export untuned weights (model/blocks.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from saap_edge.model.adapters import adapted_product, random_rows
 from saap_edge.model.blocks import BlockFormat, Blocks, codes_at, dequantise, grouped, spread, stored
 
-__all__ = ["GroupLinear", "LoraLinear", "Start", "put"]
+__all__ = ["GroupLinear", "Start"]
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,6 @@ class Start:
     weight: torch.Tensor
     scales: torch.Tensor
     offsets: torch.Tensor
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer with a low-rank update in full precision (arXiv 2106.09685). Untrained it changes nothing.
-
-    >>> linear = nn.Linear(8, 4)
-    >>> bool((LoraLinear(linear, rank=2)(torch.eye(8)) == linear(torch.eye(8))).all())
-    True
-    """
-
-    def __init__(self, linear: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.linear = linear
-        outputs, inputs = linear.weight.shape
-        self.lora_a = nn.Parameter(_random(rank, inputs, linear.weight.device))
-        self.lora_b = nn.Parameter(torch.zeros(outputs, rank, device=linear.weight.device))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.linear(inputs)
-        return output + nn.functional.linear(nn.functional.linear(inputs, self.lora_a), self.lora_b)
-
-    @torch.no_grad()
-    def merge(self) -> nn.Linear:
-        """Add the update to the linear layer's weight, in place, and return that layer."""
-        self.linear.weight += (self.lora_b @ self.lora_a).to(self.linear.weight.dtype)
-        return self.linear
 
 
 class GroupLinear(nn.Module):
@@ -100,15 +74,15 @@ class GroupLinear(nn.Module):
         self.register_buffer("held", start.weight if through else codes)
         (outputs, columns), groups, device = start.weight.shape, start.scales.shape[1], start.weight.device
         self.block_u = nn.Parameter(torch.zeros(outputs, rank, device=device))
-        self.block_v = nn.Parameter(_random(rank, groups, device))
+        self.block_v = nn.Parameter(random_rows(rank, groups, device))
         if through:
             self.lora_b = nn.Parameter(torch.zeros(outputs, rank, device=device))
-            self.lora_a = nn.Parameter(_random(rank, columns, device))
+            self.lora_a = nn.Parameter(random_rows(rank, columns, device))
             self.lora_a.data[:, self.inputs :] = 0
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         adapters = [self.block_u, self.block_v, *((self.lora_a, self.lora_b) if self.through else ())]
-        output: torch.Tensor = _Product.apply(inputs, self, *adapters)  # type: ignore[no-untyped-call]
+        output = adapted_product(inputs, self, *adapters)
         return output if self.bias is None else output + self.bias
 
     @torch.no_grad()
@@ -118,6 +92,10 @@ class GroupLinear(nn.Module):
         # Codes are rounded with the unrounded scale, as the formats' own quantisers do.
         codes = codes_at(self._merged(), scales, offsets, self.format, self.group) if self.through else self.held
         return stored(codes, scales, offsets, self.format, self.group)
+
+    def values(self) -> torch.Tensor:
+        """The dequantised weight, float32 [out, in], `in` padded to the grid."""
+        return dequantise(self.blocks())
 
     def gradients(self, values: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor]:
         """Gradients of block_u, block_v (and lora_a, lora_b), from the `gradient` of the dequantised `values`.
@@ -148,45 +126,3 @@ class GroupLinear(nn.Module):
     def _moves_minimum(self) -> bool:
         """Whether the block adapter changes minimums. Not with `through`: rounding the weights again would undo it."""
         return self.format.offset == "minimum" and not self.through
-
-
-def put(layer: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule `name` of a decoder layer, in place.
-
-    >>> layer = nn.ModuleDict({"mlp": nn.ModuleDict({"up_proj": nn.Linear(2, 2)})})
-    >>> put(layer, "mlp.up_proj", nn.Identity())
-    >>> layer.get_submodule("mlp.up_proj")
-    Identity()
-    """
-    parent, _, leaf = name.rpartition(".")
-    setattr(layer.get_submodule(parent), leaf, module)
-
-
-def _random(rank: int, columns: int, device: torch.device) -> torch.Tensor:
-    values: torch.Tensor = torch.randn(rank, columns) / columns**0.5
-    return values.to(device)
-
-
-class _Product(torch.autograd.Function):
-    """inputs @ values.T, with gradients to the inputs and to the layer's adapters."""
-
-    @staticmethod
-    def forward(context: Any, inputs: torch.Tensor, layer: GroupLinear, *adapters: torch.Tensor) -> torch.Tensor:
-        kind = inputs.device.type
-        if torch.is_autocast_enabled(kind):
-            inputs = inputs.to(torch.get_autocast_dtype(kind))
-        context.save_for_backward(inputs)
-        context.layer = layer
-        with torch.autocast(kind, enabled=False):  # scales are those that ship, whatever the products' precision
-            values = dequantise(layer.blocks())
-        return inputs @ values[:, : layer.inputs].to(inputs.dtype).T
-
-    @staticmethod
-    @torch.no_grad()
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        (inputs,), layer = context.saved_tensors, context.layer
-        values = dequantise(layer.blocks())
-        back = gradient @ values[:, : layer.inputs].to(gradient.dtype)
-        rows = gradient.flatten(0, -2).T.float() @ inputs.flatten(0, -2).float()
-        rows = nn.functional.pad(rows, (0, values.shape[1] - layer.inputs))
-        return back, None, *layer.gradients(values, rows)

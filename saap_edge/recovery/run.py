@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
+from saap_edge.model.adapters import LoraLinear, SppLinear, put
 from saap_edge.model.arithmetic import uses_bfloat16
 from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.checkpoint import read_spec
@@ -23,7 +24,7 @@ from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.perplexity import Perplexity, perplexity
 from saap_edge.model.values import FP16_MAX, beyond_fp16
 from saap_edge.recovery.judged import Trained, judged, projections
-from saap_edge.recovery.quantiser import GroupLinear, LoraLinear, put
+from saap_edge.recovery.quantiser import GroupLinear
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.start import in_blocks
 from saap_edge.recovery.teacher import CachedTeacher, DenseTeacher, Teacher, write_cache
@@ -32,6 +33,7 @@ from saap_edge.recovery.train import Recovery, Training, steps_of, train
 __all__ = ["PHASES", "Texts", "recover", "recovery_steps"]
 
 PHASES = ("teacher", "weights", "codes", "blocks", "measuring")
+ADAPTERS = {"lora": LoraLinear, "spp": SppLinear}
 MEASURED = 4  # perplexities measured beside those of training; each is a step of the phase "measuring"
 
 
@@ -153,15 +155,16 @@ def _train_weights(
     model: Any, family: Family, teacher: Teacher | None, texts: Texts, settings: RecoverSettings, seed: int, work: Path,
     progress: Callable[[str, int, float, float], None],
 ) -> Recovery:  # fmt: skip
-    """Train low-rank updates of the projections in full precision and merge them, in place."""
+    """Train low-rank adapters of the projections in full precision and merge them, in place."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    _replace(model, family, lambda linear: LoraLinear(linear, settings.rank))
+    adapter = ADAPTERS[settings.adapter]
+    _replace(model, family, lambda linear: adapter(linear, settings.rank))
     recovery = train(
         model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=False), work / "weights",
         lambda *news: progress("weights", *news),
     )  # fmt: skip
-    _replace(model, family, lambda lora: lora.merge())
+    _replace(model, family, lambda adapted: adapted.merge())
     return recovery
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from saap_edge.settings import Section
 
@@ -25,7 +25,11 @@ class RecoverSettings(Section):
     )
     tokens: int = Field(default=240_000, ge=0, description="training tokens; 0 only puts the weights into blocks")
     weights: float = Field(
-        default=1.0, ge=0, le=1, description="share of tokens that train full-precision weights (LoRA) before blocks"
+        default=1.0, ge=0, le=1, description="share of tokens that train full-precision weights before blocks"
+    )
+    adapter: Literal["lora", "spp"] = Field(
+        default="lora",
+        description="in full precision: lora adds to weights, spp multiplies them and keeps zeros",
     )
     through: bool = Field(
         default=False, description="train the blocks' weights too, through the rounding (straight-through LoRA)"
@@ -45,3 +49,12 @@ class RecoverSettings(Section):
         default="auto", description="of products in training; auto: bfloat16 where the processor multiplies in it"
     )
     checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")
+
+    @model_validator(mode="after")
+    def _compatible(self) -> RecoverSettings:
+        if self.through and self.adapter == "spp":
+            raise ValueError(
+                "through adds to weights, and would fill the zeros that adapter: spp keeps: use adapter: lora, or not "
+                "through"
+            )
+        return self

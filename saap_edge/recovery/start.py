@@ -19,6 +19,7 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
+from saap_edge.model.adapters import put
 from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.blocks import BLOCK, BlockFormat, codes_at, grouped, nearest, rounded
 from saap_edge.model.stream import (
@@ -29,7 +30,7 @@ from saap_edge.model.stream import (
     layer_inputs,
     require_finite_sums,
 )
-from saap_edge.recovery.quantiser import GroupLinear, Start, put
+from saap_edge.recovery.quantiser import GroupLinear, Start
 
 __all__ = ["Method", "gptq", "in_blocks", "weighted"]
 

@@ -106,10 +106,25 @@ def test_methods_and_efforts_differ_as_they_do(smollm, bfloat16):
     assert kfac["plan"] < normal["plan"] < thorough["plan"] / 3
 
 
+def test_methods_that_learn_take_time_and_memory_by_what_they_do(smollm):
+    kfac, forward, gates, longer = (
+        estimated(smollm, prune={"method": method, "evaluations": steps})["plan"]
+        for method, steps in (("kfac", 200), ("policy-gradient", 200), ("compresso", 200), ("compresso", 400))
+    )
+    assert kfac.seconds < gates.seconds < longer.seconds and kfac.seconds < forward.seconds
+    assert kfac.bytes == forward.bytes < gates.bytes == longer.bytes  # gradients need activations
+    less = estimated(smollm, prune={"method": "compresso"}, score={"checkpointing": True})["plan"]
+    assert less.bytes < gates.bytes
+
+
 def test_memory_follows_what_the_recipe_says_of_it(smollm):
     plain = estimated(smollm)
     half = estimated(smollm, score={"dtype": "bfloat16", "checkpointing": True}, recover={"top": 64})
     assert half["score"].bytes < 0.7 * plain["score"].bytes and half["recover"].bytes < plain["recover"].bytes
+    multiplied = estimated(smollm, recover={"adapter": "spp"})["recover"].bytes - plain["recover"].bytes
+    assert (
+        2 * 4 * 576 * 1536 < multiplied < 0.05 * plain["recover"].bytes
+    )  # a few matrices of weights, for the gradient
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -93,6 +93,7 @@ DIVERGING = [
     {"weights_learning_rate": 100, "weights": 1.0},
     {"weights_learning_rate": 1e4, "weights": 1.0, "start": "weighted", "precision": "bfloat16"},
     {"weights_learning_rate": 1e8, "learning_rate": 1e8},
+    {"weights_learning_rate": 1e8, "weights": 1.0, "adapter": "spp"},
     {"weights_learning_rate": 1e30, "learning_rate": 1e30, "start": "nearest"},
     {"learning_rate": 1e8, "weights": 0.0, "through": True},
     {"learning_rate": 1e8, "weights": 0.0, "start": "weighted", "precision": "bfloat16"},

@@ -82,7 +82,7 @@ def planner_of(context: Context, inputs: Inputs, scratch: Path) -> Any:
         evaluations=evaluations, seed=context.recipe.seed,
         mix=settings.mix if settings.repair else None, bias=settings.bias, rounds=settings.rounds, rescore=rescore,
         auto=effort.auto, probes=effort.probes, found=effort.found, finalists=effort.finalists,
-        glance=effort.glance, precision=precision,
+        glance=effort.glance, precision=precision, checkpointing=context.recipe.score.checkpointing,
     )  # fmt: skip
 
 
