@@ -29,21 +29,21 @@ def wilson(count: int, n: int) -> tuple[float, float]:
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
     """Share of `before` minus share of `after` on the same cases, and its 95 % interval: (difference, low, high).
 
-    Only cases in which they differ tell them apart. The interval is Wald's with half a case added to each of the four
-    cells. Source: Agresti, Min, Simple improved confidence intervals for comparing matched proportions, 2005. Raises
-    ValueError for no cases.
+    Only cases in which they differ tell them apart. The interval is Wald's after one more case of each kind in which
+    they differ. Source: Bonett, Price, Adjusted Wald confidence interval for a difference of binomial proportions based
+    on paired data, 2012. Raises ValueError for no cases.
 
     >>> found = paired_difference([True] * 8 + [False] * 2, [True] * 6 + [False] * 4)
     >>> [round(value, 3) for value in found]
-    [0.2, -0.1, 0.433]
+    [0.2, -0.146, 0.479]
     """
     lost = sum(was and not now for was, now in zip(before, after, strict=True))
     won = sum(now and not was for was, now in zip(before, after, strict=True))
     n = len(before)
     if n < 1:
         raise ValueError("a share needs a case")
-    middle = (lost - won) / (n + 2)
-    reach = Z * math.sqrt(max(0.0, (lost + won + 1) - (lost - won) ** 2 / (n + 2))) / (n + 2)
+    middle, differ = (lost - won) / (n + 2), (lost + won + 2) / (n + 2)
+    reach = Z * math.sqrt((differ - middle**2) / (n + 2))
     return (lost - won) / n, max(-1.0, middle - reach), min(1.0, middle + reach)
 
 

@@ -21,7 +21,7 @@ from saap_edge.engines.registry import engine_named
 from saap_edge.engines.torch import load_transformers
 from saap_edge.errors import SaapError
 
-__all__ = ["AGREED", "GenaiChat", "LlamaCppChat", "TorchChat", "check_chat", "template_of"]
+__all__ = ["AGREED", "GenaiChat", "LlamaCppChat", "TorchChat", "check_chat", "no_chat", "template_of"]
 
 AGREED = 32  # first tokens of an answer that are compared with those of another model
 DEFAULT = "default"  # name of the template that is used when none is named
@@ -52,13 +52,9 @@ def template_of(path: Path) -> str | None:
 
 def check_chat(engine: str, path: Path) -> str:
     """The template of an artifact that can chat. Raises SaapError, with what to do, where it cannot."""
-    record = engine_named(engine)
-    if record.chat is None:
-        raise SaapError(f"'{path}': {engine} has no chat entry point: give a GGUF file, an ONNX folder with "
-                        "genai_config.json, or a Hugging Face folder")  # fmt: skip
-    module = record.chat_module or record.module
-    if find_spec(module) is None:
-        raise SaapError(f"'{path}': chats need {module}: pip install {module.replace('_', '-')}")
+    problem = no_chat(engine)
+    if problem:
+        raise SaapError(f"'{path}': {problem}")
     template = template_of(path)
     if template is None:
         raise SaapError(
@@ -66,6 +62,24 @@ def check_chat(engine: str, path: Path) -> str:
             "this one with --text and --task"
         )
     return template
+
+
+def no_chat(engine: str) -> str | None:
+    """Why an engine cannot chat here; None where it can.
+
+    >>> no_chat("optimum")
+    'optimum has no chat entry point: GGUF files, ONNX folders for onnxruntime-genai and Hugging Face folders have'
+    """
+    record = engine_named(engine)
+    if record.chat is None:
+        return (
+            f"{engine} has no chat entry point: GGUF files, ONNX folders for onnxruntime-genai and Hugging Face "
+            "folders have"
+        )
+    module = record.chat_module or record.module
+    if find_spec(module) is None:
+        return f"chats need {module}: pip install {module.replace('_', '-')}"
+    return None
 
 
 def form_of_tools(template: str) -> str | None:
