@@ -36,6 +36,8 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> tuple[fl
     >>> found = paired_difference([True] * 8 + [False] * 2, [True] * 6 + [False] * 4)
     >>> [round(value, 3) for value in found]
     [0.2, -0.146, 0.479]
+    >>> [round(value, 3) for value in paired_difference([True] * 40, [True] * 40)]
+    [0.0, -0.066, 0.066]
     """
     lost = sum(was and not now for was, now in zip(before, after, strict=True))
     won = sum(now and not was for was, now in zip(before, after, strict=True))
