@@ -39,7 +39,7 @@ def template_of(path: Path) -> str | None:
         found = read_header(path).metadata.get("tokenizer.chat_template")
         return found if isinstance(found, str) and found else None
     if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8") or None
+        return _read(path / "chat_template.jinja") or None
     for name in ("tokenizer_config.json", "chat_template.json"):
         found = _object(path / name).get("chat_template") if (path / name).is_file() else None
         if isinstance(found, list):
@@ -249,7 +249,14 @@ def _answer(text: str, ids: list[int], ended: bool, count: int, said: int | None
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
         raise SaapError(f"'{path}' cannot be read: {error}") from None
     return document if isinstance(document, dict) else {}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SaapError(f"'{path}' cannot be read: {error}") from None

@@ -105,10 +105,12 @@ def open_chat(
 ) -> ChatRun:  # fmt: skip
     """Chats with `subjects`, compared with `dense`: one model, or one for each of them under the same name.
 
-    Raises SaapError for instructions that cannot be read, an artifact without a chat template or without a runtime that
+    Raises SaapError for instructions or answers that cannot be read, an artifact without a chat template or without a runtime that
     chats, and a subject that `dense` has nothing for.
     """
     instructions = read_instructions(settings.instructions, limit)
+    with kept_answers(settings.answers):
+        pass  # a file that cannot be gone on from is refused now, not after other measurements
     for subject in (*subjects, *dense):
         check_chat(subject.engine, subject.folder)
         if _context(subject) <= settings.answer_tokens:
