@@ -105,8 +105,8 @@ def open_chat(
 ) -> ChatRun:  # fmt: skip
     """Chats with `subjects`, compared with `dense`: one model, or one for each of them under the same name.
 
-    Raises SaapError for instructions or answers that cannot be read, an artifact without a chat template or without a runtime that
-    chats, and a subject that `dense` has nothing for.
+    Raises SaapError for instructions or answers that cannot be read, an artifact without a chat template or without a
+    runtime that chats, and a subject that `dense` has nothing for.
     """
     instructions = read_instructions(settings.instructions, limit)
     with kept_answers(settings.answers):
