@@ -8,7 +8,7 @@ import saap_edge
 
 # Whole folders.
 PACKAGES = (
-    "documents", "machine", "engines", "probe", "prediction", "measuring", "gating", "remote", "report",
+    "chat", "documents", "machine", "engines", "probe", "prediction", "measuring", "gating", "remote", "report",
 )  # fmt: skip
 MODULES = (
     "artifacts", "bundle.archive", "bundle.check", "bundle.schema", "cache", "cli", "files", "formats", "recipe",

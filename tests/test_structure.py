@@ -28,7 +28,7 @@ LAYERS = (
     ("pruning",),
     ("model",),
     ("families", "gguf_file"),
-    ("artifacts",),
+    ("artifacts", "chat"),
     ("engines",),
     ("documents",),
     ("targets",),

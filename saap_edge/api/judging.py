@@ -155,19 +155,25 @@ def _predicted(
 def evaluate(
     path: str | Path, *, tasks: Sequence[str] = (), limit: int | None = None, text: str | Path | None = None,
     window: int = 256, formats: Sequence[str] = (), tokenizer: str | Path | None = None, threads: int | None = None,
-    progress: Listener = None,
+    chat: bool = False, instructions: str | Path | None = None, answer_tokens: int | None = None,
+    answers: str | Path | None = None, dense: str | Path | None = None, progress: Listener = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure zero-shot accuracy and perplexity, of a model or of the artifacts that ship.
+    """Measure zero-shot accuracy, perplexity and chats, of a model or of the artifacts that ship.
 
     Args:
         path: a Hugging Face folder, a .gguf file, an ONNX folder, or an export folder.
         tasks: .jsonl files, or names of lm-eval's tasks.
-        limit: most rows of each task; all where absent.
+        limit: most rows of each task, and most instructions; all where absent.
         text: UTF-8 file whose perplexity is measured.
         window: tokens of a window of that text.
         formats: which artifacts of an export folder; all where empty.
         tokenizer: folder or .gguf file with a tokenizer, where `path` has none.
         threads: threads of llama.cpp and ONNX Runtime; all CPUs where absent.
+        chat: ask the model to follow instructions, by its runtime's own chat entry point. The options below go with it.
+        instructions: .jsonl file of instructions; the package's own where absent.
+        answer_tokens: tokens of an answer at most; 160 where absent.
+        answers: .jsonl file that keeps the answers; a run that died goes on from it.
+        dense: model whose answers these are compared with: a folder or file, or an export folder.
 
     Returns the evaluation document (docs/evaluation.md). Raises SaapError for bad input, before anything is run where
     that can be seen.
@@ -178,16 +184,29 @@ def evaluate(
         [['artifact', 'value', 'nll', 'window', 'tokens', 'text', 'sha256']]
         >>> found["perplexity"][0]["value"] > 1
         True
+        >>> se.evaluate(run.files["gguf-q4_0"], chat=True)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        saap_edge.errors.SaapError: ... has no chat template: a base model follows no instructions. ...
     """
-    if not tasks and text is None:
-        raise SaapError("nothing to measure: give --task, --text or both")
+    if not tasks and text is None and not chat:
+        raise SaapError("nothing to measure: give --task, --text or --chat")
+    told = {"--instructions": instructions, "--answer-tokens": answer_tokens, "--answers": answers, "--dense": dense}
+    extra = [name for name, value in told.items() if value is not None]
+    if extra and not chat:
+        raise SaapError(f"{extra[0]} goes with --chat")
     listener = progress_of(progress)
     with listener.bar("evaluate", None):
+        from saap_edge.chat.instructions import ANSWER_TOKENS
+        from saap_edge.evaluation.chat import ChatSettings
         from saap_edge.evaluation.subjects import Settings, evaluate_path
 
+        chats = ChatSettings(_path(instructions), _path(answers), answer_tokens or ANSWER_TOKENS) if chat else None
         settings = Settings(
-            tasks=tuple(map(str, tasks)), limit=limit, text=None if text is None else Path(text), window=window,
-            formats=tuple(formats), tokenizer=None if tokenizer is None else Path(tokenizer),
-            threads=threads or os.cpu_count() or 1,
+            tasks=tuple(map(str, tasks)), limit=limit, text=_path(text), window=window, formats=tuple(formats),
+            tokenizer=_path(tokenizer), threads=threads or os.cpu_count() or 1, chat=chats, dense=_path(dense),
         )  # fmt: skip
         return evaluate_path(Path(path), settings, listener.bar)
+
+
+def _path(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)

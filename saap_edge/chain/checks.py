@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saap_edge.chain.space import space_of, will_be_uniform
+from saap_edge.chat.instructions import ANSWER_TOKENS, read_instructions
 from saap_edge.engines.answers import VERIFIED
+from saap_edge.engines.chat import no_chat
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.token_ids import check_token_ids
 from saap_edge.exporting.refusal import export_refusal
 from saap_edge.exporting.weights import IN_WIDER_FLOATS
 from saap_edge.formats import format_of
 from saap_edge.measuring.conditions import longest_sequence
-from saap_edge.model.chat import read_chat
+from saap_edge.model.chat import DEFAULT, read_chat
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.spec import ModelSpec
 from saap_edge.model.values import beyond_fp16
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from saap_edge.targets import Target
 
 __all__ = [
-    "check_formats", "check_lengths", "check_pruning", "check_teacher", "check_tokenizer", "check_values",
+    "check_chat", "check_formats", "check_lengths", "check_pruning", "check_teacher", "check_tokenizer", "check_values",
 ]  # fmt: skip
 
 
@@ -90,6 +92,35 @@ def check_tokenizer(model: Path, spec: ModelSpec, corpus: Corpus, formats: Itera
     """
     text = corpus.text("test")
     return [*read_chat(model).warnings, *check_token_ids(model, spec, corpus.tokenizer, text, formats)]
+
+
+def check_chat(model: Path, spec: ModelSpec, recipe: Recipe, tokenizer: Any) -> None:
+    """Raise SaapError for chats that cannot be, and for limits on chats that are not measured."""
+    limited = [limit.metric for limit in recipe.budget.limits if limit.metric.startswith("chat_")]
+    if limited and not recipe.bench.chat:
+        raise SaapError(f"the budget limits {limited[0]}, but bench.chat is 0: say how many instructions are asked")
+    if not recipe.bench.chat:
+        return
+    template = read_chat(model).templates.get(DEFAULT)
+    if template is None:
+        raise SaapError(
+            f"bench.chat: '{model}' has no chat template: a base model follows no instructions; leave it out"
+        )
+    for name in recipe.export.formats:
+        problem = no_chat(format_of(name).engine)
+        if problem:
+            raise SaapError(f"bench.chat: {name}: {problem}")
+    for row in read_instructions(limit=recipe.bench.chat).rows:
+        try:
+            asked = {"tools": row.tool_list or None, "chat_template": template, "add_generation_prompt": True}
+            prompt = tokenizer.apply_chat_template(row.messages, return_dict=True, **asked)["input_ids"]
+        except Exception as error:  # jinja2 has many, and templates raise their own
+            raise SaapError(f"bench.chat: the chat template of '{model}' fails: {error}") from None
+        if len(prompt) + ANSWER_TOKENS > spec.context:
+            raise SaapError(
+                f"bench.chat: a prompt of {len(prompt)} tokens and an answer of {ANSWER_TOKENS} do not fit into the "
+                f"model's context of {spec.context}: leave it out"
+            )
 
 
 def check_values(model: Path, formats: Iterable[str]) -> None:

@@ -103,6 +103,7 @@ def open_context(recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = 
         raise SaapError(f"no tokenizer.json in '{model}': the runtimes need the model's fast tokenizer")
     corpus = Corpus(dict(recipe.data), model, recipe.score.window)
     told = checks.check_tokenizer(model, checkpoint.spec, corpus, recipe.export.formats)
+    checks.check_chat(model, checkpoint.spec, recipe, corpus.tokenizer)
     corpus.check(calibration_windows=1 if tune else 2)
     checks.check_values(model, recipe.export.formats)
     warnings = (*checkpoint.warnings, *filter(None, [(source or {}).get("note")]), *told)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from saap_edge.chain.pruning_work import HELDOUT, LOGITS, REFERENCE, SEARCHED, PruningWork
 from saap_edge.chain.rates import Estimate, Rates, Work, measure_rates
+from saap_edge.chat.instructions import ANSWER_TOKENS
 from saap_edge.formats import asked_by_llama_cpp, format_of
 from saap_edge.model.spec import ModelSpec
 from saap_edge.pruning.settings import EFFORTS
@@ -147,7 +148,7 @@ class _Count(PruningWork):
     def _bench(self) -> Work:
         bench, both = self.recipe.bench, self.formats * (1 + self.kept)
         rounds = 3 + 6 + (bench.max_rounds or bench.rounds)
-        decoded = rounds * bench.decode_tokens + len(bench.contexts) * bench.decode_tokens
+        decoded = rounds * bench.decode_tokens + len(bench.contexts) * bench.decode_tokens + bench.chat * ANSWER_TOKENS
         prompts = rounds * bench.prompt_tokens + 2 * sum(bench.contexts)
         started = Work(seconds=4 * START * 2 * self.formats)
         files = [self._file(name, 4.0 * self.parameters) for name in self.recipe.export.formats]

@@ -21,7 +21,9 @@ def evaluate(
     task: Annotated[
         list[str] | None, typer.Option("--task", help="A .jsonl file or a task of lm-eval by name; may be repeated")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows of each task")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first rows of each task, or the first instructions")
+    ] = None,
     text: Annotated[Path | None, typer.Option("--text", help="Text file to measure perplexity on")] = None,
     window: Annotated[int, typer.Option("--window", min=2, help="Tokens of one perplexity window")] = 256,
     format: Annotated[
@@ -33,9 +35,25 @@ def evaluate(
     threads: Annotated[
         int, typer.Option("--threads", min=1, show_default="all CPUs", help="Threads of llama.cpp and ONNX Runtime")
     ] = os.cpu_count() or 1,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask the model to follow instructions, and check its answers")
+    ] = False,
+    instructions: Annotated[
+        Path | None, typer.Option("--instructions", help="With --chat: a .jsonl file of your own instructions")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None,
+        typer.Option("--answer-tokens", min=2, show_default="160", help="With --chat: tokens of an answer at most"),
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option("--answers", help="With --chat: .jsonl file to keep answers in, and to go on from")
+    ] = None,
+    dense: Annotated[
+        Path | None, typer.Option("--dense", help="With --chat: model to compare the answers with")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Measure zero-shot accuracy and perplexity, of a model or of the files that ship.
+    """Measure zero-shot accuracy, perplexity and chats, of a model or of the files that ship.
 
     A Hugging Face folder (dense or pruned) runs in torch, a GGUF file in llama.cpp, an ONNX folder in ONNX Runtime.
     An export folder, as `out/stages/export-HASH`, gives all its artifacts side by side:
@@ -53,12 +71,23 @@ def evaluate(
         {"context_options": [text, ...], "continuation": text, "gold": index}  acc
         {"context": text, "continuation": text}                                acc (greedy), perplexity
 
-    Every figure comes with its number of rows, its window, and the hash of its text. Exit codes: 0 ok, 2 bad input.
+    Every figure comes with its number of rows, its window, and the hash of its text.
+
+    --chat gives the model 80 instructions, or those of a file, through its runtime's own chat entry point, greedily.
+    It tells the share of answers that follow their instruction, end by themselves, and repeat themselves; with --dense
+    also what was lost against that model:
+
+    \b
+        saap-edge evaluate model-q4_0.gguf --chat --answers answers.jsonl
+        saap-edge evaluate out/stages/export-HASH --chat --dense out/stages/dense-HASH --limit 40
+
+    Exit codes: 0 ok, 2 bad input.
     """
     prepare()
     document = api.evaluate(
         path, tasks=task or (), limit=limit, text=text, window=window, formats=format or (), tokenizer=tokenizer,
-        threads=threads, progress=ToConsole(),
+        threads=threads, chat=chat, instructions=instructions, answer_tokens=answer_tokens, answers=answers,
+        dense=dense, progress=ToConsole(),
     )  # fmt: skip
     from saap_edge.report.terminal import render_evaluation
 

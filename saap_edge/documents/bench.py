@@ -14,10 +14,21 @@ from saap_edge.documents.base import Document, Number, Part, Real
 from saap_edge.documents.measured import Depth, DepthRatio, LlamaBenchRow, Percentiles, Ratios, Summary
 from saap_edge.errors import SaapError
 
-__all__ = ["Bench", "BenchedArtifact", "Comparison", "Conditions", "Limits", "Machine", "Metrics", "Pair", "Sensors"]
+__all__ = [
+    "Bench", "BenchedArtifact", "ChatResult", "Comparison", "Conditions", "Limits", "Machine", "Metrics", "Pair",
+    "Sensors",
+]  # fmt: skip
 
 SCHEMA: Literal[2] = 2
 Timed = Summary | float | None  # a plain number in older documents
+
+
+class ChatResult(Part):
+    """What the answers to the instructions were like, in their order. Null: a tool call, which the artifact's chat
+    template does not know."""
+
+    followed: list[bool | None] = Field(description="the answer follows its instruction")
+    ended: list[bool | None] = Field(description="the answer ended by itself, not at the limit")
 
 
 class Metrics(Part):
@@ -44,6 +55,7 @@ class Metrics(Part):
     energy_j_per_token: Number = Field(default=None, description="energy while decoding, J/token")
     round_j_per_token: Timed = Field(default=None, description="the same of each round, J/token")
     instructions_per_token: Number = Field(default=None, description="instructions that decoding a token executes")
+    chat: ChatResult | None = Field(default=None, description="answers to instructions")
     noise: Number = Field(default=None, description="how far a round lies from the median, as a share of it")
     cpu_share: Number = Field(default=None, description="share of the threads' time in which they had a CPU")
     llama_bench: list[LlamaBenchRow] = Field(default_factory=list, description="rows of prefill and decoding")
@@ -166,6 +178,9 @@ class Conditions(Part):
         default=None, description="cores that rounds were drawn from, each by its CPUs; null: the system placed them"
     )
     counter: str | None = Field(default=None, description="what counted instructions; null: nothing")
+    chat_instructions: int | None = Field(default=None, description="instructions that were asked; null: none")
+    chat_sha256: str | None = Field(default=None, description="begin of their file's sha256; null: none")
+    chat_answer_tokens: int | None = Field(default=None, description="tokens of an answer at most; null: none")
 
 
 class Bench(Document):

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     BOARD = "on the board"  # belongs to the machine it was taken on: judged where that is the target
     RATIO = "side by side"  # of two artifacts by turns in one run: holds on a shared runner
     COUNTED = "counted"  # the same on every machine: bytes, parameters, perplexity
+    SAMPLED = "sampled"  # a share of questions: the same on every machine, but other questions would give another
     PREDICTED = "predicted"  # computed from the target's figures, never a measurement
     CHANGE = "against the baseline"  # of a counted figure, in percent
 

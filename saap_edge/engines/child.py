@@ -164,6 +164,11 @@ class Server:
         ids: list[int] = getattr(self.engine, "ends")()  # noqa: B009
         return ids
 
+    def chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], count: int) -> dict[str, Any]:
+        """The greedy answer of the runtime's own chat entry point (engines/chat.py)."""
+        answer: dict[str, Any] = getattr(self.engine, "chat")(messages, tools, count)  # noqa: B009
+        return answer
+
     def memory(self) -> dict[str, int | None]:
         """Bytes of memory of the whole process: resident, the highest and now; proportional (PSS), now.
 

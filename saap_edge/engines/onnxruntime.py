@@ -168,5 +168,6 @@ register_engine(
         OnnxRuntimeEngine.name, "onnxruntime", "onnxruntime", "saap_edge.engines.onnxruntime:OnnxRuntimeEngine",
         kind="onnx", opens=lambda path: (path / GENAI_FILE).is_file() and (path / GRAPH_FILE).is_file(),
         context=folder_context, vocab_size=folder_vocab_size, cost=onnx_cost,
+        chat="saap_edge.engines.chat:GenaiChat", chat_module="onnxruntime_genai",
     )
 )  # fmt: skip

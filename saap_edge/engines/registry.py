@@ -14,9 +14,10 @@ from saap_edge.engines.base import ArtifactCost
 from saap_edge.errors import SaapError
 from saap_edge.registry import Registry
 
-__all__ = ["ENGINES", "VOCABULARY", "EngineRecord", "engine_at", "engine_named", "register_engine"]
+__all__ = ["CHAT", "ENGINES", "VOCABULARY", "EngineRecord", "engine_at", "engine_named", "register_engine"]
 
 VOCABULARY = " vocabulary"  # after an engine's name: its tokenizer only
+CHAT = " chat"  # after an engine's name: its runtime's own chat entry point
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class EngineRecord:
         module: the module that the package is imported as; a board is asked whether it has it.
         entry: "module:class" of an `Engine` (engines/base.py), which the child process imports; None: it runs nothing.
         vocabulary: "module:class" of its tokenizer alone, which is constructed with a path.
+        chat: "module:class" of its runtime's chat entry point (engines/chat.py); None: it has none.
+        chat_module: the module that this needs, where it is not `module`.
         kind: of the artifacts that it opens (formats.py).
         opens: whether something at a path is one of them.
         context: tokens of the longest sequence that an artifact holds; None where it does not say.
@@ -50,16 +53,26 @@ class EngineRecord:
     cost: Callable[[Path, str | None], ArtifactCost] | None = None
     tokenizes: bool = False
     half_sums: bool = False
+    chat: str | None = None
+    chat_module: str | None = None
 
     def entry_of(self, name: str) -> str:
-        """The "module:class" that the child imports: the engine, or its tokenizer where `name` ends in VOCABULARY.
+        """The "module:class" that the child imports: the engine, or what an ending of `name` (VOCABULARY, CHAT) names.
 
         Raises SaapError where the engine has none.
         """
-        found = self.vocabulary if name.endswith(VOCABULARY) else self.entry
+        found = {VOCABULARY: self.vocabulary, CHAT: self.chat}.get(_ending(name), self.entry)
         if found is None:
             raise SaapError(f"'{name}' runs no artifacts")
         return found
+
+    def module_of(self, name: str) -> str:
+        """The runtime's module that the child imports first."""
+        return self.chat_module or self.module if name.endswith(CHAT) else self.module
+
+
+def _ending(name: str) -> str:
+    return next((ending for ending in (VOCABULARY, CHAT) if name.endswith(ending)), "")
 
 
 ENGINES: Registry[EngineRecord] = Registry(
@@ -77,8 +90,8 @@ def register_engine(engine: EngineRecord) -> EngineRecord:
 
 
 def engine_named(name: str) -> EngineRecord:
-    """The record of an engine; its name may end in VOCABULARY. Raises SaapError that suggests the nearest name."""
-    return ENGINES.find(name.removesuffix(VOCABULARY))
+    """The record of an engine; its name may end in VOCABULARY or CHAT. Raises SaapError with the nearest name."""
+    return ENGINES.find(name.removesuffix(_ending(name)))
 
 
 def engine_at(path: Path) -> EngineRecord:

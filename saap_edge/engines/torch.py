@@ -18,7 +18,7 @@ from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
-__all__ = ["TorchEngine"]
+__all__ = ["TorchEngine", "load_transformers"]
 
 CONFIG_FILE = "config.json"
 MODELLING_FILE = Path(__file__).parents[1] / "model" / "modeling_saap_edge.py"
@@ -38,11 +38,11 @@ class TorchEngine:
         """Load `path`. Raises SaapError when it is no model, holds fewer than `context` tokens, or carries code that is
         not saap-edge's."""
         self.path, self.threads, self.context = Path(path), threads, context
-        config, longest = _config(self.path), folder_context(self.path)
+        longest = folder_context(self.path)
         if longest is not None and not 0 < context <= longest:
             raise SaapError(f"'{path}': a context of {context} tokens is outside the model's 1 to {longest}")
         torch.set_num_threads(threads)
-        self._model = _loaded(self.path, config, getattr(torch, self.dtype))
+        self._model = load_transformers(self.path, self.dtype)
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         self.reset()
 
@@ -134,14 +134,19 @@ def folder_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
     )  # fmt: skip
 
 
-def _loaded(path: Path, config: dict[str, Any], dtype: Any) -> Any:
+def load_transformers(path: Path, dtype: str) -> Any:
+    """The model of a folder, of the class that its config.json names, with weights of type `dtype`.
+
+    Raises SaapError when it is no model, or carries code that is not saap-edge's.
+    """
+    config = _config(path)
     ours = _carries_our_code(path, config)
     # The default of transformers 4 drops the cap of attention scores without a word.
     attention = {"attn_implementation": "eager"} if config.get("attn_logit_softcapping") else {}
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, trust_remote_code=ours, local_files_only=True, **attention
+            str(path), dtype=getattr(torch, dtype), trust_remote_code=ours, local_files_only=True, **attention
         )
     except Exception as error:  # of transformers, safetensors, torch: they share no base class
         raise SaapError(
@@ -196,5 +201,6 @@ register_engine(
         TorchEngine.name, "transformers", "transformers", "saap_edge.engines.torch:TorchEngine", kind="torch",
         opens=lambda path: (path / CONFIG_FILE).is_file() and bool([*path.glob("*.safetensors*")]),
         context=folder_context, vocab_size=folder_vocab_size, cost=folder_cost,
+        chat="saap_edge.engines.chat:TorchChat",
     )
 )  # fmt: skip

@@ -43,7 +43,7 @@ class Worker:
     def __init__(self, engine: str, path: Path, threads: int, context: int) -> None:
         self.engine, self.path = engine, Path(path)
         record = engine_named(engine)
-        told = {"entry": record.entry_of(engine), "module": record.module}
+        told = {"entry": record.entry_of(engine), "module": record.module_of(engine)}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "saap_edge.engines.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -115,6 +115,15 @@ class Worker:
         """Token ids at which llama.cpp ends a text."""
         ids: list[int] = self._ask("ends")
         return ids
+
+    def chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], count: int) -> dict[str, Any]:
+        """The greedy answer of the runtime's chat entry point, which ends at the latest after `count` tokens.
+
+        The worker's engine must be one whose name ends in CHAT. Returns {"text", "ended": by itself, "tokens": how
+        many, "ids": the first AGREED of them} (engines/chat.py).
+        """
+        answer: dict[str, Any] = self._ask("chat", messages=messages, tools=tools, count=count)
+        return answer
 
     def pin(self, cpus: set[int]) -> None:
         """Keep all threads of the child on these CPUs, if the system allows it."""

@@ -14,6 +14,7 @@ from saap_edge.artifacts import context_of, engine_of, read_manifest, vocab_size
 from saap_edge.engines.registry import engine_at
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.belongs import check_tokenizer
+from saap_edge.evaluation.chat import ChatRun, ChatSettings, open_chat
 from saap_edge.evaluation.likelihood import ArtifactScorer, Scorer, TorchScorer, window_perplexity
 from saap_edge.evaluation.tasks import lm_eval_version, load_tasks
 from saap_edge.gguf_input.folder import unpack
@@ -25,16 +26,24 @@ from saap_edge.progress import Bar
 
 __all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
 
-IN_TORCH = "torch"  # a model folder, run in this process, on a GPU if there is one
+IN_TORCH = "torch"  # a model folder, on a GPU if there is one; likelihoods are computed in this process
 GRAPH_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One model or artifact to evaluate. `name`: IN_TORCH, or its format. `folder`: its path. `open`: loads it."""
+    """One model or artifact to evaluate.
+
+    Attributes:
+        name: IN_TORCH, or its format.
+        folder: its path.
+        engine: name of the engine that runs it.
+        open: loads it.
+    """
 
     name: str
     folder: Path
+    engine: str
     open: Callable[[], Scorer]
 
 
@@ -50,6 +59,8 @@ class Settings:
         formats: artifacts of an export folder; none named: all.
         tokenizer: folder or GGUF file with the tokenizer, if not that of the evaluated path.
         threads: of the artifacts' engines.
+        chat: how to evaluate chats; None: not at all.
+        dense: model that chats are compared with; None: none.
     """
 
     tasks: tuple[str, ...] = ()
@@ -59,6 +70,8 @@ class Settings:
     formats: tuple[str, ...] = ()
     tokenizer: Path | None = None
     threads: int = 1
+    chat: ChatSettings | None = None
+    dense: Path | None = None
 
 
 def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
@@ -67,6 +80,29 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
     `bar` shows progress. Raises SaapError for bad input, before anything is run where possible.
     """
     subjects = find_subjects(path, settings.formats, settings.threads)
+    chat = _chat(subjects, settings)
+    document: dict[str, Any] = {
+        "schema": 1, "evaluated": str(path), "threads": settings.threads, "limit": settings.limit,
+        "lm_eval": lm_eval_version() if settings.tasks else None, "notes": _notes(path, subjects),
+        "artifacts": [], "tasks": [], "perplexity": [], "chat": [],
+    }  # fmt: skip
+    if settings.tasks or settings.text is not None:
+        _likelihoods(path, subjects, settings, bar, document)
+    if chat is not None:
+        document["chat"] = chat.run(bar)
+    return document
+
+
+def _chat(subjects: list[Subject], settings: Settings) -> ChatRun | None:
+    """The chats that are asked for, after all that can be refused was."""
+    if settings.chat is None:
+        return None
+    dense = find_subjects(settings.dense, (), settings.threads) if settings.dense else []
+    return open_chat(subjects, dense, settings.chat, settings.limit, settings.threads)
+
+
+def _likelihoods(path: Path, subjects: list[Subject], settings: Settings, bar: Bar, document: dict[str, Any]) -> None:
+    """Add tasks, perplexity and what they took to the document."""
     origin = settings.tokenizer or _tokenizer_folder(path, subjects)
     origin = unpack(origin) if origin.is_file() else origin
     tokenizer = load_tokenizer(origin)
@@ -77,11 +113,6 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
         check_tokenizer(tokenizer, origin, subject.folder, scorer.vocab_size)
         if windows is not None:
             _check_windows(windows, subject, scorer)
-    document: dict[str, Any] = {
-        "schema": 1, "evaluated": str(path), "threads": settings.threads, "limit": settings.limit,
-        "lm_eval": lm_eval_version() if settings.tasks else None, "notes": _notes(path, subjects),
-        "artifacts": [], "tasks": [], "perplexity": [],
-    }  # fmt: skip
     # Finding a task by name takes a while: lm-eval reads thousands of task files.
     with bar("reading tasks", None):
         tasks = load_tasks(list(settings.tasks)) if settings.tasks else []
@@ -105,7 +136,6 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
                 "seconds": round(time.perf_counter() - start, 2),
             }
         )  # fmt: skip
-    return document
 
 
 def _notes(path: Path, subjects: list[Subject]) -> list[str]:
@@ -163,7 +193,7 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
         found = {name: _artifact(name, path, threads, engine.name)}
     elif (path / "config.json").is_file():
         open_checkpoint(path)  # before any library reads it
-        found = {IN_TORCH: Subject(IN_TORCH, path, lambda: _torch_scorer(path))}
+        found = {IN_TORCH: Subject(IN_TORCH, path, IN_TORCH, lambda: _torch_scorer(path))}
     else:
         raise SaapError(
             f"nothing to evaluate at '{path}': give a Hugging Face folder, an export folder (with manifest.json), "
@@ -179,7 +209,7 @@ def _artifact(name: str, path: Path, threads: int, engine: str) -> Subject:
     def scorer() -> ArtifactScorer:
         return ArtifactScorer(engine, path, threads, context_of(path), vocab_size_of(path))
 
-    return Subject(name, path, scorer)
+    return Subject(name, path, engine, scorer)
 
 
 def _torch_scorer(folder: Path) -> TorchScorer:

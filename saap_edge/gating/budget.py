@@ -25,6 +25,8 @@ METRICS: dict[str, Kind] = {
     "file_mib": Kind.COUNTED, "bytes_per_token": Kind.COUNTED, "kv_bytes_per_token": Kind.COUNTED,
     "parameters": Kind.COUNTED, "perplexity": Kind.COUNTED, "perplexity_increase_pct": Kind.COUNTED,
     "instructions_per_token": Kind.COUNTED,
+    "chat_followed_pct": Kind.SAMPLED, "chat_ends_pct": Kind.SAMPLED,
+    "chat_followed_drop_points": Kind.SAMPLED, "chat_ends_drop_points": Kind.SAMPLED,
     "predicted_decode_tok_s": Kind.PREDICTED, "predicted_prefill_tok_s": Kind.PREDICTED,
     "predicted_ttft_ms": Kind.PREDICTED, "predicted_ram_mib": Kind.PREDICTED,
     "file_mib_change_pct": Kind.CHANGE, "bytes_per_token_change_pct": Kind.CHANGE,

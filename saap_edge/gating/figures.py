@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from saap_edge.chat.shares import paired_difference, wilson
 from saap_edge.documents.bench import Bench, BenchedArtifact, Comparison
 from saap_edge.documents.measured import Ratio, Summary
 from saap_edge.errors import SaapError
@@ -75,6 +76,8 @@ def figure_of(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Fig
         return _predicted(metric.removeprefix("predicted_"), artifact, evidence)
     if kind is Kind.CHANGE:
         return _change(metric.removesuffix("_change_pct"), artifact, evidence)
+    if kind is Kind.SAMPLED:
+        return _chat(metric, artifact, evidence)
     if metric == "perplexity_increase_pct":
         dense = _partner(artifact, evidence.bench, "dense")
         if dense is None:
@@ -174,6 +177,32 @@ def _check_same(metric: str, bench: Bench, baseline: Bench) -> None:
         )
         if now != was:
             raise Absent(f"the baseline was measured under other conditions: {name} {was} there, {now} here")
+
+
+def _chat(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:
+    """A share of the chat's instructions in percent, or how many points of it were lost against dense."""
+    name = "followed" if metric.startswith("chat_followed") else "ended"
+    own = _chat_cases(artifact, name)
+    if metric.endswith("_pct"):
+        cases = [case for case in own if case is not None]
+        if not cases:
+            raise Absent("there is no such figure")
+        return Figure(*(100 * part for part in (sum(cases) / len(cases), *wilson(sum(cases), len(cases)))))
+    dense = _partner(artifact, evidence.bench, "dense")
+    if dense is None:
+        raise Absent("nothing dense was measured beside it")
+    both = [(was, now) for was, now in zip(_chat_cases(dense, name), own, strict=False) if None not in (was, now)]
+    if not both:
+        raise Absent("there is no such figure")
+    before, after = zip(*both, strict=True)
+    return Figure(*(100 * part for part in paired_difference(before, after)))
+
+
+def _chat_cases(artifact: BenchedArtifact, name: str) -> list[bool | None]:
+    if artifact.metrics.chat is None:
+        raise Absent("no chat was measured: bench.chat in the recipe says how many instructions are asked")
+    found: list[bool | None] = getattr(artifact.metrics.chat, name)
+    return found
 
 
 def _percent(after: Figure, before: Figure) -> Figure:

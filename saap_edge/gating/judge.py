@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Verdict", "exit_code", "judge"]
 
+_CAUSES = {
+    Kind.PREDICTED: "the prediction's error: measure on the board",
+    Kind.SAMPLED: "the error of so few instructions: ask more (bench.chat), or allow more",
+}
+
 
 def judge(
     bench: Bench | Mapping[str, Any], budget: Budget, on_target: bool | None, target: Target | None = None,
@@ -94,5 +99,4 @@ def _decide(limit: Limit, figure: Figure) -> tuple[Word, str]:
         return "pass", span
     if figure.high < floor or figure.low > ceiling:
         return "fail", span
-    cause = "the prediction's error: measure on the board" if predicted else "the noise: measure more rounds"
-    return "inconclusive", f"{span}: the limit lies inside {cause}"
+    return "inconclusive", f"{span}: the limit lies inside {_CAUSES.get(limit.kind, 'the noise: measure more rounds')}"

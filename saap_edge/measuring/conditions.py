@@ -61,6 +61,7 @@ class BenchConditions:
         contexts: further depths, in tokens, at which decoding is measured.
         max_rounds: most rounds while a verdict is open; None: no rounds are added.
         instructions: count instructions, which may take a minute.
+        chat: instructions that a chat asks; 0: no chat.
     """
 
     threads: int
@@ -72,6 +73,7 @@ class BenchConditions:
     contexts: tuple[int, ...] = ()
     max_rounds: int | None = None
     instructions: bool = False
+    chat: int = 0
 
     @property
     def looks(self) -> tuple[int, ...]:

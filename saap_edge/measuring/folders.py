@@ -8,6 +8,7 @@ from pathlib import Path
 from saap_edge.artifacts import Manifest, engine_of, read_manifest
 from saap_edge.documents.bench import Bench
 from saap_edge.errors import SaapError
+from saap_edge.measuring.chat import with_chat
 from saap_edge.measuring.measure import BenchConditions, Subject, measure, steps_of
 from saap_edge.progress import Bar
 
@@ -31,7 +32,8 @@ def bench_folders(
     subjects = [side[name] for name in shared for side in (first, second)]
     comparisons = [(first[name].name, second[name].name) for name in shared]
     with bar("bench: rounds", steps_of(len(subjects), conditions)) as advance:
-        return measure(subjects, comparisons, conditions, advance, decided)
+        document = measure(subjects, comparisons, conditions, advance, decided)
+    return with_chat(document, subjects, conditions, bar)
 
 
 def measure_beside(

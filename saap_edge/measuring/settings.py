@@ -24,6 +24,9 @@ class BenchSettings(Section):
         default=None, description="rounds at most, added while noise leaves a limit of the budget undecided"
     )
     perplexity_windows: int = Field(default=16, ge=1, description="windows of test text run through each artifact")
+    chat: int = Field(
+        default=0, ge=0, le=80, description="instructions to ask, of 80, whose answers are checked; 0: no chat"
+    )
     contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="depths in tokens, as [128, 512, 2048]: decoding and memory are measured there too"
     )

@@ -35,6 +35,8 @@ _REST: tuple[Column, ...] = (
     ("file MiB", lambda metrics: f"{metrics.counted('file_bytes') / 2**20:.2f}"),
     ("KV bytes/token", lambda metrics: str(metrics.kv_bytes_per_token)),
     ("perplexity", lambda metrics: number(metrics.perplexity)),
+    ("chat followed %", lambda metrics: _chat(metrics, "followed")),
+    ("chat ends %", lambda metrics: _chat(metrics, "ended")),
     ("J/token", lambda metrics: number(metrics.energy_j_per_token, 4)),
 )
 
@@ -62,6 +64,12 @@ def render_bench(bench: Bench) -> list[RenderableType]:
         speed.add_row(entry.name, _median("decode_tok_s", 0)(sides[0]), "", "", *_cells(_SPEED, sides), _noise(sides))
         memory.add_row(entry.name, *_cells(rest, sides))
     return [speed, memory, *_depths(bench, pairs, alone), *_doubts(bench)]
+
+
+def _chat(metrics: Metrics, name: str) -> str:
+    """Percent of the instructions that were asked."""
+    cases = [case for case in (metrics.chat[name] if metrics.chat else []) if case is not None]
+    return number(100 * sum(cases) / len(cases) if cases else None, 1)
 
 
 def _conditions(conditions: Conditions) -> str:

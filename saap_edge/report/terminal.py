@@ -16,6 +16,7 @@ from saap_edge.documents.report import Report
 from saap_edge.documents.verify import Parity, Verify
 from saap_edge.files import read_json
 from saap_edge.report.bench import render_bench
+from saap_edge.report.chat import render_chat
 from saap_edge.report.prediction import render_predictions
 from saap_edge.report.tables import change, new_table, number
 
@@ -130,6 +131,9 @@ def render_gate(gate: Gate) -> list[RenderableType]:
 def render_evaluation(document: dict[str, Any]) -> list[RenderableType]:
     """A table of all figures, artifacts side by side, and lines on what each was measured on."""
     names = [entry["name"] for entry in document["artifacts"]]
+    chats: list[RenderableType] = render_chat(document["chat"]) if document["chat"] else []
+    if not names:
+        return [*(f"  note: {escape(note)}" for note in document["notes"]), *chats]
     version = f", lm-eval {document['lm_eval']}" if document["lm_eval"] else ""
     table = new_table(f"{document['evaluated']}: quality{version}", "measured on", "figure", *names)
     cells: dict[tuple[str, str], dict[str, str]] = {}
@@ -156,7 +160,7 @@ def render_evaluation(document: dict[str, Any]) -> list[RenderableType]:
         )
         for entry in document["artifacts"]
     ]
-    return [table, *lines]
+    return [table, *lines, *chats]
 
 
 def _figure(entry: dict[str, Any]) -> tuple[str, str]:

@@ -41,6 +41,53 @@ def test_verdicts(metric, limit, expected):
     assert one(metric, **limit).verdict == expected
 
 
+def chats(followed, ended=None):
+    return {"chat": {"followed": followed, "ended": followed if ended is None else ended}}
+
+
+def beside_dense(dense, pruned):
+    artifacts = [artifact("dense", **chats(dense)), artifact(**chats(pruned))]
+    return bench(artifacts, [beside(*artifacts)])
+
+
+# 40 instructions: all, 30, 28, 18 or none are followed. Wilson's 95 %: 75 % [59.8, 85.8]. Two lost of 40: 5 points
+# [-4.5, 14.0]; 12 lost: 30 points [13.4, 43.7].
+YES, NO = [True], [False]
+
+
+@pytest.mark.parametrize(("metric", "limit", "pruned", "expected"), [
+    ("chat_followed_pct", {"min": 59}, YES * 30 + NO * 10, "pass"),
+    ("chat_ends_pct", {"min": 86}, YES * 30 + NO * 10, "fail"),
+    ("chat_followed_pct", {"min": 74}, YES * 30 + NO * 10, "inconclusive"),
+    ("chat_followed_pct", {"min": 80}, YES * 30 + NO * 10, "inconclusive"),
+    ("chat_ends_pct", {"min": 90}, YES * 40, "pass"), ("chat_followed_pct", {"min": 10}, NO * 40, "fail"),
+    ("chat_followed_drop_points", {"max": 15}, YES * 28 + NO * 12, "pass"),
+    ("chat_followed_drop_points", {"max": 4}, YES * 28 + NO * 12, "inconclusive"),
+    ("chat_ends_drop_points", {"max": 13}, YES * 18 + NO * 22, "fail"),
+    ("chat_followed_drop_points", {"max": 5}, YES * 30 + NO * 10, "inconclusive"),
+    ("chat_followed_drop_points", {"max": 5}, [None] * 40, "inconclusive"),
+])  # fmt: skip
+def test_shares_of_instructions(metric, limit, pruned, expected):
+    """Limits on what was lost compare instruction by instruction with the dense model, which follows 30 of 40."""
+    verdict = one(metric, on_target=None, document=beside_dense(YES * 30 + NO * 10, pruned), **limit)
+    assert (verdict.verdict, verdict.kind) == (expected, Kind.SAMPLED)
+    if expected == "inconclusive" and verdict.value is not None:
+        assert "ask more (bench.chat)" in verdict.reason
+
+
+def test_calls_that_a_template_does_not_know_do_not_count():
+    found = one("chat_followed_pct", document=beside_dense(YES * 4, [True, None, False, True]), min=0)
+    assert found.value == pytest.approx(200 / 3)
+    lost = one(
+        "chat_followed_drop_points", document=beside_dense([True, True, True, None], [True, None, False, True]), max=99
+    )
+    assert lost.value == pytest.approx(50)
+    nothing = one("chat_followed_pct", min=0)
+    assert nothing.verdict == "inconclusive" and "no chat was measured: bench.chat" in nothing.reason
+    alone = one("chat_ends_drop_points", document=bench([artifact(**chats(YES))]), max=99)
+    assert alone.verdict == "inconclusive" and "nothing dense" in alone.reason
+
+
 @given(st.floats(1, 1000), st.floats(0, 100), st.floats(0, 100), st.floats(1, 1000))
 def test_verdict_follows_the_interval(median, below, above, limit):
     low, high = median - min(below, median / 2), median + above

@@ -39,7 +39,7 @@ def conditions_of(context: Context) -> BenchConditions:
         context.threads, settings.prompt_tokens, settings.decode_tokens, settings.rounds,
         windows(context, "test", settings.perplexity_windows).tolist(), file_hash(context.recipe.data.test)[:12],
         contexts=tuple(sorted(set(settings.contexts))), max_rounds=settings.max_rounds,
-        instructions=asks_instructions(context.recipe.budget),
+        instructions=asks_instructions(context.recipe.budget), chat=settings.chat,
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def _beside(anchor: str, artifact: str) -> Callable[[Context, Inputs, Path], Non
         from saap_edge.measuring.folders import measure_beside
 
         pair = (inputs["anchor"], anchor), (inputs["artifact"], artifact)
-        conditions = replace(conditions_of(context), contexts=())  # the frontier does not show them
+        conditions = replace(conditions_of(context), contexts=(), chat=0)  # the frontier does not show them
         measure_beside(*pair, conditions, context.bar).write(out / "point.json")
 
     return body
