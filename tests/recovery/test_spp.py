@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from saap_edge.model.adapters import SppLinear, put
+from saap_edge.model.blocks import dequantise
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.perplexity import perplexity, text_windows
+from saap_edge.model.tensors import Codes
 from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.pruning.surgery import cut
 from saap_edge.recipe import bundled_model, bundled_text
@@ -35,12 +37,20 @@ def sparse(setting, tmp_path_factory):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_weights_that_are_multiplied_get_better_and_keep_their_zeros(sparse, tmp_path, precision):
-    settings = {"adapter": "spp", "weights": 1.0, "weights_learning_rate": 1e-2, "precision": precision}
+    settings = {
+        "adapter": "spp",
+        "weights": 1.0,
+        "weights_learning_rate": 1e-2,
+        "precision": precision,
+        "start": "weighted",
+    }
     result, folder = run(sparse, tmp_path, **settings)
     assert result["after"]["perplexity_fp"] < 0.99 * result["before"]["perplexity_fp"]
     given, kept = (projections(load_model(path), read_spec(path).family) for path in (sparse[1], folder))
     for (name, before), (_, after) in zip(given, kept, strict=True):
         assert torch.equal(before == 0, after == 0) and not torch.equal(before, after), name
+        blocks = dequantise(Codes(folder).get(name))[:, : before.shape[1]]
+        assert not blocks[before == 0].any(), name  # unlike gptq's, these codes keep zeros
     assert perplexity(load_model(folder), sparse[2].heldout).value == pytest.approx(result["after"]["perplexity_fp"])
 
 
