@@ -78,7 +78,9 @@ class _Count(PruningWork):
         judged = (repaired + state * HELDOUT) * (1 + streams) + repaired * self.ffn / self.hidden
         teacher = weights if recover.tokens and recover.distillation and recover.top is None else 0.0
         multiplied = MULTIPLIED * 4.0 * self.ffn * self.hidden if recover.adapter == "spp" else 0.0
-        tuned = pruned * 1.3 + multiplied + self._activations(recover.batch, recover.checkpointing)
+        # All weights: what came in, their gradients, two moments and the best so far.
+        whole = 5 * 4.0 * self.kept * self.projections if recover.adapter == "all" else 0.0
+        tuned = pruned * 1.3 + multiplied + whole + self._activations(recover.batch, recover.checkpointing)
         trained = tuned if recover.tokens else 0.0
         importance = weights + states if self._important else 0.0
         both = max(sum(self._file(name, part) for part in (weights, pruned)) for name in self.recipe.export.formats)

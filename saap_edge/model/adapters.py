@@ -1,7 +1,8 @@
-"""Low-rank adapters of frozen linear layers: few parameters are trained, and merge into the weight afterwards.
+"""What of a linear layer is trained: low-rank adapters that merge into the weight afterwards, or the weight itself.
 
 LoraLinear  adds: W' = W + B A (LoRA, arXiv 2106.09685)
 SppLinear   multiplies: W' = W * (1 + 2 beta alpha), element by element (SPP, arXiv 2405.16057), so that zeros stay
+WholeLinear trains all of W
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-__all__ = ["Adapted", "LoraLinear", "SppLinear", "adapted_product", "put", "random_rows"]
+__all__ = ["Adapted", "LoraLinear", "SppLinear", "WholeLinear", "adapted_product", "put", "random_rows"]
 
 SCALE = 2.0  # s of SPP: its code's lora_alpha 16 over lora_r 8
 
@@ -94,6 +95,32 @@ class SppLinear(nn.Module):
     def merge(self) -> nn.Linear:
         """Put the adapted weight into the linear layer, in place, and return that layer."""
         self.linear.weight.copy_(self.values())
+        return self.linear
+
+
+class WholeLinear(nn.Module):
+    """A linear layer whose own weight is trained. Its optimizer holds three times the weight beside it.
+
+    >>> linear = nn.Linear(8, 4)
+    >>> bool((WholeLinear(linear)(torch.eye(8)) == linear(torch.eye(8))).all())
+    True
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int = 0) -> None:
+        """`rank` is not used: there is nothing of low rank."""
+        super().__init__()
+        self.linear = linear
+        # A copy: the folder's weights may be mapped, and what is mapped is not to be written to.
+        linear.weight = nn.Parameter(linear.weight.detach().clone())
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.linear(inputs)
+        return output
+
+    def merge(self) -> nn.Linear:
+        """The layer as trained, frozen again."""
+        self.linear.weight.requires_grad_(False)
+        self.linear.weight.grad = None
         return self.linear
 
 

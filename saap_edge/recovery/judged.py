@@ -108,7 +108,7 @@ def _notes(settings: RecoverSettings, weights: Recovery, blocks: Recovery, fault
     """A line about each phase whose training diverged, was given up or found nothing better."""
     notes = []
     phases = (
-        ("weights", weights, f"recover.weights_learning_rate than {settings.weights_learning_rate:g}"),
+        ("weights", weights, f"recover.weights_learning_rate than {settings.weights_rate:g}"),
         ("blocks", blocks, f"recover.learning_rate than {settings.learning_rate:g}"),
     )
     for phase, recovery, lower in phases:

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
-from saap_edge.model.adapters import LoraLinear, SppLinear, put
+from saap_edge.model.adapters import LoraLinear, SppLinear, WholeLinear, put
 from saap_edge.model.arithmetic import uses_bfloat16
 from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.checkpoint import read_spec
@@ -33,7 +33,7 @@ from saap_edge.recovery.train import Recovery, Training, steps_of, train
 __all__ = ["PHASES", "Texts", "recover", "recovery_steps"]
 
 PHASES = ("teacher", "weights", "codes", "blocks", "measuring")
-ADAPTERS = {"lora": LoraLinear, "spp": SppLinear}
+ADAPTERS = {"lora": LoraLinear, "spp": SppLinear, "all": WholeLinear}
 MEASURED = 4  # perplexities measured beside those of training; each is a step of the phase "measuring"
 
 
@@ -155,7 +155,7 @@ def _train_weights(
     model: Any, family: Family, teacher: Teacher | None, texts: Texts, settings: RecoverSettings, seed: int, work: Path,
     progress: Callable[[str, int, float, float], None],
 ) -> Recovery:  # fmt: skip
-    """Train low-rank adapters of the projections in full precision and merge them, in place."""
+    """Train the projections in full precision, by their adapters or all weights, and merge these, in place."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     adapter = ADAPTERS[settings.adapter]
@@ -179,7 +179,7 @@ def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:
     share = 1 - settings.weights if blocks else settings.weights
     return Training(
         tokens=round(settings.tokens * share), batch=settings.batch,
-        learning_rate=settings.learning_rate if blocks else settings.weights_learning_rate,
+        learning_rate=settings.learning_rate if blocks else settings.weights_rate,
         distillation=settings.distillation, seed=seed, patience=settings.patience,
         bfloat16=uses_bfloat16(settings.precision), checkpointing=settings.checkpointing,
     )  # fmt: skip

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from saap_edge.settings import Section
 
-__all__ = ["RecoverSettings"]
+__all__ = ["RATES", "RecoverSettings"]
+
+RATES = {"lora": 1e-3, "spp": 1e-2, "all": 1e-4}  # learning rates of full-precision weights: docs/recovery.md
 
 
 class RecoverSettings(Section):
@@ -27,9 +29,9 @@ class RecoverSettings(Section):
     weights: float = Field(
         default=1.0, ge=0, le=1, description="share of tokens that train full-precision weights before blocks"
     )
-    adapter: Literal["lora", "spp"] = Field(
+    adapter: Literal["lora", "spp", "all"] = Field(
         default="lora",
-        description="in full precision: lora adds to weights, spp multiplies them and keeps zeros",
+        description="of weights: lora adds to them, spp multiplies them, which keeps zeros, all trains each one",
     )
     through: bool = Field(
         default=False, description="train the blocks' weights too, through the rounding (straight-through LoRA)"
@@ -37,7 +39,9 @@ class RecoverSettings(Section):
     rank: int = Field(default=32, ge=1, description="of all adapters")
     batch: int = Field(default=2, ge=1, description="windows a step, over all devices")
     learning_rate: float = Field(default=3e-3, gt=0, description="of the blocks")
-    weights_learning_rate: float = Field(default=1e-3, gt=0, description="of the full-precision weights")
+    weights_learning_rate: float | None = Field(
+        default=None, gt=0, description="of the full-precision weights; where absent, that of the adapter (RATES)"
+    )
     distillation: float = Field(
         default=1.0, ge=0, le=1, description="share of the dense model's distribution in the loss; the rest is the text"
     )
@@ -49,6 +53,11 @@ class RecoverSettings(Section):
         default="auto", description="of products in training; auto: bfloat16 where the processor multiplies in it"
     )
     checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")
+
+    @property
+    def weights_rate(self) -> float:
+        """The learning rate of the full-precision weights."""
+        return self.weights_learning_rate or RATES[self.adapter]
 
     @model_validator(mode="after")
     def _compatible(self) -> RecoverSettings:

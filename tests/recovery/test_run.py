@@ -17,8 +17,8 @@ from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.perplexity import perplexity
 from saap_edge.model.tensors import Codes
 from saap_edge.pruning.surgery import cut
-from saap_edge.recovery.run import PHASES, Texts, recover, recovery_steps
-from saap_edge.recovery.settings import RecoverSettings
+from saap_edge.recovery.run import ADAPTERS, PHASES, Texts, recover, recovery_steps
+from saap_edge.recovery.settings import RATES, RecoverSettings
 from tests.conftest import tiny_model, write_folder
 from tests.pruning.test_surgery import random_kept
 
@@ -94,6 +94,7 @@ DIVERGING = [
     {"weights_learning_rate": 1e4, "weights": 1.0, "start": "weighted", "precision": "bfloat16"},
     {"weights_learning_rate": 1e8, "learning_rate": 1e8},
     {"weights_learning_rate": 1e8, "weights": 1.0, "adapter": "spp"},
+    {"weights_learning_rate": 1e30, "weights": 1.0, "adapter": "all"},
     {"weights_learning_rate": 1e30, "learning_rate": 1e30, "start": "nearest"},
     {"learning_rate": 1e8, "weights": 0.0, "through": True},
     {"learning_rate": 1e8, "weights": 0.0, "start": "weighted", "precision": "bfloat16"},
@@ -243,3 +244,21 @@ def test_layers_that_lack_a_sublayer_are_tuned_too(setting, tmp_path):
     result, folder = run((*folders, setting[2]), tmp_path, tokens=1024)
     assert result["after"]["perplexity_blocks"] <= result["before"]["perplexity_blocks"]
     assert spec_of(load_model(folder)).layers == spec_of(load_model(folders[1])).layers
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_all_weights_of_the_projections_are_trained_and_nothing_else(setting, tmp_path, precision):
+    settings = {"adapter": "all", "weights": 1.0, "weights_learning_rate": 1e-3, "precision": precision}
+    result, folder = run(setting, tmp_path, **settings)
+    assert result["after"]["perplexity_fp"] < result["before"]["perplexity_fp"]
+    given, kept = (dict(load_model(path).named_parameters()) for path in (setting[1], folder))
+    changed = {name for name, value in given.items() if not torch.equal(value, kept[name])}
+    assert changed == {name for name in given if "_proj" in name}
+    again, _ = run(setting, tmp_path / "again", **settings)
+    assert again == result  # the same seed gives the same weights
+
+
+def test_every_adapter_has_a_learning_rate_of_its_own():
+    rates = {name: RecoverSettings(adapter=name).weights_rate for name in ADAPTERS}
+    assert rates == RATES
+    assert RecoverSettings(adapter="all", weights_learning_rate=0.5).weights_rate == 0.5
