@@ -12,8 +12,8 @@ from saap_edge.report.tables import new_table
 __all__ = ["render_chat"]
 
 _ROWS = (
-    ("followed", "instructions followed %"), ("ends", "answers that end by themselves %"),
-    ("repeats", "answers that repeat themselves %"), ("agreement", "first tokens as the dense model's %"),
+    ("followed", "instructions followed % [95 %]"), ("ends", "answers that end by themselves % [95 %]"),
+    ("repeats", "answers that repeat themselves % [95 %]"), ("agreement", "tokens as the dense model's % ± error"),
 )  # fmt: skip
 
 
@@ -44,14 +44,17 @@ def render_chat(chats: list[dict[str, Any]]) -> list[RenderableType]:
 
 
 def _percent(found: dict[str, Any] | None, error: bool = True) -> str:
+    """A share in percent, with its interval; of a mean, which has none, with its standard error."""
     if not found or found["share"] is None:
         return "-"
-    around = f" ± {100 * found['stderr']:.1f}" if error and found["stderr"] is not None else ""
-    return f"{100 * found['share']:.1f}{around}"
+    value = f"{100 * found['share']:.1f}"
+    if error and "low" in found:
+        return f"{value} \\[{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+    return f"{value} ± {100 * found['stderr']:.1f}" if error and found["stderr"] is not None else value
 
 
 def _lost(entry: dict[str, Any], key: str) -> str:
     found = (entry["lost"] or {}).get(key)
     if not found:
         return "-"
-    return f"{100 * found['difference']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+    return f"{100 * found['difference']:.1f} \\[{100 * found['low']:.1f}, {100 * found['high']:.1f}]"

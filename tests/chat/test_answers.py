@@ -179,7 +179,13 @@ def test_the_command(plain, instructions, tmp_path, monkeypatch, capsys):
     assert gguf["agreement"] == {"n": 2, "share": 1.0, "stderr": 0.0, "tokens": 32}
     low, high = (gguf["lost"]["followed"][name] for name in ("low", "high"))
     assert gguf["lost"]["followed"]["difference"] == 0 and low == -high < 0
-    for words in ("instructions followed %", "50.0 ± 35.4", "1 tool calls are left out", "uppercase"):
+    for words in (
+        "instructions followed %",
+        "50.0 [9.5, 90.5]",
+        "0.0 [-69.3, 69.3]",
+        "1 tool calls are left out",
+        "uppercase",
+    ):
         assert words in err
 
 
