@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,47 +160,51 @@ def floor(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of what no build can leave out, by stage, in the arithmetic that this machine is quickest in.
 
     Scoring runs every window forward and backward; the bank runs it once and takes second moments; the plan mends and
-    judges itself and the uniform plan; pruning mends once and judges three models; recovery runs the teacher once and
-    the student forward and backward to its inputs.
+    judges itself and the uniform plan in the first look; pruning mends once and judges three models; recovery runs
+    the teacher once and the student forward and backward to its inputs.
     """
     import torch
 
     from saap_edge.chain.texts import HELDOUT_WINDOWS
     from saap_edge.model.arithmetic import uses_bfloat16
     from saap_edge.model.checkpoint import read_spec
+    from saap_edge.pruning.settings import LOOK
     from saap_edge.recipe import Recipe
 
     torch.set_num_threads(arguments.threads)
     spec, recipe = read_spec(folder), Recipe()
-    rates = {name: rate(getattr(torch, name), spec.hidden, spec.layers[0].ffn) for name in ("float32", "bfloat16")}
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter  # the first does not see neighbours
+    shape = (spec.hidden, spec.layers[0].ffn)
+    rates = {name: rate(getattr(torch, name), *shape, clock) for name in ("float32", "bfloat16")}
     fast = "bfloat16" if uses_bfloat16("auto") else "float32"
     layers, head = 2 * spec.layer_parameters(), 2 * spec.vocab_size * spec.hidden
-    read, held = recipe.score.samples * recipe.score.window, HELDOUT_WINDOWS * recipe.score.window
+    read, mended, held, look = (
+        count * recipe.score.window for count in (recipe.score.samples, recipe.prune.samples, HELDOUT_WINDOWS, LOOK)
+    )
     widths = [width for layer in spec.layers for width in (layer.heads * spec.head_dim, layer.ffn)]
-    grams = sum(2 * read * width * width for width in widths)
-    moments = grams + sum(2 * read * width * spec.hidden for width in widths)
-    kept = (1 - arguments.ratio) ** 2
+    gram = sum(2 * width * width for width in widths)  # of a token
+    kept = (1 - arguments.ratio) ** 2 * (gram + sum(2 * width * spec.hidden for width in widths))
     work = {  # operations in `fast`, and in float32
         "score": (read * (3 * layers + 2 * head), 0),
-        "bank": (read * layers, grams),
-        "plan": (3 * (read + held) * layers + 3 * held * head, 2 * kept * moments),
-        "prune": ((2 * read + 3 * held) * layers + 3 * held * head, kept * moments),
+        "bank": (read * layers, read * gram),
+        "plan": (3 * (2 * look * layers + look * head), 2 * look * kept),
+        "prune": ((2 * mended + 3 * held) * layers + 3 * held * head, mended * kept),
         "recover": (arguments.tokens * (3 * layers + 3 * head), 0),
     }
     seconds = {stage: round(quick / rates[fast] + slow / rates["float32"], 1) for stage, (quick, slow) in work.items()}
     return {"seconds": seconds, "gflops": {name: round(value / 1e9) for name, value in rates.items()}, "in": fast}
 
 
-def rate(dtype: Any, hidden: int, ffn: int) -> float:
+def rate(dtype: Any, hidden: int, ffn: int, clock: Callable[[], float]) -> float:
     """Operations a second of a projection of this model, the best of some rounds."""
     import torch
 
     rows, weight = torch.randn(2048, hidden, dtype=dtype), torch.randn(ffn, hidden, dtype=dtype)
     best = float("inf")
     for _ in range(20):
-        started = time.perf_counter()
+        started = clock()
         torch.nn.functional.linear(rows, weight)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return 2 * 2048 * hidden * ffn / best
 
 
