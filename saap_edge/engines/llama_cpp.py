@@ -191,6 +191,6 @@ register_engine(
         "saap_edge.engines.llama_cpp:LlamaCppVocabulary", "gguf", opens=lambda path: path.suffix == ".gguf",
         context=lambda path: read_shape(read_header(path)).context,
         vocab_size=lambda path: read_shape(read_header(path)).vocab_size, cost=gguf_cost, tokenizes=True,
-        half_sums=True,
+        half_sums=True, writer="saap_edge.engines.llama_writer:LlamaCppWriter",
     )
 )  # fmt: skip

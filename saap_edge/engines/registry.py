@@ -14,9 +14,10 @@ from saap_edge.engines.base import ArtifactCost
 from saap_edge.errors import SaapError
 from saap_edge.registry import Registry
 
-__all__ = ["ENGINES", "VOCABULARY", "EngineRecord", "engine_at", "engine_named", "register_engine"]
+__all__ = ["ENGINES", "VOCABULARY", "WRITER", "EngineRecord", "engine_at", "engine_named", "register_engine"]
 
 VOCABULARY = " vocabulary"  # after an engine's name: its tokenizer only
+WRITER = " writer"  # after an engine's name: many documents at a time
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class EngineRecord:
         cost: what running an artifact costs anywhere, under the name of the format that is given.
         tokenizes: artifacts carry a tokenizer, whose ids and ends verify compares.
         half_sums: inputs of float products take the type of the weight, scales of rounded inputs and attention fp16.
+        writer: "module:class" of what writes many documents at a time (engines/llama_writer.py).
     """
 
     name: str
@@ -50,13 +52,14 @@ class EngineRecord:
     cost: Callable[[Path, str | None], ArtifactCost] | None = None
     tokenizes: bool = False
     half_sums: bool = False
+    writer: str | None = None
 
     def entry_of(self, name: str) -> str:
-        """The "module:class" that the child imports: the engine, or its tokenizer where `name` ends in VOCABULARY.
+        """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY or WRITER.
 
         Raises SaapError where the engine has none.
         """
-        found = self.vocabulary if name.endswith(VOCABULARY) else self.entry
+        found = {VOCABULARY: self.vocabulary, WRITER: self.writer}.get(name.removeprefix(self.name), self.entry)
         if found is None:
             raise SaapError(f"'{name}' runs no artifacts")
         return found
@@ -77,8 +80,9 @@ def register_engine(engine: EngineRecord) -> EngineRecord:
 
 
 def engine_named(name: str) -> EngineRecord:
-    """The record of an engine; its name may end in VOCABULARY. Raises SaapError that suggests the nearest name."""
-    return ENGINES.find(name.removesuffix(VOCABULARY))
+    """The record of an engine; its name may end in VOCABULARY or WRITER. Raises SaapError that suggests the nearest
+    name."""
+    return ENGINES.find(name.removesuffix(VOCABULARY).removesuffix(WRITER))
 
 
 def engine_at(path: Path) -> EngineRecord:
