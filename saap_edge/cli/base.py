@@ -99,7 +99,12 @@ TokensOption = Annotated[
     typer.Option("--tokens", help="Tokens that recovery trains on; 0 trains nothing and only looks for codes"),
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder with calibration.txt, heldout.txt and test.txt")
+    str | None,
+    typer.Option(
+        "--data",
+        help="Folder with calibration.txt, heldout.txt and test.txt; self: the model writes its own calibration text; "
+        "half: it writes half of it",
+    ),
 ]
 BudgetOption = Annotated[Path | None, typer.Option("--budget", help="YAML file with the limits that the gate judges")]
 PlanOption = Annotated[Path | None, typer.Option("--plan", help="plan.json to use, instead of searching for a plan")]

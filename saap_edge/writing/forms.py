@@ -104,7 +104,9 @@ def _chat(tokenizer: Any, chat: Chat, length: int, folder: Path) -> tuple[Any, t
     close = both.partition(_ANSWERED)[2]
     if not before.strip() or not after.strip():  # it does not say whose turn it is
         return None
-    first, second, last = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, after, close))
+    first, second, last = (
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, after, close)
+    )
     room = length - len(first) - len(second) - len(last) - QUESTION
     if room < LEAST_ANSWER:
         raise SaapError(

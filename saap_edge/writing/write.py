@@ -35,7 +35,7 @@ FORMAT = "gguf-q8_0"
 TEMPERATURES = (0.7, 0.9, 1.1)  # of the documents, by turns: what is likely, and what is less so
 LEAST_LIKELY = 0.02  # times the likeliest token's probability; what is below is not drawn
 ROUND = 4 * SLOTS  # documents of a round, at most
-EXPECTED = 250  # tokens that a document brings, until it is known
+EXPECTED = {"chat": 0.35, "text": 0.75}  # of the longest document, that one brings on average, until it is known
 USABLE = 0.05  # share of documents that must be usable, once a round was written
 STEPS = 16  # tokens of every document between two words of progress
 
@@ -145,9 +145,9 @@ def _temperature(number: int) -> float:
 
 
 def _start(form: Form, seed: int, number: int) -> list[int]:
-    """The first tokens of a document, beside those of the form. In a chat, every other question has none: the model
-    begins it. All else begins with a token from the vocabulary, so that documents differ."""
-    if form.kind == "chat" and (number // len(TEMPERATURES)) % 2 == 0:
+    """The first tokens of a document, beside those of the form. In a chat, the model begins two of three questions
+    itself. All else begins with a token from the vocabulary, so that documents differ."""
+    if form.kind == "chat" and (number // len(TEMPERATURES)) % 3 < 2:
         return []
     return [int(np.random.default_rng([seed, number, 1]).choice(form.starts))]
 
@@ -157,7 +157,7 @@ def _round(
 ) -> dict[str, Any]:  # fmt: skip
     """Write as many documents as are likely to be missing; at most ROUND."""
     began = time.monotonic()
-    gain = written.tokens / written.drafted if written.drafted else EXPECTED
+    gain = written.tokens / written.drafted if written.drafted else EXPECTED[form.kind] * form.length
     count = min(ROUND, max(SLOTS // 4, round(1.1 * (wanted - written.tokens) / max(gain, 1))))
     numbers = range(written.drafted, written.drafted + count)
     starts = {number: _start(form, seed, number) for number in numbers}
