@@ -14,10 +14,9 @@ from saap_edge.pruning.settings import PruneSettings, ScoreSettings
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.settings import Section
 
-__all__ = ["SELF", "SELF_TOKENS", "DataSettings", "Recipe", "bundled_model", "bundled_text"]
+__all__ = ["SELF", "DataSettings", "Recipe", "bundled_model", "bundled_text"]
 
 SELF = "self"  # in the place of a calibration file: the model writes the text
-SELF_TOKENS = 250_000  # that it writes at most where data.self_tokens says nothing
 
 _REFERENCE = Path(__file__).parent / "reference"
 

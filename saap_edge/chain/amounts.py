@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from saap_edge.recipe import SELF_TOKENS
-
 if TYPE_CHECKING:
     from saap_edge.recipe import Recipe
 
-__all__ = ["SEARCH_WINDOWS", "written_tokens"]
+__all__ = ["SEARCH_WINDOWS", "SELF_TOKENS", "written_tokens"]
 
 SEARCH_WINDOWS = 8  # calibration windows that follow the scored ones: the search compares plans on them
+SELF_TOKENS = 250_000  # that a model writes at most where data.self_tokens says nothing
 
 
 def written_tokens(recipe: Recipe) -> int:

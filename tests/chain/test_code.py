@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from saap_edge.chain import code
-from saap_edge.chain.chains import COMPILE, DENSE, TUNE
+from saap_edge.chain.chains import COMPILE, DENSE, TUNE, WRITING
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def forget():
 
 def hashes():
     forget()
-    return {rule.name: code.code_hash(rule.body.__module__) for rule in COMPILE}
+    return {rule.name: code.code_hash(rule.body.__module__) for rule in (*WRITING, *COMPILE)}
 
 
 def changed(package, file):
