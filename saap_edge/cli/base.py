@@ -32,6 +32,7 @@ stock llama.cpp and ONNX Runtime run, measures them, and returns an exit code th
 
     saap-edge compile --ratio 0.3 --out out                  the bundled model, this machine
     saap-edge compile --model ./TinyLlama --target rpi5 --ratio 0.3 --out out
+    saap-edge compile --model ./TinyLlama --data self --out out        the model writes its own calibration text
     saap-edge compile recipe.yaml --out out
 
 compile runs the stages score, bank, plan, prune, recover, export, verify, bench, gate and report. Each stage is also a

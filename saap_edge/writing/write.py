@@ -24,6 +24,7 @@ from saap_edge.engines.registry import WRITER
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.exporting.write import write_artifact
+from saap_edge.formats import format_of
 from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.writing.filters import Seen
 from saap_edge.writing.forms import Form, read_form
@@ -103,7 +104,7 @@ def write_text(
     told = _Told(progress, tokens)
     told.now(written, 0)
     if written.tokens < tokens:
-        with Worker("llama.cpp" + WRITER, gguf, threads, form.length) as worker:
+        with Worker(format_of(FORMAT).engine + WRITER, gguf, threads, form.length) as worker:
             while written.tokens < tokens:
                 _require_usable(model, written)
                 round = _round(worker, form, seed, written, tokens, lambda count: told.now(written, count))
