@@ -3,8 +3,8 @@
     python benchmarks/self_text.py --model MODEL --tokens 20000 --out RESULT.json
 
 llama.cpp writes from the Q8_0 file, as `saap-edge write` does; transformers writes in bfloat16. Both write as many
-documents at a time, with as many threads. Seconds are of CPU time, loading of the runtime included, so that other programs disturb
-less; `clock_s` are those on the clock. The written text stays in --keep, where that is named.
+documents at a time, with as many threads. Seconds are of CPU time, the start of the runtime included, so that other
+programs disturb less; `clock_s` are those on the clock. --keep names a folder for the text.
 """
 
 from __future__ import annotations
