@@ -107,10 +107,11 @@ def write_text(
         with Worker(format_of(FORMAT).engine + WRITER, gguf, threads, form.length) as worker:
             while written.tokens < tokens:
                 _require_usable(model, written)
-                round = _round(worker, form, seed, written, tokens, lambda count: told.now(written, count))
+                round = _round(worker, form, seed, written, tokens, lambda share: told.now(written, share))
                 with rounds.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(round) + "\n")
                 written.add(round)
+                told.now(written, 0)
     record = _record(written, seed)
     tokenizer = load_tokenizer(model)
     save_written(out, written.kept, tokenizer.batch_decode(written.kept), record)
@@ -130,13 +131,13 @@ def _gguf(model: Path, work: Path) -> Path:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The rounds that are whole: a run may have been killed while it wrote the last."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    found, lines = [], path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
         try:
             found.append(json.loads(line))
         except ValueError:
             break
-    if path.is_file():  # what follows must not be appended to half a line
+    if len(found) < len(lines):  # what follows must not be appended to half a line
         path.write_text("".join(json.dumps(round) + "\n" for round in found), encoding="utf-8")
     return found
 
@@ -154,9 +155,9 @@ def _start(form: Form, seed: int, number: int) -> list[int]:
 
 
 def _round(
-    worker: Worker, form: Form, seed: int, written: _Written, wanted: int, progress: Callable[[int], None]
+    worker: Worker, form: Form, seed: int, written: _Written, wanted: int, progress: Callable[[float], None]
 ) -> dict[str, Any]:  # fmt: skip
-    """Write as many documents as are likely to be missing; at most ROUND."""
+    """Write as many documents as are likely to be missing; at most ROUND. `progress` is told the share that is done."""
     began = time.monotonic()
     gain = written.tokens / written.drafted if written.drafted else EXPECTED[form.kind] * form.length
     count = min(ROUND, max(SLOTS // 4, round(1.1 * (wanted - written.tokens) / max(gain, 1))))
@@ -175,7 +176,8 @@ def _round(
     while left:
         news = worker.proceed(STEPS)
         done, tokens, left = done + news["done"], tokens + news["tokens"], news["left"]
-        progress(tokens)
+        # Of the documents and of the tokens: the last documents of a round are the longest.
+        progress((len(done) / count + min(1.0, tokens / (count * gain))) / 2)
     documents = [[number, starts[number], texts, ended] for number, texts, ended in sorted(done)]
     return {"seconds": round(time.monotonic() - began, 2), "documents": documents}
 
@@ -202,14 +204,15 @@ def _record(written: _Written, seed: int) -> dict[str, Any]:
 
 
 class _Told:
-    """Turns tokens that are being chosen into tokens that are likely to be kept, for a bar that does not go back."""
+    """Turns the share of a round that is done into tokens that are likely kept, for a bar that does not go back."""
 
     def __init__(self, progress: Callable[[float, str], None], wanted: int) -> None:
         self._progress, self._wanted, self._shown = progress, wanted, 0.0
 
-    def now(self, written: _Written, choosing: int) -> None:
-        share = written.tokens / written.sampled if written.sampled else 1.0
-        reached = min(self._wanted, written.tokens + share * choosing)
+    def now(self, written: _Written, share: float) -> None:
+        left = max(0, self._wanted - written.tokens)
+        gain = ROUND * written.tokens / written.drafted if written.drafted else left
+        reached = min(self._wanted, written.tokens + share * min(gain, left))
         note = f"{sum(written.dropped.values())} of {written.drafted} documents dropped" if written.drafted else ""
         self._progress(max(0.0, reached - self._shown), note)
         self._shown = max(self._shown, reached)
