@@ -1,7 +1,8 @@
 """A model writes text of its own, in llama.cpp at 8 bits, many documents at a time.
 
-llama.cpp is taken because it is two to four times as fast here as transformers.generate in bfloat16 with as many
-documents at a time (docs/method.md#text-of-its-own), and eight bits change what a model says by hardly anything.
+llama.cpp is taken because a document that ends makes room for the next at once, its file takes a quarter of the memory
+of float32, and it is no slower than transformers.generate in bfloat16, which pads all documents to the longest
+(benchmarks/self_text.py, docs/method.md#text-of-its-own).
 
 Documents are written in rounds. A round depends on nothing but the seed and the rounds before it, and is kept in the
 work folder as soon as it is done, so that a killed run goes on and ends with the same text.
