@@ -24,9 +24,9 @@ from result import publish, save
 
 from saap_edge.api import recipe_of
 from saap_edge.cache import ancestors, read_stage
+from saap_edge.chain.amounts import SEARCH_WINDOWS
 from saap_edge.chain.context import open_context
 from saap_edge.chain.space import space_of
-from saap_edge.chain.stages.plan import SEARCH_WINDOWS
 from saap_edge.chain.stages.score import dense_model
 from saap_edge.chain.texts import HELDOUT_WINDOWS, windows
 from saap_edge.model.arithmetic import uses_bfloat16

@@ -76,7 +76,7 @@ def open_frame(arguments: argparse.Namespace) -> Iterator[Frame]:
         for path in (recipe.data.test, arguments.other)
     }
     with tempfile.TemporaryDirectory() as scratch:
-        planner = planner_of(context, {"score": above["score"], "bank": arguments.bank}, Path(scratch))
+        planner = planner_of(context, above | {"bank": arguments.bank}, Path(scratch))
         conditions = {
             "model": context.model_name, "window": window, "windows": {name: len(text) for name, text in tests.items()},
             "text_sha256": [text_hash(recipe.data.test), text_hash(arguments.other)],

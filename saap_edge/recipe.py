@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from saap_edge.exporting.settings import ExportSettings
 from saap_edge.gating import Budget
@@ -13,7 +14,9 @@ from saap_edge.pruning.settings import PruneSettings, ScoreSettings
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.settings import Section
 
-__all__ = ["DataSettings", "Recipe", "bundled_model", "bundled_text"]
+__all__ = ["SELF", "DataSettings", "Recipe", "bundled_model", "bundled_text"]
+
+SELF = "self"  # in the place of a calibration file: the model writes the text
 
 _REFERENCE = Path(__file__).parent / "reference"
 
@@ -28,14 +31,39 @@ def bundled_text(name: str) -> Path:
     return _REFERENCE / "text" / f"{name}.txt"
 
 
+# Absolute, so that a file named "self" is not taken for the word when the recipe is read again.
+_File = Annotated[Path, AfterValidator(Path.absolute)]
+
+
 class DataSettings(Section):
     """Plain text files. They must not overlap: calibration is learnt from, heldout decides, test is reported."""
 
-    calibration: Path = Field(
-        default=bundled_text("calibration"), description="scores, repair and recovery learn from it"
+    calibration: Literal["self"] | _File | tuple[Literal["self"], _File] = Field(
+        default=bundled_text("calibration"),
+        description="scores, repair and recovery learn from it: a file; self: the model writes it; [self, FILE]: half "
+        "of the windows each",
+    )
+    self_tokens: int | None = Field(
+        default=None, ge=1, description="tokens that the model writes; where absent what score and recover take"
     )
     heldout: Path = Field(default=bundled_text("heldout"), description="chooses plans and what recovery keeps")
     test: Path = Field(default=bundled_text("test"), description="perplexity that is reported; nothing is chosen on it")
+
+    @property
+    def file(self) -> Path | None:
+        """The calibration file; None where the model writes all of it."""
+        calibration = self.calibration
+        return calibration if isinstance(calibration, Path) else None if calibration == SELF else Path(calibration[1])
+
+    @property
+    def written(self) -> float:
+        """Share of the calibration windows that the model writes: 0, a half or 1."""
+        return 0.0 if isinstance(self.calibration, Path) else 1.0 if self.calibration == SELF else 0.5
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The text files by role; no "calibration" where the model writes all of it."""
+        return ({"calibration": self.file} if self.file else {}) | {"heldout": self.heldout, "test": self.test}
 
 
 class Recipe(Section):

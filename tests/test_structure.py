@@ -24,6 +24,7 @@ LAYERS = (
     ("bundle",),
     ("sources",),
     ("gguf_input",),
+    ("writing",),
     ("exporting", "recovery"),
     ("pruning",),
     ("model",),

@@ -29,7 +29,7 @@ from saap_edge.api.recipes import recipe_of
 from saap_edge.api.registering import register_family, register_metric, register_order
 from saap_edge.api.results import Fit, Frontier, Run
 from saap_edge.api.schemas import DOCUMENTS, schema
-from saap_edge.api.stages import bank, compile, export, plan, prune, recover, resume, score, write_report
+from saap_edge.api.stages import bank, compile, export, plan, prune, recover, resume, score, write, write_report
 from saap_edge.api.worth import RATIOS, RIVALS, fit, frontier
 from saap_edge.errors import SaapError
 from saap_edge.progress import Progress
@@ -38,5 +38,5 @@ __all__ = [
     "DOCUMENTS", "RATIOS", "RIVALS", "Fit", "Frontier", "Progress", "Run", "SaapError", "bank", "bench", "bench_stage",
     "compile", "evaluate", "export", "fit", "frontier", "gate", "plan", "predict", "predict_document", "prune",
     "recipe_of", "recover", "register_family", "register_metric", "register_order", "resume", "schema", "score",
-    "verify", "write_report",
+    "verify", "write", "write_report",
 ]  # fmt: skip

@@ -38,7 +38,8 @@ def recipe_of(
         effort: how many plans are tried: quick, normal or thorough.
         tokens: training tokens of recovery.
         teacher: the dense model that recovery learns from.
-        data: folder with calibration.txt, heldout.txt and test.txt.
+        data: folder with calibration.txt, heldout.txt and test.txt; or "self", so that the model writes its own
+            calibration text, or "half", so that it writes half of it (docs/method.md). A folder of such a name: ./self.
         formats: artifacts to export, as "gguf-q4_0".
         budget: limits of the gate.
 
@@ -65,8 +66,7 @@ def recipe_of(
             plain = str(value) if isinstance(value, Path) else value
             (document.setdefault(section, {}) if section else document)[field] = plain
     if data is not None:
-        texts = ("calibration", "heldout", "test")
-        document["data"] = {role: str(Path(data) / f"{role}.txt") for role in texts}
+        document["data"] = _data_of(data, document.get("data") or {})
     if formats is not None:
         document.setdefault("export", {})["formats"] = list(formats)
     if budget is not None:
@@ -78,6 +78,18 @@ def recipe_of(
         place = ".".join(str(part) for part in first["loc"])
         option = next((f"--{name} ({place})" for name, known in _PLACES.items() if known == place), place)
         raise SaapError(f"{option}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _data_of(data: str | Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's section on texts that --data stands for; `said` is what the recipe has there."""
+    from saap_edge.recipe import SELF, bundled_text
+
+    if data not in (SELF, "half"):
+        texts = {role: str(Path(data) / f"{role}.txt") for role in ("calibration", "heldout", "test")}
+        return texts | {name: said[name] for name in ("self_tokens",) if name in said}
+    file = said.get("calibration") or str(bundled_text("calibration"))
+    file = file[-1] if isinstance(file, list | tuple) else str(bundled_text("calibration")) if file == SELF else file
+    return {**said, "calibration": SELF if data == SELF else [SELF, file]}
 
 
 def with_formats(recipe: Recipe, formats: Sequence[str], option: str) -> Recipe:
@@ -120,7 +132,7 @@ def _document(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> dict[st
 
 def _anchored(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths: a later stage may be run from another folder."""
-    texts = {role: Path(path).absolute() for role, path in recipe.data}
+    texts: dict[str, Any] = {role: path.absolute() for role, path in recipe.data.files.items() if role != "calibration"}
     local = Path(recipe.model)
     model = str(local.absolute()) if local.exists() else recipe.model
     return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=texts)})

@@ -28,6 +28,7 @@ __all__ = [
     "run_chain",
     "score",
     "told_ahead",
+    "write",
     "write_report",
 ]
 
@@ -48,7 +49,8 @@ def compile(
         method: how the plan is made (docs/method.md).
         effort: how many plans are tried: quick, normal or thorough.
         tokens: training tokens of recovery.
-        data: folder with calibration.txt, heldout.txt and test.txt.
+        data: folder with calibration.txt, heldout.txt and test.txt; "self" or "half": the model writes calibration text
+            of its own.
         plan: plan.json to use instead of searching for one.
         budget: limits of the gate.
         out: folder to write; stages that were run there before are found again.
@@ -68,6 +70,28 @@ def compile(
         budget=budget,
     )  # fmt: skip
     return run_chain(settings, ORDER, {}, Path(out), plan=plan, progress=progress)
+
+
+def write(
+    model: str | Path | None = None, *, recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    data: str | Path | None = None, out: str | Path, progress: Listener = None,
+) -> Run:  # fmt: skip
+    """Let the model write calibration text, as `compile` with data="self" does before it scores.
+
+    `recipe` says how much (`data.self_tokens`) and from which seed. `data` is "self" where neither it nor the recipe
+    asks for written text. The stage's folder has the text in text.txt, and in write.json what was dropped. Arguments
+    and errors as `compile`; raises SaapError too where hardly any text is fit to learn from.
+
+    Examples:
+        >>> written = se.write("model", recipe="recipe.yaml", out="out")
+        >>> sorted(path.name for path in written.folder.iterdir())
+        ['stage.json', 'text.txt', 'tokens.safetensors', 'write.json']
+    """
+    from saap_edge.recipe import SELF
+
+    settings = recipe_of(recipe, model=model, data=data)
+    settings = settings if settings.data.written else recipe_of(settings, data=SELF)
+    return run_chain(settings, ("write",), {}, Path(out), tune=True, progress=progress)
 
 
 def score(
@@ -153,7 +177,7 @@ def recover(
         recipe: with a model: a YAML file, a document or a `Recipe`. A run has its own.
         teacher: the dense model to learn from.
         tokens: training tokens.
-        data: with a model: folder with calibration.txt, heldout.txt and test.txt.
+        data: with a model: as of `compile`. The teacher writes, because it is what is learnt from.
         out: with a model: folder to write.
 
     Raises SaapError as `resume`, and for options that do not go with what was given.
@@ -237,14 +261,14 @@ def run_chain(
     listener = progress_of(progress)
     _check_processes(recipe, names)
     with listener.bar("loading libraries", None):
-        from saap_edge.chain.chains import COMPILE, TUNE
+        from saap_edge.chain.chains import COMPILE, TUNE, WRITING
         from saap_edge.chain.context import open_context
         from saap_edge.chain.run import run_stages
     with listener.bar("checking the recipe and the model", None):
         context = open_context(recipe, None if plan is None else Path(plan), listener.bar, tune)
     for warning in context.warnings:
         listener.note(warning)
-    chain = TUNE if tune else COMPILE
+    chain = WRITING if names == ("write",) else TUNE if tune else COMPILE
     outcome = run_stages(
         context, chain, names, out=out, folders=folders, after=after, done=listener.stage,
         before=told_ahead(listener),

@@ -16,6 +16,7 @@ __all__ = ["announce", "check_memory", "plan_lines"]
 GIB = 2**30
 SHORT = 5.0  # seconds: a single stage that takes no longer is not announced
 LESS = {
+    "write": "a text file as data.calibration takes less",
     "score": "score: {dtype: bfloat16, checkpointing: true} or more score.batches take less",
     "recover": "recover.top, recover.checkpointing and a smaller recover.batch take less",
     "bench": "fewer bits (export.formats) take less",

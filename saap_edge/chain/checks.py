@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from saap_edge.engines.answers import VERIFIED
 from saap_edge.engines.chat import no_chat
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.token_ids import check_token_ids
-from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.refusal import export_refusal, refusal_reason
 from saap_edge.exporting.weights import IN_WIDER_FLOATS
 from saap_edge.formats import format_of
 from saap_edge.measuring.conditions import longest_sequence
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from saap_edge.targets import Target
 
 __all__ = [
-    "check_chat", "check_formats", "check_lengths", "check_pruning", "check_teacher", "check_tokenizer", "check_values",
+    "check_calibration", "check_chat", "check_formats", "check_lengths", "check_pruning", "check_teacher",
+    "check_tokenizer", "check_values",
 ]  # fmt: skip
 
 
@@ -67,6 +70,33 @@ def check_pruning(spec: ModelSpec, recipe: Recipe, target: Target, plan: Any) ->
         check_fits(plan, spec)
     else:
         space_of(spec, recipe, target).check(prune.ratio)
+
+
+def check_calibration(recipe: Recipe, writer: Path, corpus: Corpus, windows: int) -> None:
+    """Raise SaapError where the texts do not fill so many calibration windows, and what is needed of the other texts.
+
+    Where the model in the folder `writer` writes calibration text, raise SaapError where it cannot.
+    """
+    from saap_edge.chain.amounts import written_tokens
+    from saap_edge.writing.forms import read_form
+    from saap_edge.writing.write import FORMAT
+
+    data, window = recipe.data, recipe.score.window
+    if data.written:
+        own, tokens = math.ceil(windows * data.written), written_tokens(recipe)
+        if tokens < own * window:
+            raise SaapError(
+                f"data.self_tokens: {tokens} tokens do not fill {own} windows of {window} (score.window): give "
+                f"{own * window} or more"
+            )
+        refusal = refusal_reason(read_spec(writer), FORMAT)
+        if refusal or find_spec("llama_cpp") is None:
+            raise SaapError(
+                f"data.calibration: '{writer}' cannot write text, because that is done in llama.cpp: "
+                f"{refusal or 'llama-cpp-python is not installed'}; name a text file"
+            )
+        read_form(writer)
+    corpus.check(math.ceil(windows * (1 - data.written)))
 
 
 def check_lengths(spec: ModelSpec, recipe: Recipe) -> None:

@@ -73,7 +73,7 @@ class Context:
         for role in roles:
             if role not in self._hashes:
                 known = role in folders
-                self._hashes[role] = folder_hash(folders[role]) if known else file_hash(getattr(self.recipe.data, role))
+                self._hashes[role] = folder_hash(folders[role]) if known else file_hash(self.recipe.data.files[role])
         return {role: self._hashes[role] for role in roles}
 
 
@@ -101,10 +101,10 @@ def open_context(recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = 
     checks.check_lengths(checkpoint.spec, recipe)
     if not (model / "tokenizer.json").is_file():
         raise SaapError(f"no tokenizer.json in '{model}': the runtimes need the model's fast tokenizer")
-    corpus = Corpus(dict(recipe.data), model, recipe.score.window)
+    corpus = Corpus(recipe.data.files, model, recipe.score.window)
     told = checks.check_tokenizer(model, checkpoint.spec, corpus, recipe.export.formats)
     checks.check_chat(model, checkpoint.spec, recipe, corpus.tokenizer)
-    corpus.check(calibration_windows=1 if tune else 2)
+    checks.check_calibration(recipe, teacher, corpus, windows=1 if tune else 2)
     checks.check_values(model, recipe.export.formats)
     warnings = (*checkpoint.warnings, *filter(None, [(source or {}).get("note")]), *told)
     return Context(

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from saap_edge.chain.amounts import written_tokens
 from saap_edge.chain.pruning_work import HELDOUT, LOGITS, REFERENCE, SEARCHED, PruningWork
 from saap_edge.chain.rates import Estimate, Rates, Work, measure_rates
 from saap_edge.chat.instructions import ANSWER_TOKENS
+from saap_edge.engines.llama_writer import slots_of
 from saap_edge.formats import asked_by_llama_cpp, format_of
 from saap_edge.model.spec import ModelSpec
 from saap_edge.pruning.settings import EFFORTS
@@ -22,15 +24,21 @@ from saap_edge.recipe import Recipe
 
 __all__ = ["ESTIMATED", "HIGH", "LOW", "Estimate", "Rates", "estimate_stages", "measure_rates"]
 
-ESTIMATED = {"score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench"}
+ESTIMATED = {"write", "score", "bank", "plan", "prune", "recover", "dense", "export", "verify", "bench"}
 LOW, HIGH = 0.6, 1.7  # times the estimate: the span in which measured times lay (docs/progress.md)
 # Measured time over computed time, on models from 4.6 M to 135 M parameters.
-FACTORS = {"score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2}
+FACTORS = {
+    "write": 1.0, "score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2,
+}  # fmt: skip
 MULTIPLIED = 5  # weight matrices that training holds where it multiplies them: values, gradient, products
 TRAINED = 1.5  # times as fast as in float32: small products, casts and attention gain less than passes over text
 EVALUATED = 8  # times in each of recovery's two phases
 BASE = 760 << 20  # Python with torch and transformers
 CHILD = 150 << 20  # a runtime's process
+WRITTEN_AS, LONGEST = "gguf-q8_0", 768  # by a model that writes: its file, and tokens of a document (writing/)
+WRITING = 1.5  # times the time of the same products in torch: few rows at a time
+CHOOSING = 8  # times that a logit is read or written
+DRAFTED = 1.25  # tokens that are written for each that is kept
 START = 0.3  # seconds until a runtime's process has loaded a small model
 
 
@@ -51,7 +59,7 @@ class _Count(PruningWork):
     def work(self) -> dict[str, Work]:
         export, bench = self._export(), self._bench()
         return {
-            "score": self.score(), "bank": self.bank(), "plan": self.plan(),
+            "write": self._write(), "score": self.score(), "bank": self.bank(), "plan": self.plan(),
             "prune": self.judged(1, self.repaired, 1.5 * HELDOUT) + self.load() * 2, "recover": self._recover(),
             "dense": export, "export": export * self.kept, "verify": self._verify(), "bench": bench,
         }  # fmt: skip
@@ -86,6 +94,7 @@ class _Count(PruningWork):
         both = max(sum(self._file(name, part) for part in (weights, pruned)) for name in self.recipe.export.formats)
         one = max(self._file(name, weights) for name in self.recipe.export.formats)
         held = {
+            "write": max(CHILD + self._file(WRITTEN_AS, weights) + self._sequences(), 1.1 * largest),
             "score": scored * 1.05 + activations + 4.0 * self.projections * score.running_fisher,
             "bank": weights + 2 * states + moments,
             "plan": weights + max(judged + moments, logits, reference + outputs if search else 0.0, gated),
@@ -95,6 +104,20 @@ class _Count(PruningWork):
             "verify": 2 * weights + CHILD + one, "bench": 2 * CHILD + both,
         }  # fmt: skip
         return {name: BASE + held_bytes for name, held_bytes in held.items()}
+
+    def _write(self) -> Work:
+        """A model that writes: every token is one of a product over SLOTS documents, and some are dropped."""
+        if not self.recipe.data.written:
+            return Work()
+        sampled = DRAFTED * written_tokens(self.recipe)
+        chosen = Work(bytes=sampled * CHOOSING * 4.0 * self.vocabulary)  # one logit after the other, in numpy
+        exported = self.load() + Work(bytes=60 * 4.0 * self.parameters)
+        return Work(sampled * 2 * (self.projections + self.head)) * WRITING + chosen + exported
+
+    def _sequences(self) -> float:
+        """Bytes of the KV cache of documents that are written at a time."""
+        token = 4.0 * self.layers * self.kv  # keys and values in two bytes each
+        return slots_of(LONGEST, int(token)) * LONGEST * token
 
     @property
     def _important(self) -> bool:

@@ -28,6 +28,7 @@ class PruningWork:
         self.parameters = self.projections + self.head * (1 if spec.tied else 2)
         self.vocabulary, first = spec.vocab_size, spec.layers[0]
         self.q, self.ffn = first.heads * spec.head_dim, first.ffn
+        self.kv = first.kv_heads * spec.head_dim
         self.window, self.samples = recipe.score.window, recipe.score.samples
         self.repaired = recipe.prune.samples if recipe.prune.repair else 0
         self.kept = 1 - recipe.prune.ratio

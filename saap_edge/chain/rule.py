@@ -14,7 +14,9 @@ from saap_edge.chain.code import code_hash
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
 
-__all__ = ["Inputs", "Rule"]
+__all__ = ["WRITE", "Inputs", "Rule"]
+
+WRITE = "write"  # the stage in which the model writes calibration text
 
 Inputs = Mapping[str, Path]  # folders of earlier stages, by name
 
@@ -33,16 +35,26 @@ class Rule:
         body: called with (context, folders of inputs, out); writes the result into `out`.
         reads: roles of the files from outside that it reads (`Context.outside`).
         settings: what else decides the result, as JSON.
+        learns: it reads calibration text (chain/texts.py): a file, the text of the stage `write`, or both.
     """
 
     name: str
     inputs: tuple[str, ...]
     body: Callable[[Context, Inputs, Path], None]
-    reads: tuple[str, ...] | Callable[[Context], tuple[str, ...]] = ()
+    reads: tuple[str, ...] = ()
     settings: Callable[[Context], dict[str, Any]] = _nothing
+    learns: bool | Callable[[Context], bool] = False
+
+    def needs(self, context: Context) -> tuple[str, ...]:
+        """The earlier stages whose folders it reads in one run."""
+        return (*self.inputs, *((WRITE,) if self._learns(context) and context.recipe.data.written else ()))
+
+    def _learns(self, context: Context) -> bool:
+        return self.learns(context) if callable(self.learns) else self.learns
 
     def stage(self, context: Context) -> Stage:
         """The stage for one run."""
-        reads = self.reads(context) if callable(self.reads) else self.reads
+        file = ("calibration",) if self._learns(context) and context.recipe.data.file else ()
         code = code_hash(self.body.__module__)
-        return Stage(self.name, self.inputs, reads, self.settings(context), partial(self.body, context), code)
+        reads, inputs = (*self.reads, *file), self.needs(context)
+        return Stage(self.name, inputs, reads, self.settings(context), partial(self.body, context), code)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.cache import Stage, StageResult, clean_leftovers, link, run_stage, stage_folder
-from saap_edge.chain.chains import COMPILE, ORDER
+from saap_edge.chain.chains import COMPILE, WRITING
 from saap_edge.chain.context import Context
 from saap_edge.chain.rule import Rule
 from saap_edge.errors import EXIT_OK, SaapError
@@ -85,7 +85,7 @@ def run_stages(
     try:
         clean_leftovers(root)
         with context.bar("hashing the model and the texts", None):
-            stages = {rule.name: rule.stage(context) for rule in _needed(chain, names, folders, after)}
+            stages = {rule.name: rule.stage(context) for rule in _needed(context, chain, names, folders, after)}
             steps = _steps(context, stages, folders, root)
         before(context, steps)
         record = context.recipe.model_dump(mode="json")
@@ -129,20 +129,24 @@ def _publish(folders: dict[str, Path], out: Path) -> dict[str, Path]:
 
 
 def _needed(
-    chain: tuple[Rule, ...], names: tuple[str, ...], folders: dict[str, Path], after: str | None
+    context: Context, chain: tuple[Rule, ...], names: tuple[str, ...], folders: dict[str, Path], after: str | None
 ) -> list[Rule]:  # fmt: skip
     """The rules of `names`. Before each come rules that it needs, if they are missing and can be made on the way."""
-    rules = {rule.name: rule for rule in (*COMPILE, *chain)}  # to say of any stage what it needs
+    rules = {rule.name: rule for rule in (*WRITING, *COMPILE, *chain)}  # to say of any stage what it needs
+    order = list(rules)
     have, needed = set(folders), list[Rule]()
-    for name in names:
-        for need in sorted(set(rules[name].inputs) - have, key=ORDER.index):
+
+    def add(name: str) -> None:
+        for need in sorted(set(rules[name].needs(context)) - have, key=order.index):
             if not set(rules[need].inputs) <= (have if need in ON_THE_WAY else set()):
                 given = f"a {after} folder" if after else "no folder"
                 raise SaapError(f"{name} works on the folder of {need} or a later stage, and {given} was given")
-            needed.append(rules[need])
-            have.add(need)
+            add(need)
         needed.append(rules[name])
         have.add(name)
+
+    for name in names:
+        add(name)
     return list(dict.fromkeys(needed))
 
 

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saap_edge.chain.rule import WRITE, Inputs
 from saap_edge.errors import SaapError
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
 
-__all__ = ["HELDOUT_WINDOWS", "Corpus", "text", "windows"]
+__all__ = ["HELDOUT_WINDOWS", "Corpus", "by_turns", "calibration", "calibration_hash", "text", "windows"]
 
 HELDOUT_WINDOWS = 40  # at most: they decide between plans, and which weights recovery keeps
 
@@ -26,7 +27,7 @@ class Corpus:
     """The texts of a run, in windows of tokens.
 
     Args:
-        paths: text files by role: "calibration", "heldout", "test".
+        paths: text files by role: "calibration" (where there is a file), "heldout", "test".
         model: folder of the model, whose tokenizer splits the texts.
         window: tokens of a window.
 
@@ -40,12 +41,13 @@ class Corpus:
         self._tokenizer: Any = None
 
     def check(self, calibration_windows: int) -> None:
-        """Raise SaapError for a text that a stage would refuse later."""
+        """Raise SaapError for a text that a stage would refuse later. `calibration_windows` are those of the file."""
         from saap_edge.engines.answers import VERIFIED, VERIFIED_CHARACTERS
 
         for role in self._paths:
             self.text(role)
-        self._require("calibration", calibration_windows * self._window)
+        if "calibration" in self._paths:
+            self._require("calibration", calibration_windows * self._window)
         self._require("heldout", self._window)
         self._require("test", self._window)
         found = len(self._ids(self.text("test")[:VERIFIED_CHARACTERS]))
@@ -127,3 +129,43 @@ def text(context: Context, role: str) -> str:
 def windows(context: Context, role: str, limit: int | None = None) -> Any:
     """Token ids of a role's text, int64 [n, window], at most `limit` windows, for use by a stage."""
     return context.corpus.windows(role, limit)
+
+
+def calibration(context: Context, inputs: Inputs, limit: int | None = None) -> Any:
+    """Windows of calibration text, int64 [n, window], at most `limit`: of the file, of the text that the stage `write`
+    made (one of `inputs`), or of both by turns.
+
+    Raises SaapError where a text does not fill a window.
+    """
+    from saap_edge.writing.saved import load_tokens
+
+    data, size = context.recipe.data, context.recipe.score.window
+    if not data.written:
+        return windows(context, "calibration", limit)
+    own = load_tokens(inputs[WRITE])
+    own = own[: len(own) // size * size].view(-1, size)
+    return (by_turns(own, windows(context, "calibration")) if data.file else own)[:limit]
+
+
+def by_turns(first: Any, second: Any) -> Any:
+    """Rows of two tensors by turns, as many of either as the shorter one has.
+
+    >>> import torch
+    >>> by_turns(torch.zeros(2, 1), torch.ones(9, 1)).flatten().tolist()
+    [0.0, 1.0, 0.0, 1.0]
+    """
+    import torch
+
+    count = min(len(first), len(second))
+    return torch.stack((first[:count], second[:count]), dim=1).flatten(0, 1)
+
+
+def calibration_hash(context: Context, inputs: Inputs) -> str:
+    """Hash of the calibration text, which stands beside what was learnt from it."""
+    from saap_edge.model.perplexity import text_hash
+    from saap_edge.writing.saved import written_hash
+
+    data = context.recipe.data
+    return "+".join(
+        [*([written_hash(inputs[WRITE])] if data.written else []), *([text_hash(data.file)] if data.file else [])]
+    )

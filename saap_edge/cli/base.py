@@ -32,6 +32,7 @@ stock llama.cpp and ONNX Runtime run, measures them, and returns an exit code th
 
     saap-edge compile --ratio 0.3 --out out                  the bundled model, this machine
     saap-edge compile --model ./TinyLlama --target rpi5 --ratio 0.3 --out out
+    saap-edge compile --model ./TinyLlama --data self --out out        the model writes its own calibration text
     saap-edge compile recipe.yaml --out out
 
 compile runs the stages score, bank, plan, prune, recover, export, verify, bench, gate and report. Each stage is also a
@@ -99,7 +100,12 @@ TokensOption = Annotated[
     typer.Option("--tokens", help="Tokens that recovery trains on; 0 trains nothing and only looks for codes"),
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder with calibration.txt, heldout.txt and test.txt")
+    str | None,
+    typer.Option(
+        "--data",
+        help="Folder with calibration.txt, heldout.txt and test.txt; self: the model writes its own calibration text; "
+        "half: it writes half of it",
+    ),
 ]
 BudgetOption = Annotated[Path | None, typer.Option("--budget", help="YAML file with the limits that the gate judges")]
 PlanOption = Annotated[Path | None, typer.Option("--plan", help="plan.json to use, instead of searching for a plan")]

@@ -52,6 +52,20 @@ def compile(
 
 
 @app.command()
+def write(
+    recipe: RecipeArgument = None, *, model: ModelOption = None, data: DataOption = None, out: OutOption,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Let the model write its own calibration text, which `--data self` makes the other stages learn from.
+
+    The stage's folder holds text.txt, its tokens, and write.json: what was dropped, and how fast it went.
+    data.self_tokens in the recipe says how much is written.
+    """
+    prepare()
+    finish(api.write(model, recipe=recipe, data=data, out=out, progress=ToConsole()), as_json)
+
+
+@app.command()
 def score(
     recipe: RecipeArgument = None, *, model: ModelOption = None, data: DataOption = None, out: OutOption,
     as_json: JsonOption = False,

@@ -169,6 +169,15 @@ class Server:
         answer: dict[str, Any] = getattr(self.engine, "chat")(messages, tools, count)  # noqa: B009
         return answer
 
+    def begin(self, documents: list[dict[str, Any]], ends: list[int], banned: list[int], least: float) -> None:
+        """Take documents in hand, which `proceed` writes (engines/llama_writer.py)."""
+        getattr(self.engine, "begin")(documents, ends, banned, least)  # noqa: B009
+
+    def proceed(self, steps: int) -> dict[str, Any]:
+        """Write on, so many tokens of every document in hand; what is done."""
+        news: dict[str, Any] = getattr(self.engine, "proceed")(steps)  # noqa: B009
+        return news
+
     def memory(self) -> dict[str, int | None]:
         """Bytes of memory of the whole process: resident, the highest and now; proportional (PSS), now.
 

@@ -192,5 +192,6 @@ register_engine(
         context=lambda path: read_shape(read_header(path)).context,
         vocab_size=lambda path: read_shape(read_header(path)).vocab_size, cost=gguf_cost, tokenizes=True,
         half_sums=True, chat="saap_edge.engines.chat:LlamaCppChat",
+        writer="saap_edge.engines.llama_writer:LlamaCppWriter",
     )
 )  # fmt: skip

@@ -14,10 +14,11 @@ from saap_edge.engines.base import ArtifactCost
 from saap_edge.errors import SaapError
 from saap_edge.registry import Registry
 
-__all__ = ["CHAT", "ENGINES", "VOCABULARY", "EngineRecord", "engine_at", "engine_named", "register_engine"]
+__all__ = ["CHAT", "ENGINES", "VOCABULARY", "WRITER", "EngineRecord", "engine_at", "engine_named", "register_engine"]
 
 VOCABULARY = " vocabulary"  # after an engine's name: its tokenizer only
 CHAT = " chat"  # after an engine's name: its runtime's own chat entry point
+WRITER = " writer"  # after an engine's name: many documents at a time
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class EngineRecord:
         cost: what running an artifact costs anywhere, under the name of the format that is given.
         tokenizes: artifacts carry a tokenizer, whose ids and ends verify compares.
         half_sums: inputs of float products take the type of the weight, scales of rounded inputs and attention fp16.
+        writer: "module:class" of what writes many documents at a time (engines/llama_writer.py).
     """
 
     name: str
@@ -55,13 +57,15 @@ class EngineRecord:
     half_sums: bool = False
     chat: str | None = None
     chat_module: str | None = None
+    writer: str | None = None
 
     def entry_of(self, name: str) -> str:
-        """The "module:class" that the child imports: the engine, or what an ending of `name` (VOCABULARY, CHAT) names.
+        """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY, CHAT or WRITER.
 
         Raises SaapError where the engine has none.
         """
-        found = {VOCABULARY: self.vocabulary, CHAT: self.chat}.get(_ending(name), self.entry)
+        others = {VOCABULARY: self.vocabulary, CHAT: self.chat, WRITER: self.writer}
+        found = others.get(_ending(name), self.entry)
         if found is None:
             raise SaapError(f"'{name}' runs no artifacts")
         return found
@@ -72,7 +76,7 @@ class EngineRecord:
 
 
 def _ending(name: str) -> str:
-    return next((ending for ending in (VOCABULARY, CHAT) if name.endswith(ending)), "")
+    return next((ending for ending in (VOCABULARY, CHAT, WRITER) if name.endswith(ending)), "")
 
 
 ENGINES: Registry[EngineRecord] = Registry(
@@ -90,7 +94,10 @@ def register_engine(engine: EngineRecord) -> EngineRecord:
 
 
 def engine_named(name: str) -> EngineRecord:
-    """The record of an engine; its name may end in VOCABULARY or CHAT. Raises SaapError with the nearest name."""
+    """The record of an engine; its name may end in VOCABULARY, CHAT or WRITER.
+
+    Raises SaapError that suggests the nearest name.
+    """
     return ENGINES.find(name.removesuffix(_ending(name)))
 
 

@@ -125,6 +125,15 @@ class Worker:
         answer: dict[str, Any] = self._ask("chat", messages=messages, tools=tools, count=count)
         return answer
 
+    def begin(self, documents: list[dict[str, Any]], ends: list[int], banned: list[int], least: float) -> None:
+        """Take documents in hand, which `proceed` writes (engines/llama_writer.py)."""
+        self._ask("begin", documents=documents, ends=ends, banned=banned, least=least)
+
+    def proceed(self, steps: int) -> dict[str, Any]:
+        """Write on, so many tokens of every document in hand; what is done."""
+        news: dict[str, Any] = self._ask("proceed", steps=steps)
+        return news
+
     def pin(self, cpus: set[int]) -> None:
         """Keep all threads of the child on these CPUs, if the system allows it."""
         with contextlib.suppress(OSError):  # a child that is dead: the next request says so

@@ -31,6 +31,7 @@ __all__ = [
     "render_recover",
     "render_stage",
     "render_verify",
+    "render_write",
 ]
 
 VERDICT_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
@@ -39,6 +40,7 @@ VERDICT_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"
 def render_stage(name: str, folder: Path) -> list[RenderableType]:
     """Tables and lines for a finished stage; none for stages that have nothing to show."""
     renderers: dict[str, Callable[[Path], list[RenderableType]]] = {
+        "write": lambda path: render_write(read_json(path)),
         "plan": lambda path: render_plan(load_plan(path)), "prune": lambda path: render_prune(read_json(path)),
         "recover": lambda path: render_recover(read_json(path)),
         "verify": lambda path: render_verify(Verify.read(path).artifacts),
@@ -47,6 +49,15 @@ def render_stage(name: str, folder: Path) -> list[RenderableType]:
     }  # fmt: skip
     path = folder / f"{name}.json"
     return renderers[name](path) if name in renderers and path.is_file() else []
+
+
+def render_write(write: dict[str, Any]) -> list[RenderableType]:
+    """A line on the text that the model wrote."""
+    dropped = ", ".join(f"{count} {reason}" for reason, count in write["dropped"].items())
+    return [
+        f"  {write['documents']:,} documents of {write['tokens']:,} tokens, written as {write['form']}; "
+        f"{sum(write['dropped'].values())} of {write['drafted']} dropped" + (f" ({dropped})" if dropped else "")
+    ]
 
 
 def render_plan(plan: Plan) -> list[RenderableType]:

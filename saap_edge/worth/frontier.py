@@ -104,7 +104,7 @@ def frontier(
 def dense_folder(context: Context, out: Path, done: Callable[[StageResult], None]) -> Path:
     """The export folder of the dense model in the recipe's formats, verified against torch."""
     results = run_stages(context, DENSE, ("dense", "densecheck"), out=out, done=done).results
-    return results[0].folder
+    return next(result.folder for result in results if result.name == "dense")
 
 
 def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult:

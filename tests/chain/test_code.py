@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from saap_edge.chain import code
-from saap_edge.chain.chains import COMPILE, DENSE, TUNE
+from saap_edge.chain.chains import COMPILE, DENSE, TUNE, WRITING
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def forget():
 
 def hashes():
     forget()
-    return {rule.name: code.code_hash(rule.body.__module__) for rule in COMPILE}
+    return {rule.name: code.code_hash(rule.body.__module__) for rule in (*WRITING, *COMPILE)}
 
 
 def changed(package, file):
@@ -46,10 +46,11 @@ ALL = {rule.name for rule in COMPILE}
     ("report/html.py", {"report"}), ("report/template.html.j2", {"report"}), ("cli/chain.py", set()),
     ("pruning/score.py", {"score", "bank", "plan", "prune"}), ("pruning/search.py", {"plan", "prune"}),
     ("recovery/train.py", {"recover"}), ("gating/judge.py", {"bench", "gate"}),
-    ("model/checkpoint.py", ALL - {"gate", "report"}),
+    ("model/checkpoint.py", ALL - {"gate", "report"} | {"write"}),
     ("chain/stages/verify.py", {"verify"}), ("worth/fit.py", set()),
-    ("engines/child.py", {"dense", "export", "verify", "bench"}),
-    ("families/granite.py", ALL - {"gate", "report"}), ("errors.py", ALL),
+    ("engines/child.py", {"write", "dense", "export", "verify", "bench"}),
+    ("families/granite.py", ALL - {"gate", "report"} | {"write"}), ("errors.py", ALL | {"write"}),
+    ("writing/filters.py", {"write"}),
 ])  # fmt: skip
 def test_a_change_makes_again_what_reaches_it(package, file, stages):
     assert changed(package, file) == stages
@@ -61,9 +62,9 @@ def test_every_stage_reaches_the_module_that_does_its_work():
         "prune": "pruning/surgery.py", "recover": "recovery/quantiser.py", "dense": "exporting/gguf.py",
         "export": "exporting/onnx_decoder.py", "verify": "engines/llama_cpp.py", "bench": "measuring/measure.py",
         "gate": "gating/judge.py", "report": "report/template.html.j2", "densecheck": "engines/onnxruntime.py",
-        "densebench": "engines/llama_cpp.py",
+        "densebench": "engines/llama_cpp.py", "write": "engines/llama_writer.py",
     }  # fmt: skip
-    for rule in (*COMPILE, *TUNE, *DENSE):
+    for rule in (*WRITING, *COMPILE, *TUNE, *DENSE):
         files = {str(path.relative_to(code.PACKAGE)) for path in code.reached(rule.body.__module__)}
         assert known[rule.name] in files and str(Path("chain/stages")) not in files
 

@@ -44,9 +44,22 @@ def seconds(spec, rates=RATES, **recipe):
 
 
 def test_every_stage_that_takes_time_has_an_estimate(spec):
-    found = estimated(spec)
-    assert set(found) == ESTIMATED == set(ORDER) - {"gate", "report"}
+    recipe = Recipe.model_validate({"data": {"calibration": "self"}})
+    found = estimate_stages(("write", *ORDER), spec, recipe, RATES)
+    assert set(found) == ESTIMATED == {"write", *ORDER} - {"gate", "report"}
     assert all(estimate.seconds > 0 and estimate.bytes > 0 for estimate in found.values())
+
+
+def test_writing_grows_with_what_is_written_and_with_the_model(spec, smollm):
+    def write(spec, **data):
+        recipe = Recipe.model_validate({"data": {"calibration": "self"} | data})
+        return estimate_stages(("write",), spec, recipe, RATES)["write"]
+
+    assert write(smollm).seconds > 10 * write(spec).seconds
+    assert write(smollm, self_tokens=80_000).seconds == pytest.approx(write(smollm).seconds / 3, rel=0.1)
+    assert write(smollm, calibration=["self", "a.txt"]).seconds == pytest.approx(write(smollm).seconds / 2, rel=0.1)
+    # 32 documents of 768 tokens in SmolLM2's KV cache, 23040 bytes a token, beside 8 bits a weight.
+    assert 32 * 768 * 23_040 < write(smollm).bytes < 2 * 32 * 768 * 23_040 + 800 * 2**20
 
 
 MORE = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from saap_edge.chain.rule import Inputs, Rule
 from saap_edge.chain.space import grids_of, space_of
 from saap_edge.chain.stages.score import dense_model, score_settings
-from saap_edge.chain.texts import windows
+from saap_edge.chain.texts import calibration
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
@@ -30,10 +30,10 @@ def _bank(context: Context, inputs: Inputs, out: Path) -> None:
 
     model = dense_model(context)
     space = space_of(context.spec, context.recipe, context.target)
-    texts = windows(context, "calibration", context.recipe.score.samples)
+    texts = calibration(context, inputs, context.recipe.score.samples)
     with context.bar("bank: layers", len(context.spec.layers)) as advance:
         scores, precision = load_scores(inputs["score"]), context.recipe.score.precision
         build_bank(model, scores, space, texts, out, lambda: advance(1), precision)
 
 
-RULE = Rule("bank", ("score",), _bank, reads=("model", "calibration"), settings=_settings)
+RULE = Rule("bank", ("score",), _bank, reads=("model",), settings=_settings, learns=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saap_edge.chain.rule import Inputs, Rule
-from saap_edge.chain.texts import windows
+from saap_edge.chain.texts import calibration
 from saap_edge.formats import asked_by_llama_cpp
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
 
-__all__ = ["RULE", "export_folder", "export_settings", "texts_read"]
+__all__ = ["RULE", "export_folder", "export_settings", "learns"]
 
 
 def export_settings(context: Context) -> dict[str, Any]:
@@ -25,19 +25,20 @@ def export_settings(context: Context) -> dict[str, Any]:
     return settings | ({"others": others} if others else {})
 
 
-def texts_read(context: Context) -> tuple[str, ...]:
-    """Roles of the files that an export reads: the model, and calibration text if a K or IQ type of llama.cpp is
-    exported."""
-    return ("model", "calibration") if asked_by_llama_cpp(context.recipe.export.formats) else ("model",)
+def learns(context: Context) -> bool:
+    """Whether an export reads calibration text: where a K or IQ type of llama.cpp is exported."""
+    return asked_by_llama_cpp(context.recipe.export.formats)
 
 
-def export_folder(context: Context, folder: Path, out: Path, role: str, lineage: dict[str, str]) -> None:
+def export_folder(
+    context: Context, inputs: Inputs, folder: Path, out: Path, role: str, lineage: dict[str, str]
+) -> None:  # fmt: skip
     """Write a model in every format of the recipe, with the manifest."""
     from saap_edge.exporting.write import export_artifacts
 
     settings = context.recipe.export
     with tempfile.TemporaryDirectory() as scratch:
-        imatrix = _importance(context, folder, Path(scratch)) if asked_by_llama_cpp(settings.formats) else None
+        imatrix = _importance(context, inputs, folder, Path(scratch)) if learns(context) else None
         with context.bar(f"export: {role} formats", len(settings.formats)) as advance:
             export_artifacts(
                 folder, out, settings.formats, role, lineage, lambda name: advance(1, f"{name} written"),
@@ -45,17 +46,17 @@ def export_folder(context: Context, folder: Path, out: Path, role: str, lineage:
             )  # fmt: skip
 
 
-def _importance(context: Context, folder: Path, out: Path) -> Path:
+def _importance(context: Context, inputs: Inputs, folder: Path, out: Path) -> Path:
     from saap_edge.exporting.imatrix import save_importance
     from saap_edge.model.folder import load_model
     from saap_edge.recovery.imatrix import importance_matrix
 
-    texts = windows(context, "calibration", context.recipe.score.samples)
+    texts = calibration(context, inputs, context.recipe.score.samples)
     return save_importance(importance_matrix(load_model(folder), texts), out)
 
 
 def _dense(context: Context, inputs: Inputs, out: Path) -> None:
-    export_folder(context, context.model, out, "dense", {"model": context.outside(("model",))["model"]})
+    export_folder(context, inputs, context.model, out, "dense", {"model": context.outside(("model",))["model"]})
 
 
-RULE = Rule("dense", (), _dense, reads=texts_read, settings=export_settings)
+RULE = Rule("dense", (), _dense, reads=("model",), settings=export_settings, learns=learns)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saap_edge.chain.rule import Inputs, Rule
-from saap_edge.chain.stages.dense import export_folder, export_settings, texts_read
+from saap_edge.chain.stages.dense import export_folder, export_settings, learns
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
@@ -16,7 +16,7 @@ __all__ = ["RULE", "TUNED"]
 
 def _tuned(context: Context, inputs: Inputs, out: Path) -> None:
     lineage = {name: folder.name for name, folder in inputs.items()} | context.outside(("model",))
-    export_folder(context, inputs["recover"] / "model", out, "pruned", lineage)
+    export_folder(context, inputs, inputs["recover"] / "model", out, "pruned", lineage)
 
 
 def _export(context: Context, inputs: Inputs, out: Path) -> None:
@@ -24,5 +24,6 @@ def _export(context: Context, inputs: Inputs, out: Path) -> None:
     (out / "plan.json").write_bytes((inputs["plan"] / "plan.json").read_bytes())
 
 
-RULE = Rule("export", ("recover", "plan"), _export, reads=texts_read, settings=export_settings)
-TUNED = Rule("export", ("recover",), _tuned, reads=texts_read, settings=export_settings)  # for a model without a plan
+RULE = Rule("export", ("recover", "plan"), _export, reads=("model",), settings=export_settings, learns=learns)
+# For a model without a plan.
+TUNED = Rule("export", ("recover",), _tuned, reads=("model",), settings=export_settings, learns=learns)

@@ -6,19 +6,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saap_edge.chain.amounts import SEARCH_WINDOWS
 from saap_edge.chain.rule import Inputs, Rule
 from saap_edge.chain.space import space_of, target_settings
 from saap_edge.chain.stages.score import batches_of, dense_model, score_settings, scores_of
-from saap_edge.chain.texts import HELDOUT_WINDOWS, windows
+from saap_edge.chain.texts import HELDOUT_WINDOWS, calibration, windows
 from saap_edge.files import file_hash
 from saap_edge.registry import source_file
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
 
-__all__ = ["RULE", "SEARCH_WINDOWS", "planner_of"]
-
-SEARCH_WINDOWS = 8  # calibration windows that follow the scored ones: the search compares plans on them
+__all__ = ["RULE", "planner_of"]
 
 
 def _settings(context: Context) -> dict[str, Any]:
@@ -69,10 +68,10 @@ def planner_of(context: Context, inputs: Inputs, scratch: Path) -> Any:
     evaluations = effort.evaluations if settings.evaluations is None else settings.evaluations
     model = dense_model(context)
     space = space_of(context.spec, context.recipe, context.target)
-    texts = windows(context, "calibration", max(samples + SEARCH_WINDOWS, settings.samples))
+    texts = calibration(context, inputs, max(samples + SEARCH_WINDOWS, settings.samples))
 
     def rescore() -> tuple[Any, Any]:
-        scores = scores_of(context, model, batches_of(context))
+        scores = scores_of(context, inputs, model, batches_of(context, inputs))
         return scores, build_bank(model, scores, space, texts[:samples], scratch, precision=precision)
 
     return Planner(
@@ -86,4 +85,4 @@ def planner_of(context: Context, inputs: Inputs, scratch: Path) -> Any:
     )  # fmt: skip
 
 
-RULE = Rule("plan", ("score", "bank"), _plan, reads=("model", "calibration", "heldout"), settings=_settings)
+RULE = Rule("plan", ("score", "bank"), _plan, reads=("model", "heldout"), settings=_settings, learns=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from saap_edge.chain.rule import Inputs, Rule
 from saap_edge.chain.stages.score import dense_model, score_settings
-from saap_edge.chain.texts import HELDOUT_WINDOWS, windows
+from saap_edge.chain.texts import HELDOUT_WINDOWS, calibration, windows
 from saap_edge.files import write_json
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _prune(context: Context, inputs: Inputs, out: Path) -> None:
     check_fits(plan, context.spec)
     kept = kept_structures(load_values(inputs["plan"]), plan.widths)
     heldout = windows(context, "heldout", HELDOUT_WINDOWS)
-    texts = windows(context, "calibration", settings.samples)[: None if settings.repair else 0]
+    texts = calibration(context, inputs, settings.samples)[: None if settings.repair else 0]
     pruned, figures = _cut_and_repaired(context, model, kept, heldout, texts)
     (out / "model").mkdir()
     save_model(pruned, context.model, out / "model")
@@ -60,4 +60,4 @@ def _cut_and_repaired(
     return cut(model, kept), figures
 
 
-RULE = Rule("prune", ("plan",), _prune, reads=("model", "calibration", "heldout"), settings=_settings)
+RULE = Rule("prune", ("plan",), _prune, reads=("model", "heldout"), settings=_settings, learns=True)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from saap_edge.cache import alone, work_folder
 from saap_edge.chain.rule import Inputs, Rule
-from saap_edge.chain.texts import HELDOUT_WINDOWS, windows
+from saap_edge.chain.texts import HELDOUT_WINDOWS, calibration, windows
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
 
 __all__ = ["ALONE", "RULE"]
 
-_READS = ("model", "calibration", "heldout", "teacher")
+_READS = ("model", "heldout", "teacher")
 
 
 def _settings(context: Context) -> dict[str, Any]:
@@ -26,19 +26,19 @@ def _settings(context: Context) -> dict[str, Any]:
 
 
 def _recover(context: Context, inputs: Inputs, out: Path) -> None:
-    _recover_folder(context, inputs["prune"] / "model", out)
+    _recover_folder(context, inputs, inputs["prune"] / "model", out)
 
 
 def _recover_model(context: Context, inputs: Inputs, out: Path) -> None:
-    _recover_folder(context, context.model, out)
+    _recover_folder(context, inputs, context.model, out)
 
 
-def _recover_folder(context: Context, folder: Path, out: Path) -> None:
+def _recover_folder(context: Context, inputs: Inputs, folder: Path, out: Path) -> None:
     from saap_edge.recovery.run import PHASES, Texts, recover, recovery_steps
 
     settings, samples = context.recipe.recover, context.recipe.score.samples
-    calibration = windows(context, "calibration")
-    texts = Texts(calibration[:samples], calibration, windows(context, "heldout", HELDOUT_WINDOWS))
+    learnt = calibration(context, inputs)
+    texts = Texts(learnt[:samples], learnt, windows(context, "heldout", HELDOUT_WINDOWS))
     steps, done = recovery_steps(settings, texts, len(context.spec.layers)), dict.fromkeys(PHASES, 0)
 
     def news(phase: str, step: int, loss: float, heldout: float) -> None:
@@ -52,5 +52,7 @@ def _recover_folder(context: Context, folder: Path, out: Path) -> None:
         recover(context.teacher, folder, texts, settings, group=group, seed=seed, out=out, work=work, progress=news)
 
 
-RULE = Rule("recover", ("prune",), _recover, reads=_READS, settings=_settings)
-ALONE = Rule("recover", (), _recover_model, reads=_READS, settings=_settings)  # for a model as it came, pruned or not
+RULE = Rule("recover", ("prune",), _recover, reads=_READS, settings=_settings, learns=True)
+ALONE = Rule(
+    "recover", (), _recover_model, reads=_READS, settings=_settings, learns=True
+)  # for a model as it came, pruned or not

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saap_edge.chain.rule import Inputs, Rule
-from saap_edge.chain.texts import windows
+from saap_edge.chain.texts import calibration, calibration_hash
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
@@ -20,12 +20,12 @@ def score_settings(context: Context) -> dict[str, Any]:
     return context.recipe.score.model_dump(mode="json")
 
 
-def batches_of(context: Context) -> list[Any]:
+def batches_of(context: Context, inputs: Inputs) -> list[Any]:
     """Calibration windows in batches. Importance is kept as one figure for each batch."""
     import torch
 
     settings = context.recipe.score
-    batches = torch.tensor_split(windows(context, "calibration", settings.samples), settings.batches)
+    batches = torch.tensor_split(calibration(context, inputs, settings.samples), settings.batches)
     return [batch for batch in batches if len(batch)]
 
 
@@ -38,13 +38,14 @@ def dense_model(context: Context, dtype: str = "float32") -> Any:
     return load_model(context.model, getattr(torch, dtype), placement())
 
 
-def scores_of(context: Context, model: Any, batches: list[Any], progress: Callable[[], None] = lambda: None) -> Any:
+def scores_of(
+    context: Context, inputs: Inputs, model: Any, batches: list[Any], progress: Callable[[], None] = lambda: None
+) -> Any:  # fmt: skip
     """The scores of a loaded model."""
-    from saap_edge.model.perplexity import text_hash
     from saap_edge.pruning.score import score_model
 
     settings = context.recipe.score
-    conditions = {"text_sha256": text_hash(context.recipe.data.calibration), **settings.model_dump()}
+    conditions = {"text_sha256": calibration_hash(context, inputs), **settings.model_dump()}
     return score_model(
         model, batches, conditions, progress, second_order=settings.second_order,
         running_fisher=settings.running_fisher, checkpointing=settings.checkpointing, precision=settings.precision,
@@ -54,10 +55,10 @@ def scores_of(context: Context, model: Any, batches: list[Any], progress: Callab
 def _score(context: Context, inputs: Inputs, out: Path) -> None:
     from saap_edge.pruning.score import save_scores
 
-    batches = batches_of(context)
+    batches = batches_of(context, inputs)
     model = dense_model(context, context.recipe.score.dtype)
     with context.bar("score: calibration batches", len(batches)) as advance:
-        save_scores(scores_of(context, model, batches, lambda: advance(1)), out)
+        save_scores(scores_of(context, inputs, model, batches, lambda: advance(1)), out)
 
 
-RULE = Rule("score", (), _score, reads=("model", "calibration"), settings=score_settings)
+RULE = Rule("score", (), _score, reads=("model",), settings=score_settings, learns=True)
