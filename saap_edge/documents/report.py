@@ -55,6 +55,7 @@ class Recover(Part):
 
     format: str = Field(description="blocks that were trained")
     group: int = Field(description="inputs that share a scale")
+    adapter: str | None = Field(default=None, description="what was trained in full precision: lora, spp or all")
     tokens: int = Field(description="training tokens")
     dense: Perplexities = Field(description="of the dense model")
     before: Perplexities = Field(description="of the pruned and repaired model")

@@ -70,7 +70,8 @@ def judged(
     dense_fp = perplexity(load_model(dense), heldout).value
     measured()
     return {
-        "format": format.name, "group": group, "tokens": trained.weights.tokens + trained.blocks.tokens,
+        "format": format.name, "group": group, "adapter": settings.adapter,
+        "tokens": trained.weights.tokens + trained.blocks.tokens,
         "dense": {
             "perplexity_fp": dense_fp,
             "perplexity_blocks": _rounded_perplexity(dense, family, nearest, heldout),
@@ -108,7 +109,7 @@ def _notes(settings: RecoverSettings, weights: Recovery, blocks: Recovery, fault
     """A line about each phase whose training diverged, was given up or found nothing better."""
     notes = []
     phases = (
-        ("weights", weights, f"recover.weights_learning_rate than {settings.weights_rate:g}"),
+        ("weights", weights, f"recover.weights_learning_rate than {settings.weights_learning_rate:g}"),
         ("blocks", blocks, f"recover.learning_rate than {settings.learning_rate:g}"),
     )
     for phase, recovery, lower in phases:

@@ -80,7 +80,7 @@ def recover(
 
     Raises SaapError when the held-out loss is not finite, and where no codes can be found.
     """
-    tell = _counter(progress)
+    tell, settings = _counter(progress), settings.resolved(read_spec(pruned).layer_parameters())
     family, format = read_spec(pruned).family, BLOCK_FORMATS[settings.format]
     PartialState(timeout=timedelta(days=7))  # in a launch the others wait while the first writes the teacher's cache
     teacher = _teacher(
@@ -179,7 +179,7 @@ def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:
     share = 1 - settings.weights if blocks else settings.weights
     return Training(
         tokens=round(settings.tokens * share), batch=settings.batch,
-        learning_rate=settings.learning_rate if blocks else settings.weights_rate,
+        learning_rate=settings.learning_rate if blocks else settings.weights_learning_rate or 0.0,
         distillation=settings.distillation, seed=seed, patience=settings.patience,
         bfloat16=uses_bfloat16(settings.precision), checkpointing=settings.checkpointing,
     )  # fmt: skip

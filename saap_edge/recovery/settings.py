@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 
 from saap_edge.settings import Section
 
-__all__ = ["RATES", "RecoverSettings"]
+__all__ = ["RATES", "SMALL", "RecoverSettings"]
 
-RATES = {"lora": 1e-3, "spp": 1e-2, "all": 1e-4}  # learning rates of full-precision weights: docs/recovery.md
+SMALL = 200_000_000  # weights of projections; training all of them takes 4 GB
+RATES = {"lora": 1e-3, "spp": 1e-2, "all": 3e-4}  # learning rates of full-precision weights: docs/recovery.md
 
 
 class RecoverSettings(Section):
@@ -29,9 +30,9 @@ class RecoverSettings(Section):
     weights: float = Field(
         default=1.0, ge=0, le=1, description="share of tokens that train full-precision weights before blocks"
     )
-    adapter: Literal["lora", "spp", "all"] = Field(
-        default="lora",
-        description="of weights: lora adds to them, spp multiplies them, which keeps zeros, all trains each one",
+    adapter: Literal["auto", "lora", "spp", "all"] = Field(
+        default="auto",
+        description="lora adds to weights, spp multiplies them, all trains each; auto: all in small models, else lora",
     )
     through: bool = Field(
         default=False, description="train the blocks' weights too, through the rounding (straight-through LoRA)"
@@ -54,10 +55,15 @@ class RecoverSettings(Section):
     )
     checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")
 
-    @property
-    def weights_rate(self) -> float:
-        """The learning rate of the full-precision weights."""
-        return self.weights_learning_rate or RATES[self.adapter]
+    def resolved(self, weights: int) -> RecoverSettings:
+        """These settings for a model of so many weights in its projections: what they leave open is decided.
+
+        >>> [RecoverSettings().resolved(weights).adapter for weights in (85_000_000, 7_000_000_000)]
+        ['all', 'lora']
+        """
+        adapter = ("all" if weights <= SMALL else "lora") if self.adapter == "auto" else self.adapter
+        rate = self.weights_learning_rate or RATES[adapter]
+        return self.model_copy(update={"adapter": adapter, "weights_learning_rate": rate})
 
     @model_validator(mode="after")
     def _compatible(self) -> RecoverSettings:

@@ -18,7 +18,7 @@ from saap_edge.model.perplexity import perplexity
 from saap_edge.model.tensors import Codes
 from saap_edge.pruning.surgery import cut
 from saap_edge.recovery.run import ADAPTERS, PHASES, Texts, recover, recovery_steps
-from saap_edge.recovery.settings import RATES, RecoverSettings
+from saap_edge.recovery.settings import RATES, SMALL, RecoverSettings
 from tests.conftest import tiny_model, write_folder
 from tests.pruning.test_surgery import random_kept
 
@@ -90,8 +90,8 @@ def noise(setting):
 
 
 DIVERGING = [
-    {"weights_learning_rate": 100, "weights": 1.0},
-    {"weights_learning_rate": 1e4, "weights": 1.0, "start": "weighted", "precision": "bfloat16"},
+    {"weights_learning_rate": 100, "weights": 1.0, "adapter": "lora"},
+    {"weights_learning_rate": 1e4, "weights": 1.0, "start": "weighted", "precision": "bfloat16", "adapter": "lora"},
     {"weights_learning_rate": 1e8, "learning_rate": 1e8},
     {"weights_learning_rate": 1e8, "weights": 1.0, "adapter": "spp"},
     {"weights_learning_rate": 1e30, "weights": 1.0, "adapter": "all"},
@@ -259,6 +259,7 @@ def test_all_weights_of_the_projections_are_trained_and_nothing_else(setting, tm
 
 
 def test_every_adapter_has_a_learning_rate_of_its_own():
-    rates = {name: RecoverSettings(adapter=name).weights_rate for name in ADAPTERS}
+    rates = {name: RecoverSettings(adapter=name).resolved(1).weights_learning_rate for name in ADAPTERS}
     assert rates == RATES
-    assert RecoverSettings(adapter="all", weights_learning_rate=0.5).weights_rate == 0.5
+    assert RecoverSettings(adapter="all", weights_learning_rate=0.5).resolved(1).weights_learning_rate == 0.5
+    assert [RecoverSettings().resolved(count).adapter for count in (SMALL, SMALL + 1)] == ["all", "lora"]
