@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,14 @@ MIB = 2**20
 MARK = "real model"
 
 
+def by_age(paths: Iterable[Path]) -> list[Path]:
+    """The oldest first."""
+    return sorted(paths, key=lambda path: path.stat().st_mtime)
+
+
 def document(run: Path, stage: str, name: str) -> dict[str, Any]:
     """A document of the newest folder of a stage; empty where the stage is not done."""
-    found = sorted(run.glob(f"stages/{stage}-*/{name}"), key=lambda path: path.stat().st_mtime)
+    found = by_age(run.glob(f"stages/{stage}-*/{name}"))
     return json.loads(found[-1].read_text(encoding="utf-8")) if found else {}
 
 
@@ -37,7 +43,7 @@ def extract(run: Path) -> dict[str, Any]:
     prune = {name: value for name, value in document(run, "prune", "prune.json").items() if name != "kept"}
     seconds = {
         stage["stage"]: stage["seconds"]
-        for stage in (json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("stages/*/stage.json")))
+        for stage in (json.loads(path.read_text(encoding="utf-8")) for path in by_age(run.glob("stages/*/stage.json")))
     }
     verify: Any = document(run, "verify", "verify.json")  # a bare list, of a run of an older version
     return {

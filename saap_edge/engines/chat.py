@@ -146,17 +146,37 @@ class LlamaCppChat(_Chat):
 
     def chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], count: int) -> dict[str, Any]:
         """As `Worker.chat`. Raises ValueError when prompt and answer do not fit into the context."""
-        llama = self._llama
+        llama, limit = self._llama, _Limit(count, self._llama.token_eos())
         llama.reset()  # else what the last prompt shares would be left in the cache, and sums come in another order
         done = llama.create_chat_completion(
-            messages, tools=tools or None, temperature=0.0, repeat_penalty=1.0, max_tokens=count
-        )
+            messages, tools=tools or None, temperature=0.0, repeat_penalty=1.0, max_tokens=count,
+            logits_processor=llama_cpp.LogitsProcessorList([limit]),
+        )  # fmt: skip
         prompt, choice = int(done["usage"]["prompt_tokens"]), done["choices"][0]
         self._check_room(prompt, count)  # llama-cpp-python gives a shorter answer, without a word
         said = int(done["usage"]["completion_tokens"])
         ids = llama.input_ids[prompt : min(prompt + said, llama.n_tokens)].tolist()
-        ended = choice["finish_reason"] == "stop"
+        ended = choice["finish_reason"] == "stop" and not limit.met
         return _answer(choice["message"]["content"] or "", ids, ended, count, said)
+
+
+class _Limit:
+    """Ends an answer of `count` tokens by the token `end`, as a processor of logits.
+
+    llama-cpp-python asks whether `max_tokens` were said only where the bytes so far are whole characters. An answer
+    of bytes that never are goes on until the context is full, and then it raises.
+    """
+
+    def __init__(self, count: int, end: int) -> None:
+        self.met, self._count, self._end, self._prompt = False, count, end, -1
+
+    def __call__(self, ids: Any, logits: Any) -> Any:
+        self._prompt = len(ids) if self._prompt < 0 else self._prompt
+        if len(ids) - self._prompt >= self._count and self._end >= 0:
+            self.met = True
+            logits[:] = -np.inf
+            logits[self._end] = 0.0
+        return logits
 
 
 class GenaiChat(_Chat):

@@ -193,7 +193,7 @@ def test_the_command(plain, instructions, tmp_path, monkeypatch, capsys):
     (("--text", "x", "--answers", "a.jsonl"), "--answers goes with --chat"), ((), "give --task, --text or --chat"),
     (("--chat", "--answer-tokens", "1024"), "--answer-tokens 1024: .* holds 1024 tokens, prompt and answer together"),
     (("--chat", "--instructions", "none.jsonl"), "cannot read the instructions 'none.jsonl'"),
-    (("--chat", "--dense", "nowhere"), "nothing to evaluate at 'nowhere'"),
+    (("--chat", "--dense", "nowhere"), "no file or folder 'nowhere'"),
 ])  # fmt: skip
 def test_the_command_refuses(options, reason, plain, monkeypatch, capsys):
     code, out, err = call(monkeypatch, capsys, "evaluate", plain["llama.cpp"], *options)
