@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saap_edge.chat.instructions import Instruction, Instructions
+from saap_edge.documents.base import fault
 from saap_edge.engines.registry import CHAT
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
@@ -106,9 +107,7 @@ def _answer(line: bytes, where: str) -> Answer:
     try:
         return Answer.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        what = ".".join(map(str, first["loc"])) or "the line"
-        raise SaapError(f"{where}: no answer of saap-edge ({what}: {first['msg']}): name another file") from None
+        raise SaapError(f"{where}: no answer of saap-edge ({fault(error, 'the line')}): name another file") from None
 
 
 def ask(

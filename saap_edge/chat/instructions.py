@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from saap_edge.chat.checks import CHECKS
+from saap_edge.documents.base import fault
 from saap_edge.errors import SaapError
 
 __all__ = ["ANSWER_TOKENS", "Instruction", "Instructions", "read_instructions"]
@@ -155,9 +156,7 @@ def _parsed(model: type[Model], document: Any, where: str) -> Model:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the line"
-        raise SaapError(f"{where}: {place}: {first['msg']}") from None
+        raise SaapError(f"{where}: {fault(error, 'the line')}") from None
 
 
 @cache

@@ -29,10 +29,10 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def fault(error: ValidationError) -> str:
-    """The first fault of a validation in one line: the field's place, and what is wrong with it."""
+def fault(error: ValidationError, whole: str = "") -> str:
+    """The first fault of a validation in one line: the field's place (`whole` where it is none), and what is wrong."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(str(part) for part in first["loc"]) or whole
     message = first["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
