@@ -23,7 +23,7 @@ import torch
 from result import publish
 
 from saap_edge.chain.texts import HELDOUT_WINDOWS
-from saap_edge.model.adapters import put
+from saap_edge.model.adapters import change_projections
 from saap_edge.model.arithmetic import uses_bfloat16
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.perplexity import text_windows
@@ -83,9 +83,7 @@ def row(
         torch.manual_seed(0)
         model = load_model(args.pruned).requires_grad_(False)
         family = spec_of(model).family
-        for layer in model.model.layers:
-            for _, name in list(family.projections(layer)):
-                put(layer, name, ADAPTERS[adapter](layer.get_submodule(name), settings.rank))
+        change_projections(model, family, lambda linear: ADAPTERS[adapter](linear, settings.rank))
         started = time.process_time()
         found = train(
             model, teacher, training, heldout,

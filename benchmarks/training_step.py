@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from result import publish
 
-from saap_edge.model.adapters import put
+from saap_edge.model.adapters import change_projections
 from saap_edge.model.arithmetic import products
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.recovery.run import ADAPTERS
@@ -62,10 +62,7 @@ def main() -> None:
 def trained(folder: Path, adapter: str, rank: int) -> Any:
     """The model with adapters on all projections, and nothing else to train."""
     model = load_model(folder).requires_grad_(False)
-    family = spec_of(model).family
-    for layer in model.model.layers:
-        for _, name in list(family.projections(layer)):
-            put(layer, name, ADAPTERS[adapter](layer.get_submodule(name), rank))
+    change_projections(model, spec_of(model).family, lambda linear: ADAPTERS[adapter](linear, rank))
     return model
 
 

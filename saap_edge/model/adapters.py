@@ -7,12 +7,24 @@ WholeLinear trains all of W
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-__all__ = ["Adapted", "LoraLinear", "SppLinear", "WholeLinear", "adapted_product", "put", "random_rows"]
+from saap_edge.families import Family
+
+__all__ = [
+    "Adapted",
+    "LoraLinear",
+    "SppLinear",
+    "WholeLinear",
+    "adapted_product",
+    "change_projections",
+    "put",
+    "random_rows",
+]
 
 SCALE = 2.0  # s of SPP: its code's lora_alpha 16 over lora_r 8
 
@@ -179,6 +191,13 @@ def put(layer: nn.Module, name: str, module: nn.Module) -> None:
     """
     parent, _, leaf = name.rpartition(".")
     setattr(layer.get_submodule(parent), leaf, module)
+
+
+def change_projections(model: Any, family: Family, change: Callable[[Any], Any]) -> None:
+    """Replace every projection of a transformers model by what `change` makes of it, in place, in the layers' order."""
+    for layer in model.model.layers:
+        for _, name in list(family.projections(layer)):
+            put(layer, name, change(layer.get_submodule(name)))
 
 
 def random_rows(rank: int, columns: int, device: torch.device) -> torch.Tensor:

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
-from saap_edge.model.adapters import LoraLinear, SppLinear, WholeLinear, put
+from saap_edge.model.adapters import LoraLinear, SppLinear, WholeLinear, change_projections
 from saap_edge.model.arithmetic import uses_bfloat16
 from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.checkpoint import read_spec
@@ -159,27 +159,23 @@ def _train_weights(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     adapter = ADAPTERS[settings.adapter]
-    _replace(model, family, lambda linear: adapter(linear, settings.rank))
+    change_projections(model, family, lambda linear: adapter(linear, settings.rank))
     recovery = train(
         model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=False), work / "weights",
         lambda *news: progress("weights", *news),
     )  # fmt: skip
-    _replace(model, family, lambda adapted: adapted.merge())
+    change_projections(model, family, lambda adapted: adapted.merge())
     return recovery
-
-
-def _replace(model: Any, family: Family, change: Callable[[Any], Any]) -> None:
-    for layer in model.model.layers:
-        for _, name in list(family.projections(layer)):
-            put(layer, name, change(layer.get_submodule(name)))
 
 
 def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:
     """Settings of one of the two phases, which share the tokens."""
     share = 1 - settings.weights if blocks else settings.weights
+    rate = settings.learning_rate if blocks else settings.weights_learning_rate
+    assert rate is not None  # settings that are resolved have one
     return Training(
         tokens=round(settings.tokens * share), batch=settings.batch,
-        learning_rate=settings.learning_rate if blocks else settings.weights_learning_rate or 0.0,
+        learning_rate=rate,
         distillation=settings.distillation, seed=seed, patience=settings.patience,
         bfloat16=uses_bfloat16(settings.precision), checkpointing=settings.checkpointing,
     )  # fmt: skip
@@ -212,6 +208,7 @@ def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict
     (50, 8)
     """
     window, held = texts.training.shape[1], len(texts.heldout)
+    settings = settings.resolved(0)  # steps are the same for every adapter
     weights, blocks = (steps_of(_training(settings, 0, blocks), window) for blocks in (False, True))
     cached = len(texts.training) if settings.top and settings.tokens and settings.distillation else 0
     looked_at = 2 * len(texts.calibration) if settings.start != "nearest" else 1
