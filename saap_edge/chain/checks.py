@@ -79,7 +79,7 @@ def check_calibration(recipe: Recipe, writer: Path, corpus: Corpus, windows: int
     """
     from saap_edge.chain.amounts import written_tokens
     from saap_edge.writing.forms import read_form
-    from saap_edge.writing.write import FORMAT
+    from saap_edge.writing.settings import FORMAT
 
     data, window = recipe.data, recipe.score.window
     if data.written:

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from saap_edge.chain.amounts import written_tokens
-from saap_edge.chain.pruning_work import HELDOUT, LOGITS, REFERENCE, SEARCHED, PruningWork
+from saap_edge.chain.amounts import SEARCH_WINDOWS, written_tokens
+from saap_edge.chain.pruning_work import LOGITS, REFERENCE, PruningWork
 from saap_edge.chain.rates import Estimate, Rates, Work, measure_rates
+from saap_edge.chain.texts import HELDOUT_WINDOWS
 from saap_edge.chat.instructions import ANSWER_TOKENS
 from saap_edge.engines.llama_writer import slots_of
 from saap_edge.formats import asked_by_llama_cpp, format_of
 from saap_edge.model.spec import ModelSpec
 from saap_edge.pruning.settings import EFFORTS
 from saap_edge.recipe import Recipe
+from saap_edge.writing.settings import FORMAT, LONGEST
 
 __all__ = ["ESTIMATED", "HIGH", "LOW", "Estimate", "Rates", "estimate_stages", "measure_rates"]
 
@@ -35,7 +37,6 @@ TRAINED = 1.5  # times as fast as in float32: small products, casts and attentio
 EVALUATED = 8  # times in each of recovery's two phases
 BASE = 760 << 20  # Python with torch and transformers
 CHILD = 150 << 20  # a runtime's process
-WRITTEN_AS, LONGEST = "gguf-q8_0", 768  # by a model that writes: its file, and tokens of a document (writing/)
 WRITING = 1.5  # times the time of the same products in torch: few rows at a time
 CHOOSING = 8  # times that a logit is read or written
 DRAFTED = 1.25  # tokens that are written for each that is kept
@@ -60,7 +61,7 @@ class _Count(PruningWork):
         export, bench = self._export(), self._bench()
         return {
             "write": self._write(), "score": self.score(), "bank": self.bank(), "plan": self.plan(),
-            "prune": self.judged(1, self.repaired, 1.5 * HELDOUT) + self.load() * 2, "recover": self._recover(),
+            "prune": self.judged(1, self.repaired, 1.5 * HELDOUT_WINDOWS) + self.load() * 2, "recover": self._recover(),
             "dense": export, "export": export * self.kept, "verify": self._verify(), "bench": bench,
         }  # fmt: skip
 
@@ -76,14 +77,14 @@ class _Count(PruningWork):
         activations = self._activations(-(-self.samples // score.batches), score.checkpointing)
         outputs = 4.0 * self.layers * self.hidden * (self.q + self.ffn)  # of o_proj and down_proj
         moments = 6 * 8.0 * self.ffn**2
-        reference = 2 * 4.0 * min(REFERENCE, SEARCHED * self.window * self.vocabulary)
+        reference = 2 * 4.0 * min(REFERENCE, SEARCH_WINDOWS * self.window * self.vocabulary)
         prune = self.recipe.prune
         search = prune.method == "search" or (prune.method == "auto" and "search" in EFFORTS[prune.effort].auto)
         gated = 2.0 * self.projections * self.halved + self._activations(1, score.checkpointing)
         gated *= prune.method == "compresso"
         streams = 2.0 + EFFORTS[prune.effort].finalists * (prune.method == "auto" or search)
         repaired = state * self.repaired
-        judged = (repaired + state * HELDOUT) * (1 + streams) + repaired * self.ffn / self.hidden
+        judged = (repaired + state * HELDOUT_WINDOWS) * (1 + streams) + repaired * self.ffn / self.hidden
         teacher = weights if recover.tokens and recover.distillation and recover.top is None else 0.0
         multiplied = MULTIPLIED * 4.0 * self.ffn * self.hidden if recover.adapter == "spp" else 0.0
         # All weights: what came in, their gradients, two moments and the best so far.
@@ -94,7 +95,7 @@ class _Count(PruningWork):
         both = max(sum(self._file(name, part) for part in (weights, pruned)) for name in self.recipe.export.formats)
         one = max(self._file(name, weights) for name in self.recipe.export.formats)
         held = {
-            "write": max(CHILD + self._file(WRITTEN_AS, weights) + self._sequences(), 1.1 * largest),
+            "write": max(CHILD + self._file(FORMAT, weights) + self._sequences(), 1.1 * largest),
             "score": scored * 1.05 + activations + 4.0 * self.projections * score.running_fisher,
             "bank": weights + 2 * states + moments,
             "plan": weights + max(judged + moments, logits, reference + outputs if search else 0.0, gated),
@@ -144,7 +145,7 @@ class _Count(PruningWork):
         # The student forward and backward (to inputs and adapters), and the teacher.
         trained = self.forward(windows) * ((3 + teacher) / gain)
         blocks = Work(bytes=windows / recover.batch * 20 * 4.0 * self.projections * (1 - recover.weights))
-        measured = self.forward(HELDOUT) * (7 + (2 * EVALUATED if recover.tokens else 0))
+        measured = self.forward(HELDOUT_WINDOWS) * (7 + (2 * EVALUATED if recover.tokens else 0))
         rounded = Work(bytes=4 * 40 * 4.0 * self.projections)
         return trained + blocks + measured + rounded + self._codes() + self.load() * 6
 

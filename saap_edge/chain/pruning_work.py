@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from saap_edge.chain.amounts import SEARCH_WINDOWS
 from saap_edge.chain.rates import Work
+from saap_edge.chain.texts import HELDOUT_WINDOWS
 from saap_edge.model.spec import ModelSpec
-from saap_edge.pruning.settings import EFFORTS, LEARNERS, LEARNT, LOOK, STARTS
+from saap_edge.pruning.settings import EFFORTS, GLANCE, LEARNERS, LEARNT, LOOK, STARTS
 from saap_edge.recipe import Recipe
 
-__all__ = ["HELDOUT", "LOGITS", "REFERENCE", "SEARCHED", "PruningWork"]
+__all__ = ["LOGITS", "REFERENCE", "PruningWork"]
 
-HELDOUT, SEARCHED = 40, 8  # windows: of held-out text, and those the search compares plans on
 LOGITS, REFERENCE = 1 << 25, 1 << 26  # logits held at a time, and those of the dense model that a search keeps
 BFLOAT16 = 2.0  # times as many operations a second as float32, where the processor multiplies in it
 SHARED, GLANCED = 0.6, 0.6  # of a plan that is tried: layers that are run, and windows
-GLANCE = 2  # windows of a search that only glances
 SUBLAYERS = 2  # of a layer, that a search measures
 
 
@@ -96,7 +96,7 @@ class PruningWork:
         made = effort.auto if prune.method == "auto" else dict.fromkeys((prune.method, "uniform"))
         work, plans = self.load(), len(made)
         if "search" in made:
-            windows = min(SEARCHED, max(1, REFERENCE // (self.window * self.vocabulary)))
+            windows = min(SEARCH_WINDOWS, max(1, REFERENCE // (self.window * self.vocabulary)))
             windows = min(windows, GLANCE) if effort.glance else windows
             # Layers before the first change are not run again, and bad plans see two windows.
             run = SHARED * (tried * GLANCED + max(1, len(effort.probes)) * SUBLAYERS * self.layers)
@@ -106,7 +106,7 @@ class PruningWork:
         if plans > 1:
             work += self.judged(plans, LOOK, LOOK)
         if plans > effort.finalists + 1:  # else one is clearly best, as a rule
-            work += self.judged(effort.finalists + 1, self.repaired, HELDOUT)
+            work += self.judged(effort.finalists + 1, self.repaired, HELDOUT_WINDOWS)
         learnt = (prune.evaluations or effort.evaluations or LEARNT) * (prune.method in LEARNERS)
         if prune.method == "compresso":
             work += (self.read(4 if self.recipe.score.checkpointing else 3) + self.read(1, head=True)) * learnt

@@ -17,6 +17,7 @@ from saap_edge.model.head import logits_of
 from saap_edge.model.stream import attention_branch, ffn_branch, layer_arguments, layer_inputs
 from saap_edge.pruning.bank import Bank
 from saap_edge.pruning.score import SUBLAYERS
+from saap_edge.pruning.settings import GLANCE
 from saap_edge.pruning.space import Space, Widths
 from saap_edge.pruning.surgery import output_columns, output_projections
 
@@ -25,14 +26,13 @@ __all__ = ["Assembly"]
 REFERENCE_ELEMENTS = 1 << 26  # probabilities of the dense model held for comparison
 STATES = 1 << 26  # bytes of states that each panel keeps
 ROWS = 256  # tokens whose logits are held at a time
-FIRST_LOOK = 2  # windows of the first panel
 
 
 class Assembly:
     """The dense model with sublayers swapped for the bank's: any plan in the bank.
 
     Use as a context; on leaving it the model is dense again. `windows` are token ids [n, window]; as many as keep the
-    dense model's probabilities within memory are used. They form two panels, of FIRST_LOOK windows and of the rest, so
+    dense model's probabilities within memory are used. They form two panels, of GLANCE windows and of the rest, so
     that a plan that is bad on the first need not be run on the second.
     """
 
@@ -50,7 +50,7 @@ class Assembly:
             for sublayer in SUBLAYERS:
                 self._dense[index, sublayer] = self._module(index, sublayer).weight.detach().clone()
         self._arguments = layer_arguments(self.model, self.windows)
-        pieces = (self.windows[:FIRST_LOOK], self.windows[FIRST_LOOK:])
+        pieces = (self.windows[:GLANCE], self.windows[GLANCE:])
         self._panels = [_Panel(self.model, piece) for piece in pieces if len(piece)]
         for panel in self._panels:
             panel.refer(self._logits(panel, self.space.dense()))

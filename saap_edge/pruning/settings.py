@@ -12,8 +12,8 @@ from saap_edge.registry import Registry
 from saap_edge.settings import Section
 
 __all__ = [
-    "CLEAR", "EFFORTS", "LEARNERS", "LEARNT", "LOOK", "METHODS", "OUTSIDE_ORDERS", "PROBES", "STARTS", "Effort",
-    "Method", "PruneSettings", "RankingSettings", "ScoreSettings", "View",
+    "CLEAR", "EFFORTS", "GLANCE", "LEARNERS", "LEARNT", "LOOK", "METHODS", "OUTSIDE_ORDERS", "PROBES", "STARTS",
+    "Effort", "Method", "PruneSettings", "RankingSettings", "ScoreSettings", "View",
 ]  # fmt: skip
 
 
@@ -64,6 +64,7 @@ class Effort:
 
 STARTS = ("kfac", "fused", "llm-pruner-element", "saap", "uniform")  # methods whose widths a search starts from
 PROBES = (0.75, 0.5, 0.25)  # shares of a sublayer's width at which a thorough search measures
+GLANCE = 2  # windows of a search's first panel: a plan that is bad there need not be run on the others
 LOOK = 16  # windows of either text in the first look at plans
 CLEAR = 1.05  # times the best perplexity in the first look: a plan above it is out
 LEARNT = 200  # steps of policy-gradient and compresso where nothing says how many

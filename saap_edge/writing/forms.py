@@ -15,10 +15,10 @@ from saap_edge.errors import SaapError
 from saap_edge.model.chat import DEFAULT, Chat, read_chat
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.tokenizer import load_tokenizer
+from saap_edge.writing.settings import LONGEST
 
-__all__ = ["LONGEST", "QUESTION", "Form", "read_form"]
+__all__ = ["QUESTION", "Form", "read_form"]
 
-LONGEST = 768  # tokens of a document
 QUESTION = 128  # tokens that a question has at most: one that does not end is dropped
 LEAST_ANSWER = 64  # tokens that must be left for the answer
 _ASKED, _ANSWERED = "saapquestionmark", "saapanswermark"  # stand for both texts while the template is rendered

@@ -30,10 +30,10 @@ from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.writing.filters import Seen
 from saap_edge.writing.forms import Form, read_form
 from saap_edge.writing.saved import save_written
+from saap_edge.writing.settings import FORMAT
 
-__all__ = ["FORMAT", "TEMPERATURES", "write_text"]
+__all__ = ["TEMPERATURES", "write_text"]
 
-FORMAT = "gguf-q8_0"
 TEMPERATURES = (0.7, 0.9, 1.1)  # of the documents, by turns: what is likely, and what is less so
 LEAST_LIKELY = 0.02  # times the likeliest token's probability; what is below is not drawn
 ROUND = 4 * SLOTS  # documents of a round, at most
