@@ -261,3 +261,18 @@ def test_a_search_that_glances_measures_on_the_first_windows(planner):
     for one, other in zip(glanced, alone, strict=True):
         for kind in one:
             np.testing.assert_allclose(one[kind], other[kind], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("glance", "how"), [(True, "glance"), (False, "divergence")])
+def test_a_search_measures_on_as_many_windows_as_it_is_told(planner, monkeypatch, glance, how):
+    if planner.space.uniform_only:
+        pytest.skip("nothing to search")
+    asked = []
+
+    def spied(divergence, *others):
+        asked.append(divergence.__name__)
+        return measured_values(divergence, *others)
+
+    monkeypatch.setattr("saap_edge.pruning.planner.measured_values", spied)
+    replace(planner, glance=glance, evaluations=0).made("search", 0.3)
+    assert asked == [how]
