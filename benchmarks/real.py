@@ -4,13 +4,16 @@
     python benchmarks/real.py methods RUN/stages/bank-… --other TEXT.txt --work WORK
     python benchmarks/real.py recover RUN/stages/bank-… --other TEXT.txt --work WORK --tokens 65536 --methods auto saap
     python benchmarks/real.py answers --tasks FOLDER --limit 100 --work WORK
+    python benchmarks/real.py chats --work WORK
+    python benchmarks/real.py raw --text wiki.test.raw --work WORK
     python benchmarks/real.py show --work WORK --out benchmarks/results/real-NAME.json
 
 `methods`: every method sees the same scores, bank and calibration windows, and removes the same share of the weights in
 attention and FFN. Perplexity is measured on two test texts that nothing was chosen on, as cut and after repair.
 `recover` trains some of these plans with the same tokens, writes Q4_0 files (and the dense model's), and measures each
-in llama.cpp. `answers` runs zero-shot tasks on these files by lm-eval. Each part adds rows to WORK as it goes, and
-leaves out what is there: a run that was stopped goes on. `show` prints the tables, then one JSON line.
+in llama.cpp. `answers` runs zero-shot tasks on these files by lm-eval, `chats` asks them to follow the package's
+instructions, and `raw` gives llama-perplexity's figure. Each part adds rows to WORK as it goes, and leaves out what is
+there: a run that was stopped goes on. `show` prints the tables, then one JSON line.
 
 Windows have 256 tokens, without BOS. Intervals are 95 % of a bootstrap over windows that both models saw.
 """
@@ -20,7 +23,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from real_answers import answers
+from real_answers import answers, chats, raw
 from real_methods import methods
 from real_recover import recovered
 from real_show import show
@@ -39,6 +42,7 @@ def main() -> None:
     second = part(parts, "recover", recovered, "train some plans, and write their files")
     second.add_argument("--methods", nargs="+", default=["auto", "uniform"])
     second.add_argument("--tokens", type=int, default=65_536)
+    second.add_argument("--control", action="store_true", help="train the dense model with these tokens too")
     for each in (first, second):
         each.add_argument("bank", type=Path, help="folder of the bank stage")
         each.add_argument("--other", type=Path, required=True, help="second test text, of another domain")
@@ -48,10 +52,15 @@ def main() -> None:
     third.add_argument("--tasks", type=Path, required=True, help="folder of NAME.jsonl")
     third.add_argument("--names", nargs="+", default=list(TASKS))
     third.add_argument("--limit", type=int, default=100, help="rows of each task")
-    third.add_argument("--threads", type=int, default=1)
-    fourth = part(parts, "show", show, "print what there is")
-    fourth.add_argument("--out", type=Path)
-    fourth.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose tables are to be these")
+    fourth = part(parts, "chats", chats, "answers of the files to instructions")
+    fifth = part(parts, "raw", raw, "perplexity of the files as llama-perplexity counts it")
+    fifth.add_argument("--text", type=Path, required=True, help="wiki.test.raw")
+    fifth.add_argument("--chunks", type=int, default=40, help="of 512 tokens")
+    for each in (third, fourth, fifth):
+        each.add_argument("--threads", type=int, default=1)
+    sixth = part(parts, "show", show, "print what there is")
+    sixth.add_argument("--out", type=Path)
+    sixth.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose tables are to be these")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.act(arguments)

@@ -23,7 +23,9 @@ from saap_edge.pruning.orders import Values
 from saap_edge.pruning.planner import Planner
 from saap_edge.pruning.space import Widths
 
-__all__ = ["Frame", "Rows", "made", "open_frame"]
+__all__ = ["KNOWN_BY", "Frame", "Rows", "made", "open_frame"]
+
+KNOWN_BY = ("ratio", "method", "tokens")  # of a file that `recover` wrote
 
 
 class Rows:

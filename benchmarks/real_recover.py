@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_frame import Frame, Rows, made, open_frame
+from real_frame import KNOWN_BY, Frame, Rows, made, open_frame
 
 from saap_edge.chain.texts import HELDOUT_WINDOWS
 from saap_edge.engines.worker import Worker
@@ -23,15 +23,17 @@ DENSE = "dense"
 
 
 def recovered(arguments: argparse.Namespace) -> None:
-    """A row for the dense model, and one for every method and ratio: they get the same training."""
+    """A row for the dense model as it is, and one for every method and ratio: they get the same training."""
     rows, tokens = Rows(arguments.work, "recovered"), arguments.tokens
-    wanted = [(0.0, DENSE), *((ratio, name) for ratio in arguments.ratios for name in arguments.methods)]
-    missing = [(ratio, name) for ratio, name in wanted if not rows.has(ratio=ratio, method=name, tokens=tokens)]
+    wanted = [(0.0, DENSE, 0), *((ratio, name, tokens) for ratio in arguments.ratios for name in arguments.methods)]
+    if arguments.control:
+        wanted.append((0.0, DENSE, tokens))
+    missing = [one for one in wanted if not rows.has(**dict(zip(KNOWN_BY, one, strict=True)))]
     with open_frame(arguments) as frame:
-        for ratio, name in missing:
+        for ratio, name, budget in missing:
             folder = arguments.work / f"{name}-{ratio:.2f}"
             pruned = frame.context.model if name == DENSE else write_pruned(frame, name, ratio, folder)
-            rows.add({"ratio": ratio, "method": name, "tokens": tokens} | train(frame, pruned, folder, tokens))
+            rows.add({"ratio": ratio, "method": name, "tokens": budget} | train(frame, pruned, folder, budget))
 
 
 def write_pruned(frame: Frame, name: str, ratio: float, folder: Path) -> Path:

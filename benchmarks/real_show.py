@@ -8,25 +8,27 @@ import math
 from typing import Any
 
 import numpy as np
-from real_frame import Rows
+from real_frame import KNOWN_BY, Rows
 from result import fill, publish
 from scipy.stats import bootstrap
 
-MARK = "real methods"
+MARK, MARK_FILES = "real methods", "real files"
 STATES = ("cut", "repaired")
 
 
 def show(arguments: argparse.Namespace) -> None:
     """Print Markdown tables and one JSON line."""
-    methods, recovered, answers = (Rows(arguments.work, name).rows for name in ("methods", "recovered", "answers"))
+    methods, recovered = (Rows(arguments.work, name).rows for name in ("methods", "recovered"))
+    others = {name: Rows(arguments.work, name).rows for name in ("answers", "chats", "raw")}
     conditions = json.loads((arguments.work / "conditions.json").read_text(encoding="utf-8"))
     result: dict[str, Any] = {"benchmark": "real"} | conditions
     result["methods"] = [method_row(row, methods) for row in methods]
-    result["recovered"] = [recovered_row(row, recovered, answers) for row in recovered]
-    for line in tables(result):
+    result["recovered"] = [recovered_row(row, recovered, others) for row in recovered]
+    for line in [*tables(result), "", *files(result["recovered"], list(result["windows"]))]:
         print(line)
     for page in arguments.pages:
         fill(page, MARK, tables(result))
+        fill(page, MARK_FILES, files(result["recovered"], list(result["windows"])))
     publish(result, arguments.out)
 
 
@@ -56,23 +58,31 @@ def method_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any
     return found
 
 
-def recovered_row(row: dict[str, Any], rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of one file."""
-    dense = next(other for other in rows if other["method"] == "dense" and other["tokens"] == row["tokens"])
+def recovered_row(
+    row: dict[str, Any], rows: list[dict[str, Any]], others: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Figures of one file; it is compared with the dense model's file, which was not trained."""
+    dense = next(other for other in rows if other["tokens"] == 0)
     found = {name: value for name, value in row.items() if name not in ("losses", "file")}
     found["perplexity"] = perplexities(row["losses"])
     if dense is not row:
         found["over_dense"] = beside(row["losses"], dense["losses"])
-    mine = [one for one in answers if all(one[name] == row[name] for name in ("ratio", "method", "tokens"))]
-    found["tasks"] = {one["task"]: {key: one[key] for key in ("metric", "value", "stderr", "n")} for one in mine}
-    if mine:
-        found["average"] = round(100 * float(np.mean([one["value"] for one in mine])), 1)
-        found["average_stderr"] = round(100 * math.sqrt(sum(one["stderr"] ** 2 for one in mine)) / len(mine), 1)
+    known = {name: row[name] for name in KNOWN_BY}
+    mine = {name: [one for one in each if known.items() <= one.items()] for name, each in others.items()}
+    for one in mine["raw"]:
+        found["llama_perplexity"] = {name: one[name] for name in ("perplexity", "chunk", "chunks")}
+    for one in mine["chats"]:
+        found["chats"] = {name: value for name, value in one.items() if name not in known}
+    tasks = mine["answers"]
+    found["tasks"] = {one["task"]: {key: one[key] for key in ("metric", "value", "stderr", "n")} for one in tasks}
+    if tasks:
+        found["average"] = round(100 * float(np.mean([one["value"] for one in tasks])), 1)
+        found["average_stderr"] = round(100 * math.sqrt(sum(one["stderr"] ** 2 for one in tasks)) / len(tasks), 1)
     return found
 
 
 def tables(result: dict[str, Any]) -> list[str]:
-    """Markdown: methods by ratio, then the files."""
+    """Markdown: methods by ratio."""
     texts = list(result["windows"])
     columns = [f"{text}, {state}" for state in STATES for text in texts]
     lines: list[str] = []
@@ -91,7 +101,7 @@ def tables(result: dict[str, Any]) -> list[str]:
             other = row.get("repaired_over_auto")
             figures.append("{:.2f} [{:.2f}, {:.2f}]".format(*other[texts[0]]) if other else "")
             lines.append(f"| {row['method']} | {row['removed']:.1%} | {' | '.join(figures)} |")
-    return [*lines, *files(result["recovered"], texts)]
+    return lines
 
 
 def files(rows: list[dict[str, Any]], texts: list[str]) -> list[str]:
@@ -99,14 +109,15 @@ def files(rows: list[dict[str, Any]], texts: list[str]) -> list[str]:
     if not rows:
         return []
     names = list(dict.fromkeys(name for row in rows for name in row["tasks"]))
-    heads = ["removed", "method", "tokens", "MB", *texts, *names, *(["average"] if names else [])]
-    lines = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    heads = ["removed", "method", "tokens", "MB", *texts, "llama-perplexity", *names, "average", "followed", "ends"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = [f"{row['ratio']:.0%}", row["method"], f"{row['tokens']:,}", f"{row['file_bytes'] / 1e6:.1f}"]
         cells += [f"{row['perplexity'][text]:.1f}" for text in texts]
+        cells.append(f"{row['llama_perplexity']['perplexity']:.1f}" if "llama_perplexity" in row else "")
         cells += [f"{100 * row['tasks'][name]['value']:.0f}" if name in row["tasks"] else "" for name in names]
-        if names:
-            cells.append(f"{row['average']} ± {row['average_stderr']}" if "average" in row else "")
+        cells.append(f"{row['average']} ± {row['average_stderr']}" if "average" in row else "")
+        cells += [f"{row['chats'][name]['percent']:.0f} %" if "chats" in row else "" for name in ("followed", "ends")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -33,6 +33,7 @@ import gguf
 import numpy as np
 import torch
 from frame import SAMPLES, TEST, WINDOW, load_frame
+from llama_perplexity import CHUNK, chunks, halves
 from result import publish
 from rich.console import Console
 from rich.progress import track
@@ -48,8 +49,6 @@ from saap_edge.exporting.kquants import write_kquant
 from saap_edge.machine.facts import machine_facts, versions
 from saap_edge.measuring.measure import BenchConditions, Subject, measure
 from saap_edge.model.folder import load_model
-from saap_edge.model.perplexity import text_windows
-from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.pruning.kept import uniform_widths
 from saap_edge.pruning.space import Space
 from saap_edge.recovery.imatrix import importance_matrix
@@ -62,7 +61,6 @@ TYPES = (
 SHAPE_TYPES = ("q8_0", "q4_k_m", "q4_0", "iq4_nl", "q3_k_m", "iq3_m", "q2_k", "iq3_xxs", "iq2_m")
 BASE = "q4_0"
 SLACK = 0.01  # a file so little larger or slower is as large or fast
-CHUNK = 512  # tokens of llama-perplexity's window
 console = Console(width=170)
 
 
@@ -159,9 +157,7 @@ def measure_quality(rows: list[Row], windows: list[list[int]], raw: list[list[in
         with Worker("llama.cpp", row.subject.path, threads, WINDOW) as worker:
             row.nll = [total / count for total, count in (worker.nll([window]) for window in windows)]
         if raw:
-            with Worker("llama.cpp", row.subject.path, threads, CHUNK) as worker:
-                scores = (worker.score([(window, CHUNK // 2 + 1)])[0][0] for window in raw)
-                row.halves = [-float(np.mean(values)) for values in scores]
+            row.halves = halves(row.subject.path, raw, threads)
 
 
 def rivals(rows: list[Row]) -> Iterator[dict[str, Any]]:
@@ -310,16 +306,6 @@ def of_model(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "calibration_windows": SAMPLES, "conditions": asdict(conditions),
         "rows": [row.document() for row in rows], "pairs": pairs,
     }  # fmt: skip
-
-
-def chunks(model: Path, text: Path, count: int) -> list[list[int]]:
-    """Windows as llama-perplexity cuts them; a model whose tokenizer adds BOS has it in place of the first token."""
-    tokenizer = load_tokenizer(model)
-    found: list[list[int]] = text_windows(tokenizer, text.read_text(encoding="utf-8"), CHUNK, count).tolist()
-    bos = tokenizer.bos_token_id
-    if bos is not None and tokenizer("a")["input_ids"][0] == bos:
-        found = [[bos, *window[1:]] for window in found]
-    return found
 
 
 def _label(folder: Path) -> str:
