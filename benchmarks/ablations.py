@@ -68,7 +68,7 @@ def corrected(planner: Planner, ratio: float) -> Made:
 
 def searched(evaluations: int, start: str | None = None) -> Make:
     def make(planner: Planner, ratio: float) -> Made:
-        planner = replace(planner, evaluations=evaluations)
+        planner = replace(planner, effort=replace(planner.effort, evaluations=evaluations))
         if start is None:
             return planner.widths("search", ratio)  # and the best six of it judged after real repair
         with Assembly(planner.model, planner.bank, planner.space, planner.search) as assembly:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.pruning.bank import Bank, build_bank
 from saap_edge.pruning.planner import Planner
 from saap_edge.pruning.score import Scores, score_model
+from saap_edge.pruning.settings import EFFORTS
 from saap_edge.pruning.space import GRID, Space
 from saap_edge.recipe import bundled_text
 
@@ -52,7 +53,7 @@ class Frame:
             scores, bank = self.look(windows[:SAMPLES], space, Path(folder))
             yield Planner(
                 self.model, scores, bank, space, windows[:SAMPLES], windows[SAMPLES : SAMPLES + SEARCH], self.heldout,
-                evaluations=evaluations, seed=seed,
+                effort=replace(EFFORTS["thorough"], evaluations=evaluations), seed=seed,
             )  # fmt: skip
 
     def look(self, windows: torch.Tensor, space: Space, folder: Path) -> tuple[Scores, Bank]:

@@ -42,6 +42,7 @@ from saap_edge.pruning.planner import AUTO, METHODS, Planner
 from saap_edge.pruning.repair import repair, restored
 from saap_edge.pruning.space import Widths
 from saap_edge.pruning.surgery import cut
+from saap_edge.recovery.heldout import Heldout
 from saap_edge.recovery.start import in_blocks
 from saap_edge.recovery.teacher import DenseTeacher
 from saap_edge.recovery.train import Training, train
@@ -129,7 +130,7 @@ def judge(frame: Frame, planner: Planner, widths: Widths, values: Values, seed: 
         student = in_blocks(pruned, spec_of(pruned).family, Q4_0, rank=16, through=True)
         windows, training = frame.order(seed)[SAMPLES + SEARCH :], replace(RECOVERY, tokens=tokens)
         with tempfile.TemporaryDirectory() as work:
-            train(student, DenseTeacher(frame.model), windows, frame.heldout[:8], training, Path(work))
+            train(student, DenseTeacher(frame.model), windows, Heldout(frame.heldout[:8]), training, Path(work))
         figures["recovered"] = measure(frame, student)
     summary = make_plan("", "", 0.0, planner.space, widths)
     removed = {"removed": round(summary.achieved_ratio, 4), "parameters": list(summary.parameters)}

@@ -37,13 +37,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     folder, settings = resolve_model(str(arguments.model)), RecoverSettings()
-    teacher = DenseTeacher(load_model(folder).requires_grad_(False))
-    student = _Student(trained(folder, arguments.adapter, settings.rank), teacher, 1.0)
-    student.train()
-    ids = torch.randint(0, student.model.config.vocab_size, (settings.batch, WINDOW))
+    model = trained(folder, arguments.adapter, settings.rank)
+    students = {
+        precision: _Student(
+            model, DenseTeacher(load_model(folder).requires_grad_(False), halved=precision == "bfloat16"), 1.0
+        ).train()
+        for precision in ("float32", "bfloat16")
+    }
+    ids = torch.randint(0, model.config.vocab_size, (settings.batch, WINDOW))
     best: dict[str, float] = {}
     for _ in range(arguments.steps):
-        for precision in ("float32", "bfloat16"):
+        for precision, student in students.items():
             started = time.process_time()
             with products(precision):  # type: ignore[arg-type]
                 loss = student(ids, torch.arange(len(ids)))["loss"]

@@ -43,11 +43,15 @@ class Prune(Part):
     heldout_tokens: int | None = Field(default=None, description="tokens of held-out text")
 
 
-class Perplexities(Part):
-    """Perplexity on held-out text."""
+class HeldoutFigures(Part):
+    """Perplexity of held-out text, and how far the model is from the dense one there."""
 
     perplexity_fp: Number = Field(default=None, description="in full precision, no unit; null: not finite")
     perplexity_blocks: Number = Field(default=None, description="in the export's blocks, no unit; null: not finite")
+    divergence_fp: Number = Field(
+        default=None, description="KL(dense || model) in full precision, nats a token; missing where nothing was learnt"
+    )
+    divergence_blocks: Number = Field(default=None, description="the same, in the export's blocks")
 
 
 class Recover(Part):
@@ -57,9 +61,9 @@ class Recover(Part):
     group: int = Field(description="inputs that share a scale")
     adapter: str | None = Field(default=None, description="what was trained in full precision: lora, spp or all")
     tokens: int = Field(description="training tokens")
-    dense: Perplexities = Field(description="of the dense model")
-    before: Perplexities = Field(description="of the pruned and repaired model")
-    after: Perplexities = Field(description="of the recovered model")
+    dense: HeldoutFigures = Field(description="of the dense model")
+    before: HeldoutFigures = Field(description="of the pruned and repaired model")
+    after: HeldoutFigures = Field(description="of the recovered model")
     kept: str = Field(description="which weights and blocks were kept")
     phases: dict[str, Any] = Field(default_factory=dict, description="loss by step of both phases, nats a token")
     notes: list[str] = Field(default_factory=list, description="what a reader must know, a line each")

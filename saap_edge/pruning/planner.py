@@ -25,7 +25,7 @@ from saap_edge.pruning.policy import policy_values
 from saap_edge.pruning.repair import MIX, Variant, judge_variants
 from saap_edge.pruning.score import KINDS, Scores
 from saap_edge.pruning.search import evolve, measured_values, on_bank, probe_count
-from saap_edge.pruning.settings import CLEAR, EFFORTS, LEARNERS, LEARNT, LOOK, STARTS, RankingSettings
+from saap_edge.pruning.settings import CLEAR, EFFORTS, LEARNERS, LEARNT, LOOK, STARTS, Effort, RankingSettings
 from saap_edge.pruning.space import Space, Widths
 
 __all__ = ["AUTO", "METHODS", "STARTS", "Made", "Planner", "load_values", "save_values"]
@@ -46,12 +46,7 @@ class Planner:
     Attributes:
         model: the dense model, put back as it was after every call.
         calibration, search, heldout: token ids [n, window]: for repair, for the search, and for the choice.
-        evaluations: plans that the search tries, and steps that LEARNERS take; where 0, these take LEARNT.
-        auto: methods that `auto` builds.
-        probes: shares of a sublayer's width at which a search measures; () takes the share that stays on average.
-        found: plans of a search that are judged: the bank's repair of single sublayers ranks them only roughly.
-        finalists: plans that are judged on all text, beside the uniform one, where the first look leaves so many.
-        glance: the search measures sublayers on its first two windows instead of all.
+        effort: what a plan may cost. Its evaluations are the steps of LEARNERS too; where 0, these take LEARNT.
         mix, bias: of the repair that plans are judged after; mix None judges them as cut.
         rounds: of an order; each scores the model again as it then is, by `rescore`.
         precision: of passes over text (model/arithmetic.py).
@@ -66,37 +61,32 @@ class Planner:
     search: torch.Tensor
     heldout: torch.Tensor
     ranking: RankingSettings = PAPER
-    evaluations: int = THOROUGH.evaluations
+    effort: Effort = THOROUGH
     seed: int = 0
     mix: float | None = MIX
     bias: bool = False
     rounds: int = 1
     rescore: Callable[[], tuple[Scores, Bank]] | None = None
-    auto: tuple[str, ...] = AUTO
-    probes: tuple[float, ...] = THOROUGH.probes
-    found: int = THOROUGH.found
-    finalists: int = THOROUGH.finalists
-    glance: bool = THOROUGH.glance
     precision: Precision = "float32"
     checkpointing: bool = False
 
     def work(self, method: str) -> float:
         """How many steps `plan` takes. One is the time to try one plan of the search; a judgement takes several."""
         wanted = self._wanted(method)
-        count = len(wanted) + (self.found - 1) * (SEARCH in wanted)
+        count = len(wanted) + (self.effort.found - 1) * (SEARCH in wanted)
         search = (
-            len(STARTS) + 1 + self.evaluations + probe_count(self.space, self.probes or (0.5,))
+            len(STARTS) + 1 + self.effort.evaluations + probe_count(self.space, self.effort.probes or (0.5,))
             if SEARCH in wanted
             else 0
         )
-        learnt = (self.evaluations or LEARNT) * bool({*LEARNERS} & {*wanted})
+        learnt = (self.effort.evaluations or LEARNT) * bool({*LEARNERS} & {*wanted})
         look = self._judgement(count, LOOK) if self._looks(count) else 0
         return search + learnt + look + self._judgement(min(count, self._most), None)
 
     @property
     def _most(self) -> int:
         """Plans that are judged on all text: the finalists and the uniform plan."""
-        return self.finalists + 1
+        return self.effort.finalists + 1
 
     def _looks(self, count: int) -> bool:
         """Whether so many plans are looked at on LOOK windows before any is judged on all text."""
@@ -167,7 +157,7 @@ class Planner:
         wanted = [i for i in by if method in ("auto", entries[i].method)]
         worst = CLEAR * found[wanted[0]][0]
         rivals = [i for i in by if entries[i].method == "uniform"]
-        return sorted({wanted[0], *(i for i in (*wanted[: self.finalists], *rivals) if found[i][0] <= worst)})
+        return sorted({wanted[0], *(i for i in (*wanted[: self.effort.finalists], *rivals) if found[i][0] <= worst)})
 
     def _plan(self, entry: _Entry, ratio: float) -> Plan:
         order = "kfac" if entry.method in (SEARCH, "uniform") else entry.method
@@ -178,7 +168,7 @@ class Planner:
             if method != "auto" and (method in (SEARCH, *LEARNERS) or not order_of(method).uniform):
                 raise unequal(method, self.space)
             return ("uniform",) if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
-        return self.auto if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
+        return self.effort.auto if method == "auto" else tuple(dict.fromkeys((method, "uniform")))
 
     def values(self, order: str) -> Values:
         """Values of an order (ORDERS). Raises SaapError for an unknown one."""
@@ -206,7 +196,7 @@ class Planner:
 
     def _learnt(self, method: str, ratio: float, progress: Callable[[], None]) -> Values:
         """The values that one of LEARNERS learns for this ratio."""
-        steps = self.evaluations or LEARNT
+        steps = self.effort.evaluations or LEARNT
         if method == "compresso":
             return compresso_values(
                 self.model, self.space, self.calibration, ratio, steps, self.seed, progress, self.precision,
@@ -228,17 +218,17 @@ class Planner:
 
     def _search(self, values: Values, ratio: float, progress: Callable[[], None]) -> list[Widths]:
         """The best plan of the search, the ranking corrected by measurement, and the next best; `found` at most."""
-        starts, shares = [self.widths(name, ratio)[0] for name in STARTS], self.probes or (1 - ratio,)
+        starts, shares = [self.widths(name, ratio)[0] for name in STARTS], self.effort.probes or (1 - ratio,)
         with Assembly(self.model, self.bank, self.space, self.search, self.precision) as assembly:
-            measure = assembly.glance if self.glance else assembly.divergence
+            measure = assembly.glance if self.effort.glance else assembly.divergence
             measured = measured_values(measure, self.space, values, progress, shares)
             corrected = ranked_widths(measured, self.space, ratio)
-            tried = len(starts) + 1 + self.evaluations
+            tried = len(starts) + 1 + self.effort.evaluations
             members = evolve(assembly, [corrected, *starts], ratio, tried, self.seed, progress)
         banked = on_bank(self.space, corrected, ratio)  # the bank has not all widths
         found = [corrected if member.widths == banked else member.widths for member in members]
         ordered = [found[0], corrected, *found]
-        return [widths for place, widths in enumerate(ordered) if widths not in ordered[:place]][: self.found]
+        return [widths for place, widths in enumerate(ordered) if widths not in ordered[:place]][: self.effort.found]
 
     def judge(
         self, plans: Sequence[_Entry], windows: int | None, progress: Callable[[float], None] = lambda steps: None

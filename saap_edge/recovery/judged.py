@@ -12,8 +12,8 @@ import torch
 from saap_edge.families import Family
 from saap_edge.model.blocks import BLOCK, BlockFormat, Blocks, dequantise, quantise
 from saap_edge.model.folder import load_model
-from saap_edge.model.perplexity import perplexity
 from saap_edge.model.tensors import Codes
+from saap_edge.recovery.heldout import Found, Heldout
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.train import Recovery
 
@@ -26,22 +26,24 @@ class Trained:
 
     Attributes:
         tuned: trained blocks, by weight name.
-        untuned: held-out perplexity of the full-precision weights before training.
-        fp: held-out perplexity of the full-precision weights that are kept.
+        untuned: what the full-precision weights had on held-out text before training.
+        fp: what the trained ones have.
+        better: the trained full-precision weights are kept.
         weights, blocks: the two phases of training.
         fault: why trained weights were given up, or None.
     """
 
     tuned: Mapping[str, Blocks]
-    untuned: float
-    fp: float
+    untuned: Found
+    fp: Found
+    better: bool
     weights: Recovery
     blocks: Recovery
     fault: str | None
 
 
 def judged(
-    dense: Path, pruned: Path, folder: Path, heldout: torch.Tensor, trained: Trained, *, family: Family,
+    dense: Path, pruned: Path, folder: Path, heldout: Heldout, trained: Trained, *, family: Family,
     format: BlockFormat, group: int, settings: RecoverSettings, measured: Callable[[], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Measure what would ship, keep the better blocks in `folder`, and return the content of recover.json.
@@ -49,7 +51,7 @@ def judged(
     Args:
         dense, pruned: folders of the teacher and of the untuned model.
         folder: the tuned model; its full-precision weights are already there.
-        heldout: token ids [m, window]; all perplexities are taken on them.
+        heldout: what all figures are of.
         group: inputs that share a scale.
         measured: called after each of three measurements.
     """
@@ -57,43 +59,47 @@ def judged(
     def nearest(name: str, weight: torch.Tensor) -> Blocks:
         return quantise(torch.nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)), format, group)
 
-    tuned, better = trained.tuned, trained.fp < trained.untuned
-    rounded = _rounded_perplexity(pruned, family, nearest, heldout)
+    tuned, better, share = trained.tuned, trained.better, settings.distillation
+    rounded = _rounded(pruned, family, nearest, heldout)
     measured()
-    value = _rounded_perplexity(folder, family, lambda name, weight: tuned[name], heldout)
+    found = _rounded(folder, family, lambda name, weight: tuned[name], heldout)
     measured()
-    kept = value < rounded
+    kept = found.loss(share) < rounded.loss(share)
     if kept:
         Codes.save(tuned, folder)
     elif better:  # the exporter would round the tuned weights, which may be worse than the untuned ones rounded
         Codes.save({name: nearest(name, weight) for name, weight in projections(load_model(pruned), family)}, folder)
-    dense_fp = perplexity(load_model(dense), heldout).value
+    dense_fp = heldout.measure(load_model(dense))
     measured()
+    after = (trained.fp if better else trained.untuned), (found if kept else rounded)
     return {
         "format": format.name, "group": group, "adapter": settings.adapter,
         "tokens": trained.weights.tokens + trained.blocks.tokens,
-        "dense": {
-            "perplexity_fp": dense_fp,
-            "perplexity_blocks": _rounded_perplexity(dense, family, nearest, heldout),
-        },
-        "before": {"perplexity_fp": trained.untuned, "perplexity_blocks": rounded},
-        "after": {"perplexity_fp": trained.fp, "perplexity_blocks": value if kept else rounded},
+        "dense": _figures(dense_fp, _rounded(dense, family, nearest, heldout)),
+        "before": _figures(trained.untuned, rounded),
+        "after": _figures(*after),
         "kept": f"{'tuned' if better else 'untuned'} weights, {'tuned' if kept else 'untuned'} blocks",
         "phases": {"weights": asdict(trained.weights), "blocks": asdict(trained.blocks)},
         "notes": _notes(settings, trained.weights, trained.blocks, trained.fault),
-        "window": heldout.shape[1], "heldout_tokens": heldout.numel(),
+        "window": heldout.windows.shape[1], "heldout_tokens": heldout.windows.numel(),
     }  # fmt: skip
 
 
+def _figures(fp: Found, blocks: Found) -> dict[str, float]:
+    """Figures of full-precision weights and of blocks, as JSON."""
+    figures = {"perplexity_fp": fp.perplexity.value, "perplexity_blocks": blocks.perplexity.value}
+    if fp.divergence is not None and blocks.divergence is not None:
+        figures |= {"divergence_fp": fp.divergence, "divergence_blocks": blocks.divergence}
+    return figures
+
+
 @torch.no_grad()
-def _rounded_perplexity(
-    folder: Path, family: Family, change: Callable[[str, torch.Tensor], Blocks], heldout: torch.Tensor
-) -> float:
-    """Held-out perplexity of the model in `folder` with its projections set to the values of the blocks of `change`."""
+def _rounded(folder: Path, family: Family, change: Callable[[str, torch.Tensor], Blocks], heldout: Heldout) -> Found:
+    """What the model in `folder` has with its projections set to the values of the blocks of `change`."""
     model = load_model(folder)
     for name, weight in projections(model, family):
         weight.copy_(dequantise(change(name, weight))[:, : weight.shape[1]])
-    return perplexity(model, heldout).value
+    return heldout.measure(model)
 
 
 def projections(model: Any, family: Family) -> list[tuple[str, torch.Tensor]]:

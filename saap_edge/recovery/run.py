@@ -21,8 +21,8 @@ from saap_edge.model.arithmetic import uses_bfloat16
 from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, save_model
-from saap_edge.model.perplexity import Perplexity, perplexity
 from saap_edge.model.values import FP16_MAX, beyond_fp16
+from saap_edge.recovery.heldout import Heldout, with_answers
 from saap_edge.recovery.judged import Trained, judged, projections
 from saap_edge.recovery.quantiser import GroupLinear
 from saap_edge.recovery.settings import RecoverSettings
@@ -34,7 +34,7 @@ __all__ = ["PHASES", "Texts", "recover", "recovery_steps"]
 
 PHASES = ("teacher", "weights", "codes", "blocks", "measuring")
 ADAPTERS = {"lora": LoraLinear, "spp": SppLinear, "all": WholeLinear}
-MEASURED = 4  # perplexities measured beside those of training; each is a step of the phase "measuring"
+MEASURED = 5  # models measured beside those of training; each is a step of the phase "measuring"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ def recover(
     """Tune the model in `pruned`, write `out/model` and `out/recover.json`, and return the latter's content.
 
     `out/model` holds full-precision weights, for exports to formats that were not tuned, and codes.safetensors, the
-    blocks of the tuned format. On `texts.heldout` two things hold: the blocks are never worse than the untuned weights
-    rounded to nearest, and the full-precision weights are never worse than the untuned ones.
+    blocks of the tuned format. On `texts.heldout` two things hold, by the loss of training (a share
+    `settings.distillation` of the divergence from the dense model, the rest that of the text): the blocks are never
+    worse than the untuned weights rounded to nearest, and the full-precision weights are never worse than the untuned.
 
     Under `accelerate launch` all processes train, the first writes, and the others return an empty dict.
 
@@ -86,13 +87,15 @@ def recover(
     teacher = _teacher(
         dense, texts.training, settings, work, lambda step: progress("teacher", step, math.nan, math.nan)
     )
+    heldout = _heldout(dense, texts.heldout, settings, work)
     torch.manual_seed(seed)
     model = load_model(pruned)
-    weights = _train_weights(model, family, teacher, texts, settings, seed, work, progress)
-    if not math.isfinite(weights.start):
-        raise SaapError(f"'{pruned}': the loss on held-out text is {weights.start}: the model or text is broken")
-    untuned = Perplexity(weights.start, texts.heldout.numel(), texts.heldout.shape[1]).value
-    fp = perplexity(model, texts.heldout).value
+    untuned = heldout.measure(model)
+    tell("measuring")
+    if not math.isfinite(start := untuned.loss(settings.distillation)):
+        raise SaapError(f"'{pruned}': the loss on held-out text is {start}: the model or text is broken")
+    weights = _train_weights(model, family, teacher, texts.training, heldout, settings, seed, work, progress)
+    fp = heldout.measure(model)
     tell("measuring")
     folder, layers = out / "model", iter(range(len(model.model.layers)))
 
@@ -109,24 +112,25 @@ def recover(
             windows=texts.calibration, progress=layer_done, precision=settings.precision,
         )  # fmt: skip
 
-    fault = (_beyond_fp16(model, family, pruned) or _refusal(put_into_blocks, model)) if fp < untuned else None
-    if fault or not fp < untuned:
+    better = weights.best_step > 0
+    fault = (_beyond_fp16(model, family, pruned) or _refusal(put_into_blocks, model)) if better else None
+    if fault or not better:
         del model  # never two in memory
         model, fp = load_model(pruned), untuned
         put_into_blocks(model)
     for parameter in model.parameters():  # a copy: else the mapped file of all weights stays in memory
         parameter.data = parameter.data.clone()
     blocks = train(
-        model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=True), work / "blocks",
+        model, teacher, texts.training, heldout, _training(settings, seed, blocks=True), work / "blocks",
         lambda *news: progress("blocks", *news),
     )  # fmt: skip
     if not PartialState().is_main_process:
         return {}
     tuned = {f"{name}.weight": part.blocks() for name, part in model.named_modules() if isinstance(part, GroupLinear)}
     del model, teacher
-    trained = Trained(tuned, untuned, fp, weights, blocks, fault)
+    trained = Trained(tuned, untuned, fp, better and not fault, weights, blocks, fault)
     document = judged(
-        dense, pruned, folder, texts.heldout, trained, family=family, format=format, group=group, settings=settings,
+        dense, pruned, folder, heldout, trained, family=family, format=format, group=group, settings=settings,
         measured=lambda: tell("measuring"),
     )  # fmt: skip
     (out / "recover.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -152,8 +156,8 @@ def _refusal(act: Callable[[Any], None], model: Any) -> str | None:
 
 
 def _train_weights(
-    model: Any, family: Family, teacher: Teacher | None, texts: Texts, settings: RecoverSettings, seed: int, work: Path,
-    progress: Callable[[str, int, float, float], None],
+    model: Any, family: Family, teacher: Teacher | None, windows: torch.Tensor, heldout: Heldout,
+    settings: RecoverSettings, seed: int, work: Path, progress: Callable[[str, int, float, float], None],
 ) -> Recovery:  # fmt: skip
     """Train the projections in full precision, by their adapters or all weights, and merge these, in place."""
     for parameter in model.parameters():
@@ -161,7 +165,7 @@ def _train_weights(
     adapter = ADAPTERS[settings.adapter]
     change_projections(model, family, lambda linear: adapter(linear, settings.rank))
     recovery = train(
-        model, teacher, texts.training, texts.heldout, _training(settings, seed, blocks=False), work / "weights",
+        model, teacher, windows, heldout, _training(settings, seed, blocks=False), work / "weights",
         lambda *news: progress("weights", *news),
     )  # fmt: skip
     change_projections(model, family, lambda adapted: adapted.merge())
@@ -188,7 +192,7 @@ def _teacher(
     if not settings.distillation or not settings.tokens:
         return None
     if settings.top is None:
-        return DenseTeacher(load_model(dense).requires_grad_(False))
+        return DenseTeacher(load_model(dense).requires_grad_(False), halved=uses_bfloat16(settings.precision))
     path = work / "teacher.safetensors"
     with PartialState().main_process_first():
         if not path.is_file():
@@ -196,6 +200,14 @@ def _teacher(
             done = iter(range(1, len(windows) + 1))
             write_cache(load_model(dense), windows, settings.top, path, lambda: progress(next(done)))
     return CachedTeacher(path)
+
+
+def _heldout(dense: Path, windows: torch.Tensor, settings: RecoverSettings, work: Path) -> Heldout:
+    """The held-out windows; with the dense model's answers to them, where training learns from it."""
+    if not settings.distillation or not settings.tokens:
+        return Heldout(windows)
+    with PartialState().main_process_first():
+        return with_answers(windows, lambda: load_model(dense), work / "heldout.safetensors")
 
 
 def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict[str, tuple[int, float]]:

@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 from saap_edge.errors import SaapError
 from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.head import head_gradient
-from saap_edge.model.perplexity import perplexity
+from saap_edge.recovery.heldout import Heldout
 from saap_edge.recovery.teacher import Teacher
 
 __all__ = ["Progress", "Recovery", "Training", "steps_of", "train"]
@@ -67,7 +67,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What training gave. Losses are held-out ones, in nats per token.
+    """What training gave. Losses are those of training, on held-out text, in nats per token.
 
     Attributes:
         start: the loss before training.
@@ -92,17 +92,21 @@ class _Student(nn.Module):
 
     _keys_to_ignore_on_save = None  # the Trainer asks, when it finds no frozen weights in a checkpoint
 
-    def __init__(self, model: Any, teacher: Teacher | None, distillation: float) -> None:
+    def __init__(
+        self, model: Any, teacher: Teacher | None, distillation: float, judge: Teacher | None = None
+    ) -> None:  # `judge` answers to held-out text, as `teacher` does to training text
         super().__init__()
-        self.model, self._teacher, self.distillation = model, [teacher], distillation  # a list: no part of the module
+        self.model, self.distillation = model, distillation
+        self._teachers = [judge, teacher]  # a list: no part of the module
 
     def forward(
         self, input_ids: torch.Tensor, number: torch.Tensor, return_loss: bool = True
     ) -> dict[str, torch.Tensor]:  # `return_loss` tells the Trainer that a batch without labels has a loss
         states = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         wanted = input_ids[:, 1:].flatten()
-        share = self.distillation if self.training else 0.0
-        divergence = self._teacher[0](input_ids, number) if share and self._teacher[0] else None
+        teacher = self._teachers[self.training]
+        share = self.distillation if teacher else 0.0
+        divergence = teacher(input_ids, number) if teacher and share else None
 
         def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
             if divergence and share == 1:
@@ -162,7 +166,7 @@ def train(
     model: Any,
     teacher: Teacher | None,
     windows: torch.Tensor,
-    heldout: torch.Tensor,
+    heldout: Heldout,
     training: Training,
     work: Path,
     progress: Progress = lambda step, loss, heldout: None,
@@ -173,14 +177,14 @@ def train(
         model: a transformers causal LM.
         teacher: for the share `training.distillation` of the loss; None where that is 0.
         windows: token ids [n, window]; reused over epochs when `tokens` asks for more.
-        heldout: token ids [m, window] that decide what is kept. They must not be in `windows`.
+        heldout: decides what is kept, by the loss of training. Its windows must not be in `windows`.
         work: folder of checkpoints. A run that finds its own checkpoints there goes on from the last.
         progress: called after every step.
 
     The held-out loss at the end is never above that at the start. If the latter is not finite, nothing is trained.
     Raises SaapError when `batch` cannot be shared out over the processes of a launch.
     """
-    start = perplexity(model, heldout).nll
+    start = heldout.measure(model).loss(training.distillation)
     steps = steps_of(training, windows.shape[1])
     if steps == 0 or not math.isfinite(start):
         return Recovery(start, start, 0, 0, 0, [(0, start)])
@@ -194,16 +198,16 @@ def train(
 
 
 def _run(
-    model: Any, teacher: Teacher | None, windows: torch.Tensor, heldout: torch.Tensor, training: Training, steps: int,
+    model: Any, teacher: Teacher | None, windows: torch.Tensor, heldout: Heldout, training: Training, steps: int,
     watch: TrainerCallback, work: Path,
 ) -> None:  # fmt: skip
     """Train to the end, from the last checkpoint if there is one, and write the Trainer's state to FINISHED."""
-    student = _Student(model, teacher, training.distillation)
+    student = _Student(model, teacher, training.distillation, heldout.answers)
     callbacks = [watch, *([EarlyStoppingCallback(training.patience)] if training.patience else [])]
     transformers_logging.set_verbosity_error()
     trainer = Trainer(
         model=student, args=_arguments(training, steps, work), train_dataset=_Windows(windows),
-        eval_dataset=_Windows(heldout), callbacks=callbacks,
+        eval_dataset=_Windows(heldout.windows), callbacks=callbacks,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     with checkpointed(model, training.checkpointing):

@@ -89,15 +89,16 @@ def render_prune(prune: dict[str, Any]) -> list[RenderableType]:
 
 
 def render_recover(recover: dict[str, Any]) -> list[RenderableType]:
-    """A table of held-out perplexity, before and after, in full precision and in blocks."""
-    table = new_table(
-        f"recovery, {recover['tokens']:,} tokens: {recover['kept']}",
-        "held-out perplexity",
-        "full precision",
-        f"{recover['format']}, groups of {recover['group']}",
-    )
+    """A table of held-out figures, before and after, in full precision and in blocks."""
+    precisions = {"fp": "full precision", "blocks": f"{recover['format']}, groups of {recover['group']}"}
+    figures = {"perplexity": "{:.2f}"}
+    if "divergence_fp" in recover["after"]:
+        figures["divergence"] = "{:.3f}"
+    columns = [(f"{figure}_{key}", form) for figure, form in figures.items() for key in precisions]
+    heads = [f"{figure}, {name}" for figure in figures for name in precisions.values()]
+    table = new_table(f"recovery, {recover['tokens']:,} tokens: {recover['kept']}", "held-out text", *heads)
     for row in ("dense", "before", "after"):
-        table.add_row(row, f"{recover[row]['perplexity_fp']:.2f}", f"{recover[row]['perplexity_blocks']:.2f}")
+        table.add_row(row, *(form.format(recover[row][name]) for name, form in columns))
     return [table, *(f"[yellow]note:[/] {escape(note)}" for note in recover.get("notes", ()))]
 
 

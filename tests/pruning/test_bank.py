@@ -18,6 +18,7 @@ from saap_edge.pruning.removal import RIDGE, removal_costs, removal_inverse
 from saap_edge.pruning.repair import repair, restored
 from saap_edge.pruning.score import score_model
 from saap_edge.pruning.search import evolve, measured_values
+from saap_edge.pruning.settings import EFFORTS
 from saap_edge.pruning.space import Space
 from saap_edge.pruning.surgery import cut
 from tests.conftest import tiny_model
@@ -28,6 +29,11 @@ def planner(exported_family, tmp_path_factory):
     return planner_of(exported_family, tmp_path_factory.mktemp(f"{exported_family}-bank"))
 
 
+def effort(**changes):
+    """A thorough planner's effort with some things changed."""
+    return replace(EFFORTS["thorough"], **{"evaluations": 12} | changes)
+
+
 def planner_of(family, folder):
     model = tiny_model(family)
     torch.manual_seed(0)
@@ -36,7 +42,7 @@ def planner_of(family, folder):
     spec = spec_of(model)
     space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True, uniform_only=spec.family.uniform_only)
     bank = build_bank(model, scores, space, windows[:16], folder)
-    return Planner(model, scores, bank, space, windows[:16], windows[16:20], windows[20:], evaluations=12)
+    return Planner(model, scores, bank, space, windows[:16], windows[16:20], windows[20:], effort=effort())
 
 
 def test_plain_cost_is_the_error_after_the_best_repair():
@@ -226,7 +232,7 @@ def test_every_method_leaves_the_other_sublayers_dense(planner, method, only):
     if space.uniform_only and method not in ("uniform", "wanda-sp"):
         pytest.skip("all layers alike")
     ratio = 0.15 if only == "ffn" else 0.05
-    widths, _ = replace(planner, space=space, evaluations=2, found=1).widths(method, ratio)
+    widths, _ = replace(planner, space=space, effort=effort(evaluations=2, found=1)).widths(method, ratio)
     dense = space.dense()
     others = [kind for kind in dense[0] if (kind == "ffn") != (only == "ffn")]
     assert all(layer[kind] == full[kind] for layer, full in zip(widths, dense, strict=True) for kind in others)
@@ -274,5 +280,5 @@ def test_a_search_measures_on_as_many_windows_as_it_is_told(planner, monkeypatch
         return measured_values(divergence, *others)
 
     monkeypatch.setattr("saap_edge.pruning.planner.measured_values", spied)
-    replace(planner, glance=glance, evaluations=0).made("search", 0.3)
+    replace(planner, effort=effort(glance=glance, evaluations=0)).made("search", 0.3)
     assert asked == [how]

@@ -12,6 +12,7 @@ from saap_edge.model.blocks import BLOCK_FORMATS, dequantise
 from saap_edge.model.folder import spec_of
 from saap_edge.model.perplexity import perplexity
 from saap_edge.pruning.surgery import cut
+from saap_edge.recovery.heldout import Heldout, with_answers
 from saap_edge.recovery.start import in_blocks
 from saap_edge.recovery.teacher import CachedTeacher, DenseTeacher, write_cache
 from saap_edge.recovery.train import Training, _arguments, _Student, train
@@ -32,7 +33,7 @@ def texts(dense):
     torch.manual_seed(0)
     said = dense.generate(torch.randint(1, 320, (32, 1)), max_new_tokens=31, do_sample=True, pad_token_id=0)
     said = torch.nn.functional.pad(said, (0, 32 - said.shape[1]))
-    return said[:24], said[24:]
+    return said[:24], Heldout(said[24:])
 
 
 def student(dense, seed=0):
@@ -62,10 +63,34 @@ def test_loss_and_gradient_are_the_textbook_ones(dense, texts, distillation, pie
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
 
 
-def test_held_out_loss_is_of_the_text_alone(dense, texts):
+def test_held_out_loss_without_answers_is_of_the_text_alone(dense, texts):
     model = student(dense)
-    value = _Student(model, DenseTeacher(dense), 1.0).eval()(texts[1], torch.arange(8))["loss"]
-    assert float(value) == pytest.approx(perplexity(model, texts[1]).nll, rel=1e-5)
+    value = _Student(model, DenseTeacher(dense), 1.0).eval()(texts[1].windows, torch.arange(8))["loss"]
+    assert float(value) == pytest.approx(perplexity(model, texts[1].windows).nll, rel=1e-5)
+
+
+@pytest.mark.parametrize("distillation", [0.3, 1.0])
+def test_what_is_learnt_from_the_dense_model_is_judged_by_it(dense, texts, tmp_path, distillation):
+    heldout = with_answers(texts[1].windows, lambda: dense, tmp_path / "answers.safetensors")
+    model, ids = student(dense), heldout.windows
+    found = heldout.measure(model)
+    with torch.no_grad():
+        mine, theirs = (m(input_ids=ids).logits[:, :-1].log_softmax(-1) for m in (model, dense))
+    apart = (theirs.exp() * (theirs - mine)).sum(-1).mean()
+    assert found.perplexity.nll == pytest.approx(perplexity(model, ids).nll, rel=1e-5)
+    assert found.divergence == pytest.approx(float(apart), rel=0.03)  # of 256 tokens of 320, in half precision
+    training = Training(TRAINING.tokens, TRAINING.batch, 1e-2, distillation)
+    recovery = train(model, DenseTeacher(dense), texts[0], heldout, training, tmp_path / "work")
+    assert recovery.start == pytest.approx(found.loss(distillation)) and recovery.best_step
+    assert heldout.measure(model).loss(distillation) == pytest.approx(recovery.best, rel=1e-4)
+    assert recovery.best < recovery.start
+
+
+def test_answers_are_written_once(dense, texts, tmp_path):
+    path, asked = tmp_path / "new" / "answers.safetensors", []
+    for _ in range(2):
+        heldout = with_answers(texts[1].windows[:2], lambda: asked.append(1) or dense, path)
+    assert asked == [1] and heldout.measure(dense).divergence == pytest.approx(0, abs=1e-3)
 
 
 class Killed(Exception):
@@ -97,7 +122,7 @@ def test_a_killed_run_resumes_to_the_same_result(dense, texts, tmp_path, half_wr
 
 
 def test_the_best_is_what_is_kept(dense, texts, tmp_path):
-    model, heldout = student(dense), texts[1]
+    model, heldout = student(dense), texts[1].windows
     recovery = train(model, DenseTeacher(dense), *texts, TRAINING, tmp_path)
     assert recovery.best < recovery.start == recovery.history[0][1]
     assert (recovery.best_step, recovery.best) == min(recovery.history, key=lambda entry: entry[1])
@@ -178,6 +203,18 @@ def test_checkpointing_keeps_less_in_both_classes(dense, texts, tmp_path, pruned
         train(model, None, *texts, training, tmp_path / str(wanted))
     assert 0 < seen[True] < seen[False] / 4
     assert not model.is_activation_checkpointing
+
+
+def test_a_halved_teacher_says_the_same_under_mixed_precision(texts):
+    model, ids, logits = tiny_model("llama").requires_grad_(False), texts[0][:2], torch.randn(62, 320)
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    found = []
+    for halved in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(float(DenseTeacher(model, halved)(ids, torch.arange(2))(logits, slice(0, 62))))
+    assert found[0] == found[1]
+    assert model.model.embed_tokens.weight.dtype == model.model.norm.weight.dtype == torch.float32
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == model.lm_head.weight.dtype == torch.bfloat16 and tied
 
 
 def test_a_cache_of_all_tokens_is_the_teacher(dense, texts, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,8 @@ def planner_of(context: Context, inputs: Inputs, scratch: Path) -> Any:
 
     settings, samples, precision = context.recipe.prune, context.recipe.score.samples, context.recipe.score.precision
     effort = EFFORTS[settings.effort]
-    evaluations = effort.evaluations if settings.evaluations is None else settings.evaluations
+    if settings.evaluations is not None:
+        effort = replace(effort, evaluations=settings.evaluations)
     model = dense_model(context)
     space = space_of(context.spec, context.recipe, context.target)
     texts = calibration(context, inputs, max(samples + SEARCH_WINDOWS, settings.samples))
@@ -78,10 +80,9 @@ def planner_of(context: Context, inputs: Inputs, scratch: Path) -> Any:
         model=model, scores=load_scores(inputs["score"]), bank=Bank(inputs["bank"]), space=space,
         calibration=texts[: settings.samples], search=texts[: samples + SEARCH_WINDOWS][-SEARCH_WINDOWS:],
         heldout=windows(context, "heldout", HELDOUT_WINDOWS), ranking=settings.ranking,
-        evaluations=evaluations, seed=context.recipe.seed,
+        effort=effort, seed=context.recipe.seed,
         mix=settings.mix if settings.repair else None, bias=settings.bias, rounds=settings.rounds, rescore=rescore,
-        auto=effort.auto, probes=effort.probes, found=effort.found, finalists=effort.finalists,
-        glance=effort.glance, precision=precision, checkpointing=context.recipe.score.checkpointing,
+        precision=precision, checkpointing=context.recipe.score.checkpointing,
     )  # fmt: skip
 
 

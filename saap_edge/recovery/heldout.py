@@ -1,0 +1,92 @@
+"""Held-out text with the dense model's answers to it: what decides which weights recovery keeps.
+
+Perplexity alone would be the wrong judge. Text of a style of its own, such as WikiText's, is learnt within some hundred
+steps, and the perplexity on it falls below the dense model's, while the student moves away from the dense model
+everywhere else. So what is learnt from the dense model is judged by it (docs/recovery.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from saap_edge.model.head import head_gradient
+from saap_edge.model.perplexity import Perplexity
+from saap_edge.recovery.teacher import CachedTeacher, write_cache
+
+__all__ = ["TOP", "Found", "Heldout", "with_answers"]
+
+TOP = 256  # likeliest tokens of an answer that are kept: 400 kB a window of 256
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model has on held-out text.
+
+    Attributes:
+        perplexity: of the text.
+        divergence: KL(dense || model) in nats a token, over the dense model's TOP likeliest tokens and "any other" as
+            one more; None where there are no answers of the dense model.
+    """
+
+    perplexity: Perplexity
+    divergence: float | None
+
+    def loss(self, distillation: float) -> float:
+        """The loss of training, in nats a token: a share of divergence, the rest next-token cross-entropy.
+
+        >>> Found(Perplexity(nll=3.0, tokens=10, window=11), divergence=1.0).loss(0.75)
+        1.5
+        """
+        if self.divergence is None:
+            return self.perplexity.nll
+        return distillation * self.divergence + (1 - distillation) * self.perplexity.nll
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Token ids `windows` [n, window], and the teacher's `answers` to them, or None where it is not asked."""
+
+    windows: torch.Tensor
+    answers: CachedTeacher | None = None
+
+    @torch.no_grad()
+    def measure(self, model: Any) -> Found:
+        """Perplexity and divergence of a transformers causal LM, in one pass."""
+        was_training, device = model.training, next(model.parameters()).device
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for number, window in enumerate(self.windows):
+            ids = window[None].to(device)
+            states = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+            divergence = self.answers(ids, torch.tensor([number])) if self.answers else None
+
+            def losses(
+                logits: torch.Tensor,
+                rows: slice,
+                wanted: torch.Tensor = ids[0, 1:],
+                divergence: Callable[[torch.Tensor, slice], torch.Tensor] | None = divergence,
+            ) -> torch.Tensor:
+                sums[0] += cross_entropy(logits, wanted[rows], reduction="sum").cpu()
+                if divergence:
+                    sums[1] += divergence(logits, rows).cpu()
+                return logits.new_zeros(())
+
+            head_gradient(model, states, losses, gradient=False)
+        model.train(was_training)
+        count = self.windows[:, 1:].numel()
+        text, apart = (sums / count).tolist()
+        return Found(Perplexity(text, count, self.windows.shape[1]), apart if self.answers else None)
+
+
+def with_answers(windows: torch.Tensor, dense: Callable[[], Any], path: Path) -> Heldout:
+    """The windows with the answers of the model that `dense` loads, which are kept in the file `path`."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_cache(dense(), windows, TOP, path)
+    return Heldout(windows, CachedTeacher(path))
