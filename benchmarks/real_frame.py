@@ -17,6 +17,7 @@ from saap_edge.api import recipe_of
 from saap_edge.cache import ancestors, read_stage
 from saap_edge.chain.context import Context, open_context
 from saap_edge.chain.stages.plan import planner_of
+from saap_edge.chain.texts import calibration
 from saap_edge.model.perplexity import Perplexity, text_hash, text_windows
 from saap_edge.progress import Progress
 from saap_edge.pruning.orders import Values
@@ -48,10 +49,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Frame:
-    """A model with its planner. `tests`: token ids [n, window] by the text's name."""
+    """A model with its planner. `learnt`, calibration text, is [n, window]; `tests` are that by the text's name."""
 
     context: Context
     planner: Planner
+    learnt: torch.Tensor
     tests: dict[str, torch.Tensor]
 
     @property
@@ -69,7 +71,7 @@ class Frame:
 def open_frame(arguments: argparse.Namespace) -> Iterator[Frame]:
     """The frame over the bank that the arguments name."""
     recipe = recipe_of(read_stage(arguments.bank)["recipe"])
-    context, above = open_context(recipe, None, Progress().bar), ancestors(arguments.bank)
+    context, inputs = open_context(recipe, None, Progress().bar), ancestors(arguments.bank) | {"bank": arguments.bank}
     tokenizer, window = context.corpus.tokenizer, recipe.score.window
     tests = {
         path.parent.name if path.stem in ("test", "validation") else path.stem: text_windows(
@@ -78,15 +80,15 @@ def open_frame(arguments: argparse.Namespace) -> Iterator[Frame]:
         for path in (recipe.data.test, arguments.other)
     }
     with tempfile.TemporaryDirectory() as scratch:
-        planner = planner_of(context, above | {"bank": arguments.bank}, Path(scratch))
+        planner = planner_of(context, inputs, Path(scratch))
         conditions = {
             "model": context.model_name, "window": window, "windows": {name: len(text) for name, text in tests.items()},
             "text_sha256": [text_hash(recipe.data.test), text_hash(arguments.other)],
             "calibration_windows": recipe.score.samples, "repair_windows": recipe.prune.samples,
-            "seed": recipe.seed, "effort": recipe.prune.effort,
+            "written_by_the_model": recipe.data.written, "seed": recipe.seed, "effort": recipe.prune.effort,
         }  # fmt: skip
         (arguments.work / "conditions.json").write_text(json.dumps(conditions), encoding="utf-8")
-        yield Frame(context, planner, tests)
+        yield Frame(context, planner, calibration(context, inputs), tests)
 
 
 def made(planner: Planner, method: str, ratio: float) -> tuple[Widths, Values, str]:

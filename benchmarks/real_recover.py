@@ -53,12 +53,10 @@ def write_pruned(frame: Frame, name: str, ratio: float, folder: Path) -> Path:
 
 def train(frame: Frame, pruned: Path, folder: Path, tokens: int) -> dict[str, Any]:
     """Recover the folder, write its Q4_0 file, and measure that."""
-    corpus, recipe = frame.context.corpus, frame.context.recipe
+    recipe = frame.context.recipe
     out, file = folder / f"recovered-{tokens}", folder / f"{tokens}-q4_0.gguf"
-    texts = Texts(
-        corpus.windows("calibration", recipe.score.samples), corpus.windows("calibration"),
-        corpus.windows("heldout", HELDOUT_WINDOWS),
-    )  # fmt: skip
+    heldout = frame.context.corpus.windows("heldout", HELDOUT_WINDOWS)
+    texts = Texts(frame.learnt[: recipe.score.samples], frame.learnt, heldout)
     settings = recipe.recover.model_copy(update={"tokens": tokens})
     if not (out / "recover.json").is_file():
         out.mkdir(parents=True, exist_ok=True)

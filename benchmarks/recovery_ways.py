@@ -6,16 +6,15 @@
 A way is an adapter of `recover.adapter` and a learning rate, and what is changed beside them: `all:3e-4,window=512`,
 `all:3e-4,distillation=0.5`, `batch`, `seed`, or `text=FILE` to learn from another text. All learn from the first
 windows of the bundled calibration text, in the order of the seed, with the dense model's 256 likeliest tokens of every
-position as the teacher, which are written once. Perplexity is that of the full-precision weights on the bundled
-held-out text, before training and at the best and last of eight evaluations. Rows are kept in WORK as they are made: a
-run that was stopped goes on. Ends with one JSON line.
+position as the teacher, which are written once. Divergence from the dense model and perplexity are those of the
+full-precision weights on the bundled held-out text, before training and at the best of eight evaluations. Rows are
+kept in WORK as they are made: a run that was stopped goes on. Ends with one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.perplexity import text_windows
 from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.recipe import bundled_text
+from saap_edge.recovery.heldout import with_answers
 from saap_edge.recovery.run import ADAPTERS
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.teacher import CachedTeacher, write_cache
@@ -109,7 +109,8 @@ def trained(way: Way, args: argparse.Namespace, work: Path) -> dict[str, Any]:
     dense = resolve_model(args.dense)
     tokenizer, own = load_tokenizer(dense), way.text or bundled_text("calibration")
     training = text_windows(tokenizer, own.read_text(encoding="utf-8"), way.window, -(-args.tokens // way.window))
-    heldout = text_windows(tokenizer, bundled_text("heldout").read_text(encoding="utf-8"), WINDOW, HELDOUT_WINDOWS)
+    judged = text_windows(tokenizer, bundled_text("heldout").read_text(encoding="utf-8"), WINDOW, HELDOUT_WINDOWS)
+    heldout = with_answers(judged, lambda: load_model(dense), args.work / "heldout.safetensors")
     teacher = cached(dense, training, args.work / f"teacher-{way.text.stem if way.text else 'text'}-{way.window}")
     torch.manual_seed(way.seed)
     model = load_model(args.pruned).requires_grad_(False)
@@ -117,15 +118,16 @@ def trained(way: Way, args: argparse.Namespace, work: Path) -> dict[str, Any]:
     settings = Training(
         args.tokens, way.batch, way.rate, way.distillation, seed=way.seed, bfloat16=uses_bfloat16(args.precision)
     )
-    started = time.process_time()
+    before, started = heldout.measure(model), time.process_time()
     found = train(model, teacher, training, heldout, settings, work)
-    cpu = round(time.process_time() - started)
+    cpu, after = round(time.process_time() - started), heldout.measure(model)
     shutil.rmtree(work)  # checkpoints of all weights are large
-    losses = {"before": found.start, "best": found.best, "last": found.history[-1][1]}
-    return (
-        {"windows": len(training), "best_step": found.best_step, "steps": found.steps}
-        | {name: round(math.exp(loss), 3) for name, loss in losses.items()} | {"cpu_seconds": cpu}
-    )  # fmt: skip
+    return {
+        "windows": len(training), "best_step": found.best_step, "steps": found.steps,
+        "divergence": [before.divergence, after.divergence],
+        "perplexity": [before.perplexity.value, after.perplexity.value],
+        "history": found.history, "cpu_seconds": cpu,
+    }  # fmt: skip
 
 
 def cached(dense: Path, windows: torch.Tensor, stem: Path) -> CachedTeacher:

@@ -84,9 +84,14 @@ class Heldout:
         return Found(Perplexity(text, count, self.windows.shape[1]), apart if self.answers else None)
 
 
-def with_answers(windows: torch.Tensor, dense: Callable[[], Any], path: Path) -> Heldout:
-    """The windows with the answers of the model that `dense` loads, which are kept in the file `path`."""
+def with_answers(
+    windows: torch.Tensor, dense: Callable[[], Any], path: Path, progress: Callable[[], None] = lambda: None
+) -> Heldout:
+    """The windows with the answers of the model that `dense` loads, which are kept in the file `path`.
+
+    `progress` is called after each window.
+    """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_cache(dense(), windows, TOP, path)
+        write_cache(dense(), windows, TOP, path, progress)
     return Heldout(windows, CachedTeacher(path))

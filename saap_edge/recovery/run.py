@@ -84,10 +84,8 @@ def recover(
     tell, settings = _counter(progress), settings.resolved(read_spec(pruned).layer_parameters())
     family, format = read_spec(pruned).family, BLOCK_FORMATS[settings.format]
     PartialState(timeout=timedelta(days=7))  # in a launch the others wait while the first writes the teacher's cache
-    teacher = _teacher(
-        dense, texts.training, settings, work, lambda step: progress("teacher", step, math.nan, math.nan)
-    )
-    heldout = _heldout(dense, texts.heldout, settings, work)
+    heldout = _heldout(dense, texts.heldout, settings, work, lambda: tell("teacher"))  # its model leaves memory again
+    teacher = _teacher(dense, texts.training, settings, work, lambda: tell("teacher"))
     torch.manual_seed(seed)
     model = load_model(pruned)
     untuned = heldout.measure(model)
@@ -186,7 +184,7 @@ def _training(settings: RecoverSettings, seed: int, blocks: bool) -> Training:
 
 
 def _teacher(
-    dense: Path, windows: torch.Tensor, settings: RecoverSettings, work: Path, progress: Callable[[int], None]
+    dense: Path, windows: torch.Tensor, settings: RecoverSettings, work: Path, progress: Callable[[], None]
 ) -> Teacher | None:
     """The teacher: the dense model, or a file of its answers, which needs no model in memory; None where unused."""
     if not settings.distillation or not settings.tokens:
@@ -197,17 +195,18 @@ def _teacher(
     with PartialState().main_process_first():
         if not path.is_file():
             work.mkdir(parents=True, exist_ok=True)
-            done = iter(range(1, len(windows) + 1))
-            write_cache(load_model(dense), windows, settings.top, path, lambda: progress(next(done)))
+            write_cache(load_model(dense), windows, settings.top, path, progress)
     return CachedTeacher(path)
 
 
-def _heldout(dense: Path, windows: torch.Tensor, settings: RecoverSettings, work: Path) -> Heldout:
+def _heldout(
+    dense: Path, windows: torch.Tensor, settings: RecoverSettings, work: Path, progress: Callable[[], None]
+) -> Heldout:
     """The held-out windows; with the dense model's answers to them, where training learns from it."""
     if not settings.distillation or not settings.tokens:
         return Heldout(windows)
     with PartialState().main_process_first():
-        return with_answers(windows, lambda: load_model(dense), work / "heldout.safetensors")
+        return with_answers(windows, lambda: load_model(dense), work / "heldout.safetensors", progress)
 
 
 def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict[str, tuple[int, float]]:
@@ -222,11 +221,12 @@ def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict
     window, held = texts.training.shape[1], len(texts.heldout)
     settings = settings.resolved(0)  # steps are the same for every adapter
     weights, blocks = (steps_of(_training(settings, 0, blocks), window) for blocks in (False, True))
-    cached = len(texts.training) if settings.top and settings.tokens and settings.distillation else 0
+    taught = settings.tokens and settings.distillation
+    answers = (held + (len(texts.training) if settings.top else 0)) if taught else 0
     looked_at = 2 * len(texts.calibration) if settings.start != "nearest" else 1
     # A training step takes four passes: student forward, backward to inputs and to adapters, teacher forward.
     return {
-        "teacher": (cached, 1), "weights": (weights, 4 * settings.batch), "codes": (layers, looked_at / layers),
+        "teacher": (answers, 1), "weights": (weights, 4 * settings.batch), "codes": (layers, looked_at / layers),
         "blocks": (blocks, 4 * settings.batch), "measuring": (MEASURED, held),
     }  # fmt: skip
 
