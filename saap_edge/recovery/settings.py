@@ -11,7 +11,7 @@ from saap_edge.settings import Section
 __all__ = ["RATES", "SMALL", "RecoverSettings"]
 
 SMALL = 200_000_000  # weights of projections; training all of them takes 4 GB
-RATES = {"lora": 1e-3, "spp": 1e-2, "all": 3e-4}  # learning rates of full-precision weights: docs/recovery.md
+RATES = {"lora": 1e-3, "spp": 1e-2, "all": 1e-4}  # learning rates of full-precision weights: docs/recovery.md
 
 
 class RecoverSettings(Section):
