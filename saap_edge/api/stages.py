@@ -169,7 +169,7 @@ def recover(
 ) -> Run:  # fmt: skip
     """Fine-tune a model in the blocks of the files that ship (docs/recovery.md).
 
-    Held-out perplexity decides which weights are kept, so that the result is never worse there than what came in.
+    Held-out text decides which weights are kept, by the loss that was trained (docs/recovery.md#what-decides).
 
     Args:
         place: a run that ends with prune, or the folder of that stage; or any model, dense or pruned: a Hugging Face

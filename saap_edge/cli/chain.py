@@ -115,7 +115,8 @@ def recover(
 ) -> None:  # fmt: skip
     """Train the pruned model and find codes for it, in the blocks of the exported files.
 
-    The result is never worse on held-out text than what came in.
+    On held-out text the result is never further from the dense model than what
+    came in.
 
     On the folder of the prune stage, it is the next stage of that run. On a model (a Hugging Face folder or a .gguf
     file, pruned or dense) it stands alone, and export, verify, bench and gate go on from what it writes:
