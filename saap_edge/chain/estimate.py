@@ -71,7 +71,10 @@ class _Count(PruningWork):
         pruned = 4.0 * (self.parameters - (1 - self.kept) * self.projections)
         logits = 3 * 4.0 * min(LOGITS, 8 * self.window * self.vocabulary)
         largest = 4.0 * max(self.head, self.ffn * self.hidden)
-        score, recover = self.recipe.score, self.recipe.recover.resolved(round(self.kept * self.projections))
+        score, recover = (
+            self.recipe.score,
+            self.recipe.recover.resolved(round(self.kept * self.projections), int(self.hidden)),
+        )
         # Where products are in bfloat16, autograd keeps that form of every float32 weight.
         scored = weights / 2 if score.dtype == "bfloat16" else weights + 2.0 * self.projections * self.halved
         activations = self._activations(-(-self.samples // score.batches), score.checkpointing)

@@ -81,8 +81,9 @@ def recover(
 
     Raises SaapError when the held-out loss is not finite, and where no codes can be found.
     """
-    tell, settings = _counter(progress), settings.resolved(read_spec(pruned).layer_parameters())
-    family, format = read_spec(pruned).family, BLOCK_FORMATS[settings.format]
+    tell, spec = _counter(progress), read_spec(pruned)
+    settings = settings.resolved(spec.layer_parameters(), spec.hidden)
+    family, format = spec.family, BLOCK_FORMATS[settings.format]
     PartialState(timeout=timedelta(days=7))  # in a launch the others wait while the first writes the teacher's cache
     heldout = _heldout(dense, texts.heldout, settings, work, lambda: tell("teacher"))  # its model leaves memory again
     teacher = _teacher(dense, texts.training, settings, work, lambda: tell("teacher"))
@@ -219,7 +220,7 @@ def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict
     (50, 8)
     """
     window, held = texts.training.shape[1], len(texts.heldout)
-    settings = settings.resolved(0)  # steps are the same for every adapter
+    settings = settings.resolved(0, 1)  # steps are the same for every adapter
     weights, blocks = (steps_of(_training(settings, 0, blocks), window) for blocks in (False, True))
     taught = settings.tokens and settings.distillation
     answers = (held + (len(texts.training) if settings.top else 0)) if taught else 0

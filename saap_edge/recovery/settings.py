@@ -8,10 +8,11 @@ from pydantic import Field, model_validator
 
 from saap_edge.settings import Section
 
-__all__ = ["RATES", "SMALL", "RecoverSettings"]
+__all__ = ["RATES", "SMALL", "WHOLE", "RecoverSettings"]
 
 SMALL = 200_000_000  # weights of projections; training all of them takes 4 GB
-RATES = {"lora": 1e-3, "spp": 1e-2, "all": 1e-4}  # learning rates of full-precision weights: docs/recovery.md
+RATES = {"lora": 1e-3, "spp": 1e-2}  # learning rates of what is trained beside the weights: docs/recovery.md
+WHOLE = 0.06  # over the hidden width: that of the weights themselves
 
 
 class RecoverSettings(Section):
@@ -41,7 +42,7 @@ class RecoverSettings(Section):
     batch: int = Field(default=2, ge=1, description="windows a step, over all devices")
     learning_rate: float = Field(default=3e-3, gt=0, description="of the blocks")
     weights_learning_rate: float | None = Field(
-        default=None, gt=0, description="of the full-precision weights; where absent, that of the adapter (RATES)"
+        default=None, gt=0, description="of the full-precision weights; where absent, that of the adapter"
     )
     distillation: float = Field(
         default=1.0, ge=0, le=1, description="share of the dense model's distribution in the loss; the rest is the text"
@@ -55,14 +56,18 @@ class RecoverSettings(Section):
     )
     checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")
 
-    def resolved(self, weights: int) -> RecoverSettings:
-        """These settings for a model of so many weights in its projections: what they leave open is decided.
+    def resolved(self, weights: int, hidden: int) -> RecoverSettings:
+        """These settings for a model of so many weights in its projections, and of that hidden width.
 
-        >>> [RecoverSettings().resolved(weights).adapter for weights in (85_000_000, 7_000_000_000)]
+        What they leave open is decided. The rate of all weights falls as the width grows (muP, arXiv 2203.03466).
+
+        >>> [RecoverSettings().resolved(*size).adapter for size in ((85_000_000, 576), (7_000_000_000, 4096))]
         ['all', 'lora']
+        >>> [RecoverSettings().resolved(1, hidden).weights_learning_rate for hidden in (256, 576)]
+        [0.00023, 0.0001]
         """
         adapter = ("all" if weights <= SMALL else "lora") if self.adapter == "auto" else self.adapter
-        rate = self.weights_learning_rate or RATES[adapter]
+        rate = self.weights_learning_rate or (float(f"{WHOLE / hidden:.2g}") if adapter == "all" else RATES[adapter])
         return self.model_copy(update={"adapter": adapter, "weights_learning_rate": rate})
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from saap_edge.model.tensors import Codes
 from saap_edge.pruning.surgery import cut
 from saap_edge.recovery.heldout import Found
 from saap_edge.recovery.run import ADAPTERS, PHASES, Texts, recover, recovery_steps
-from saap_edge.recovery.settings import RATES, SMALL, RecoverSettings
+from saap_edge.recovery.settings import RATES, SMALL, WHOLE, RecoverSettings
 from tests.conftest import tiny_model, write_folder
 from tests.pruning.test_surgery import random_kept
 
@@ -261,7 +261,7 @@ def test_all_weights_of_the_projections_are_trained_and_nothing_else(setting, tm
 
 
 def test_every_adapter_has_a_learning_rate_of_its_own():
-    rates = {name: RecoverSettings(adapter=name).resolved(1).weights_learning_rate for name in ADAPTERS}
-    assert rates == RATES
-    assert RecoverSettings(adapter="all", weights_learning_rate=0.5).resolved(1).weights_learning_rate == 0.5
-    assert [RecoverSettings().resolved(count).adapter for count in (SMALL, SMALL + 1)] == ["all", "lora"]
+    rates = {name: RecoverSettings(adapter=name).resolved(1, 64).weights_learning_rate for name in ADAPTERS}
+    assert rates == RATES | {"all": pytest.approx(WHOLE / 64, rel=0.1)}
+    assert RecoverSettings(adapter="all", weights_learning_rate=0.5).resolved(1, 64).weights_learning_rate == 0.5
+    assert [RecoverSettings().resolved(count, 64).adapter for count in (SMALL, SMALL + 1)] == ["all", "lora"]
