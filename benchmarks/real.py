@@ -11,9 +11,10 @@
 `methods`: every method sees the same scores, bank and calibration windows, and removes the same share of the weights in
 attention and FFN. Perplexity is measured on two test texts that nothing was chosen on, as cut and after repair.
 `recover` trains some of these plans with the same tokens, writes Q4_0 files (and the dense model's), and measures each
-in llama.cpp. `answers` runs zero-shot tasks on these files by lm-eval, `chats` asks them to follow the package's
-instructions, and `raw` gives llama-perplexity's figure. Each part adds rows to WORK as it goes, and leaves out what is
-there: a run that was stopped goes on. `show` prints the tables, then one JSON line.
+in llama.cpp; banks of other calibration texts may follow in the same WORK. `answers` runs zero-shot tasks on these
+files by lm-eval, `chats` asks them to follow the package's instructions, and `raw` gives llama-perplexity's figure.
+Each part adds rows to WORK as it goes, and leaves out what is there: a run that was stopped goes on. `show` prints the
+tables, then one JSON line.
 
 Windows have 256 tokens, without BOS. Intervals are 95 % of a bootstrap over windows that both models saw.
 """

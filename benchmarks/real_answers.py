@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from llama_perplexity import CHUNK, chunks, halves
-from real_frame import KNOWN_BY, Rows
+from real_frame import KNOWN_BY, Rows, folder_of
 
 from saap_edge import api
 
@@ -22,7 +22,7 @@ def files(work: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """What a file is known by, and its path."""
     for row in Rows(work, "recovered").rows:
         known = {name: row[name] for name in KNOWN_BY}
-        yield known, work / f"{row['method']}-{row['ratio']:.2f}" / row["file"]
+        yield known, folder_of(work, row) / row["file"]
 
 
 def answers(arguments: argparse.Namespace) -> None:

@@ -24,9 +24,10 @@ from saap_edge.pruning.orders import Values
 from saap_edge.pruning.planner import Planner
 from saap_edge.pruning.space import Widths
 
-__all__ = ["KNOWN_BY", "Frame", "Rows", "made", "open_frame"]
+__all__ = ["KNOWN_BY", "Frame", "Rows", "folder_of", "made", "open_frame"]
 
-KNOWN_BY = ("ratio", "method", "tokens")  # of a file that `recover` wrote
+# Of a file that `recover` wrote; `written` is the share of calibration text that the model wrote itself.
+KNOWN_BY = ("ratio", "method", "tokens", "written")
 
 
 class Rows:
@@ -85,10 +86,15 @@ def open_frame(arguments: argparse.Namespace) -> Iterator[Frame]:
             "model": context.model_name, "window": window, "windows": {name: len(text) for name, text in tests.items()},
             "text_sha256": [text_hash(recipe.data.test), text_hash(arguments.other)],
             "calibration_windows": recipe.score.samples, "repair_windows": recipe.prune.samples,
-            "written_by_the_model": recipe.data.written, "seed": recipe.seed, "effort": recipe.prune.effort,
+            "seed": recipe.seed, "effort": recipe.prune.effort,
         }  # fmt: skip
         (arguments.work / "conditions.json").write_text(json.dumps(conditions), encoding="utf-8")
         yield Frame(context, planner, calibration(context, inputs), tests)
+
+
+def folder_of(work: Path, row: dict[str, Any]) -> Path:
+    """Where the files of a row of `recover` are."""
+    return work / f"{row['method']}-{row['ratio']:.2f}-{row['written']:g}"
 
 
 def made(planner: Planner, method: str, ratio: float) -> tuple[Widths, Values, str]:

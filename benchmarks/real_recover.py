@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_frame import KNOWN_BY, Frame, Rows, made, open_frame
+from real_frame import KNOWN_BY, Frame, Rows, folder_of, made, open_frame
 
 from saap_edge.chain.texts import HELDOUT_WINDOWS
 from saap_edge.engines.worker import Worker
@@ -25,15 +25,18 @@ DENSE = "dense"
 def recovered(arguments: argparse.Namespace) -> None:
     """A row for the dense model as it is, and one for every method and ratio: they get the same training."""
     rows, tokens = Rows(arguments.work, "recovered"), arguments.tokens
-    wanted = [(0.0, DENSE, 0), *((ratio, name, tokens) for ratio in arguments.ratios for name in arguments.methods)]
-    if arguments.control:
-        wanted.append((0.0, DENSE, tokens))
-    missing = [one for one in wanted if not rows.has(**dict(zip(KNOWN_BY, one, strict=True)))]
     with open_frame(arguments) as frame:
-        for ratio, name, budget in missing:
-            folder = arguments.work / f"{name}-{ratio:.2f}"
-            pruned = frame.context.model if name == DENSE else write_pruned(frame, name, ratio, folder)
-            rows.add({"ratio": ratio, "method": name, "tokens": budget} | train(frame, pruned, folder, budget))
+        written = frame.context.recipe.data.written
+        wanted = [(0.0, DENSE, 0, 0.0)]
+        wanted += [(ratio, name, tokens, written) for ratio in arguments.ratios for name in arguments.methods]
+        if arguments.control:
+            wanted.append((0.0, DENSE, tokens, written))
+        for known in (dict(zip(KNOWN_BY, one, strict=True)) for one in wanted):
+            if rows.has(**known):
+                continue
+            folder, name = folder_of(arguments.work, known), known["method"]
+            pruned = frame.context.model if name == DENSE else write_pruned(frame, name, known["ratio"], folder)
+            rows.add(known | train(frame, pruned, folder, known["tokens"]))
 
 
 def write_pruned(frame: Frame, name: str, ratio: float, folder: Path) -> Path:

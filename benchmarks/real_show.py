@@ -109,10 +109,28 @@ def files(rows: list[dict[str, Any]], texts: list[str]) -> list[str]:
     if not rows:
         return []
     names = list(dict.fromkeys(name for row in rows for name in row["tasks"]))
-    heads = ["removed", "method", "tokens", "MB", *texts, "llama-perplexity", *names, "average", "followed", "ends"]
+    heads = [
+        "removed",
+        "method",
+        "own text",
+        "tokens",
+        "MB",
+        *texts,
+        "llama-perplexity",
+        *names,
+        "average",
+        "followed",
+        "ends",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [f"{row['ratio']:.0%}", row["method"], f"{row['tokens']:,}", f"{row['file_bytes'] / 1e6:.1f}"]
+        cells = [
+            f"{row['ratio']:.0%}",
+            row["method"],
+            f"{row['written']:.0%}",
+            f"{row['tokens']:,}",
+            f"{row['file_bytes'] / 1e6:.1f}",
+        ]
         cells += [f"{row['perplexity'][text]:.1f}" for text in texts]
         cells.append(f"{row['llama_perplexity']['perplexity']:.1f}" if "llama_perplexity" in row else "")
         cells += [f"{100 * row['tasks'][name]['value']:.0f}" if name in row["tasks"] else "" for name in names]
