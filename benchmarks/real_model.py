@@ -93,23 +93,34 @@ def quality_table(plan: dict[str, Any], prune: dict[str, Any], recover: dict[str
     """`recover`: its document, empty where the stage is not done; its codes are those of the exported files."""
     quality, windows = prune["heldout_perplexity"], prune["heldout_tokens"] // prune["window"]
     dense, pruned = plan["parameters"]
-    blocks = {name: f"{recover[name]['perplexity_blocks']:.1f}" for name in ("dense", "before", "after") if recover}
+    names = ("dense", "before", "after")
+    blocks = {name: f"{recover[name]['perplexity_blocks']:.1f}" for name in names if recover}
+    apart = {
+        name: " / ".join(f"{recover[name][f'divergence_{key}']:.2f}" for key in ("fp", "blocks"))
+        for name in names
+        if "divergence_fp" in recover.get(name, {})
+    }
     rows = [
-        ("dense", dense, quality["dense"], blocks.get("dense", "")),
+        ("dense", dense, quality["dense"], "dense"),
         ("pruned, as cut", pruned, quality["cut"], ""),
-        ("pruned, repaired", pruned, quality["repaired"], blocks.get("before", "")),
+        ("pruned, repaired", pruned, quality["repaired"], "before"),
     ]
     if blocks:
         name = f"pruned, repaired, recovered with {recover['tokens']:,} tokens"
-        rows.append((name, pruned, recover["after"]["perplexity_fp"], blocks["after"]))
+        rows.append((name, pruned, recover["after"]["perplexity_fp"], "after"))
     for other in plan["candidates"]:
         # One that was clearly worse was judged on less text: its perplexity is another.
         if other["uniform"] and not other["chosen"] and other.get("heldout_windows", windows) == windows:
             left = round(dense * (1 - other["achieved_ratio"]))
             rows.append(("pruned alike in every layer, repaired", left, other["heldout_perplexity"], ""))
     form = recover.get("format", "4 bits")
-    lines = [f"| model | weights in attention and FFN | perplexity | as {form} |", "|---|---|---|---|"]
-    return lines + [f"| {name} | {size / 1e6:.1f} M | {value:.1f} | {coded} |" for name, size, value, coded in rows]
+    lines = [
+        f"| model | weights in attention and FFN | perplexity | as {form} | divergence, of weights / as {form} |",
+        "|---|---|---|---|---|",
+    ]
+    for name, size, value, key in rows:
+        lines.append(f"| {name} | {size / 1e6:.1f} M | {value:.1f} | {blocks.get(key, '')} | {apart.get(key, '')} |")
+    return lines
 
 
 def file_table(result: dict[str, Any]) -> list[str]:

@@ -86,14 +86,16 @@ def test_figures_of_the_real_model_are_those_of_its_result(document, monkeypatch
     assert shown.strip() == "\n".join(tables(result)).strip()
 
 
-def test_tables_of_methods_on_a_pretrained_model_are_those_of_the_result(monkeypatch):
+def test_tables_on_a_pretrained_model_are_those_of_the_result(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from real_show import tables
+    from real_show import files, tables
 
     result = json.loads((ROOT / "benchmarks" / "results" / "real-smollm2-135m.json").read_text(encoding="utf-8"))
     text = (ROOT / "docs" / "real-models.md").read_text(encoding="utf-8")
-    shown = text.partition("<!-- real methods: begin -->")[2].partition("<!-- real methods: end -->")[0]
-    assert shown.strip() == "\n".join(tables(result)).strip()
+    wanted = {"real methods": tables(result), "real files": files(result["recovered"], list(result["windows"]))}
+    for mark, lines in wanted.items():
+        shown = text.partition(f"<!-- {mark}: begin -->")[2].partition(f"<!-- {mark}: end -->")[0]
+        assert shown.strip() == "\n".join(lines).strip()
 
 
 def registered(typed, words=()):

@@ -46,8 +46,9 @@ class Decoder:
     def build(self) -> None:
         """Append the whole model: inputs, layers, head, outputs."""
         graph, spec = self.graph, self.spec
-        ids = graph.input("input_ids", ir.DataType.INT64, ["batch", "seq"])
-        mask = graph.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+        # transformers.js knows the name batch_size, and takes a dimension of another name for 0.
+        ids = graph.input("input_ids", ir.DataType.INT64, ["batch_size", "seq"])
+        mask = graph.input("attention_mask", ir.DataType.INT64, ["batch_size", "total"])
         self._sequence(ids, mask)
         embedded, table = self._embedding(ids)
         normed = self._norm(embedded, "model.layers.0.input_layernorm.weight")
@@ -119,7 +120,7 @@ class Decoder:
             logits = self._matmul_bits(normed, table, None, (spec.hidden, self.vocabulary[0].bits, self.vocabulary[1]))
         else:
             logits = self._matmul(normed, table[0])
-        graph.output(self._capped(logits), "logits", ir.DataType.FLOAT, ["batch", "logits_seq", spec.vocab_size])
+        graph.output(self._capped(logits), "logits", ir.DataType.FLOAT, ["batch_size", "logits_seq", spec.vocab_size])
         # Logits come first, where callers that go by position expect them.
         graph.outputs.insert(0, graph.outputs.pop())
 
@@ -202,7 +203,7 @@ class Decoder:
         return self.rotary, {"scale": 1 / math.sqrt(self.spec.head_dim)}
 
     def _cache(self, layer: LayerShape, length: str) -> tuple[ir.DataType, list[int | str]]:
-        return ir.DataType.FLOAT, ["batch", layer.kv_heads, length, self.spec.head_dim]
+        return ir.DataType.FLOAT, ["batch_size", layer.kv_heads, length, self.spec.head_dim]
 
     def _ffn(self, x: ir.Value, prefix: str) -> ir.Value:
         both = self.linear(x, f"{prefix}mlp.gate_up_proj", [f"{prefix}mlp.{name}_proj" for name in ("gate", "up")])
