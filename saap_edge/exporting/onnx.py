@@ -41,8 +41,8 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
 
     Norms and biases are float32. The graph's inputs are input_ids and attention_mask, int64, and
     past_key_values.N.key/.value, float32 [batch_size, kv_heads of layer N, past, head_dim]. Its outputs are logits
-    [batch_size, seq, vocab] and present.N.key/.value. The optional input `logits_from` (int64 [1], default 0) is the first position
-    that gets logits; -1: only the last one.
+    [batch_size, seq, vocab] and present.N.key/.value. The optional input `logits_from` (int64 [1], default 0)
+    is the first position that gets logits; -1: only the last one.
 
     Returns quantisation, initializers (type -> bytes), onnx_bytes, data_bytes, projection_bytes (read per decoded
     token: projections, biases, head, norms), blocks (format and group, None in fp32 and fp16) and padded_layers. Raises
