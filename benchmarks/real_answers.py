@@ -55,7 +55,7 @@ def chats(arguments: argparse.Namespace) -> None:
                 file, chat=True, dense=dense, answers=arguments.work / "answers-to-instructions.jsonl",
                 threads=arguments.threads,
             )  # fmt: skip
-            [one] = document["chat"]
+            one = next(row for row in document["chat"] if not row["artifact"].startswith("dense "))
             names = ("n", "followed", "ends", "repeats", "agreement", "lost")
             rows.add(known | {name: one[name] for name in names})
 
