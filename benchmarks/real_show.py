@@ -135,7 +135,7 @@ def files(rows: list[dict[str, Any]], texts: list[str]) -> list[str]:
         cells.append(f"{row['llama_perplexity']['perplexity']:.1f}" if "llama_perplexity" in row else "")
         cells += [f"{100 * row['tasks'][name]['value']:.0f}" if name in row["tasks"] else "" for name in names]
         cells.append(f"{row['average']} ± {row['average_stderr']}" if "average" in row else "")
-        cells += [f"{row['chats'][name]['percent']:.0f} %" if "chats" in row else "" for name in ("followed", "ends")]
+        cells += [f"{row['chats'][name]['share']:.0%}" if "chats" in row else "" for name in ("followed", "ends")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
