@@ -49,7 +49,7 @@ def chats(arguments: argparse.Namespace) -> None:
     """A row for every file: its answers to the package's instructions, beside those of the dense model's Q4_0."""
     rows, dense = Rows(arguments.work, "chats"), None
     for known, file in files(arguments.work):
-        dense = file if known["tokens"] == 0 else dense
+        dense = file if known["method"] == "dense" else dense
         if not rows.has(**known):
             document = api.evaluate(
                 file, chat=True, dense=dense, answers=arguments.work / "answers-to-instructions.jsonl",

@@ -57,7 +57,7 @@ def write_pruned(frame: Frame, name: str, ratio: float, folder: Path) -> Path:
 def train(frame: Frame, pruned: Path, folder: Path, tokens: int) -> dict[str, Any]:
     """Recover the folder, write its Q4_0 file, and measure that."""
     recipe = frame.context.recipe
-    out, file = folder / f"recovered-{tokens}", folder / f"{tokens}-q4_0.gguf"
+    out, file = folder / f"recovered-{tokens}", folder / f"{folder.name}-{tokens}-q4_0.gguf"
     heldout = frame.context.corpus.windows("heldout", HELDOUT_WINDOWS)
     texts = Texts(frame.learnt[: recipe.score.samples], frame.learnt, heldout)
     settings = recipe.recover.model_copy(update={"tokens": tokens})

@@ -62,7 +62,7 @@ def recovered_row(
     row: dict[str, Any], rows: list[dict[str, Any]], others: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """Figures of one file; it is compared with the dense model's file, which was not trained."""
-    dense = next(other for other in rows if other["tokens"] == 0)
+    dense = next(other for other in rows if other["method"] == "dense" and other["tokens"] == 0)
     found = {name: value for name, value in row.items() if name not in ("losses", "file")}
     found["perplexity"] = perplexities(row["losses"])
     if dense is not row:
