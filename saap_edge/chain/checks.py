@@ -24,15 +24,15 @@ from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.spec import ModelSpec
 from saap_edge.model.values import beyond_fp16
 from saap_edge.pruning.plan import check_fits
-from saap_edge.recipe import Recipe, bundled_text
 
 if TYPE_CHECKING:
     from saap_edge.chain.texts import Corpus
+    from saap_edge.recipe import Recipe
     from saap_edge.targets import Target
 
 __all__ = [
     "check_calibration", "check_chat", "check_formats", "check_lengths", "check_pruning", "check_teacher",
-    "check_tokenizer", "check_values", "text_advice",
+    "check_tokenizer", "check_values",
 ]  # fmt: skip
 
 
@@ -97,17 +97,6 @@ def check_calibration(recipe: Recipe, writer: Path, corpus: Corpus, windows: int
             )
         read_form(writer)
     corpus.check(math.ceil(windows * (1 - data.written)))
-
-
-def text_advice(model: Path, recipe: Recipe) -> list[str]:
-    """A line where a model that chats would learn from the bundled text alone."""
-    data = recipe.data
-    if data.written or data.file != bundled_text("calibration") or DEFAULT not in read_chat(model).templates:
-        return []
-    return [
-        "this model chats, and the calibration text is of an encyclopedia: more of its chats will be lost than of such "
-        "text. With --data half the model writes half of the text, and keeps more (docs/method.md#text-of-its-own)"
-    ]
 
 
 def check_lengths(spec: ModelSpec, recipe: Recipe) -> None:

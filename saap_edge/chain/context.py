@@ -106,7 +106,6 @@ def open_context(recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = 
     checks.check_chat(model, checkpoint.spec, recipe, corpus.tokenizer)
     checks.check_calibration(recipe, teacher, corpus, windows=1 if tune else 2)
     checks.check_values(model, recipe.export.formats)
-    told += checks.text_advice(teacher, recipe)
     warnings = (*checkpoint.warnings, *filter(None, [(source or {}).get("note")]), *told)
     return Context(
         recipe=recipe, target=target, model=model, teacher=teacher, spec=checkpoint.spec, source=source, plan=plan,

@@ -1,7 +1,6 @@
 """Calibration text that the model writes itself: the recipe, the option, the keys of stages, the windows."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import yaml
 import saap_edge as se
 from saap_edge.chain.amounts import SELF_TOKENS, written_tokens
 from saap_edge.chain.chains import COMPILE, TUNE, WRITING
-from saap_edge.chain.checks import text_advice
 from saap_edge.chain.context import open_context
 from saap_edge.chain.texts import calibration
 from saap_edge.errors import SaapError
@@ -198,17 +196,3 @@ def test_several_processes_do_not_write(document, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SaapError, match="run `saap-edge write` first"):
         se.recover(document["model"], recipe=document, out=tmp_path / "out")
-
-
-def test_a_model_that_chats_is_told_to_write_half_of_its_text(root, tmp_path):
-    folder = tmp_path / "chats"
-    shutil.copytree(root / "model", folder)
-
-    def advice(model, **data):
-        return text_advice(model, Recipe(data=data))
-
-    assert advice(folder) == []
-    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    assert "--data half" in advice(folder)[0]
-    text = str(root / "text.txt")
-    assert all(advice(folder, calibration=one) == [] for one in ("self", ["self", text], text))
