@@ -49,7 +49,8 @@ def extract(run: Path) -> dict[str, Any]:
     return {
         "benchmark": "real_model",
         "model": Path(recipe["model"]).name,
-        "target": recipe["target"],
+        # A stage may be of an earlier run for another target, if that made no difference to it.
+        "target": report["target"]["name"] if report else recipe["target"],
         "prune": {name: recipe["prune"][name] for name in ("method", "ratio", "unit")},
         "recover_tokens": recipe["recover"]["tokens"],
         "plan": document(run, "plan", "plan.json"),
