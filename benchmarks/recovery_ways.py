@@ -35,7 +35,7 @@ from saap_edge.recipe import bundled_text
 from saap_edge.recovery.heldout import with_answers
 from saap_edge.recovery.run import ADAPTERS
 from saap_edge.recovery.settings import RecoverSettings
-from saap_edge.recovery.teacher import CachedTeacher, write_cache
+from saap_edge.recovery.teacher import CachedTeacher, cached_teacher
 from saap_edge.recovery.train import Training, train
 from saap_edge.sources import resolve_model
 
@@ -133,9 +133,7 @@ def trained(way: Way, args: argparse.Namespace, work: Path) -> dict[str, Any]:
 def cached(dense: Path, windows: torch.Tensor, stem: Path) -> CachedTeacher:
     """The teacher's answers to these windows, written where they are missing."""
     path = stem.with_name(f"{stem.name}-{len(windows)}.safetensors")
-    if not path.is_file():
-        write_cache(load_model(dense), windows, TOP, path)
-    return CachedTeacher(path)
+    return cached_teacher(lambda: load_model(dense), windows, TOP, path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from saap_edge.model.head import head_gradient
 from saap_edge.model.perplexity import Perplexity
-from saap_edge.recovery.teacher import CachedTeacher, write_cache
+from saap_edge.recovery.teacher import CachedTeacher, cached_teacher
 
 __all__ = ["TOP", "Found", "Heldout", "with_answers"]
 
@@ -91,7 +91,4 @@ def with_answers(
 
     `progress` is called after each window.
     """
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_cache(dense(), windows, TOP, path, progress)
-    return Heldout(windows, CachedTeacher(path))
+    return Heldout(windows, cached_teacher(dense, windows, TOP, path, progress))

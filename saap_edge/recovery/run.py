@@ -27,7 +27,7 @@ from saap_edge.recovery.judged import Trained, judged, projections
 from saap_edge.recovery.quantiser import GroupLinear
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.start import in_blocks
-from saap_edge.recovery.teacher import CachedTeacher, DenseTeacher, Teacher, write_cache
+from saap_edge.recovery.teacher import DenseTeacher, Teacher, cached_teacher
 from saap_edge.recovery.train import Recovery, Training, steps_of, train
 
 __all__ = ["PHASES", "Texts", "recover", "recovery_steps"]
@@ -93,7 +93,7 @@ def recover(
     tell("measuring")
     if not math.isfinite(start := untuned.loss(settings.distillation)):
         raise SaapError(f"'{pruned}': the loss on held-out text is {start}: the model or text is broken")
-    weights = _train_weights(model, family, teacher, texts.training, heldout, settings, seed, work, progress)
+    weights = _train_weights(model, family, teacher, texts.training, heldout, start, settings, seed, work, progress)
     fp = heldout.measure(model)
     tell("measuring")
     folder, layers = out / "model", iter(range(len(model.model.layers)))
@@ -156,7 +156,7 @@ def _refusal(act: Callable[[Any], None], model: Any) -> str | None:
 
 def _train_weights(
     model: Any, family: Family, teacher: Teacher | None, windows: torch.Tensor, heldout: Heldout,
-    settings: RecoverSettings, seed: int, work: Path, progress: Callable[[str, int, float, float], None],
+    start: float, settings: RecoverSettings, seed: int, work: Path, progress: Callable[[str, int, float, float], None],
 ) -> Recovery:  # fmt: skip
     """Train the projections in full precision, by their adapters or all weights, and merge these, in place."""
     for parameter in model.parameters():
@@ -165,7 +165,7 @@ def _train_weights(
     change_projections(model, family, lambda linear: adapter(linear, settings.rank))
     recovery = train(
         model, teacher, windows, heldout, _training(settings, seed, blocks=False), work / "weights",
-        lambda *news: progress("weights", *news),
+        lambda *news: progress("weights", *news), start,
     )  # fmt: skip
     change_projections(model, family, lambda adapted: adapted.merge())
     return recovery
@@ -192,12 +192,8 @@ def _teacher(
         return None
     if settings.top is None:
         return DenseTeacher(load_model(dense).requires_grad_(False), halved=uses_bfloat16(settings.precision))
-    path = work / "teacher.safetensors"
     with PartialState().main_process_first():
-        if not path.is_file():
-            work.mkdir(parents=True, exist_ok=True)
-            write_cache(load_model(dense), windows, settings.top, path, progress)
-    return CachedTeacher(path)
+        return cached_teacher(lambda: load_model(dense), windows, settings.top, work / "teacher.safetensors", progress)
 
 
 def _heldout(

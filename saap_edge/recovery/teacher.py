@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from saap_edge.model.arithmetic import halved_products
 from saap_edge.model.head import logits_of
 
-__all__ = ["CachedTeacher", "DenseTeacher", "Divergence", "Teacher", "write_cache"]
+__all__ = ["CachedTeacher", "DenseTeacher", "Divergence", "Teacher", "cached_teacher", "write_cache"]
 
 # (logits [rows, vocab] of the student, slice of the batch's rows) -> sum over rows of KL(teacher || student), in nats.
 Divergence = Callable[[torch.Tensor, slice], torch.Tensor]
@@ -97,6 +97,16 @@ def write_cache(
     partial = path.with_suffix(".partial")
     save_file({"tokens": tokens, "logs": logs}, partial)
     partial.rename(path)
+
+
+def cached_teacher(
+    dense: Callable[[], Any], windows: torch.Tensor, top: int, path: Path, progress: Callable[[], None] = lambda: None
+) -> CachedTeacher:
+    """The teacher whose answers are in the file `path`; where it is missing the model that `dense` loads writes it."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_cache(dense(), windows, top, path, progress)
+    return CachedTeacher(path)
 
 
 class CachedTeacher:

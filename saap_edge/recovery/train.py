@@ -170,6 +170,7 @@ def train(
     training: Training,
     work: Path,
     progress: Progress = lambda step, loss, heldout: None,
+    start: float | None = None,
 ) -> Recovery:
     """Train the parameters of `model` that require gradients, in place, and leave them at their best held-out loss.
 
@@ -180,11 +181,12 @@ def train(
         heldout: decides what is kept, by the loss of training. Its windows must not be in `windows`.
         work: folder of checkpoints. A run that finds its own checkpoints there goes on from the last.
         progress: called after every step.
+        start: the held-out loss of `model` as it is, where that is known already.
 
     The held-out loss at the end is never above that at the start. If the latter is not finite, nothing is trained.
     Raises SaapError when `batch` cannot be shared out over the processes of a launch.
     """
-    start = heldout.measure(model).loss(training.distillation)
+    start = heldout.measure(model).loss(training.distillation) if start is None else start
     steps = steps_of(training, windows.shape[1])
     if steps == 0 or not math.isfinite(start):
         return Recovery(start, start, 0, 0, 0, [(0, start)])

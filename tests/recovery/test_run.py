@@ -195,7 +195,7 @@ def test_a_killed_run_goes_on_and_teaches_from_a_file(setting, tmp_path, monkeyp
         run(setting, tmp_path, top=64, progress=kill)
     (tmp_path / "out" / "model").rename(tmp_path / "gone")  # a stage's own folder does not outlive it, its work does
     seen = []
-    monkeypatch.setattr("saap_edge.recovery.run.write_cache", None)  # is not written again
+    monkeypatch.setattr("saap_edge.recovery.teacher.write_cache", None)  # is not written again
     resumed, folder = run(setting, tmp_path, top=64, progress=lambda phase, step, *_: seen.append((phase, step)))
     assert resumed == whole
     assert json.loads((tmp_path / "out" / "recover.json").read_text()) == json.loads(json.dumps(whole))

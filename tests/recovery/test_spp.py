@@ -59,7 +59,10 @@ def test_multiplied_weights_that_nothing_trains_are_those_that_came_in(setting, 
     result, folder = run(setting, tmp_path, tokens=1024, adapter="spp", weights=0.5, weights_learning_rate=1e-30)
     given, kept = load_model(setting[1]), load_model(folder)
     assert all(torch.equal(a, b) for a, b in zip(given.parameters(), kept.parameters(), strict=True))
+    assert result["before"]["perplexity_fp"] == pytest.approx(perplexity(given, setting[2].heldout).value, rel=1e-6)
     assert result["phases"]["weights"]["start"] == pytest.approx(result["before"]["divergence_fp"], abs=1e-7)
+    # A loss of training's own, which adapters that change nothing leave as it was.
+    assert result["phases"]["weights"]["history"][-1][1] == pytest.approx(result["before"]["divergence_fp"], rel=0.02)
 
 
 def test_a_killed_run_of_multiplied_weights_goes_on_to_the_same(setting, tmp_path):
