@@ -7,7 +7,7 @@ A way is an adapter of `recover.adapter` and a learning rate, and what is change
 `all:3e-4,distillation=0.5`, `batch`, `seed`, or `text=FILE` to learn from another text. All learn from the first
 windows of the bundled calibration text, in the order of the seed, with the dense model's 256 likeliest tokens of every
 position as the teacher, which are written once. Divergence from the dense model and perplexity are those of the
-full-precision weights on the bundled held-out text, before training and at the best of eight evaluations. Rows are
+full-precision weights on the bundled held-out text, before training and at the best of its evaluations. Rows are
 kept in WORK as they are made: a run that was stopped goes on. Ends with one JSON line.
 """
 
@@ -32,7 +32,7 @@ from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.perplexity import text_windows
 from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.recipe import bundled_text
-from saap_edge.recovery.heldout import with_answers
+from saap_edge.recovery.heldout import Heldout, with_answers
 from saap_edge.recovery.run import ADAPTERS
 from saap_edge.recovery.settings import RecoverSettings
 from saap_edge.recovery.teacher import CachedTeacher, cached_teacher
@@ -110,7 +110,7 @@ def trained(way: Way, args: argparse.Namespace, work: Path) -> dict[str, Any]:
     tokenizer, own = load_tokenizer(dense), way.text or bundled_text("calibration")
     training = text_windows(tokenizer, own.read_text(encoding="utf-8"), way.window, -(-args.tokens // way.window))
     judged = text_windows(tokenizer, bundled_text("heldout").read_text(encoding="utf-8"), WINDOW, HELDOUT_WINDOWS)
-    heldout = with_answers(judged, lambda: load_model(dense), args.work / "heldout.safetensors")
+    heldout = with_answers(Heldout(judged, precision=args.precision), lambda: load_model(dense), args.work / "heldout.safetensors")
     teacher = cached(dense, training, args.work / f"teacher-{way.text.stem if way.text else 'text'}-{way.window}")
     torch.manual_seed(way.seed)
     model = load_model(args.pruned).requires_grad_(False)

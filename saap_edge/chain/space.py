@@ -53,9 +53,6 @@ def will_be_uniform(spec: ModelSpec, recipe: Recipe) -> bool:
 
 def _why_uniform(spec: ModelSpec, recipe: Recipe) -> str | None:
     """Why all layers must have the same widths, or None."""
-    from saap_edge.exporting.refusal import export_refusal
-
-    # A coarse grid may leave a uniform plan slightly uneven: not where a format could not carry that.
-    refusals = (export_refusal(spec, name, per_layer=True) for name in recipe.export.formats)
-    asked = will_be_uniform(spec, recipe)
-    return spec.family.uniform_only or (next(filter(None, refusals), None) if asked else None)
+    # Whoever asks for a uniform model wants one that any reader of such models can take: not nearly uniform.
+    asked = "the recipe asks for a uniform plan" if recipe.prune.method == "uniform" else None
+    return spec.family.uniform_only or asked

@@ -8,13 +8,14 @@ everywhere else. So what is learnt from the dense model is judged by it (docs/re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
+from saap_edge.model.arithmetic import Precision, multiplied, products
 from saap_edge.model.head import head_gradient
 from saap_edge.model.perplexity import Perplexity
 from saap_edge.recovery.teacher import CachedTeacher, cached_teacher
@@ -50,45 +51,53 @@ class Found:
 
 @dataclass(frozen=True)
 class Heldout:
-    """Token ids `windows` [n, window], and the teacher's `answers` to them, or None where it is not asked."""
+    """Held-out text, and how models are measured on it.
+
+    Attributes:
+        windows: token ids [n, window].
+        answers: the teacher's answers to them, or None where it is not asked.
+        precision: of products. It is that of training, whose evaluations are compared with these figures.
+    """
 
     windows: torch.Tensor
     answers: CachedTeacher | None = None
+    precision: Precision = "float32"
 
     @torch.no_grad()
     def measure(self, model: Any) -> Found:
         """Perplexity and divergence of a transformers causal LM, in one pass."""
-        was_training, device = model.training, next(model.parameters()).device
+        was_training = model.training
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
-        for number, window in enumerate(self.windows):
-            ids = window[None].to(device)
-            states = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-            divergence = self.answers(ids, torch.tensor([number])) if self.answers else None
-
-            def losses(
-                logits: torch.Tensor,
-                rows: slice,
-                wanted: torch.Tensor = ids[0, 1:],
-                divergence: Callable[[torch.Tensor, slice], torch.Tensor] | None = divergence,
-            ) -> torch.Tensor:
-                sums[0] += cross_entropy(logits, wanted[rows], reduction="sum").cpu()
-                if divergence:
-                    sums[1] += divergence(logits, rows).cpu()
-                return logits.new_zeros(())
-
-            head_gradient(model, states, losses, gradient=False)
+        with products(self.precision):
+            sums = sum((self._sums(model, number) for number in range(len(self.windows))), torch.zeros(2).double())
         model.train(was_training)
         count = self.windows[:, 1:].numel()
         text, apart = (sums / count).tolist()
         return Found(Perplexity(text, count, self.windows.shape[1]), apart if self.answers else None)
 
+    def _sums(self, model: Any, number: int) -> torch.Tensor:
+        """Sums over the positions of one window, float64 [2]: loss of the text, and divergence where there are answers."""
+        ids = self.windows[number][None].to(next(model.parameters()).device)
+        states = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+        divergence = self.answers(ids, torch.tensor([number])) if self.answers else None
+        sums = torch.zeros(2, dtype=torch.float64)
+
+        def losses(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            sums[0] += cross_entropy(logits, ids[0, 1:][rows], reduction="sum").cpu()
+            if divergence:
+                sums[1] += divergence(logits, rows).cpu()
+            return logits.new_zeros(())
+
+        head_gradient(model, states, losses, gradient=False)
+        return sums
+
 
 def with_answers(
-    windows: torch.Tensor, dense: Callable[[], Any], path: Path, progress: Callable[[], None] = lambda: None
+    heldout: Heldout, dense: Callable[[], Any], path: Path, progress: Callable[[], None] = lambda: None
 ) -> Heldout:
-    """The windows with the answers of the model that `dense` loads, which are kept in the file `path`.
+    """The held-out text with the answers of the model that `dense` loads, which are kept in the file `path`.
 
     `progress` is called after each window.
     """
-    return Heldout(windows, cached_teacher(dense, windows, TOP, path, progress))
+    answers = multiplied(heldout.precision, cached_teacher)(dense, heldout.windows, TOP, path, progress)
+    return replace(heldout, answers=answers)

@@ -200,10 +200,11 @@ def _heldout(
     dense: Path, windows: torch.Tensor, settings: RecoverSettings, work: Path, progress: Callable[[], None]
 ) -> Heldout:
     """The held-out windows; with the dense model's answers to them, where training learns from it."""
+    heldout = Heldout(windows, precision=settings.precision)
     if not settings.distillation or not settings.tokens:
-        return Heldout(windows)
+        return heldout
     with PartialState().main_process_first():
-        return with_answers(windows, lambda: load_model(dense), work / "heldout.safetensors", progress)
+        return with_answers(heldout, lambda: load_model(dense), work / "heldout.safetensors", progress)
 
 
 def recovery_steps(settings: RecoverSettings, texts: Texts, layers: int) -> dict[str, tuple[int, float]]:

@@ -37,7 +37,8 @@ from saap_edge.recovery.teacher import Teacher
 __all__ = ["Progress", "Recovery", "Training", "steps_of", "train"]
 
 FINISHED = "finished.json"
-EVALUATIONS = 8  # in a whole run; a checkpoint is written with each
+EVALUATIONS = (2, 8)  # in a whole run, at least and at most; a checkpoint is written with each
+JUDGING = 1 / 8  # of the passes of training: how many an evaluation more than the fewest may cost in all
 # Called with (step, loss of the last steps, held-out loss): nats per token.
 Progress = Callable[[int, float, float], None]
 
@@ -162,6 +163,21 @@ def steps_of(training: Training, window: int) -> int:
     return training.tokens // (training.batch * window)
 
 
+def evaluations_of(training: Training, windows: int, steps: int) -> int:
+    """How often a run is judged on so many held-out windows: less often where that would take as long as training.
+
+    A step takes four passes of each of its windows: forward, twice backward, and the teacher's. Patience needs all.
+
+    >>> short = Training(tokens=65_536, batch=2, learning_rate=1e-4, distillation=1.0)
+    >>> [evaluations_of(short, windows=40, steps=steps) for steps in (16, 128, 1000)]
+    [2, 3, 8]
+    """
+    fewest, most = EVALUATIONS
+    if training.patience:
+        return most
+    return min(max(int(JUDGING * 4 * steps * training.batch / windows), fewest), most)
+
+
 def train(
     model: Any,
     teacher: Teacher | None,
@@ -207,8 +223,9 @@ def _run(
     student = _Student(model, teacher, training.distillation, heldout.answers)
     callbacks = [watch, *([EarlyStoppingCallback(training.patience)] if training.patience else [])]
     transformers_logging.set_verbosity_error()
+    every = -(-steps // evaluations_of(training, len(heldout.windows), steps))  # the last step is judged anyhow
     trainer = Trainer(
-        model=student, args=_arguments(training, steps, work), train_dataset=_Windows(windows),
+        model=student, args=_arguments(training, steps, every, work), train_dataset=_Windows(windows),
         eval_dataset=_Windows(heldout.windows), callbacks=callbacks,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -239,9 +256,9 @@ def _judge(
     return Recovery(start, best, step, steps, tokens, [(0, start), *history], diverged_at)
 
 
-def _arguments(training: Training, steps: int, work: Path) -> TrainingArguments:
+def _arguments(training: Training, steps: int, every: int, work: Path) -> TrainingArguments:
+    """Settings of transformers' Trainer, which evaluates and writes a checkpoint `every` so many steps."""
     gpu = torch.cuda.is_available()
-    every = max(1, steps // EVALUATIONS)
     arguments = TrainingArguments(
         output_dir=str(work), max_steps=steps, learning_rate=training.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=max(1, steps // 20), max_grad_norm=1.0, weight_decay=0.0, seed=training.seed,

@@ -49,7 +49,8 @@ def setting(tmp_path_factory):
 
 
 def run(setting, tmp_path, group=32, progress=lambda *news: None, **settings):
-    settings = RecoverSettings(**{"batch": 4, "rank": 4, "tokens": 4096, "weights": 0.5, **settings})
+    usual = {"batch": 4, "rank": 4, "tokens": 4096, "weights": 0.5, "precision": "float32"}
+    settings = RecoverSettings(**usual | settings)
     out = tmp_path / "out"
     return recover(
         *setting, settings, group=group, seed=0, out=out, work=tmp_path / "work", progress=progress

@@ -71,7 +71,7 @@ def test_held_out_loss_without_answers_is_of_the_text_alone(dense, texts):
 
 @pytest.mark.parametrize("distillation", [0.3, 1.0])
 def test_what_is_learnt_from_the_dense_model_is_judged_by_it(dense, texts, tmp_path, distillation):
-    heldout = with_answers(texts[1].windows, lambda: dense, tmp_path / "answers.safetensors")
+    heldout = with_answers(texts[1], lambda: dense, tmp_path / "answers.safetensors")
     model, ids = student(dense), heldout.windows
     found = heldout.measure(model)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_what_is_learnt_from_the_dense_model_is_judged_by_it(dense, texts, tmp_p
 def test_answers_are_written_once(dense, texts, tmp_path):
     path, asked = tmp_path / "new" / "answers.safetensors", []
     for _ in range(2):
-        heldout = with_answers(texts[1].windows[:2], lambda: asked.append(1) or dense, path)
+        heldout = with_answers(Heldout(texts[1].windows[:2]), lambda: asked.append(1) or dense, path)
     assert asked == [1] and heldout.measure(dense).divergence == pytest.approx(0, abs=1e-3)
 
 
@@ -103,20 +103,20 @@ def test_a_killed_run_resumes_to_the_same_result(dense, texts, tmp_path, half_wr
     wanted = train(whole, DenseTeacher(dense), *texts, TRAINING, tmp_path / "whole")
 
     def kill(step, loss, heldout):
-        if step == 7:
+        if step == 9:
             raise Killed
 
     broken = student(dense)
     with pytest.raises(Killed):
         train(broken, DenseTeacher(dense), *texts, TRAINING, tmp_path / "work", kill)
-    assert (tmp_path / "work" / "checkpoint-6").is_dir()
+    assert (tmp_path / "work" / "checkpoint-8").is_dir()
     if half_written:
-        (tmp_path / "work" / "checkpoint-8").mkdir()
-        (tmp_path / "work" / "checkpoint-8" / "model.safetensors").write_bytes(b"half")
+        (tmp_path / "work" / "checkpoint-10").mkdir()
+        (tmp_path / "work" / "checkpoint-10" / "model.safetensors").write_bytes(b"half")
     steps = []
     resumed = student(dense)
     got = train(resumed, DenseTeacher(dense), *texts, TRAINING, tmp_path / "work", lambda step, *_: steps.append(step))
-    assert min(steps) == 7 and got == wanted
+    assert min(steps) == 9 and got == wanted
     for name, value in adapters(whole).items():
         assert torch.equal(value, adapters(resumed)[name]), name
 
@@ -254,7 +254,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(TrainingArguments, "world_size", 3)
     with pytest.raises(SaapError, match=r"recover\.batch 4 cannot be shared out over 3 processes"):
-        _arguments(TRAINING, 4, tmp_path)
+        _arguments(TRAINING, 4, 1, tmp_path)
 
 
 def test_windows_are_left_alone_when_there_is_nothing_to_train(dense, texts, tmp_path):
