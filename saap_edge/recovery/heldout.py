@@ -76,7 +76,7 @@ class Heldout:
         return Found(Perplexity(text, count, self.windows.shape[1]), apart if self.answers else None)
 
     def _sums(self, model: Any, number: int) -> torch.Tensor:
-        """Sums over the positions of one window, float64 [2]: loss of the text, and divergence where there are answers."""
+        """Sums over one window's positions, float64 [2]: loss of the text, and divergence where there are answers."""
         ids = self.windows[number][None].to(next(model.parameters()).device)
         states = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
         divergence = self.answers(ids, torch.tensor([number])) if self.answers else None
