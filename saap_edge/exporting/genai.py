@@ -12,9 +12,10 @@ from saap_edge.model.spec import ModelSpec
 from saap_edge.model.tokenizer import PLAIN
 from saap_edge.model.tokenizer_files import TEMPLATES_FOLDER, copy_tokenizer
 
-__all__ = ["GENAI_FILE", "genai_config", "write_genai"]
+__all__ = ["GENAI_FILE", "MAX_LENGTH", "genai_config", "write_genai"]
 
 GENAI_FILE = "genai_config.json"
+MAX_LENGTH = 2048  # tokens of a text, unless its user asks for more: genai takes the memory of all before the first
 # The tokenizer classes that onnxruntime-genai 0.18 opens, with or without "Fast" at the end.
 _CLASSES = frozenset((
     "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "MistralCommonBackend", "SentencePieceBackend",
@@ -85,6 +86,7 @@ def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
 
     `type` only selects the decoder-only runtime; widths per layer come from the shapes of the graph's inputs. genai's
     tokenizer adds no BOS unless asked (`tokenizer.update_options(add_special_tokens="true")`), with any model.
+    `context_length` is the model's; `max_length`, which decides the memory, is a usual text's.
     """
     widest = max(spec.layers, key=lambda layer: layer.heads)
     names = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in KINDS}
@@ -112,7 +114,7 @@ def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "decoder": decoder,
     }
-    search = {"max_length": spec.context, "past_present_share_buffer": True, **_search(spec, chat)}
+    search = {"max_length": min(spec.context, MAX_LENGTH), "past_present_share_buffer": True, **_search(spec, chat)}
     return {"model": model, "search": search}
 
 

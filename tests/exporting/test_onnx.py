@@ -23,6 +23,7 @@ from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.arithmetic import runtime_arithmetic
 from saap_edge.evaluation.parity import shipped_model
+from saap_edge.exporting.genai import MAX_LENGTH
 from saap_edge.exporting.onnx import write_onnx
 from saap_edge.exporting.refusal import export_refusal
 from saap_edge.exporting.rope import rope_frequencies
@@ -439,6 +440,21 @@ def test_genai_knows_the_end_tokens(generation: dict, overrides: dict, expected:
     assert config["model"]["eos_token_id"] == expected
     assert config["model"]["context_length"] == 128
     assert genai_tokens(tmp_path / "out", TOKENS[:3], 8, True)[:3] == TOKENS[:3]
+
+
+@pytest.mark.parametrize(("context", "length"), [(128, 128), (4096, MAX_LENGTH)])
+def test_genai_takes_memory_for_a_usual_text_and_for_more_when_asked(context: int, length: int, tmp_path: Path) -> None:
+    folder = write_folder(tiny_model("llama", max_position_embeddings=context), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    model = og.Model(str(tmp_path / "out"))
+    for asked, room in ((None, length), (context, context)):
+        parameters = og.GeneratorParams(model)
+        if asked:
+            parameters.set_search_options(max_length=asked)
+        generator = og.Generator(model, parameters)
+        generator.append_tokens(np.full((1, room - 1), 5, dtype=np.int32))
+        with pytest.raises(Exception, match=str(room)):
+            og.Generator(model, parameters).append_tokens(np.full((1, room + 1), 5, dtype=np.int32))
 
 
 def test_the_engine_reads_int4(tmp_path: Path) -> None:
