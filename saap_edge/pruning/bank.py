@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from saap_edge.errors import SaapError
+from saap_edge.machine.memory import give_back
 from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.stream import (
     attention_branch,
@@ -139,6 +140,7 @@ def build_bank(
                 _repaired(layer, index, sublayer, module.weight, gram, chosen, space),
                 folder / f"{sublayer}-{index}.safetensors",
             )
+        give_back()
         progress()
     save_file(arrays, folder / "costs.safetensors")
     (folder / "bank.json").write_text(json.dumps({"layers": len(arguments), "windows": len(windows)}), encoding="utf-8")

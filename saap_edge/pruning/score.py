@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from saap_edge.errors import SaapError
+from saap_edge.machine.memory import give_back
 from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.folder import spec_of
@@ -109,6 +110,8 @@ def score_model(
             if not np.isfinite(loss):
                 raise SaapError(f"the loss on calibration batch {number} is {loss}: the model or text is broken")
             states.backward(gradient)
+            del states, gradient
+            give_back()
             progress()
     predicted = sum(batch[:, 1:].numel() for batch in batches)
     fisher = [{name: (total / predicted).cpu().numpy() for name, total in layer.items()} for layer in watch.fisher]

@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
+from saap_edge.machine.memory import give_back
 from saap_edge.model.adapters import LoraLinear, SppLinear, WholeLinear, change_projections
 from saap_edge.model.arithmetic import uses_bfloat16
 from saap_edge.model.blocks import BLOCK_FORMATS
@@ -87,6 +88,7 @@ def recover(
     PartialState(timeout=timedelta(days=7))  # in a launch the others wait while the first writes the teacher's cache
     heldout = _heldout(dense, texts.heldout, settings, work, lambda: tell("teacher"))  # its model leaves memory again
     teacher = _teacher(dense, texts.training, settings, work, lambda: tell("teacher"))
+    give_back()
     torch.manual_seed(seed)
     model = load_model(pruned)
     untuned = heldout.measure(model)
@@ -127,6 +129,7 @@ def recover(
         return {}
     tuned = {f"{name}.weight": part.blocks() for name, part in model.named_modules() if isinstance(part, GroupLinear)}
     del model, teacher
+    give_back()
     trained = Trained(tuned, untuned, fp, better and not fault, weights, blocks, fault)
     document = judged(
         dense, pruned, folder, heldout, trained, family=family, format=format, group=group, settings=settings,

@@ -29,6 +29,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from saap_edge.errors import SaapError
+from saap_edge.machine.memory import give_back
 from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.head import head_gradient
 from saap_edge.recovery.heldout import Heldout
@@ -211,6 +212,7 @@ def train(
     if not finished.is_file():
         _run(model, teacher, windows, heldout, training, steps, _Watch(progress, start), work)
         gc.collect()  # mixed precision leaves the student, and so the model, in a cycle with its own forward
+        give_back()
     state = TrainerState.load_from_json(str(finished))
     return _judge(model, state, start, before, windows.shape[1] * training.batch, steps)
 
