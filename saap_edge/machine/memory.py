@@ -13,7 +13,7 @@ __all__ = ["give_back"]
 def _trim() -> Callable[[int], int] | None:
     """glibc's malloc_trim; None with other C libraries, which give back more by themselves."""
     try:
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
         return None
 
