@@ -217,14 +217,14 @@ def asked_by_llama_cpp(names: Any) -> bool:
     return any(format_of(name).made_from for name in names)
 
 
-_REPACKED = ("q4_0", "q4_k", "iq4_nl")  # llama.cpp keeps these twice where the CPU has kernels for it
+REPACKED = ("q4_0", "q4_k", "iq4_nl")  # llama.cpp keeps these twice where the CPU has kernels for it
 
 
 def _gguf(quantisation: str, bits: float | None, **more: Any) -> Format:
     usual: dict[str, Any] = {
         "writer": f"{_EXPORTING}writers:gguf", "refusal": f"{_EXPORTING}refusal:gguf_reason",
         "token_check": f"{_IDS}by_llama_cpp", "launch": f"{_LAUNCH}IN_LLAMA_CPP", "kv_bytes": 2, "block": _QK,
-        "table_bits": bits and max(bits, 8.5), "memory": "gguf", "repacked": quantisation.startswith(_REPACKED),
+        "table_bits": bits and max(bits, 8.5), "memory": "gguf", "repacked": quantisation.startswith(REPACKED),
     }  # fmt: skip
     return Format(f"gguf-{quantisation}", "gguf", "llama.cpp", f"gguf/model-{quantisation}.gguf", bits=bits,
                   **(usual | more))  # fmt: skip

@@ -30,9 +30,16 @@ tokens=${{2:-{tokens}}}
 NATIVE = """\
 # llama.cpp's own program where it is installed. For a chat: llama-cli -m {model} -t {threads} -c {context} -fa on
 if command -v llama-completion > /dev/null; then
-  exec llama-completion -m {model} -t {threads} -c {context} -fa on -no-cnv --temp 0 --repeat-penalty 1 -n "$tokens" \\
-    -p "$text"
+{reading}  exec llama-completion{how} -m {model} -t {threads} -c {context} -fa on -no-cnv --temp 0 \\
+    --repeat-penalty 1 -n "$tokens" -p "$text"
 fi
+"""
+
+# For a file whose matrices llama.cpp repacks (Format.repacked). --no-mmap is the older name.
+READING = """\
+  # The file is read, not mapped: mapped pages would stay in memory beside the matrices that llama.cpp repacks.
+  how=--no-mmap
+  llama-completion --help 2> /dev/null | grep -q -e --load-mode && how="--load-mode none"
 """
 
 GGUF = '''\
@@ -45,7 +52,7 @@ from llama_cpp import Llama
 
 model = Llama(
     str(Path(__file__).with_name("{model}")), n_threads={threads}, n_threads_batch={threads}, n_ctx={context},
-    flash_attn=True, verbose=False,
+    flash_attn=True, verbose=False, use_mmap={mapped},
 )
 text, tokens = sys.argv[1], int(sys.argv[2])
 print(text, end="", flush=True)
@@ -97,7 +104,7 @@ class Program:
         native: lines of run.sh that come before run.py is started, to try the runtime's own program.
         packages: packages that run.py needs beside saap-edge[device].
 
-    `str.format` puts `model`, `threads` and `context` into the texts.
+    `str.format` puts `model`, `threads`, `context`, `mapped`, `reading` and `how` into the texts.
     """
 
     script: str
@@ -128,7 +135,10 @@ def launch_files(artifact_format: str, model: str, threads: int, context: int, p
     if record.launch is None:
         raise SaapError(f"'{artifact_format}': {record.no_bundle}")
     program: Program = resolve(record.launch)
-    values = {"model": model, "threads": threads, "context": min(context, CONTEXT)}
+    values = {
+        "model": model, "threads": threads, "context": min(context, CONTEXT), "mapped": not record.repacked,
+        "reading": READING if record.repacked else "", "how": " $how" if record.repacked else "",
+    }  # fmt: skip
     native = program.native.format(**values)
     shell = SHELL.format(native=native, tokens=TOKENS, prompt=shlex.quote(prompt))
     requirements = [f"saap-edge[device]=={__version__}"]

@@ -13,6 +13,7 @@ import numpy as np
 
 from saap_edge.engines.gguf_cost import gguf_cost
 from saap_edge.engines.gguf_header import read_header
+from saap_edge.engines.gguf_memory import keeps_a_copy
 from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.registry import EngineRecord, register_engine
@@ -53,14 +54,19 @@ class LlamaCppVocabulary:
         self.path = path
         llama_cpp.llama_log_set(_log_callback(), ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        parameters = llama_cpp.llama_model_default_params()
-        parameters.n_gpu_layers, parameters.vocab_only = 0, self.vocabulary_only
+        parameters = self._loading()
         self._model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), parameters)
         if not self._model:
             reason = "; ".join(dict.fromkeys(_errors)) or "no reason given"
             raise SaapError(f"'{self.path}': llama.cpp cannot load it: {reason}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+
+    def _loading(self) -> Any:
+        """The parameters with which the file is loaded."""
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.n_gpu_layers, parameters.vocab_only = 0, self.vocabulary_only
+        return parameters
 
     def kv_bytes_per_token(self) -> int:
         """0: a vocabulary has no KV cache."""
@@ -96,19 +102,29 @@ class LlamaCppEngine(LlamaCppVocabulary):
     """A GGUF file in llama.cpp on the CPU: one sequence, F16 KV cache, flash attention.
 
     Flash attention is not for speed alone: without it llama.cpp pads every layer's V cache to the widest layer.
+
+    Attributes:
+        mapped: map the file, instead of reading it; None: as its types need (gguf_memory.py).
     """
 
     vocabulary_only = False
+    mapped: bool | None = None
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         """Load `path`. Raises SaapError when it is missing, damaged, or refused by llama.cpp."""
         header = read_header(Path(path))
         self.threads, self.context = threads, context
+        self.mapped = not keeps_a_copy(header) if self.mapped is None else self.mapped
         self._architecture, self._shape = str(header.metadata.get("general.architecture")), read_shape(header)
         super().__init__(header.files[0])
         self._context = self._open_context(self._parameters())
         self._batch = llama_cpp.llama_batch_init(context, 0, 1)
         self.reset()
+
+    def _loading(self) -> Any:
+        parameters = super()._loading()
+        parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if self.mapped else llama_cpp.LLAMA_LOAD_MODE_NONE
+        return parameters
 
     def _parameters(self) -> Any:
         """The parameters with which the context is opened."""
@@ -181,6 +197,7 @@ class LlamaCppEngine(LlamaCppVocabulary):
             "context": self.context,
             "vocab_size": self.vocab_size,
             "kv_type": "f16",
+            "mapped": self.mapped,
             "kv_bytes_per_token": self.kv_bytes_per_token(),
         }
 

@@ -19,6 +19,7 @@ from saap_edge.artifacts import engine_of, read_manifest
 from saap_edge.bundle import write as writing
 from saap_edge.bundle.check import check_bundle
 from saap_edge.bundle.find import base_licence
+from saap_edge.bundle.launch import launch_files
 from saap_edge.bundle.schema import read_bundle
 from saap_edge.bundle.write import write_bundle
 from saap_edge.engines.worker import Worker
@@ -186,6 +187,16 @@ def test_run_prefers_llama_cpps_own_program(readable, tmp_path):
     assert Path(where) == folder and f"[{text}]" in arguments
     pairs = dict(pairwise(arguments))
     assert (pairs["[-m]"], pairs["[-t]"], pairs["[-n]"], pairs["[-c]"]) == ("[model-q4_0.gguf]", "[4]", "[7]", "[512]")
+    assert arguments[0] == "[--no-mmap]"  # llama.cpp repacks Q4_0; this program's help does not name --load-mode
+    program.write_text('#!/bin/sh\necho "--load-mode MODE"\nfor a in "$@"; do echo "[$a]"; done\n')
+    arguments = run_sh(folder, text, "7", PATH=f"{tmp_path}:{os.environ['PATH']}").splitlines()
+    assert arguments[1:3] == ["[--load-mode]", "[none]"]
+
+
+def test_only_files_that_llama_cpp_repacks_are_read_without_a_mapping():
+    scripts = {name: launch_files(f"gguf-{name}", "m.gguf", 4, 512, "Once") for name in ("q4_0", "q8_0")}
+    assert ["use_mmap=False" in files["run.py"] for files in scripts.values()] == [True, False]
+    assert ["load-mode" in files["run.sh"] for files in scripts.values()] == [True, False]
 
 
 def test_command_line(run, tmp_path, monkeypatch, capsys):

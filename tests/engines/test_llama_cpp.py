@@ -1,5 +1,8 @@
 """The llama.cpp engine beyond parity (which tests/exporting/test_gguf.py holds): limits, memory, damaged files."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from saap_edge.engines.gguf_header import read_header
@@ -50,3 +53,14 @@ def test_header_shows_arrays(artifact):
     metadata = read_header(artifact).metadata
     assert metadata["deci.feed_forward_length"] == [layer.ffn for layer in WIDTHS]
     assert "tokenizer.ggml.tokens" not in metadata
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+@pytest.mark.parametrize(("name", "mapped"), [("q4_0", False), ("q8_0", True)])
+def test_a_file_that_llama_cpp_repacks_is_read_and_others_are_mapped(pruned_folder, tmp_path, name, mapped):
+    path = tmp_path / f"{name}.gguf"
+    write_gguf(pruned_folder, path, name)
+    engine = LlamaCppEngine(path, 1, 32)
+    assert (str(path) in Path("/proc/self/maps").read_text()) == mapped == engine.describe()["mapped"]
+    other = type("Other", (LlamaCppEngine,), {"mapped": not mapped})(path, 1, 32)
+    assert np.array_equal(engine.forward([5, 6, 7]), other.forward([5, 6, 7]))

@@ -1,0 +1,144 @@
+"""What a GGUF file takes of memory in llama.cpp, mapped and read, over its size, and what that does to decode speed.
+
+    python benchmarks/memory.py --shapes smollm2-135m qwen2.5-0.5b --out benchmarks/results/memory.json
+    python benchmarks/memory.py --files MODEL.gguf …
+
+llama.cpp repacks the matrices of some types as it loads them. Pages of a mapped file stay beside the copy; a file that
+is read leaves none. Every measurement has a process of its own. *Peak* is its highest resident memory less that before
+the file was opened; *anonymous* is the part that the kernel cannot drop and read again. `over` is (peak - KV) / file,
+where KV is that of the whole context. Mapped and read take turns: the ratio of decode speeds is the median of pairs,
+with the lowest and highest. Shapes have random weights, dense and with a quarter and half of their widths removed.
+Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from result import publish
+from rich.console import Console
+from rich.table import Table
+from shapes import SHAPES, dense_model, pruned_model, random_widths, write_model
+
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.machine.facts import machine_facts, versions
+
+WAYS = ("mapped", "read")
+REMOVED = (0.0, 0.25, 0.5)
+MIB = 2**20
+console = Console(width=140)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=Path, nargs="*", default=[])
+    parser.add_argument("--shapes", nargs="*", default=[], choices=SHAPES)
+    parser.add_argument("--formats", nargs="+", default=["q4_0", "q8_0"], help="of shapes: any that saap-edge writes")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[16, 512])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 4096])
+    parser.add_argument("--steps", type=int, default=32, help="tokens that are decoded")
+    parser.add_argument("--pairs", type=int, default=5, help="turns at the first prompt and context; elsewhere one")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        for name, path in files(args, Path(work)):
+            for row in measured(name, path, args):
+                rows.append(row)
+                console.print(row, highlight=False)
+    table(rows)
+    conditions = {"threads": args.threads, "steps": args.steps}
+    publish({"benchmark": "memory", "machine": machine_facts(), "versions": versions(), **conditions, "rows": rows},
+            args.out)  # fmt: skip
+
+
+def files(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, Path]]:
+    """(name, file) of all that is measured; a file of a shape is gone after its turn."""
+    yield from ((path.name, path) for path in args.files)
+    for name in args.shapes:
+        shape = SHAPES[name]
+        dense = dense_model(shape, max(args.contexts))
+        for removed in REMOVED:
+            model = pruned_model(dense, random_widths(shape, removed)) if removed else dense
+            folder = work / f"{name}-{removed:g}"
+            write_model(model, folder)
+            for kind in args.formats:
+                path = work / f"{folder.name}-{kind}.gguf"
+                write_gguf(folder, path, kind)
+                yield f"{name} without {removed:.0%} {kind}" if removed else f"{name} dense {kind}", path
+                path.unlink()
+
+
+def measured(name: str, path: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for every way, prompt and context that fit."""
+    for context in args.contexts:
+        for prompt in args.prompts:
+            if prompt + args.steps > context:
+                continue
+            first = (context, prompt) == (args.contexts[0], args.prompts[0])
+            found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+            for turn in range(args.pairs if first else 1):
+                for way in WAYS if turn % 2 else WAYS[::-1]:
+                    found[way].append(run(path, way, args.threads, context, prompt, args.steps))
+            row = {"name": name, "file_bytes": path.stat().st_size, "context": context, "prompt": prompt}
+            yield row | {way: summary(runs, path.stat().st_size) for way, runs in found.items()} | faster(found)
+
+
+def run(path: Path, way: str, *numbers: int) -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__).with_name("memory_child.py")), str(path), way, *map(str, numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def summary(runs: list[dict[str, float]], size: int) -> dict[str, float]:
+    """Of several processes the medians; of memory they differ by single pages."""
+    middle = {name: median(run[name] for run in runs) for name in runs[0]}
+    in_mib = {f"{name}_mib": round(middle[name] / MIB, 1) for name in ("base", "peak", "anonymous", "kv")}
+    over = round((middle["peak"] - middle["kv"]) / size, 3)
+    return in_mib | {
+        "over": over,
+        "load_s": round(middle["load_s"], 2),
+        "decode_tok_s": round(middle["decode_tok_s"], 1),
+    }
+
+
+def faster(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Decode speed of a read file over that of a mapped one, by the clock and by CPU time; of several turns only."""
+    pairs = list(zip(found["read"], found["mapped"], strict=True))
+    if len(pairs) == 1:
+        return {}
+    clock = sorted(one["decode_tok_s"] / other["decode_tok_s"] for one, other in pairs)
+    cpu = sorted(other["decode_cpu_s"] / one["decode_cpu_s"] for one, other in pairs)
+    return {
+        f"decode_ratio{name}": [round(value, 3) for value in (median(ratios), ratios[0], ratios[-1])]
+        for name, ratios in (("", clock), ("_cpu", cpu))
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    found = Table(title="memory of a process in llama.cpp, less its base, in MiB")
+    for column in ("file", "MiB", "context", "prompt", "KV", "mapped", "over", "read", "over", "decode, read / mapped"):
+        found.add_column(column, justify="left" if column == "file" else "right")
+    for row in rows:
+        mapped, read = row["mapped"], row["read"]
+        ratio = row.get("decode_ratio")
+        found.add_row(
+            row["name"], f"{row['file_bytes'] / MIB:.1f}", str(row["context"]), str(row["prompt"]),
+            str(read["kv_mib"]), str(mapped["peak_mib"]), str(mapped["over"]), str(read["peak_mib"]), str(read["over"]),
+            f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else "",
+        )  # fmt: skip
+    console.print(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A process that runs one GGUF file in llama.cpp, mapped or read, for memory.py. It prints one JSON line.
+
+python benchmarks/memory_child.py FILE mapped|read THREADS CONTEXT PROMPT STEPS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import llama_cpp
+
+from saap_edge.engines.llama_cpp import LlamaCppEngine
+
+
+class Mapped(LlamaCppEngine):
+    mapped = True
+
+
+class Read(LlamaCppEngine):
+    mapped = False
+
+
+def resident() -> dict[str, int]:
+    """Bytes: the highest and the present resident memory, and what of it is not of files that can be dropped."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    found = {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) == 3 and line[2] == "kB"}
+    return {"peak": found["VmHWM"], "now": found["VmRSS"], "anonymous": found["RssAnon"]}
+
+
+def main() -> None:
+    path, way = Path(sys.argv[1]), {"mapped": Mapped, "read": Read}[sys.argv[2]]
+    threads, context, prompt, steps = map(int, sys.argv[3:])
+    llama_cpp.llama_backend_init()
+    base = resident()
+    begin = time.perf_counter()
+    engine = way(path, threads, context)
+    loaded = time.perf_counter() - begin
+    engine.forward(list(range(5, 5 + prompt)))
+    begin, cpu = time.perf_counter(), time.process_time()
+    for token in range(steps):
+        engine.forward([100 + token])
+    clock, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    after = resident()
+    print(json.dumps({
+        "base": base["now"], "peak": after["peak"] - base["now"], "anonymous": after["anonymous"] - base["anonymous"],
+        "kv": context * engine.kv_bytes_per_token(), "load_s": loaded, "decode_tok_s": steps / clock,
+        "decode_cpu_s": cpu / steps,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
