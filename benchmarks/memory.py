@@ -1,20 +1,21 @@
-"""What a GGUF file takes of memory in llama.cpp, mapped and read, over its size, and what that does to decode speed.
+"""What a GGUF file takes of memory in llama.cpp, over its size, and how fast it decodes: mapped, read, in huge pages.
 
     python benchmarks/memory.py --shapes smollm2-135m qwen2.5-0.5b --out benchmarks/results/memory.json
     python benchmarks/memory.py --files MODEL.gguf …
 
 llama.cpp repacks the matrices of some types as it loads them. Pages of a mapped file stay beside the copy; a file that
-is read leaves none. Every measurement has a process of its own. *Peak* is its highest resident memory less that before
-the file was opened; *anonymous* is the part that the kernel cannot drop and read again. `over` is (peak - KV) / file,
-where KV is that of the whole context. Mapped and read take turns: the ratio of decode speeds is the median of pairs,
-with the lowest and highest. Shapes have random weights, dense and with a quarter and half of their widths removed.
-Ends with one JSON line.
+is read leaves none, but its memory is in small pages unless glibc asks for huge ones. Every measurement has a process
+of its own. *Peak* is its highest resident memory less that before the file was opened; *anonymous* is the part that the
+kernel cannot drop and read again. `over` is (peak - KV) / file, where KV is that of the whole context. The ways take
+turns: the ratio of decode speeds, by CPU time of steps, is the median of turns, with the lowest and highest. Shapes
+have random weights, dense and with a quarter and half of their widths removed. Ends with one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,13 +29,16 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, dense_model, pruned_model, random_widths, write_model
 
+from saap_edge.engines.gguf_memory import HUGE_PAGES
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.machine.facts import machine_facts, versions
 
-WAYS = ("mapped", "read")
+WAYS: dict[str, tuple[str, dict[str, str]]] = {
+    "mapped": ("mapped", {}), "read": ("read", {}), "read, huge pages": ("read", HUGE_PAGES),
+}  # fmt: skip
 REMOVED = (0.0, 0.25, 0.5)
 MIB = 2**20
-console = Console(width=140)
+console = Console(width=170)
 
 
 def main() -> None:
@@ -79,7 +83,8 @@ def files(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, Path]]:
 
 
 def measured(name: str, path: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for every way, prompt and context that fit."""
+    """A row for every prompt and context that fit."""
+    size = path.stat().st_size
     for context in args.contexts:
         for prompt in args.prompts:
             if prompt + args.steps > context:
@@ -87,56 +92,45 @@ def measured(name: str, path: Path, args: argparse.Namespace) -> Iterator[dict[s
             first = (context, prompt) == (args.contexts[0], args.prompts[0])
             found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
             for turn in range(args.pairs if first else 1):
-                for way in WAYS if turn % 2 else WAYS[::-1]:
+                for way in list(WAYS)[:: 1 if turn % 2 else -1]:
                     found[way].append(run(path, way, args.threads, context, prompt, args.steps))
-            row = {"name": name, "file_bytes": path.stat().st_size, "context": context, "prompt": prompt}
-            yield row | {way: summary(runs, path.stat().st_size) for way, runs in found.items()} | faster(found)
+            row = {"name": name, "file_bytes": size, "context": context, "prompt": prompt}
+            yield row | {way: summary(runs, found["mapped"], size) for way, runs in found.items()}
 
 
 def run(path: Path, way: str, *numbers: int) -> dict[str, float]:
-    command = [sys.executable, str(Path(__file__).with_name("memory_child.py")), str(path), way, *map(str, numbers)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    mode, environment = WAYS[way]
+    command = [sys.executable, str(Path(__file__).with_name("memory_child.py")), str(path), mode, *map(str, numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
-def summary(runs: list[dict[str, float]], size: int) -> dict[str, float]:
-    """Of several processes the medians; of memory they differ by single pages."""
+def summary(runs: list[dict[str, float]], mapped: list[dict[str, float]], size: int) -> dict[str, Any]:
+    """Of several processes the medians; of memory they differ by single pages. `faster` needs several turns."""
     middle = {name: median(run[name] for run in runs) for name in runs[0]}
     in_mib = {f"{name}_mib": round(middle[name] / MIB, 1) for name in ("base", "peak", "anonymous", "kv")}
-    over = round((middle["peak"] - middle["kv"]) / size, 3)
+    ratios = sorted(other["decode_cpu_s"] / one["decode_cpu_s"] for one, other in zip(runs, mapped, strict=True))
+    faster = [round(value, 3) for value in (median(ratios), ratios[0], ratios[-1])] if len(runs) > 1 else None
     return in_mib | {
-        "over": over,
-        "load_s": round(middle["load_s"], 2),
-        "decode_tok_s": round(middle["decode_tok_s"], 1),
-    }
-
-
-def faster(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Decode speed of a read file over that of a mapped one, by the clock and by CPU time; of several turns only."""
-    pairs = list(zip(found["read"], found["mapped"], strict=True))
-    if len(pairs) == 1:
-        return {}
-    clock = sorted(one["decode_tok_s"] / other["decode_tok_s"] for one, other in pairs)
-    cpu = sorted(other["decode_cpu_s"] / one["decode_cpu_s"] for one, other in pairs)
-    return {
-        f"decode_ratio{name}": [round(value, 3) for value in (median(ratios), ratios[0], ratios[-1])]
-        for name, ratios in (("", clock), ("_cpu", cpu))
-    }
+        "over": round((middle["peak"] - middle["kv"]) / size, 3), "load_s": round(middle["load_s"], 2),
+        "decode_cpu_ms": round(1e3 * middle["decode_cpu_s"], 2), "faster": faster,
+    }  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    found = Table(title="memory of a process in llama.cpp, less its base, in MiB")
-    for column in ("file", "MiB", "context", "prompt", "KV", "mapped", "over", "read", "over", "decode, read / mapped"):
+    found = Table(title="memory of a process in llama.cpp, less its base, in MiB; decode speed over that of mapped")
+    first = ["file", "MiB", "context", "prompt", "KV"]
+    for column in first + [name for way in WAYS for name in (way, "over", "decode")]:
         found.add_column(column, justify="left" if column == "file" else "right")
     for row in rows:
-        mapped, read = row["mapped"], row["read"]
-        ratio = row.get("decode_ratio")
-        found.add_row(
-            row["name"], f"{row['file_bytes'] / MIB:.1f}", str(row["context"]), str(row["prompt"]),
-            str(read["kv_mib"]), str(mapped["peak_mib"]), str(mapped["over"]), str(read["peak_mib"]), str(read["over"]),
-            f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else "",
-        )  # fmt: skip
+        cells = [row["name"], f"{row['file_bytes'] / MIB:.1f}", str(row["context"]), str(row["prompt"])]
+        cells.append(str(row["mapped"]["kv_mib"]))
+        for way in WAYS:
+            ratio = row[way]["faster"]
+            decode = f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio and way != "mapped" else ""
+            cells += [str(row[way]["peak_mib"]), f"{row[way]['over']:.2f}", decode]
+        found.add_row(*cells)
     console.print(found)
 
 

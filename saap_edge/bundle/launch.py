@@ -23,7 +23,7 @@ SHELL = """\
 cd "$(dirname "$0")" || exit 1
 text=${{1:-{prompt}}}
 tokens=${{2:-{tokens}}}
-{native}exec "${{PYTHON:-python3}}" run.py "$text" "$tokens"
+{pages}{native}exec "${{PYTHON:-python3}}" run.py "$text" "$tokens"
 """
 
 # llama-cli is for chats: it ignores -no-cnv and waits for input (ggml-org/llama.cpp#27214).
@@ -40,6 +40,11 @@ READING = """\
   # The file is read, not mapped: mapped pages would stay in memory beside the matrices that llama.cpp repacks.
   how=--no-mmap
   llama-completion --help 2> /dev/null | grep -q -e --load-mode && how="--load-mode none"
+"""
+
+PAGES = """\
+# Large blocks of memory in huge pages, where the C library is glibc and the kernel has them: decoding is faster.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 """
 
 GGUF = '''\
@@ -140,7 +145,8 @@ def launch_files(artifact_format: str, model: str, threads: int, context: int, p
         "reading": READING if record.repacked else "", "how": " $how" if record.repacked else "",
     }  # fmt: skip
     native = program.native.format(**values)
-    shell = SHELL.format(native=native, tokens=TOKENS, prompt=shlex.quote(prompt))
+    pages = PAGES if record.repacked else ""
+    shell = SHELL.format(native=native, pages=pages, tokens=TOKENS, prompt=shlex.quote(prompt))
     requirements = [f"saap-edge[device]=={__version__}"]
     requirements += [f"{package}=={importlib.metadata.version(package)}" for package in program.packages]
     return {

@@ -41,6 +41,7 @@ class EngineRecord:
         tokenizes: artifacts carry a tokenizer, whose ids and ends verify compares.
         half_sums: inputs of float products take the type of the weight, scales of rounded inputs and attention fp16.
         writer: "module:class" of what writes many documents at a time (engines/llama_writer.py).
+        environment: variables that a process needs to run an artifact well; what the user has set himself stays.
     """
 
     name: str
@@ -58,6 +59,7 @@ class EngineRecord:
     chat: str | None = None
     chat_module: str | None = None
     writer: str | None = None
+    environment: Callable[[Path], dict[str, str]] = lambda path: {}
 
     def entry_of(self, name: str) -> str:
         """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY, CHAT or WRITER.

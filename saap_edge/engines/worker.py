@@ -44,10 +44,11 @@ class Worker:
         self.engine, self.path = engine, Path(path)
         record = engine_named(engine)
         told = {"entry": record.entry_of(engine), "module": record.module_of(engine)}
+        environment = record.environment(self.path) | child_environment() | {"OMP_NUM_THREADS": str(threads)}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "saap_edge.engines.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._stderr, env=child_environment() | {"OMP_NUM_THREADS": str(threads)},
+            stderr=self._stderr, env=environment,
         )  # fmt: skip
         try:
             self.loaded = self._ask("load", engine=engine, path=str(path), threads=threads, context=context, **told)
