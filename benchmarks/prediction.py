@@ -189,7 +189,7 @@ def memory_fit() -> dict[str, dict[str, float]]:
         base, of_file = np.linalg.lstsq(design, np.ones(len(own)), rcond=None)[0]
         off = own[:, 1] / (base + of_file * own[:, 0])
         low, high = min(0.9, float(off.min())), max(1.1, float(off.max()))
-        if kind == "gguf-repacked":  # of a large model nearly all is repacked, and kept twice
+        if kind == "gguf-mapped":  # of a large model nearly all is repacked, and kept twice
             high = max(high, 2 / of_file)
         found[kind] = {
             "base_mib": round(float(base), 1), "of_file": round(float(of_file), 3),

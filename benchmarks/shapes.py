@@ -61,9 +61,11 @@ def pruned_model(dense: Any, widths: list[LayerShape]) -> Any:
     """A model of these widths whose projections are random too."""
     model: Any = build_pruned(dense, widths)
     with torch.no_grad():
-        for parameter in model.model.layers.parameters():
+        for name, parameter in model.model.layers.named_parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.02)
+            elif name.endswith("bias"):  # not initialised: any bits
+                parameter.zero_()
     return model
 
 

@@ -87,6 +87,9 @@ class Predicted(Part):
     prefill_tok_s: Estimate | None = Field(default=None, description="prefill rate, tokens/s; null: see reasons")
     ttft_ms: Estimate | None = Field(default=None, description="time to the first token, ms; null: see reasons")
     ram_mib: Estimate | None = Field(default=None, description="memory of the process, MiB; null: see reasons")
+    ram_mapped_mib: Estimate | None = Field(
+        default=None, description="the same where llama.cpp maps a file that it repacks; null: no difference"
+    )
     fits: bool | None = Field(default=None, description="into every size of memory that the board has; null: unknown")
     fits_from_mib: int | None = Field(default=None, description="smallest size that surely holds it, MiB")
     basis: str = Field(description="what the figures rest on")

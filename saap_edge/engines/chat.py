@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from saap_edge.engines.gguf_header import read_header
+from saap_edge.engines.gguf_memory import keeps_a_copy
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.torch import load_transformers
@@ -135,9 +136,10 @@ class LlamaCppChat(_Chat):
     def __init__(self, path: Path, threads: int, context: int) -> None:
         """Load `path`. Raises SaapError when it is damaged or has no template."""
         super().__init__(path, threads, context)
+        header = read_header(self.path)
         self._llama = llama_cpp.Llama(
-            str(read_header(self.path).files[0]), n_ctx=context, n_threads=threads, n_threads_batch=threads,
-            n_gpu_layers=0, flash_attn=True, verbose=False,
+            str(header.files[0]), n_ctx=context, n_threads=threads, n_threads_batch=threads, n_gpu_layers=0,
+            flash_attn=True, verbose=False, use_mmap=not keeps_a_copy(header),
         )  # fmt: skip
 
     def version(self) -> str:

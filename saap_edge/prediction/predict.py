@@ -51,6 +51,8 @@ class Prediction:
         decode_tok_s, prefill_tok_s: tokens/s.
         ttft_ms: time to the first token, ms.
         ram_mib: memory of the process, MiB.
+        ram_mapped_mib: the same where the runtime maps a file whose matrices it repacks, as llama.cpp does unless told
+            otherwise; a bundle's run.sh tells it. None where that makes no difference.
         fits: whether it fits into every size of memory that the board has, or into the given one; None where that
             depends on the size, or lies within the interval.
         fits_from_mib: smallest size of memory that surely holds it, MiB; None: there is none.
@@ -63,6 +65,7 @@ class Prediction:
     prefill_tok_s: Estimate | None
     ttft_ms: Estimate | None
     ram_mib: Estimate | None
+    ram_mapped_mib: Estimate | None
     fits: bool | None
     fits_from_mib: int | None
     basis: str
@@ -122,7 +125,8 @@ def predict(
         decode_tok_s=decode and _rate(fit, decode, 1),
         prefill_tok_s=prefill and _rate(fit, prefill, prompt_tokens),
         ttft_ms=prefill and _turned(_rate(fit, prefill, prompt_tokens), 1000 * prompt_tokens),
-        ram_mib=memory, fits=fits, fits_from_mib=smallest, basis=_basis(target, decode or prefill), reasons=reasons,
+        ram_mib=memory, ram_mapped_mib=memory and _mapped(fit, cost, target, context),
+        fits=fits, fits_from_mib=smallest, basis=_basis(target, decode or prefill), reasons=reasons,
         sources=tuple(dict.fromkeys(speed.figure.source for speed in speeds)),
     )  # fmt: skip
 
@@ -248,10 +252,22 @@ def _memory(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: in
     if target.accelerator:
         raise UnknownFigure("memory of an accelerator's runtime was not measured")
     record = described(cost.format)
-    twice = record.repacked and bool({"avx2", *DOT} & set(target.isa))
-    own = fit["memory"].get(record.memory + ("-repacked" if twice else ""))
+    own = fit["memory"].get(record.memory + ("-repacked" if _repacked(cost, target) else ""))
     if own is None:
         raise UnknownFigure(f"memory of {record.engine} was not measured")
+    return _held(own, cost, context)
+
+
+def _mapped(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int) -> Estimate | None:
+    return _held(fit["memory"]["gguf-mapped"], cost, context) if _repacked(cost, target) else None
+
+
+def _repacked(cost: ArtifactCost, target: Target) -> bool:
+    """Whether llama.cpp repacks the file's matrices on this board."""
+    return described(cost.format).repacked and bool({"avx2", *DOT} & set(target.isa))
+
+
+def _held(own: dict[str, float], cost: ArtifactCost, context: int) -> Estimate:
     value = own["base_mib"] + own["of_file"] * cost.file_bytes / MIB
     cached = cost.kv_bytes_per_token * context / MIB
     return Estimate(value + cached, value * own["low"] + cached, value * own["high"] + cached)

@@ -32,6 +32,9 @@ def render_prediction(document: dict[str, Any], board: str) -> list[RenderableTy
             table.add_row(label, "unknown", escape(document["reasons"].get(name, "")))
         else:
             table.add_row(label, _short(estimate["value"]), f"{_short(estimate['low'])} to {_short(estimate['high'])}")
+    if mapped := document.get("ram_mapped_mib"):
+        interval = f"{_short(mapped['low'])} to {_short(mapped['high'])}"
+        table.add_row("the same, file mapped", _short(mapped["value"]), interval)
     read = cost["projection_bytes"] + cost["kv_bytes_per_token"] * conditions["context"]
     table.add_row("read per token, MiB", f"{read / 2**20:.1f}", "exact")
     lines: list[RenderableType] = [table]
