@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from result import publish
+from result import fill, publish
 from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, dense_model, pruned_model, random_widths, write_model
@@ -52,14 +52,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="turns at the first prompt and context; elsewhere one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose table is to be this")
+    parser.add_argument("--show", type=Path, help="a result of before: show it, measure nothing")
     args = parser.parse_args()
+    if args.show:
+        result = json.loads(args.show.read_text(encoding="utf-8"))
+        return show(result["rows"], args.pages)
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for name, path in files(args, Path(work)):
             for row in measured(name, path, args):
                 rows.append(row)
                 console.print(row, highlight=False)
-    table(rows)
+    show(rows, args.pages)
     conditions = {"threads": args.threads, "steps": args.steps}
     publish({"benchmark": "memory", "machine": machine_facts(), "versions": versions(), **conditions, "rows": rows},
             args.out)  # fmt: skip
@@ -118,20 +123,27 @@ def summary(runs: list[dict[str, float]], mapped: list[dict[str, float]], size: 
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> None:
-    found = Table(title="memory of a process in llama.cpp, less its base, in MiB; decode speed over that of mapped")
-    first = ["file", "MiB", "context", "prompt", "KV"]
-    for column in first + [name for way in WAYS for name in (way, "over", "decode")]:
-        found.add_column(column, justify="left" if column == "file" else "right")
-    for row in rows:
-        cells = [row["name"], f"{row['file_bytes'] / MIB:.1f}", str(row["context"]), str(row["prompt"])]
-        cells.append(str(row["mapped"]["kv_mib"]))
-        for way in WAYS:
-            ratio = row[way]["faster"]
-            decode = f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio and way != "mapped" else ""
-            cells += [str(row[way]["peak_mib"]), f"{row[way]['over']:.2f}", decode]
-        found.add_row(*cells)
+def show(rows: list[dict[str, Any]], pages: list[Path]) -> None:
+    """The table on the terminal and in pages: memory over file less KV, and decode speed over that of mapped."""
+    columns = ["file", "MiB", "context", "prompt", "KV, MiB", *(f"{way}, x file" for way in WAYS)]
+    columns += [f"decode: {way}" for way in list(WAYS)[1:]]
+    cells = [cells_of(row) for row in rows]
+    found = Table(*columns, title="memory of a process in llama.cpp, less its base and its KV cache, over the file")
+    for line in cells:
+        found.add_row(*line)
     console.print(found)
+    lines = ["| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]]
+    for page in pages:
+        fill(page, "memory", lines)
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
+    ratios = [row[way]["faster"] for way in list(WAYS)[1:]]
+    return [
+        row["name"], f"{row['file_bytes'] / MIB:.1f}", str(row["context"]), str(row["prompt"]),
+        f"{row['mapped']['kv_mib']:.1f}", *(f"{row[way]['over']:.2f}" for way in WAYS),
+        *(f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else "" for ratio in ratios),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

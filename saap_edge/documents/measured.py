@@ -77,6 +77,7 @@ class LlamaBenchRow(Part):
     n_threads: int = Field(description="threads")
     type_k: Any = Field(default=None, description="type of the cached keys; null: unknown")
     type_v: Any = Field(default=None, description="type of the cached values; null: unknown")
+    use_mmap: bool | None = Field(default=None, description="the file is mapped, not read; null: unknown")
     n_prompt: int = Field(description="tokens of the prompt that is timed")
     n_gen: int = Field(description="tokens decoded that are timed")
     n_depth: int = Field(description="tokens in the cache before")

@@ -192,6 +192,7 @@ def _llama_bench(
     common = {
         "model_filename": subject.path.name, "model_n_params": loaded.get("parameters", subject.parameters),
         "n_threads": conditions.threads, "type_k": loaded.get("kv_type"), "type_v": loaded.get("kv_type"),
+        "use_mmap": loaded.get("mapped"),
     }  # fmt: skip
     prefill = _row(prompt, [round(NS * seconds) for seconds in samples.ttft_s])
     decoding = _row(decode, [round(NS * sum(steps)) for steps in samples.steps_s])

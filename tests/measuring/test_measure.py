@@ -78,7 +78,7 @@ def test_rows_are_those_of_llama_bench(document):
     metrics = document["artifacts"][0]["metrics"]
     prefill, decoding = metrics["llama_bench"]
     assert (prefill["n_prompt"], prefill["n_gen"], decoding["n_prompt"], decoding["n_gen"]) == (8, 0, 0, 4)
-    assert decoding["n_depth"] == 8 and prefill["model_filename"] == "dense.gguf"
+    assert decoding["n_depth"] == 8 and prefill["model_filename"] == "dense.gguf" and prefill["use_mmap"] is True
     for row, tokens in ((prefill, 8), (decoding, 4)):
         rates = [1e9 * tokens / sample for sample in row["samples_ns"]]
         assert row["avg_ts"] == pytest.approx(statistics.mean(rates)) and row["samples_ts"] == pytest.approx(rates)
