@@ -36,6 +36,9 @@ __all__ = ["check_importance", "held_projections", "write_kquant"]
 _FALLBACKS = ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "F16")
 
 
+FLOOR = 1e-6  # of the mean importance of a matrix: the least that a column has
+
+
 def check_importance(format: Format, imatrix: Path | None) -> None:
     """Raise SaapError when the format needs an importance matrix and there is none."""
     if format.needs_importance and imatrix is None:
@@ -122,6 +125,7 @@ def _names(weights: ExportWeights, index: int) -> list[str]:
 def _importance(matrix: dict[str, np.ndarray], weights: ExportWeights, path: Path) -> dict[str, np.ndarray]:
     """The importance matrix under the file's names, as wide as the file's rows.
 
+    llama.cpp stores zeros for a block whose columns the calibration text never used (importance 0): a floor keeps them.
     Columns that the exporter added are zeros, so any importance would do; the mean keeps llama.cpp's weighted sums away
     from zero. Stacked matrices have the same input, and so one importance.
     """
@@ -134,6 +138,6 @@ def _importance(matrix: dict[str, np.ndarray], weights: ExportWeights, path: Pat
             if values is None or (name in weights and values.shape != (shapes[name][1],)):
                 what = "is missing" if values is None else f"has {values.shape[0]} channels, not {shapes[name][1]}"
                 raise SaapError(f"'{path}': {name} {what}: measure the importance matrix on the model that is exported")
-            extra = padded[name][1] - len(values)
-            found[projection.name] = np.pad(values, (0, extra), constant_values=float(values.mean()))
+            extra, mean = padded[name][1] - len(values), float(values.mean()) or 1.0
+            found[projection.name] = np.pad(np.maximum(values, FLOOR * mean), (0, extra), constant_values=mean)
     return found

@@ -118,6 +118,19 @@ def test_importance_changes_the_codes_and_lowers_the_weighted_error(quantisation
         assert after < 0.95 * before, name
 
 
+@pytest.mark.parametrize("quantisation", ["q4_0", "iq4_nl"])
+@pytest.mark.parametrize("unused", [slice(0, 64), slice(None)], ids=["some", "all"])
+def test_columns_that_calibration_never_used_keep_their_weights(quantisation, unused, model, source, tmp_path):
+    folder, _ = model
+    weights, name = ExportWeights(folder), "model.layers.0.self_attn.q_proj.weight"
+    matrix = importance_matrix(load_model(folder), torch.arange(32)[None])
+    matrix[name][unused] = 0
+    write_kquant(folder, source, tmp_path / "m.gguf", quantisation, save_importance(matrix, tmp_path))
+    held = {key: value[:, unused] for key, value in held_projections(tmp_path / "m.gguf", weights) if key == name}[name]
+    own = weights.tensor(name).numpy()[:, unused]
+    assert np.abs(held - own).mean() < 0.2 * np.abs(own).mean()
+
+
 def test_a_low_type_without_importance_is_refused_before_anything_is_written(model, source, tmp_path):
     with pytest.raises(SaapError, match="'iq2_m' needs an importance matrix"):
         export_artifacts(model[0], tmp_path, ("gguf-f16", "gguf-iq2_m"), "pruned", {}, lambda name: None)
