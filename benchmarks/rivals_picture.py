@@ -55,6 +55,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
                 panel.annotate(row["type"], (x, y), (3, 2), textcoords="offset points", fontsize=6, color=f"C{index}")
         panel.set_xlabel(title)
         panel.set_yscale("log")
+        for axis_format in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            axis_format("{x:.0f}")
     for panel in panels[:, 0]:
         panel.set_ylabel("perplexity, test text")
     panels.flat[0].legend()
