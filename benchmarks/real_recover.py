@@ -71,8 +71,9 @@ def train(frame: Frame, pruned: Path, folder: Path, tokens: int) -> dict[str, An
     size = write_gguf(out / "model", file, settings.format)["file_bytes"]
     with Worker("llama.cpp", file, torch.get_num_threads(), recipe.score.window) as worker:
         losses = {name: [nll(worker, window) for window in text.tolist()] for name, text in frame.tests.items()}
-    kept = ("before", "after", "dense", "tokens", "format")
-    return {"file": file.name, "file_bytes": size, "losses": losses} | {name: document[name] for name in kept}
+    kept = {name: document[name] for name in ("before", "after", "dense", "format")}
+    # Whole batches only: a few tokens less than were asked for, by which the row is known.
+    return {"file": file.name, "file_bytes": size, "losses": losses, "trained_tokens": document["tokens"]} | kept
 
 
 def nll(worker: Worker, window: list[int]) -> float:
