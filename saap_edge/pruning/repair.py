@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from saap_edge.machine.memory import give_back
 from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.head import states_perplexity
 from saap_edge.model.perplexity import Perplexity
@@ -145,7 +144,6 @@ def judge_variants(
                 stored = mended if number == store else stored
             if stored is not None:
                 stored.put(module)
-        give_back()
         progress()
     if not len(heldout):
         return []
