@@ -22,8 +22,8 @@ def give_back() -> None:
     """Return freed memory to the system.
 
     glibc keeps what was freed between blocks in use. What the next pass needs may not fit into these gaps, so that the
-    peak of a stage is above what it ever holds at once: by a sixth when a model is scored in float32. The system clears pages
-    before it gives them again, which takes time: not after every small step.
+    peak of a stage is above what it ever holds at once: by a sixth when a model is scored in float32. The system clears
+    pages before it gives them again, which takes time: not after every small step.
     """
     if trim := _trim():
         trim(0)
