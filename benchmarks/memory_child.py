@@ -5,8 +5,8 @@ python benchmarks/memory_child.py FILE mapped|read THREADS CONTEXT PROMPT STEPS
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +23,9 @@ class Read(LlamaCppEngine):
     mapped = False
 
 
+WAYS = {"mapped": Mapped, "read": Read}
+
+
 def resident() -> dict[str, int]:
     """Bytes: the highest and the present resident memory, and what of it is not of files that can be dropped."""
     lines = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
@@ -31,23 +34,27 @@ def resident() -> dict[str, int]:
 
 
 def main() -> None:
-    path, way = Path(sys.argv[1]), {"mapped": Mapped, "read": Read}[sys.argv[2]]
-    threads, context, prompt, steps = map(int, sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("way", choices=WAYS)
+    for name in ("threads", "context", "prompt", "steps"):
+        parser.add_argument(name, type=int)
+    args = parser.parse_args()
     llama_cpp.llama_backend_init()
     base = resident()
     begin = time.perf_counter()
-    engine = way(path, threads, context)
+    engine = WAYS[args.way](args.file, args.threads, args.context)
     loaded = time.perf_counter() - begin
-    engine.forward(list(range(5, 5 + prompt)))
+    engine.forward(list(range(5, 5 + args.prompt)))
     begin, cpu = time.perf_counter(), time.process_time()
-    for token in range(steps):
+    for token in range(args.steps):
         engine.forward([100 + token])
     clock, cpu = time.perf_counter() - begin, time.process_time() - cpu
     after = resident()
     print(json.dumps({
         "base": base["now"], "peak": after["peak"] - base["now"], "anonymous": after["anonymous"] - base["anonymous"],
-        "kv": context * engine.kv_bytes_per_token(), "load_s": loaded, "decode_tok_s": steps / clock,
-        "decode_cpu_s": cpu / steps,
+        "kv": args.context * engine.kv_bytes_per_token(), "load_s": loaded, "decode_tok_s": args.steps / clock,
+        "decode_cpu_s": cpu / args.steps,
     }))  # fmt: skip
 
 
