@@ -12,6 +12,7 @@ from pathlib import Path
 
 import llama_cpp
 
+from saap_edge.engines.child import kilobytes
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 
 
@@ -28,8 +29,7 @@ WAYS = {"mapped": Mapped, "read": Read}
 
 def resident() -> dict[str, int]:
     """Bytes: the highest and the present resident memory, and what of it is not of files that can be dropped."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-    found = {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) == 3 and line[2] == "kB"}
+    found = kilobytes("status", "VmHWM|VmRSS|RssAnon")
     return {"peak": found["VmHWM"], "now": found["VmRSS"], "anonymous": found["RssAnon"]}
 
 
@@ -46,15 +46,14 @@ def main() -> None:
     engine = WAYS[args.way](args.file, args.threads, args.context)
     loaded = time.perf_counter() - begin
     engine.forward(list(range(5, 5 + args.prompt)))
-    begin, cpu = time.perf_counter(), time.process_time()
+    cpu = time.process_time()
     for token in range(args.steps):
         engine.forward([100 + token])
-    clock, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    cpu = time.process_time() - cpu
     after = resident()
     print(json.dumps({
         "base": base["now"], "peak": after["peak"] - base["now"], "anonymous": after["anonymous"] - base["anonymous"],
-        "kv": args.context * engine.kv_bytes_per_token(), "load_s": loaded, "decode_tok_s": args.steps / clock,
-        "decode_cpu_s": cpu / args.steps,
+        "kv": args.context * engine.kv_bytes_per_token(), "load_s": loaded, "decode_cpu_s": cpu / args.steps,
     }))  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 
 from saap_edge import __version__
+from saap_edge.engines.gguf_memory import HUGE_PAGES
 from saap_edge.errors import SaapError
 from saap_edge.formats import format_of
 from saap_edge.registry import resolve
@@ -44,7 +45,7 @@ READING = """\
 
 PAGES = """\
 # Large blocks of memory in huge pages, where the C library is glibc and the kernel has them: decoding is faster.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+export {0}="${{{0}:-{1}}}"
 """
 
 GGUF = '''\
@@ -145,7 +146,7 @@ def launch_files(artifact_format: str, model: str, threads: int, context: int, p
         "reading": READING if record.repacked else "", "how": " $how" if record.repacked else "",
     }  # fmt: skip
     native = program.native.format(**values)
-    pages = PAGES if record.repacked else ""
+    pages = "".join(PAGES.format(*pair) for pair in HUGE_PAGES.items()) if record.repacked else ""
     shell = SHELL.format(native=native, pages=pages, tokens=TOKENS, prompt=shlex.quote(prompt))
     requirements = [f"saap-edge[device]=={__version__}"]
     requirements += [f"{package}=={importlib.metadata.version(package)}" for package in program.packages]

@@ -48,7 +48,7 @@ def target_settings(spec: ModelSpec, recipe: Recipe, target: Target) -> dict[str
 
 def will_be_uniform(spec: ModelSpec, recipe: Recipe) -> bool:
     """Whether the plan will be uniform, because the family allows nothing else or the recipe asks for it."""
-    return bool(spec.family.uniform_only) or recipe.prune.method == "uniform"
+    return _why_uniform(spec, recipe) is not None
 
 
 def _why_uniform(spec: ModelSpec, recipe: Recipe) -> str | None:

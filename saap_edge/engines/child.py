@@ -22,7 +22,7 @@ from saap_edge.engines.registry import VOCABULARY, engine_named
 from saap_edge.errors import SaapError
 from saap_edge.registry import resolve
 
-__all__ = ["VOCABULARY", "Server", "log_probabilities", "main"]
+__all__ = ["VOCABULARY", "Server", "kilobytes", "log_probabilities", "main"]
 
 PIECE = 512  # tokens of a prompt at a time: llama.cpp's own default
 
@@ -183,7 +183,7 @@ class Server:
 
         PSS counts a page that n processes map as 1/n. It is None where the kernel does not state it (before 4.14).
         """
-        found = _kilobytes("status", "VmHWM|VmRSS") | _kilobytes("smaps_rollup", "Pss")
+        found = kilobytes("status", "VmHWM|VmRSS") | kilobytes("smaps_rollup", "Pss")
         return {"peak": found["VmHWM"], "now": found["VmRSS"], "pss": found.get("Pss")}
 
 
@@ -200,7 +200,7 @@ def log_probabilities(logits: np.ndarray, tokens: list[int]) -> tuple[np.ndarray
     return (chosen - peak).astype(np.float64) - norm, logits.argmax(axis=1) == tokens
 
 
-def _kilobytes(name: str, keys: str) -> dict[str, int]:
+def kilobytes(name: str, keys: str) -> dict[str, int]:
     """The lines `key: n kB` of a file in /proc/self, in bytes; empty where there is no such file."""
     path = Path("/proc/self") / name
     lines = path.read_text() if path.is_file() else ""
