@@ -18,6 +18,7 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib.figure import Figure
+from result import fill
 
 PANELS: dict[str, Callable[[dict[str, Any]], float]] = {
     "file, MB (best: lower left)": lambda row: row["file_bytes"] / 1e6,
@@ -35,10 +36,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path, help="what rivals.py wrote with --out")
     parser.add_argument("--out", type=Path, required=True, help="SVG file")
+    parser.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose table is to be this")
     arguments = parser.parse_args()
     rows = json.loads(arguments.result.read_text(encoding="utf-8"))["rows"]
+    for page in arguments.pages:
+        fill(page, "rivals", table(rows))
     with matplotlib.rc_context(STYLE):
         draw(rows).savefig(arguments.out, metadata={"Date": None})
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: quality and speed over dense Q4_0 of every file."""
+    lines = ["| file | MB | perplexity | llama-perplexity | decode [95 %] | prefill |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        ratio = row["decode_ratio"]
+        decode = "{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**ratio)
+        figures = f"{row['perplexity']:.1f} | {row['llama_perplexity']:.1f} | {decode}"
+        size, prefill = f"{row['file_bytes'] / 1e6:.1f}", f"{row['prefill_ratio']['ratio']:.2f}"
+        lines.append(f"| {row['model']} {row['type']} | {size} | {figures} | {prefill} |")
+    return lines
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
