@@ -72,6 +72,7 @@ class Layout:
         return found  # type: ignore[no-any-return]
 
 
+_IN_JAVASCRIPT = ("onnx-int4", "onnx-int8", "onnx-fp32", "onnx-int4-full", "onnx-fp16")
 OWN: tuple[Layout, ...] = (
     Layout(
         "ollama", about="Ollama: `ollama create NAME -f Modelfile` in the folder",
@@ -81,6 +82,16 @@ OWN: tuple[Layout, ...] = (
                  "gguf-q3_k_m", "gguf-q3_k_s", "gguf-q2_k", "gguf-iq4_nl", "gguf-iq4_xs", "gguf-iq3_m", "gguf-iq3_s",
                  "gguf-iq3_xxs", "gguf-iq2_m", "gguf-iq2_s", "gguf-iq2_xs", "gguf-iq2_xxs", "gguf-f16", "gguf-bf16",
                  "gguf-f32"),
+    ),
+    Layout(
+        "transformers.js", about="@huggingface/transformers 4, in node and in browsers",
+        writes="onnx/model.onnx with its data, config.json and the tokenizer",
+        writer="saap_edge.layouts.transformers_js:write", formats=_IN_JAVASCRIPT,
+    ),
+    Layout(
+        "browser", about="a page that runs the model in the browser, from any web server",
+        writes="index.html, its scripts, onnxruntime-web's wasm and the ONNX model",
+        writer="saap_edge.layouts.browser:write", formats=_IN_JAVASCRIPT, packages=True,
     ),
 )  # fmt: skip
 LAYOUTS: Registry[Layout] = Registry("layout", "saap_edge.layouts", own=OWN)
