@@ -67,8 +67,10 @@ def bench(
     place: Place, against: str | Path | None = None, *, threads: int | None = None, prompt_tokens: int | None = None,
     decode_tokens: int | None = None, rounds: int | None = None, contexts: Sequence[int] | None = None,
     budget: Budget | Mapping[str, Any] | str | Path | None = None, max_rounds: int | None = None,
-    target: str | None = None, host: str | None = None, ssh_config: Path | None = None,
-    remote_python: str | None = None, remote_folder: str | None = None, keep: bool = False, progress: Listener = None,
+    target: str | None = None, python: str | Path | None = None, against_python: str | Path | None = None,
+    llama_bench: str | Path | None = None, against_llama_bench: str | Path | None = None, host: str | None = None,
+    ssh_config: Path | None = None, remote_python: str | None = None, remote_folder: str | None = None,
+    keep: bool = False, progress: Listener = None,
 ) -> Bench:  # fmt: skip
     """Measure speed and memory: of a bundle, of two bundles by turns, or of dense and pruned in a run.
 
@@ -84,6 +86,10 @@ def bench(
         budget: limits; rounds are added while noise leaves one of them open.
         max_rounds: rounds at most, where there is a budget; `rounds` where absent.
         target: the board that the limits are for.
+        python: another Python environment, by its folder or its interpreter, in which the runtime runs `place`.
+        against_python: the same for `against`. Give the same bundle twice to compare two builds of the runtime.
+        llama_bench: llama.cpp's own llama-bench, which runs `place`, a GGUF bundle, without our loop.
+        against_llama_bench: the same for `against`.
         host: measure on this board over SSH (docs/boards.md). The options below go with it.
         ssh_config: configuration file of ssh, instead of ~/.ssh/config.
         remote_python: Python on the board; that of ~/.cache/saap-edge/venv, or python3, where absent.
@@ -103,7 +109,8 @@ def bench(
     if (path / "stage.json").is_file():
         return bench_stage(
             path, against=against, threads=threads, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens,
-            rounds=rounds, contexts=contexts, budget=budget, max_rounds=max_rounds, target=target, host=host,
+            rounds=rounds, contexts=contexts, budget=budget, max_rounds=max_rounds, target=target, python=python,
+            against_python=against_python, llama_bench=llama_bench, against_llama_bench=against_llama_bench, host=host,
             ssh_config=ssh_config, remote_python=remote_python, remote_folder=remote_folder, keep=keep,
             progress=listener,
         ).bench  # fmt: skip
@@ -112,6 +119,7 @@ def bench(
         "contexts": tuple(contexts) if contexts else None,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
+    options |= _builds(against is not None, (python, llama_bench), (against_python, against_llama_bench), contexts)
     there = {"config": ssh_config, "python": remote_python, "folder": remote_folder, "keep": keep or None}
     there = {name: value for name, value in there.items() if value is not None}
     _check_host(host, there)
@@ -145,6 +153,22 @@ def bench_stage(place: Place, *, progress: Listener = None, **options: Any) -> R
 def _check_host(host: str | None, there: Mapping[str, Any]) -> None:
     if there and host is None:
         raise SaapError("--ssh-config, --remote-python, --remote-dir and --keep go with --host")
+
+
+Named = tuple[str | Path | None, str | Path | None]  # an environment, and a program
+
+
+def _builds(beside: bool, own: Named, others: Named, contexts: Any) -> dict[str, Any]:
+    """The option `builds` of `bench_bundles`. Raises SaapError for options that do not go together."""
+    if any(others) and not beside:
+        raise SaapError("--against-python and --against-llama-bench go with --against")
+    if all(own) or all(others):
+        raise SaapError("a side runs in one environment or in one llama-bench: give --python or --llama-bench")
+    if contexts and (own[1] or others[1]):
+        raise SaapError("--contexts is measured by saap-edge's own loop: it does not go with --llama-bench")
+    names = ("python", "program")
+    builds = [{name: str(place) for name, place in zip(names, side, strict=True) if place} for side in (own, others)]
+    return {"builds": builds} if any(builds) else {}
 
 
 def _looks(budget: Any, max_rounds: int | None, rounds: int, target: str | None) -> dict[str, Any]:

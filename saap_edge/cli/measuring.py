@@ -53,6 +53,19 @@ def bench(
         int | None, typer.Option("--max-rounds", min=3, help="Rounds at most; only with --budget (default: --rounds)")
     ] = None,
     target: TargetOption = None,
+    python: Annotated[
+        str | None,
+        typer.Option("--python", help="Run it in this Python environment, which has another build of the runtime"),
+    ] = None,
+    against_python: Annotated[
+        str | None, typer.Option("--against-python", help="Run the bundle of --against in this Python environment")
+    ] = None,
+    llama_bench: Annotated[
+        str | None, typer.Option("--llama-bench", help="Run it in this llama-bench of llama.cpp, without our loop")
+    ] = None,
+    against_llama_bench: Annotated[
+        str | None, typer.Option("--against-llama-bench", help="Run the bundle of --against in this llama-bench")
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="Measure on this board over SSH: user@board, or a name in ~/.ssh/config"),
@@ -80,6 +93,9 @@ def bench(
         saap-edge bench new.tar.zst --against main.tar.zst --out bench.json
         saap-edge bench new.tar.zst --against main.tar.zst --budget budgets.yaml --max-rounds 28 --out bench.json
         saap-edge bench model.tar.zst --contexts 128,512,2048     decode speed as the context grows
+        saap-edge bench model.tar.zst --python ~/new --against model.tar.zst      a new build of the runtime beside this
+        saap-edge bench model.tar.zst --llama-bench new/llama-bench --against model.tar.zst \\
+            --against-llama-bench old/llama-bench                 two builds of llama.cpp
         saap-edge bench model.tar.zst --host pi@raspberrypi       on that board, over SSH
         saap-edge bench out/stages/verify-HASH                    the next stage of a run; its recipe has the settings
 
@@ -89,13 +105,18 @@ def bench(
     added while noise leaves a limit open. The intervals are wider for it, so that looking again does not make errors
     likelier (docs/gate.md). docs/boards.md says how a board is measured over SSH.
 
+    The same bundle on both sides, in two builds of its runtime, tells what an upgrade of the runtime costs: a limit on
+    decode_vs_baseline judges it. --python takes the folder of an environment (python -m venv) that has the runtime,
+    numpy and pydantic. With --host, these are paths on the board.
+
     Exit codes: 0 ok, 2 bad input.
     """
     options: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
         "contexts": _contexts(contexts) if contexts else None, "budget": budget, "max_rounds": max_rounds,
-        "target": target, "host": host, "ssh_config": ssh_config, "remote_python": remote_python,
-        "remote_folder": remote_dir, "keep": keep,
+        "target": target, "python": python, "against_python": against_python, "llama_bench": llama_bench,
+        "against_llama_bench": against_llama_bench, "host": host, "ssh_config": ssh_config,
+        "remote_python": remote_python, "remote_folder": remote_dir, "keep": keep,
     }  # fmt: skip
     if (path / "stage.json").is_file():
         if out:

@@ -16,7 +16,7 @@ from saap_edge.errors import SaapError
 
 __all__ = [
     "Bench", "BenchedArtifact", "ChatResult", "Comparison", "Conditions", "Limits", "Machine", "Metrics", "Pair",
-    "Sensors",
+    "Runtime", "Sensors",
 ]  # fmt: skip
 
 SCHEMA: Literal[2] = 2
@@ -76,6 +76,23 @@ class Metrics(Part):
         return int(found)
 
 
+class Runtime(Part):
+    """The build of the runtime that ran an artifact."""
+
+    versions: dict[str, str] = Field(default_factory=dict, description="version of the runtime's package, and of numpy")
+    build: str | None = Field(default=None, description="what the runtime says of its build; null: nothing")
+    python: str | None = Field(default=None, description="version of Python; null: none took part")
+    own_loop: bool = Field(
+        default=True, description="timed step by step by saap-edge; false: by the runtime's own benchmark program"
+    )
+    program: str | None = Field(
+        default=None, description="interpreter or program that ran it; null where no build was named"
+    )
+    module: str | None = Field(
+        default=None, description="folder that the runtime was imported from; null where no build was named"
+    )
+
+
 class BenchedArtifact(Part):
     """One artifact that was measured."""
 
@@ -84,6 +101,7 @@ class BenchedArtifact(Part):
     format: str = Field(description='format, as "gguf-q4_0"')
     engine: str | None = Field(default=None, description="what ran it; null: unknown")
     model: str | None = Field(default=None, description="hash of the model it was made from; null: unknown")
+    runtime: Runtime | None = Field(default=None, description="build that ran it; missing in older documents")
     metrics: Metrics = Field(description="its figures")
 
 

@@ -7,8 +7,10 @@ be measured only of a whole process.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
 import re
 import sys
 import time
@@ -55,22 +57,29 @@ class Server:
         return self._engine
 
     def load(
-        self, engine: str, path: str, threads: int, context: int, entry: str | None = None, module: str | None = None
-    ) -> dict[str, Any]:
+        self, engine: str, path: str, threads: int, context: int, entry: str | None = None, module: str | None = None,
+        package: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Load an artifact and describe it; `seconds` leaves out the import of the runtime.
 
-        `entry` and `module` are those of the engine's record, for an engine that only the asking process knows.
+        `entry`, `module` and `package` are those of the engine's record, for an engine that only the asking process
+        knows. `runtime` says which build of it runs.
         """
-        __import__(module or engine_named(engine).module)
+        module = module or engine_named(engine).module
+        __import__(module)
         getattr(engine_class(engine, entry), "import_runtime", bool)()
         start = time.perf_counter()
-        self._engine = load_engine(engine, path, threads, context, entry)
+        try:
+            self._engine = load_engine(engine, path, threads, context, entry)
+        except AttributeError as error:
+            raise SaapError(f"this version of {package or module} lacks what saap-edge calls: {error}") from None
         seconds = time.perf_counter() - start
         described: dict[str, Any] = getattr(self._engine, "describe", dict)()
         return {
             "seconds": seconds,
             "vocab_size": self._engine.vocab_size,
             "kv_bytes_per_token": self._engine.kv_bytes_per_token(),
+            "runtime": _runtime(module, package) | {"build": getattr(self._engine, "build", lambda: None)()},
             **described,
         }
 
@@ -185,6 +194,21 @@ class Server:
         """
         found = kilobytes("status", "VmHWM|VmRSS") | kilobytes("smaps_rollup", "Pss")
         return {"peak": found["VmHWM"], "now": found["VmRSS"], "pss": found.get("Pss")}
+
+
+def _runtime(module: str, package: str | None) -> dict[str, Any]:
+    """Which build of a runtime this process has: versions, and from where it was imported."""
+    versions = {}
+    for name in filter(None, (package, "numpy")):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # installed under another name, as onnxruntime's other builds
+            versions[name] = str(getattr(sys.modules.get(module), "__version__", "unknown"))
+    place = getattr(sys.modules[module], "__file__", None)
+    return {
+        "program": sys.executable, "python": platform.python_version(), "versions": versions,
+        "module": str(Path(place).parent) if place else None,
+    }  # fmt: skip
 
 
 def log_probabilities(logits: np.ndarray, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:

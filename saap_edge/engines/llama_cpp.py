@@ -186,6 +186,10 @@ class LlamaCppEngine(LlamaCppVocabulary):
         """Bytes of KV cache that one token takes: F16 keys and values of every layer's own kv heads."""
         return 2 * self._shape.kv_elements
 
+    def build(self) -> str:
+        """What llama.cpp says of its build: the kernels it has, and what this CPU lets it use."""
+        return " ".join(llama_cpp.llama_print_system_info().decode(errors="replace").split())
+
     def describe(self) -> dict[str, Any]:
         """Runtime, model and settings: conditions that belong beside every figure."""
         return {
@@ -210,5 +214,6 @@ register_engine(
         vocab_size=lambda path: read_shape(read_header(path)).vocab_size, cost=gguf_cost, tokenizes=True,
         half_sums=True, chat="saap_edge.engines.chat:LlamaCppChat",
         writer="saap_edge.engines.llama_writer:LlamaCppWriter", environment=environment_for,
+        benchmark="saap_edge.engines.llama_bench:LlamaBench",
     )
 )  # fmt: skip

@@ -55,6 +55,11 @@ class OnnxEngine:
             raise ValueError(f"token ids must be in 0 to {self.vocab_size - 1}")
         return ids
 
+    def build(self) -> str | None:
+        """What ONNX Runtime says of its build: commit, type and compiler flags; None where it does not say."""
+        told = getattr(ort, "get_build_info", lambda: None)()
+        return None if told is None else " ".join(str(told).split())
+
     def _describe(self, quantisation: str | None, kv_bytes: int) -> dict[str, Any]:
         """Runtime, model and settings: conditions that belong beside every figure."""
         return {

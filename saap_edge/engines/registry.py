@@ -42,6 +42,7 @@ class EngineRecord:
         half_sums: inputs of float products take the type of the weight, scales of rounded inputs and attention fp16.
         writer: "module:class" of what writes many documents at a time (engines/llama_writer.py).
         environment: variables that a process needs to run an artifact well; what the user has set himself stays.
+        benchmark: "module:class" that drives its runtime's own benchmark program (engines/llama_bench.py).
     """
 
     name: str
@@ -60,6 +61,7 @@ class EngineRecord:
     chat_module: str | None = None
     writer: str | None = None
     environment: Callable[[Path], dict[str, str]] = lambda path: {}
+    benchmark: str | None = None
 
     def entry_of(self, name: str) -> str:
         """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY, CHAT or WRITER.

@@ -8,7 +8,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from saap_edge.engines.environment import child_command
 from saap_edge.engines.registry import engine_named
 from saap_edge.errors import SaapError
 from saap_edge.machine.waiting import without_ours
@@ -37,18 +37,19 @@ class Worker:
     """A child process with one artifact loaded. Use it as a context manager.
 
     `loaded` is how the child describes the artifact: seconds, vocab_size, kv_bytes_per_token, and the engine's own
-    description. Raises SaapError when the artifact cannot be loaded or kills the child.
+    description. `python` is the interpreter of another environment to run in (environment.py). Raises SaapError when
+    the artifact cannot be loaded or kills the child.
     """
 
-    def __init__(self, engine: str, path: Path, threads: int, context: int) -> None:
+    def __init__(self, engine: str, path: Path, threads: int, context: int, python: Path | None = None) -> None:
         self.engine, self.path = engine, Path(path)
         record = engine_named(engine)
-        told = {"entry": record.entry_of(engine), "module": record.module_of(engine)}
-        environment = record.environment(self.path) | child_environment() | {"OMP_NUM_THREADS": str(threads)}
+        told = {"entry": record.entry_of(engine), "module": record.module_of(engine), "package": record.package}
+        own = child_environment(ours=python is None) | {"OMP_NUM_THREADS": str(threads)}
+        environment = record.environment(self.path) | own
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "saap_edge.engines.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._stderr, env=environment,
+            child_command(python), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=environment
         )  # fmt: skip
         try:
             self.loaded = self._ask("load", engine=engine, path=str(path), threads=threads, context=context, **told)
@@ -212,8 +213,13 @@ def cause_of_death(code: int, stderr: bytes) -> str:
     return f"{name}{hint}" + (f": {lines[-1][:200]}" if lines else "")
 
 
-def child_environment() -> dict[str, str]:
-    """The environment of a child: it finds this package, and starts no debugger when it aborts."""
-    root = str(Path(__file__).parents[2])
+def child_environment(ours: bool = True) -> dict[str, str]:
+    """The environment of a child: it finds this package, and starts no debugger when it aborts.
+
+    Without `ours`, for another interpreter, nothing is added to its path: beside this package may lie other versions
+    of its packages.
+    """
+    root = str(Path(__file__).parents[2]) if ours else None
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return without_ours(os.environ) | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}
+    found = without_ours(os.environ) | {"GGML_NO_BACKTRACE": "1"}
+    return found | {"PYTHONPATH": path} if path else found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from saap_edge.bundle.check import file_problems
 from saap_edge.bundle.schema import Bundle, read_bundle
 from saap_edge.documents.bench import Bench
 from saap_edge.errors import SaapError
+from saap_edge.measuring.builds import build_of
 from saap_edge.measuring.conditions import longest_sequence
 from saap_edge.measuring.measure import BenchConditions, Subject, measure, steps_of
 from saap_edge.prediction.cost import artifact_cost
@@ -26,7 +27,8 @@ ROLES = ("candidate", "baseline")
 def bench_bundles(
     paths: Sequence[Path], bar: Bar, *, threads: int | None = None, prompt_tokens: int = 64, decode_tokens: int = 32,
     rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None,
-    instructions: bool = False, decided: Callable[[Bench], bool] = lambda document: True,
+    instructions: bool = False, builds: Sequence[Mapping[str, str]] = (),
+    decided: Callable[[Bench], bool] = lambda document: True,
 ) -> Bench:  # fmt: skip
     """Measure one bundle, or one against another, and return the bench document.
 
@@ -38,17 +40,17 @@ def bench_bundles(
         rounds, max_rounds: rounds that count, and most rounds while `decided` says no.
         contexts: further depths, in tokens, at which decoding is measured.
         instructions: count instructions, too.
+        builds: which build of the runtime runs each bundle (builds.py); this environment's where there is none.
         decided: as in `measuring.measure`.
 
     Raises SaapError when a bundle is damaged (every file's sha256 is checked first), when the two are of different
-    models, and when one does not run or holds fewer tokens than are asked for.
+    models, when one does not run or holds fewer tokens than are asked for, and when a build cannot be measured.
     """
     with ExitStack() as stack:
         folders = [path if path.is_dir() else stack.enter_context(unpacked(path)) for path in paths]
         bundles = [_checked(path, folder) for path, folder in zip(paths, folders, strict=True)]
-        subjects = [
-            _subject(role, folder, bundle) for role, folder, bundle in zip(ROLES, folders, bundles, strict=False)
-        ]
+        places = [*builds, *({} for _ in bundles)][: len(bundles)]
+        subjects = [_subject(*each) for each in zip(ROLES, folders, bundles, places, strict=False)]
         if len(bundles) > 1:
             _check_same_model(paths, bundles)
         threads = threads or min(bundles[0].board.threads, os.cpu_count() or 1)
@@ -74,12 +76,12 @@ def _checked(path: Path, folder: Path) -> Bundle:
     return bundle
 
 
-def _subject(role: str, folder: Path, bundle: Bundle) -> Subject:
-    cost = artifact_cost(folder / bundle.model, bundle.format)
+def _subject(role: str, folder: Path, bundle: Bundle, place: Mapping[str, str]) -> Subject:
+    cost, engine = artifact_cost(folder / bundle.model, bundle.format), engine_of(bundle.format)
     return Subject(
-        name=f"{role} {bundle.format}", role=role, engine=engine_of(bundle.format), format=bundle.format,
+        name=f"{role} {bundle.format}", role=role, engine=engine, format=bundle.format,
         path=folder / bundle.model, projection_bytes=cost.projection_bytes, file_bytes=cost.file_bytes,
-        parameters=cost.parameters, model=bundle.lineage.get("model"),
+        parameters=cost.parameters, model=bundle.lineage.get("model"), build=build_of(place, engine),
     )  # fmt: skip
 
 

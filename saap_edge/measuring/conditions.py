@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.machine.facts import versions
+from saap_edge.measuring.builds import Build
 from saap_edge.measuring.statistics import look_confidence, planned_looks
 
 __all__ = ["BenchConditions", "Subject", "longest_sequence"]
@@ -26,6 +27,7 @@ class Subject:
         file_bytes: its size, bytes.
         parameters: parameters of the model; None: unknown.
         model: hash of the model that it was made from; None: unknown.
+        build: which build of the engine's runtime runs it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Subject:
     file_bytes: int
     parameters: int | None = None
     model: str | None = None
+    build: Build = field(default_factory=Build)
 
 
 def longest_sequence(prompt_tokens: int, contexts: Iterable[int], decode_tokens: int) -> int:

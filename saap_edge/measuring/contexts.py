@@ -11,6 +11,7 @@ import numpy as np
 from saap_edge.documents.bench import Bench
 from saap_edge.documents.measured import Depth, DepthRatio, Ratio, Summary
 from saap_edge.engines.worker import Worker
+from saap_edge.measuring.builds import Runner
 from saap_edge.measuring.conditions import BenchConditions, Subject
 from saap_edge.measuring.cores import fastest_cores, share_cores
 from saap_edge.measuring.statistics import paired_ratio, summary
@@ -68,15 +69,16 @@ def _with_rows(document: Bench, rows: dict[str, list[Depth]], ratios: list[list[
     return document.model_copy(update={"artifacts": artifacts, "comparisons": comparisons})
 
 
-def random_tokens(worker: Worker, count: int) -> list[int]:
+def random_tokens(runner: Runner, count: int) -> list[int]:
     """`count` random token ids of the vocabulary. The time does not depend on which they are."""
-    ids = np.random.default_rng(0).integers(0, int(worker.loaded["vocab_size"]), count)
+    ids = np.random.default_rng(0).integers(0, int(runner.loaded["vocab_size"]), count)
     return [int(token) for token in ids]
 
 
 def _open(subject: Subject, context: int, conditions: BenchConditions) -> Worker:
     """A process whose sequence has `context` tokens, with room for those that are decoded."""
-    worker = Worker(subject.engine, subject.path, conditions.threads, context + conditions.decode_tokens)
+    room = context + conditions.decode_tokens
+    worker = subject.build.worker(subject.engine, subject.path, conditions.threads, room)
     try:
         worker.fill(random_tokens(worker, context))
     except BaseException:

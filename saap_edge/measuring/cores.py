@@ -12,8 +12,8 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from saap_edge.engines.worker import Worker
 from saap_edge.machine.sensors import read_number, read_text
+from saap_edge.measuring.builds import Runner
 
 __all__ = ["draw_cores", "fastest_cores", "share_cores"]
 
@@ -40,7 +40,7 @@ def fastest_cores(threads: int, system: Path = SYSTEM) -> list[list[int]]:
     return found if len(found) >= threads and sum(map(len, found)) > threads else []
 
 
-def share_cores(workers: Iterable[Worker], cores: Sequence[Sequence[int]], threads: int, dice: random.Random) -> None:
+def share_cores(workers: Iterable[Runner], cores: Sequence[Sequence[int]], threads: int, dice: random.Random) -> None:
     """Move all workers onto the same CPUs, chosen from `cores` by lot. Where `cores` is empty, the system chooses."""
     if cores:
         drawn = draw_cores(cores, threads, dice)

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from saap_edge.documents.bench import Bench, BenchedArtifact, Comparison, Conditions, Machine, Metrics, Pair
+from saap_edge.documents.bench import Bench, BenchedArtifact, Comparison, Conditions, Machine, Metrics, Pair, Runtime
 from saap_edge.documents.measured import LlamaBenchRow, Percentiles, Ratio, Ratios, Summary
 from saap_edge.measuring.conditions import Subject
 from saap_edge.measuring.statistics import CONFIDENCE, paired_ratio, scatter, summary
 from saap_edge.prediction.cost import bytes_per_token
 
-__all__ = ["DISTURBED", "NOISY", "Samples", "compared", "merge_documents", "write_document"]
+__all__ = [
+    "DISTURBED", "NOISY", "Samples", "compared", "counts", "merge_documents", "runtime_of", "summary_of",
+    "write_document",
+]  # fmt: skip
 
 NOISY = 0.05  # people are warned of rounds that scatter by more than this share
 DISTURBED = 0.9  # and of threads that had a CPU for less than this share of their time
@@ -34,6 +37,7 @@ class Samples:
         joules: energy of decoding, J, of every round; None where the meter did not tell.
         perplexity: no unit; None: not measured.
         instructions: instructions that decoding a token executes; None: not counted.
+        whole: decoding was timed as a whole: `steps_s` holds means, and `cpu_s` nothing.
     """
 
     ttft_s: list[float] = field(default_factory=list)
@@ -45,12 +49,15 @@ class Samples:
     joules: list[float | None] = field(default_factory=list)
     perplexity: float | None = None
     instructions: float | None = None
+    whole: bool = False
 
     def add(self, timing: Mapping[str, Any], joules: float | None = None) -> None:
         """Add a round, as `Worker.time` returns it."""
         self.ttft_s.append(timing["ttft_s"])
         self.steps_s.append(timing["decode_s"])
-        self.cpu_s.append(timing["decode_cpu_s"])
+        self.whole = timing.get("whole", False)
+        if not self.whole:
+            self.cpu_s.append(timing["decode_cpu_s"])
         self.joules.append(joules)
 
     def add_load(self, seconds: float, memory: Mapping[str, int | None]) -> None:
@@ -97,7 +104,13 @@ def write_document(
     CONFIDENCE.
     """
     told = Conditions.model_validate(conditions)
-    artifacts = [_artifact(subject, loaded[subject.name], samples[subject.name], told) for subject in subjects]
+    places = any(subject.build.elsewhere for subject in subjects)
+    artifacts = [
+        _artifact(subject, loaded[subject.name], samples[subject.name], told).model_copy(
+            update={"runtime": runtime_of(loaded[subject.name], places)}
+        )
+        for subject in subjects
+    ]  # fmt: skip
     read = {artifact.name: artifact.metrics.counted("bytes_per_token") for artifact in artifacts}
     return Bench(
         machine=Machine.model_validate(machine),
@@ -146,31 +159,27 @@ def _ratios(base: Samples, candidate: Samples, confidence: float) -> Ratios:
 def _artifact(
     subject: Subject, loaded: Mapping[str, Any], samples: Samples, conditions: Conditions
 ) -> BenchedArtifact:  # fmt: skip
-    kv_bytes, prompt, decode = int(loaded["kv_bytes_per_token"]), conditions.prompt_tokens, conditions.decode_tokens
+    prompt, decode = conditions.prompt_tokens, conditions.decode_tokens
     threads, confidence = conditions.threads or 1, conditions.confidence or CONFIDENCE
     rounds_ms = [[1000 * seconds for seconds in steps] for steps in samples.steps_s]
-    steps_ms = [step for steps in rounds_ms for step in steps]
-    p50, p95, p99 = (float(np.percentile(steps_ms, share)) for share in (50, 95, 99))
+    steps_ms = [] if samples.whole else [step for steps in rounds_ms for step in steps]
+    tails = [] if samples.whole else [float(np.percentile(steps, 95)) for steps in rounds_ms]
     metrics = Metrics(
-        decode_tok_s=_summary([1 / seconds for seconds in samples.step_s], confidence),
-        prefill_tok_s=_summary([prompt / seconds for seconds in samples.ttft_s], confidence),
-        ttft_ms=_summary([1000 * seconds for seconds in samples.ttft_s], confidence),
-        itl_ms=Percentiles(p50=p50, p95=p95, p99=p99),
-        itl_p95_ms=_summary([float(np.percentile(steps, 95)) for steps in rounds_ms], confidence),
-        load_ms=_summary([1000 * seconds for seconds in samples.load_s]),
-        peak_rss_mib=_summary([peak / 2**20 for peak in samples.peak_rss]),
-        peak_pss_mib=_summary([peak / 2**20 for peak in samples.peak_pss]),
-        file_bytes=subject.file_bytes,
-        projection_bytes=subject.projection_bytes,
-        kv_bytes_per_token=kv_bytes,
-        bytes_per_token=bytes_per_token(subject.projection_bytes, kv_bytes, prompt + decode // 2),
-        parameters=subject.parameters,
+        decode_tok_s=summary_of([1 / seconds for seconds in samples.step_s], confidence),
+        prefill_tok_s=summary_of([prompt / seconds for seconds in samples.ttft_s], confidence),
+        ttft_ms=summary_of([1000 * seconds for seconds in samples.ttft_s], confidence),
+        itl_ms=_percentiles(steps_ms),
+        itl_p95_ms=summary_of(tails, confidence),
+        load_ms=summary_of([1000 * seconds for seconds in samples.load_s]),
+        peak_rss_mib=summary_of([peak / 2**20 for peak in samples.peak_rss]),
+        peak_pss_mib=summary_of([peak / 2**20 for peak in samples.peak_pss]),
+        **counts(subject, loaded, prompt + decode // 2),
         perplexity=samples.perplexity,
         energy_j_per_token=samples.joules_per_token,
-        round_j_per_token=_summary(samples.round_joules, confidence),
+        round_j_per_token=summary_of(samples.round_joules, confidence),
         instructions_per_token=samples.instructions,
         noise=scatter(samples.step_s),
-        cpu_share=sum(map(sum, samples.cpu_s)) / sum(map(sum, samples.steps_s)) / threads,
+        cpu_share=None if samples.whole else sum(map(sum, samples.cpu_s)) / sum(map(sum, samples.steps_s)) / threads,
         llama_bench=_llama_bench(subject, loaded, samples, conditions),
     )
     return BenchedArtifact(
@@ -179,7 +188,32 @@ def _artifact(
     )  # fmt: skip
 
 
-def _summary(samples: Sequence[float], confidence: float = CONFIDENCE) -> Summary | None:
+def counts(subject: Subject, loaded: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """Metrics that were counted; what a token reads with `depth` tokens in the cache."""
+    kv_bytes = int(loaded["kv_bytes_per_token"])
+    return {
+        "file_bytes": subject.file_bytes, "projection_bytes": subject.projection_bytes, "kv_bytes_per_token": kv_bytes,
+        "bytes_per_token": bytes_per_token(subject.projection_bytes, kv_bytes, depth),
+        "parameters": subject.parameters,
+    }  # fmt: skip
+
+
+def _percentiles(steps_ms: Sequence[float]) -> Percentiles | None:
+    """None where single steps were not timed."""
+    if not steps_ms:
+        return None
+    p50, p95, p99 = (float(np.percentile(steps_ms, share)) for share in (50, 95, 99))
+    return Percentiles(p50=p50, p95=p95, p99=p99)
+
+
+def runtime_of(loaded: Mapping[str, Any], places: bool) -> Runtime:
+    """The build that ran an artifact; where it lies only if a build was named, else paths of this machine would stand
+    in every document."""
+    told = loaded.get("runtime", {})
+    return Runtime.model_validate(told if places else {**told, "program": None, "module": None})
+
+
+def summary_of(samples: Sequence[float], confidence: float = CONFIDENCE) -> Summary | None:
     """None where nothing was measured."""
     return Summary(**summary(samples, confidence)) if samples else None
 

@@ -12,12 +12,13 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from saap_edge.engines.environment import child_command
+from saap_edge.engines.registry import engine_named
 from saap_edge.engines.worker import TIMEOUT, child_environment
 from saap_edge.measuring.conditions import BenchConditions, Subject
 
@@ -28,11 +29,13 @@ _TOKENS = 4  # more tokens in the second process: few suffice, because all take 
 
 def instructions_per_token(subject: Subject, conditions: BenchConditions) -> float | None:
     """Instructions of decoding a token, at the depth of the conditions; None where no counter works."""
-    counter = find_counter()
-    if counter is None:
+    counter, python = find_counter(), subject.build.python
+    if counter is None or subject.build.program:
         return None
+    command, ours = child_command(python), python is None
     few, more = (
-        count(counter, _CHILD, _requests(subject, conditions.prompt_tokens, tokens)) for tokens in (1, 1 + _TOKENS)
+        count(counter, command, _requests(subject, conditions.prompt_tokens, tokens), ours)
+        for tokens in (1, 1 + _TOKENS)
     )
     return None if few is None or more is None else (more - few) / _TOKENS
 
@@ -43,8 +46,11 @@ def find_counter() -> str | None:
     return next((name for name in ("perf", "valgrind") if count(name, ["true"], "")), None)
 
 
-def count(counter: str, command: Sequence[str], text: str) -> int | None:
-    """Instructions of a process that gets `text` on stdin; None where it fails, or they are not counted."""
+def count(counter: str, command: Sequence[str], text: str, ours: bool = True) -> int | None:
+    """Instructions of a process that gets `text` on stdin; None where it fails, or they are not counted.
+
+    `ours` as in `child_environment`.
+    """
     program = shutil.which(counter)
     if program is None:
         return None
@@ -58,7 +64,7 @@ def count(counter: str, command: Sequence[str], text: str) -> int | None:
             done = subprocess.run(
                 [program, *arguments, *command], input=text, text=True, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL, timeout=TIMEOUT,
-                env=child_environment() | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+                env=child_environment(ours) | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
             )  # fmt: skip
             told = out.read_text(encoding="utf-8")
         except (OSError, subprocess.TimeoutExpired):
@@ -69,11 +75,10 @@ def count(counter: str, command: Sequence[str], text: str) -> int | None:
     return int((found[1] or found[2]).replace(",", ""))
 
 
-_CHILD = (sys.executable, "-m", "saap_edge.engines.child")
-
-
 def _requests(subject: Subject, prompt_tokens: int, decode_tokens: int) -> str:
     """Requests to the engine's child: load, read a prompt, decode."""
     room = {"engine": subject.engine, "path": str(subject.path), "threads": 1, "context": prompt_tokens + 1 + _TOKENS}
+    record = engine_named(subject.engine)
+    room |= {"entry": record.entry, "module": record.module}  # else the child imports every engine to find them
     run = {"tokens": [0] * prompt_tokens, "decode_tokens": decode_tokens}
     return "".join(json.dumps(each) + "\n" for each in ({"do": "load", **room}, {"do": "time", **run}))

@@ -23,6 +23,7 @@ from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.machine.facts import machine_facts
 from saap_edge.machine.sensors import sensors
+from saap_edge.measuring.builds import Runner
 from saap_edge.measuring.conditions import BenchConditions, Subject
 from saap_edge.measuring.contexts import context_steps, random_tokens, with_contexts
 from saap_edge.measuring.cores import fastest_cores, share_cores
@@ -99,7 +100,7 @@ class Harness:
         self._rounds, self._dice = 0, random.Random()
         self._cores = fastest_cores(conditions.threads)
         self._stack = ExitStack()
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, Runner] = {}
         self._machine: dict[str, Any] = {}
         self._meter: Meter | None = None
 
@@ -149,7 +150,8 @@ class Harness:
             share_cores(self._workers.values(), self._cores, self.conditions.threads, self._dice)
             for subject in self._by_lot():
                 timing = self._time(subject)
-                joules = self._meter.joules(*timing["decode_at"]) if self._meter else None
+                at = timing.get("decode_at")
+                joules = self._meter.joules(*at) if self._meter and at else None
                 self._samples[subject.name].add(timing, joules)
             self._rounds += 1
 
@@ -172,12 +174,14 @@ class Harness:
         subjects = list(self.subjects.values())
         return self._dice.sample(subjects, len(subjects))
 
-    def _open(self, subject: Subject) -> Worker:
-        return Worker(subject.engine, subject.path, self.conditions.threads, self.conditions.context)
+    def _open(self, subject: Subject) -> Runner:
+        return subject.build.open(subject.engine, subject.path, self.conditions.threads, self.conditions.context)
 
     def _fresh_load(self, subject: Subject) -> None:
         """Measure load time and peak memory in a process that did nothing before, while no other one is open."""
         with self._open(subject) as worker:
+            if worker.loaded["seconds"] is None:
+                return
             worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
             self._samples[subject.name].add_load(worker.loaded["seconds"], worker.memory())
 
@@ -198,8 +202,8 @@ def _groups(subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]])
         yield [subject for subject in subjects if group_of[subject.name] == group]
 
 
-def _perplexity(worker: Worker, windows: list[list[int]]) -> float | None:
-    if not windows:
+def _perplexity(worker: Runner, windows: list[list[int]]) -> float | None:
+    if not windows or not isinstance(worker, Worker):
         return None
     nll, tokens = worker.nll(windows)
     return math.exp(nll / tokens) if nll / tokens < 700 else None

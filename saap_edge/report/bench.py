@@ -12,6 +12,7 @@ from rich.table import Table
 from saap_edge.documents.bench import Bench, BenchedArtifact, Conditions, Metrics, Pair
 from saap_edge.documents.measured import Depth, Ratio
 from saap_edge.measuring.document import DISTURBED, NOISY
+from saap_edge.report.builds import render_builds
 from saap_edge.report.tables import new_table, number
 
 __all__ = ["render_bench"]
@@ -63,7 +64,7 @@ def render_bench(bench: Bench) -> list[RenderableType]:
         sides = [entry.metrics]
         speed.add_row(entry.name, _median("decode_tok_s", 0)(sides[0]), "", "", *_cells(_SPEED, sides), _noise(sides))
         memory.add_row(entry.name, *_cells(rest, sides))
-    return [speed, memory, *_depths(bench, pairs, alone), *_doubts(bench)]
+    return [speed, memory, *_depths(bench, pairs, alone), *render_builds(bench), *_doubts(bench)]
 
 
 def _chat(metrics: Metrics, name: str) -> str:

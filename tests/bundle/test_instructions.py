@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
+from saap_edge.engines.environment import child_command
 from saap_edge.measuring.conditions import BenchConditions, Subject
-from saap_edge.measuring.instructions import _CHILD, _requests, count, find_counter, instructions_per_token
+from saap_edge.measuring.instructions import _requests, count, find_counter, instructions_per_token
 
 COUNTERS = [name for name in ("perf", "valgrind") if shutil.which(name)]
 
@@ -33,4 +34,4 @@ def test_instructions_of_an_artifact(made):
     subject = Subject("a", "candidate", "llama.cpp", "gguf-q4_0", made["gguf-q4_0"] / "model-q4_0.gguf", 1, 1)
     assert instructions_per_token(subject, BenchConditions(1, 4, 16, 3)) > 10_000
     gone = _requests(Subject("b", "dense", "llama.cpp", "gguf-q4_0", made["gguf-q4_0"] / "none.gguf", 1, 1), 4, 2)
-    assert count("perf", _CHILD, gone) is None
+    assert count("perf", child_command(), gone) is None
