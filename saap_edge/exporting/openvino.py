@@ -32,18 +32,16 @@ def write_openvino(folder: Path, out: Path, quantisation: str, group: int = BLOC
     """Write the model in `folder` (dense, pruned or tuned) as an OpenVINO folder `out`, and return a summary.
 
     `out` gets openvino_model.xml and .bin, OpenVINO's tokenizer and detokenizer, config.json and the tokenizer's own
-    files: `openvino_genai.LLMPipeline(out, "CPU")` runs it. Weights by quantisation:
+    files: `openvino_genai.LLMPipeline(out, "CPU")` runs it. Projections have the blocks of `ExportWeights.layout`,
+    codes of 4 bits in "int4" and of 8 in "int8", with float16 scales. Token embedding and head have the 8-bit blocks of
+    `ExportWeights.vocabulary`, one copy if tied. Norms and biases are float32.
 
-    - "fp32": all float32.
-    - "int4", "int8": projections have the blocks of `ExportWeights.layout`, codes of 4 or 8 bits with float16 scales.
-      Token embedding and head have the 8-bit blocks of `ExportWeights.vocabulary`, one copy if tied.
-
-    Norms and biases are float32. Inputs are input_ids, attention_mask and position_ids, int64 [batch, tokens], and
-    beam_idx, int32 [batch]; the output is logits, float32 [batch, tokens, vocab]. Keys and values are the model's
-    state, float32 [batch, kv heads of the layer, tokens, head_dim] from outside.
+    Inputs are input_ids, attention_mask and position_ids, int64 [batch, tokens], and beam_idx, int32 [batch]; the
+    output is logits, float32 [batch, tokens, vocab]. Keys and values are the model's state, seen from outside float32
+    [batch, kv heads of the layer, tokens, head_dim].
 
     Returns quantisation, constants (type -> bytes), weight_bytes (of the .bin file), projection_bytes (read per decoded
-    token), blocks (format and group, None in fp32) and padded_layers. Raises SaapError for an unknown quantisation, a
+    token), blocks (format and group) and padded_layers. Raises SaapError for an unknown quantisation, a
     folder that ExportWeights refuses, and a family that OpenVINO cannot run.
     """
     known = written_by(WRITER)
@@ -54,6 +52,7 @@ def write_openvino(folder: Path, out: Path, quantisation: str, group: int = BLOC
     if refusal:
         raise SaapError(refusal)
     layout = weights.layout(name, group)
+    assert layout  # all are in blocks
     out.mkdir(parents=True, exist_ok=True)
     scratch = out / f"{WEIGHTS_FILE}.part"
     with OpenvinoGraph(scratch) as graph:
@@ -75,7 +74,7 @@ def write_openvino(folder: Path, out: Path, quantisation: str, group: int = BLOC
         "constants": dict(graph.bytes_by_type),
         "weight_bytes": (out / WEIGHTS_FILE).stat().st_size,
         "projection_bytes": graph.bytes_per_token,
-        "blocks": layout and {"format": layout[0].name, "group": layout[1]},
+        "blocks": {"format": layout[0].name, "group": layout[1]},
         "padded_layers": padded_layers(folder, weights.spec),
     }
 

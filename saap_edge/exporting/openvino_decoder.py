@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.exporting.openvino_graph import OpenvinoGraph
 from saap_edge.exporting.rope import rope_frequencies
@@ -31,11 +29,10 @@ class OpenvinoDecoder:
     """Writes the Llama-like decoder, with or without norms of q and k, to an OpenvinoGraph, layer by layer."""
 
     def __init__(
-        self, graph: OpenvinoGraph, weights: ExportWeights, layout: tuple[BlockFormat, int] | None,
+        self, graph: OpenvinoGraph, weights: ExportWeights, layout: tuple[BlockFormat, int],
         vocabulary: tuple[BlockFormat, int],
     ) -> None:  # fmt: skip
-        """`layout`: format and group of the projections, None if these are floats. `vocabulary`: those of embedding
-        and head, used if projections are in blocks."""
+        """`layout`: format and group of the projections. `vocabulary`: those of embedding and head."""
         self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
         self.vocabulary = vocabulary
 
@@ -98,8 +95,6 @@ class OpenvinoDecoder:
 
     def _vocabulary(self, name: str, per_token: bool) -> Any:
         """The matrix of embedding or head."""
-        if not self.layout:
-            return self.graph.weight(name, self.weights.tensor(name).numpy(), per_token)
         return self.graph.decompressed(name, self.weights.blocks(name, *self.vocabulary), per_token)
 
     def _norm(self, x: Any, name: str) -> Any:
@@ -186,14 +181,9 @@ class OpenvinoDecoder:
     def linear(self, x: Any, module: str, parts: list[str] | None = None) -> Any:
         """A projection with its bias; with `parts`, these projections of one input as one product called `module`."""
         parts = parts or [module]
-        names = [f"{part}.weight" for part in parts]
-        if self.layout:
-            weight = self.graph.decompressed(
-                f"{module}.weight", joined([self.weights.blocks(name, *self.layout) for name in names])
-            )
-        else:
-            weight = self.graph.weight(
-                f"{module}.weight", torch.cat([self.weights.tensor(name) for name in names]).numpy()
-            )
-        y, bias = ops.matmul(x, weight, False, True), self.weights.bias(parts)
+        blocks = joined([self.weights.blocks(f"{part}.weight", *self.layout) for part in parts])
+        y, bias = (
+            ops.matmul(x, self.graph.decompressed(f"{module}.weight", blocks), False, True),
+            self.weights.bias(parts),
+        )
         return y if bias is None else ops.add(y, self.graph.weight(f"{module}.bias", bias.numpy()))

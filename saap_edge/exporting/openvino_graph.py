@@ -22,7 +22,6 @@ from saap_edge.model.blocks import Blocks
 __all__ = ["OpenvinoGraph"]
 
 ov, ops = lazy_import("openvino"), lazy_import("openvino.opset13")
-LAST = -1  # the axis of features
 
 
 class OpenvinoGraph:
@@ -41,9 +40,10 @@ class OpenvinoGraph:
         self.sinks: list[Any] = []
         self._tensors: list[Any] = []  # a constant does not hold its memory
         self._path = scratch
-        self._data: BinaryIO = open(scratch, "wb")  # noqa: SIM115 (closed by `close`)
+        self._data: BinaryIO = open(scratch, "wb")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> OpenvinoGraph:
+        """Itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,20 +51,22 @@ class OpenvinoGraph:
         self._data.close()
         self._path.unlink(missing_ok=True)
 
-    def integers(self, *values: int, type: str = "i64") -> Any:
+    def integers(self, *values: int) -> Any:
         """A constant int64 vector."""
-        return ops.constant(np.array(values, dtype=np.int64), getattr(ov.Type, type))
+        return ops.constant(np.array(values, dtype=np.int64))
 
-    def integer(self, value: int, type: str = "i64") -> Any:
-        """A constant scalar."""
-        return ops.constant(np.array(value, dtype=np.int64), getattr(ov.Type, type))
+    def integer(self, value: int) -> Any:
+        """A constant int64 scalar."""
+        return ops.constant(np.array(value, dtype=np.int64))
 
     def number(self, value: float) -> Any:
         """A constant float32 scalar."""
         return ops.constant(np.array(value, dtype=np.float32))
 
-    def weight(self, name: str, array: np.ndarray, per_token: bool = True, type: str | None = None,
-               shape: tuple[int, ...] | None = None) -> Any:  # fmt: skip
+    def weight(
+        self, name: str, array: np.ndarray, per_token: bool = True, type: str | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Any:  # fmt: skip
         """A weight as a constant. `type` and `shape`: of values that are packed in bytes. `per_token`: all of it is
         read for every decoded token."""
         kept = self._kept(array)
