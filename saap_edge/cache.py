@@ -48,7 +48,8 @@ __all__ = [
 ]
 
 _LIBRARIES = (
-    "torch", "transformers", "gguf", "onnx", "onnx-ir", "onnxruntime", "optimum-onnx", "llama-cpp-python", "numpy",
+    "torch", "transformers", "gguf", "onnx", "onnx-ir", "onnxruntime", "optimum-onnx", "openvino",
+    "openvino-tokenizers", "llama-cpp-python", "numpy",
 )  # fmt: skip
 _TEMPORARY = ".tmp-"
 _RECORD = "stage.json"

@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Kind:
-    """What artifacts are on disk: "gguf", "onnx" or "torch".
+    """What artifacts are on disk: "gguf", "onnx", "openvino" or "torch".
 
     Attributes:
         name: its name, with which the names of its formats begin.
@@ -44,7 +44,7 @@ class Format:
 
     Attributes:
         name: `kind`-`quantisation`, as in recipes.
-        kind: what its artifacts are on disk: "gguf", "onnx" or "torch".
+        kind: what its artifacts are on disk: "gguf", "onnx", "openvino" or "torch".
         engine: name of the engine that runs it (engines/registry.py).
         path: its file or folder, relative to an export folder.
         writer: "module:function" of `writer(folder, out, format, export)`, see exporting/writers.py; None: it is read,
@@ -148,6 +148,7 @@ KINDS: Registry[Kind] = Registry("kind", "saap_edge.kinds")
 for _kind in (
     Kind("gguf", "o", usual=True),
     Kind("onnx", "s", usual=True, doubt="ONNX Runtime (all published rows are of llama.cpp)"),
+    Kind("openvino", "D", usual=True, doubt="OpenVINO (all published rows are of llama.cpp)"),
     Kind("torch", doubt="torch (all published rows are of llama.cpp)"),
 ):
     KINDS.register(_kind)
@@ -195,15 +196,12 @@ def described(name: str) -> Format:
     kind, _, quantisation = name.partition("-")
     digits = re.match(r"\D*(\d)", quantisation)
     bits = float(digits[1]) + 0.5 if digits and quantisation.lstrip("i").startswith("q") else None
-    if kind == "gguf":
-        return _gguf(quantisation, None, writer=None, kernel_bits=bits)
-    if kind == "onnx":
-        return _onnx(quantisation, None, writer=None, kernel_bits=bits)
-    return format_of(name)
+    made = {"gguf": _gguf, "onnx": _onnx}.get(kind)
+    return made(quantisation, None, writer=None, kernel_bits=bits) if made else format_of(name)
 
 
 def of_kind(kind: str) -> list[Format]:
-    """The formats of a kind: "gguf", "onnx" or "torch"."""
+    """The formats of a kind: "gguf", "onnx", "openvino" or "torch"."""
     return [format for format in FORMATS.values() if format.kind == kind]
 
 
@@ -256,11 +254,18 @@ def _in_onnx(quantisation: str, bits: int, table_bits: int, kernel_bits: float, 
     return _onnx(quantisation, bits, table_bits=table_bits, scale_bits=32, kernel_bits=kernel_bits, **more)
 
 
+def _openvino(quantisation: str, bits: int, blocks: tuple[str, ...]) -> Format:
+    """Blocks of OpenVINO, whose scales are float16. verify compares float32 arithmetic."""
+    return Format(
+        f"openvino-{quantisation}", "openvino", "openvino", f"openvino/{quantisation}", bits=bits, table_bits=8,
+        scale_bits=16, kernel_bits=bits + 0.5, kv_bytes=1, tolerance=_FLOATS, blocks=blocks, memory="openvino",
+        writer=f"{_EXPORTING}writers:openvino", refusal=f"{_EXPORTING}refusal:openvino_reason",
+        token_check=f"{_IDS}by_openvino", launch=f"{_LAUNCH}IN_OPENVINO",
+    )  # fmt: skip
+
+
 _FOUR, _EIGHT = ("q4_0", "int4_zp"), ("q8_0", "int8_zp")
-_WIDENED: dict[str, Any] = {
-    "memory": "onnx-floats",
-    "table_bits": 32.0,
-}  # ONNX Runtime holds all floats in 32 bits
+_WIDENED: dict[str, Any] = {"memory": "onnx-floats", "table_bits": 32.0}  # ONNX Runtime holds all floats in 32 bits
 for _format in (
     _gguf("f32", **_floats("float32", 32.0, 1.0, _FLOATS_IN_LLAMA_CPP)),
     _gguf("f16", **_floats("float16", 16.0, 0.5, _FLOATS_IN_LLAMA_CPP)),
@@ -286,6 +291,7 @@ for _format in (
     _llama_cpp("iq3_xxs", 3.07, 3.5, needs_importance=True), _llama_cpp("iq2_m", 2.69, 2.5, needs_importance=True),
     _llama_cpp("iq2_s", 2.47, 2.5, needs_importance=True), _llama_cpp("iq2_xs", 2.36, 2.5, needs_importance=True),
     _llama_cpp("iq2_xxs", 2.12, 2.5, needs_importance=True),
+    _openvino("int4", 4, _FOUR), _openvino("int8", 8, _EIGHT),
     Format(
         "torch-f32", "torch", "torch", "torch/f32", writer=f"{_EXPORTING}writers:hugging_face", dtype="float32",
         bits=32.0, kernel_bits=32.0, tolerance=_FLOATS, held=1.2,

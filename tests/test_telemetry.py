@@ -13,10 +13,10 @@ from saap_edge.exporting.onnx import write_onnx
 from tests.network import Watched, bare_environment
 
 ROOT = Path(__file__).parents[1]
-REPORTING = ("onnxruntime", "onnxruntime_genai", "optimum")
+REPORTING = ("onnxruntime", "onnxruntime_genai", "optimum", "openvino", "openvino_genai", "openvino_tokenizers")
 # Both libraries make these as they are imported, and send from half a minute later on.
 IDENTITY = {"deviceid", "onnxruntime.db", "onnxruntime-genai.db"}
-GUARD = 'os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")'
+GUARDS = ('os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")', 'sys.modules["openvino_telemetry"] = None')
 RUN = """
 import json, sys
 from pathlib import Path
@@ -83,6 +83,19 @@ def test_the_user_has_the_last_word(given, expected, start):
     assert python(code, bare_environment(**given)).strip() == expected
 
 
+@pytest.mark.parametrize(("given", "expected"), [
+    ({}, "True"), ({"SAAP_EDGE_TELEMETRY": "1"}, "False"), ({"SAAP_EDGE_TELEMETRY": "0"}, "True"),
+])  # fmt: skip
+@pytest.mark.parametrize("start", ["import saap_edge, sys", "own"])
+def test_openvino_finds_no_package_to_report_with(given, expected, start):
+    own = launch_files("openvino-int4", "model", 1, 64, "x")["run.py"].split("import openvino_genai")[0]
+    code = own if start == "own" else start
+    assert (
+        python(code + "\nprint(sys.modules.get('openvino_telemetry', 1) is None)", bare_environment(**given)).strip()
+        == expected
+    )
+
+
 def imports(tree):
     """(line, package) of every import, those inside functions and by name too."""
     for node in ast.walk(tree):
@@ -102,7 +115,7 @@ def guarded(text):
     found = list(imports(ast.parse(text)))
     reporting = [line for line, name in found if name in REPORTING]
     at = [line for line, name in found if name == "saap_edge"]
-    at += [number for number, line in enumerate(text.splitlines(), 1) if line.strip() == GUARD]
+    at += [number for number, line in enumerate(text.splitlines(), 1) if line.strip() in GUARDS]
     return not reporting or (bool(at) and min(at) < min(reporting))
 
 
@@ -115,7 +128,8 @@ def test_whatever_loads_such_a_library_sets_the_switch_before():
     outside = [path for path in sorted((ROOT / "benchmarks").rglob("*.py")) if reports(path)]
     assert "contestant.py" in {path.name for path in outside}
     assert [path.name for path in outside if not guarded(path.read_text())] == []
-    assert guarded(launch_files("onnx-int4", "model", 1, 64, "x")["run.py"])
+    for name in ("onnx-int4", "openvino-int4"):
+        assert guarded(launch_files(name, "model", 1, 64, "x")["run.py"])
 
 
 def reports(path):
@@ -126,4 +140,5 @@ def test_the_scan_can_fail():
     assert not guarded("import onnxruntime")
     assert not guarded("def f():\n    import onnxruntime_genai\n    import saap_edge")
     assert not guarded("m = importlib.import_module('onnxruntime.capi')\nimport saap_edge")
+    assert not guarded("import sys\nimport openvino_genai\nsys.modules['openvino_telemetry'] = None")
     assert guarded("import saap_edge\nimport onnxruntime") and guarded("import onnx")

@@ -102,7 +102,8 @@ def _check_folder(folder: Path, check: Check) -> None:
         return
     check.problems += _split_problems(folder, bundle, check.notes)
     threads = min(bundle.board.threads, os.cpu_count() or 1)
-    with Worker(engine_of(bundle.format), folder / bundle.model, threads, len(bundle.answers.tokens)) as worker:
+    engine = engine_named(engine_of(bundle.format)).verifying
+    with Worker(engine, folder / bundle.model, threads, len(bundle.answers.tokens)) as worker:
         check.problems += _artifact_problems(worker, bundle)
         if not check.problems:
             _compare(worker, folder, bundle, check)

@@ -12,7 +12,7 @@ from saap_edge.errors import SaapError
 from saap_edge.formats import format_of
 from saap_edge.registry import resolve
 
-__all__ = ["IN_GENAI", "IN_LLAMA_CPP", "Program", "launch_files"]
+__all__ = ["IN_GENAI", "IN_LLAMA_CPP", "IN_OPENVINO", "Program", "launch_files"]
 
 TOKENS = 64
 CONTEXT = 2048  # tokens of KV cache at most: a model's whole context may not fit a board
@@ -101,6 +101,29 @@ print()
 '''
 
 
+OPENVINO = '''\
+"""python3 run.py TEXT TOKENS: OpenVINO through openvino_genai."""
+
+import os
+import sys
+from pathlib import Path
+
+if os.environ.get("SAAP_EDGE_TELEMETRY") != "1":  # before the import: it sends a usage event to its maker otherwise
+    sys.modules["openvino_telemetry"] = None
+
+import openvino_genai as genai
+
+model = genai.LLMPipeline(str(Path(__file__).with_name("{model}")), "CPU", INFERENCE_NUM_THREADS={threads})
+text, tokens = sys.argv[1], int(sys.argv[2])
+search = model.get_generation_config()
+search.apply_chat_template, search.do_sample, search.repetition_penalty = False, False, 1.0
+search.max_new_tokens = tokens
+print(text, end="", flush=True)
+model.generate(text, search, lambda piece: print(piece, end="", flush=True))
+print()
+'''
+
+
 @dataclass(frozen=True)
 class Program:
     """How a bundle runs its artifact.
@@ -120,6 +143,7 @@ class Program:
 
 IN_LLAMA_CPP = Program(GGUF, NATIVE)
 IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",))
+IN_OPENVINO = Program(OPENVINO, packages=("openvino", "openvino-tokenizers", "openvino-genai"))
 
 
 def launch_files(artifact_format: str, model: str, threads: int, context: int, prompt: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ from saap_edge.bundle.schema import (
 )
 from saap_edge.cache import library_versions
 from saap_edge.engines.answers import HARD_TEXT
+from saap_edge.engines.registry import engine_named
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
 from saap_edge.files import file_hash
@@ -78,7 +79,8 @@ def _fill(source: Source, folder: Path) -> Bundle:
     for path in licence_files(source.base):
         shutil.copyfile(path, folder / path.name)
     threads = min(board.threads, os.cpu_count() or 1)
-    with Worker(engine_of(artifact.format), folder / model, threads, TOKENS) as worker:
+    engine = engine_named(engine_of(artifact.format))
+    with Worker(engine.verifying, folder / model, threads, TOKENS) as worker:
         loaded = worker.loaded
         tokenizer, answers = _record(worker, folder, tokenizer_file, source)
     launch = launch_files(artifact.format, model, board.threads, context_of(folder / model), PROMPT)

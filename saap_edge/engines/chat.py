@@ -1,7 +1,8 @@
 """Chats through each runtime's own entry point: its template, its tokenizer, its loop, and where it ends an answer.
 
 llama-cpp-python has `create_chat_completion`, onnxruntime-genai `apply_chat_template` and a generator, transformers
-`apply_chat_template` and `generate`. All are greedy, without penalties, whatever the model's own defaults are.
+`apply_chat_template` and `generate`; OpenVINO GenAI's is in openvino_chat.py. All are greedy, without penalties,
+whatever the model's own defaults are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from saap_edge.engines.registry import engine_named
 from saap_edge.engines.torch import load_transformers
 from saap_edge.errors import SaapError
 
-__all__ = ["AGREED", "GenaiChat", "LlamaCppChat", "TorchChat", "check_chat", "no_chat", "template_of"]
+__all__ = [
+    "AGREED", "ChatEngine", "GenaiChat", "LlamaCppChat", "TorchChat", "answer_of", "check_chat", "no_chat",
+    "template_of",
+]  # fmt: skip
 
 AGREED = 32  # first tokens of an answer that are compared with those of another model
 DEFAULT = "default"  # name of the template that is used when none is named
@@ -32,7 +36,7 @@ ort, transformers = lazy_import("onnxruntime"), lazy_import("transformers")
 
 
 def template_of(path: Path) -> str | None:
-    """The chat template of a GGUF file, an ONNX folder or a Hugging Face folder; None where it has none.
+    """The chat template of a GGUF file, or of an ONNX, an OpenVINO or a Hugging Face folder; None where it has none.
 
     Raises SaapError when the file that should hold it is damaged.
     """
@@ -69,14 +73,11 @@ def no_chat(engine: str) -> str | None:
     """Why an engine cannot chat here; None where it can.
 
     >>> no_chat("optimum")
-    'optimum has no chat entry point: GGUF files, ONNX folders for onnxruntime-genai and Hugging Face folders have'
+    'optimum has no chat entry point: GGUF files, ONNX and OpenVINO folders and Hugging Face folders have'
     """
     record = engine_named(engine)
     if record.chat is None:
-        return (
-            f"{engine} has no chat entry point: GGUF files, ONNX folders for onnxruntime-genai and Hugging Face "
-            "folders have"
-        )
+        return f"{engine} has no chat entry point: GGUF files, ONNX and OpenVINO folders and Hugging Face folders have"
     module = record.chat_module or record.module
     if find_spec(module) is None:
         return f"chats need {module}: pip install {module.replace('_', '-')}"
@@ -94,8 +95,8 @@ def form_of_tools(template: str) -> str | None:
     return TAGGED if TAGGED in template else ""
 
 
-class _Chat:
-    """What the three have in common. A chat has no logits to look at, and its KV cache is not counted."""
+class ChatEngine:
+    """What all chat entry points have in common. A chat has no logits to look at, and its KV cache is not counted."""
 
     name: str
     vocab_size = 0  # not asked for
@@ -120,7 +121,8 @@ class _Chat:
         """Of the runtime."""
         raise NotImplementedError
 
-    def _check_room(self, prompt: int, count: int) -> None:
+    def check_room(self, prompt: int, count: int) -> None:
+        """Raise ValueError when prompt and answer do not fit into the context."""
         if prompt + count > self.context:
             raise ValueError(
                 f"a prompt of {prompt} tokens and an answer of {count} do not fit into a context of {self.context} "
@@ -128,7 +130,7 @@ class _Chat:
             )
 
 
-class LlamaCppChat(_Chat):
+class LlamaCppChat(ChatEngine):
     """A GGUF file in llama-cpp-python's `create_chat_completion`, with the template in the file."""
 
     name = "llama.cpp"
@@ -155,11 +157,11 @@ class LlamaCppChat(_Chat):
             logits_processor=llama_cpp.LogitsProcessorList([limit]),
         )  # fmt: skip
         prompt, choice = int(done["usage"]["prompt_tokens"]), done["choices"][0]
-        self._check_room(prompt, count)  # llama-cpp-python gives a shorter answer, without a word
+        self.check_room(prompt, count)  # llama-cpp-python gives a shorter answer, without a word
         said = int(done["usage"]["completion_tokens"])
         ids = llama.input_ids[prompt : min(prompt + said, llama.n_tokens)].tolist()
         ended = choice["finish_reason"] == "stop" and not limit.met
-        return _answer(choice["message"]["content"] or "", ids, ended, count, said)
+        return answer_of(choice["message"]["content"] or "", ids, ended, count, said)
 
 
 class _Limit:
@@ -181,7 +183,7 @@ class _Limit:
         return logits
 
 
-class GenaiChat(_Chat):
+class GenaiChat(ChatEngine):
     """An ONNX folder in onnxruntime-genai: its template, its tokenizer, its generator."""
 
     name = "onnxruntime"
@@ -207,7 +209,7 @@ class GenaiChat(_Chat):
         told = {"tools": json.dumps(tools)} if tools else {}
         text = self._tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True, **told)
         prompt = np.asarray(self._tokenizer.encode(text), dtype=np.int32)
-        self._check_room(len(prompt), count)
+        self.check_room(len(prompt), count)
         search = genai.GeneratorParams(self._model)
         search.set_search_options(max_length=len(prompt) + count, do_sample=False, repetition_penalty=1.0)
         generator = genai.Generator(self._model, search)
@@ -215,10 +217,10 @@ class GenaiChat(_Chat):
         while not generator.is_done():
             generator.generate_next_token()
         ids = generator.get_sequence(0)[len(prompt) :]  # without the token that ends it
-        return _answer(self._tokenizer.decode(ids), [int(token) for token in ids], len(ids) < count, count)
+        return answer_of(self._tokenizer.decode(ids), [int(token) for token in ids], len(ids) < count, count)
 
 
-class TorchChat(_Chat):
+class TorchChat(ChatEngine):
     """A Hugging Face folder in transformers: the tokenizer's `apply_chat_template`, the model's `generate`.
 
     It runs on a GPU where there is one. An answer ends where the model's settings or the tokenizer say.
@@ -249,7 +251,7 @@ class TorchChat(_Chat):
             )["input_ids"]
         except Exception as error:  # jinja2 has many, and templates raise their own
             raise SaapError(f"its chat template fails: {error}") from None
-        self._check_room(len(prompt), count)
+        self.check_room(len(prompt), count)
         greedy = transformers.GenerationConfig(
             max_new_tokens=count, do_sample=False, eos_token_id=self._ends or None,
             pad_token_id=self._ends[0] if self._ends else None,
@@ -260,10 +262,10 @@ class TorchChat(_Chat):
         ids = whole[0].tolist()[len(prompt) :]
         ended = ids[-1] in self._ends
         ids = ids[:-1] if ended else ids
-        return _answer(self._tokenizer.decode(ids, skip_special_tokens=True), ids, ended, count)
+        return answer_of(self._tokenizer.decode(ids, skip_special_tokens=True), ids, ended, count)
 
 
-def _answer(text: str, ids: list[int], ended: bool, count: int, said: int | None = None) -> dict[str, Any]:
+def answer_of(text: str, ids: list[int], ended: bool, count: int, said: int | None = None) -> dict[str, Any]:
     """The answer as JSON. Its last token at the limit is left out of `ids`: llama-cpp-python does not tell it."""
     first = ids[: min(AGREED, count - 1)]
     return {"text": text, "ended": ended, "tokens": len(ids) if said is None else said, "ids": first}

@@ -14,10 +14,14 @@ from saap_edge.engines.base import ArtifactCost
 from saap_edge.errors import SaapError
 from saap_edge.registry import Registry
 
-__all__ = ["CHAT", "ENGINES", "VOCABULARY", "WRITER", "EngineRecord", "engine_at", "engine_named", "register_engine"]
+__all__ = [
+    "CHAT", "ENGINES", "EXACT", "VOCABULARY", "WRITER", "EngineRecord", "engine_at", "engine_named",
+    "engine_opening", "register_engine",
+]  # fmt: skip
 
 VOCABULARY = " vocabulary"  # after an engine's name: its tokenizer only
 CHAT = " chat"  # after an engine's name: its runtime's own chat entry point
+EXACT = " exact"  # after an engine's name: without what its runtime rounds by default, as verify runs it
 WRITER = " writer"  # after an engine's name: many documents at a time
 
 
@@ -33,6 +37,8 @@ class EngineRecord:
         vocabulary: "module:class" of its tokenizer alone, which is constructed with a path.
         chat: "module:class" of its runtime's chat entry point (engines/chat.py); None: it has none.
         chat_module: the module that this needs, where it is not `module`.
+        exact: "module:class" of an `Engine` that rounds nothing which the file does not; None: `entry` is compared with
+            torch, and what it rounds is emulated (evaluation/arithmetic.py).
         kind: of the artifacts that it opens (formats.py).
         opens: whether something at a path is one of them.
         context: tokens of the longest sequence that an artifact holds; None where it does not say.
@@ -50,6 +56,7 @@ class EngineRecord:
     module: str
     entry: str | None = None
     vocabulary: str | None = None
+    exact: str | None = None
     kind: str | None = None
     opens: Callable[[Path], bool] = lambda path: False
     context: Callable[[Path], int | None] = lambda path: None
@@ -64,15 +71,21 @@ class EngineRecord:
     benchmark: str | None = None
 
     def entry_of(self, name: str) -> str:
-        """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY, CHAT or WRITER.
+        """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY, CHAT,
+        EXACT or WRITER.
 
         Raises SaapError where the engine has none.
         """
-        others = {VOCABULARY: self.vocabulary, CHAT: self.chat, WRITER: self.writer}
+        others = {VOCABULARY: self.vocabulary, CHAT: self.chat, EXACT: self.exact, WRITER: self.writer}
         found = others.get(_ending(name), self.entry)
         if found is None:
             raise SaapError(f"'{name}' runs no artifacts")
         return found
+
+    @property
+    def verifying(self) -> str:
+        """The name of the engine whose answers are compared with torch."""
+        return f"{self.name}{EXACT}" if self.exact else self.name
 
     def module_of(self, name: str) -> str:
         """The runtime's module that the child imports first."""
@@ -80,14 +93,14 @@ class EngineRecord:
 
 
 def _ending(name: str) -> str:
-    return next((ending for ending in (VOCABULARY, CHAT, WRITER) if name.endswith(ending)), "")
+    return next((ending for ending in (VOCABULARY, CHAT, EXACT, WRITER) if name.endswith(ending)), "")
 
 
 ENGINES: Registry[EngineRecord] = Registry(
     "engine", "saap_edge.engines",
     (
         "saap_edge.engines.llama_cpp", "saap_edge.engines.onnxruntime", "saap_edge.engines.optimum",
-        "saap_edge.engines.torch", "saap_edge.engines.vocabularies",
+        "saap_edge.engines.openvino", "saap_edge.engines.torch", "saap_edge.engines.vocabularies",
     ),
 )  # fmt: skip
 
@@ -98,16 +111,21 @@ def register_engine(engine: EngineRecord) -> EngineRecord:
 
 
 def engine_named(name: str) -> EngineRecord:
-    """The record of an engine; its name may end in VOCABULARY, CHAT or WRITER.
+    """The record of an engine; its name may end in VOCABULARY, CHAT, EXACT or WRITER.
 
     Raises SaapError that suggests the nearest name.
     """
     return ENGINES.find(name.removesuffix(_ending(name)))
 
 
+def engine_opening(path: Path) -> EngineRecord | None:
+    """The first engine that opens what is at `path`; None where none does."""
+    return next((engine for engine in ENGINES.values() if engine.opens(path)), None)
+
+
 def engine_at(path: Path) -> EngineRecord:
     """The first engine that opens what is at `path`. Raises SaapError when none does."""
-    for engine in ENGINES.values():
-        if engine.opens(path):
-            return engine
-    raise SaapError(f"no engine opens '{path}': give a .gguf file or an ONNX folder")
+    engine = engine_opening(path)
+    if engine is not None:
+        return engine
+    raise SaapError(f"no engine opens '{path}': give a .gguf file, an ONNX or an OpenVINO folder")

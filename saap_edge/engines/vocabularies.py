@@ -1,4 +1,4 @@
-"""onnxruntime-genai's tokenizer alone. No weights are read, and nothing is computed."""
+"""Tokenizers of onnxruntime-genai and OpenVINO GenAI alone. No weights are read, and nothing is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
-__all__ = ["GenaiVocabulary"]
+__all__ = ["GenaiVocabulary", "OpenvinoVocabulary"]
 
 _FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja")
 
@@ -46,6 +46,31 @@ class GenaiVocabulary:
         """Token ids of `text`. `add_special` adds BOS and EOS as the tokenizer says."""
         self._tokenizer.update_options(add_special_tokens="true" if add_special else "false")
         return [int(token) for token in self._tokenizer.encode(text)]
+
+
+class OpenvinoVocabulary:
+    """The tokenizer of an OpenVINO folder. It always reads the names of special tokens as tokens."""
+
+    name = "openvino"
+
+    def __init__(self, path: Path) -> None:
+        """Load the tokenizer in `path`. Raises SaapError when OpenVINO GenAI cannot."""
+        import openvino_genai as genai
+
+        try:
+            self._tokenizer: Any = genai.Tokenizer(str(path), INFERENCE_NUM_THREADS=1)
+        except Exception as error:  # the binding raises nothing more specific
+            raise SaapError(f"it cannot be loaded: {error}") from None
+        self.vocab_size = 0  # it does not tell
+
+    def kv_bytes_per_token(self) -> int:
+        """0: a tokenizer has no KV cache."""
+        return 0
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`. `add_special` adds BOS and EOS as the tokenizer says."""
+        ids = self._tokenizer.encode(text, add_special_tokens=add_special).input_ids.data
+        return [int(token) for token in ids[0]]
 
 
 def _write_graph(folder: Path) -> None:

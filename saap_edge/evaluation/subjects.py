@@ -1,4 +1,4 @@
-"""Evaluates a Hugging Face folder, an export folder, a GGUF file or an ONNX folder."""
+"""Evaluates a Hugging Face folder, an export folder, a GGUF file, an ONNX or an OpenVINO folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from saap_edge.artifacts import context_of, engine_of, read_manifest, vocab_size_of
-from saap_edge.engines.registry import engine_at
+from saap_edge.engines.registry import EngineRecord, engine_at, engine_opening
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.belongs import check_tokenizer
 from saap_edge.evaluation.chat import ChatRun, ChatSettings, open_chat
@@ -27,7 +27,6 @@ from saap_edge.progress import Bar
 __all__ = ["Settings", "Subject", "evaluate_path", "find_subjects"]
 
 IN_TORCH = "torch"  # a model folder, on a GPU if there is one; likelihoods are computed in this process
-GRAPH_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -187,8 +186,7 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
             artifact.format: _artifact(artifact.format, path / artifact.path, threads, engine_of(artifact.format))
             for artifact in read_manifest(path).artifacts
         }
-    elif path.suffix == ".gguf" or (path / GRAPH_FILE).is_file():
-        engine = engine_at(path)
+    elif (engine := _runtime(path)) is not None:
         name = f"{engine.kind} {path.name}"
         found = {name: _artifact(name, path, threads, engine.name)}
     elif (path / "config.json").is_file():
@@ -197,12 +195,18 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
     else:
         raise SaapError(
             f"nothing to evaluate at '{path}': give a Hugging Face folder, an export folder (with manifest.json), "
-            "a .gguf file or an ONNX folder"
+            "a .gguf file, an ONNX or an OpenVINO folder"
         )
     missing = [name for name in formats if name not in found]
     if missing:
         raise SaapError(f"--format {missing[0]}: '{path}' has {', '.join(found)}")
     return [found[name] for name in formats or found]
+
+
+def _runtime(path: Path) -> EngineRecord | None:
+    """The engine that opens an artifact at `path`; None where torch does, in this process, or nothing."""
+    engine = engine_at(path) if path.suffix == ".gguf" else engine_opening(path)
+    return None if engine is None or engine.name == IN_TORCH else engine
 
 
 def _artifact(name: str, path: Path, threads: int, engine: str) -> Subject:

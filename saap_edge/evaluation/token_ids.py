@@ -22,6 +22,7 @@ from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.exporting.genai import write_genai
 from saap_edge.exporting.gguf_tokenizer import write_vocabulary
+from saap_edge.exporting.openvino import write_tokenizer
 from saap_edge.exporting.tokenizer_rules import unmerged_pairs
 from saap_edge.formats import FORMATS
 from saap_edge.model.config import read_object
@@ -30,7 +31,8 @@ from saap_edge.model.tokenizer import plain_ids
 from saap_edge.registry import resolve
 
 __all__ = [
-    "PLAIN", "Probe", "by_genai", "by_llama_cpp", "check_token_ids", "differences", "probes", "special_read", "tell",
+    "PLAIN", "Probe", "by_genai", "by_llama_cpp", "by_openvino", "check_token_ids", "differences", "probes",
+    "special_read", "tell",
 ]  # fmt: skip
 
 # Kinds of texts in which ids may differ. Those of plain text must not.
@@ -234,3 +236,17 @@ def by_genai(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any) 
         except SaapError as error:
             return [f"onnxruntime-genai's own tokenizer does not take this one: {error}"]
     return tell("onnxruntime-genai's own tokenizer", found)
+
+
+def by_openvino(folder: Path, spec: ModelSpec, texts: list[Probe], tokenizer: Any) -> list[str]:
+    """Differences of OpenVINO GenAI. Even those in plain text are no error: other programs run the model too."""
+    if find_spec("openvino_genai") is None:
+        return ["openvino-genai is not installed here: its token ids were not compared"]
+    with tempfile.TemporaryDirectory() as scratch:
+        write_tokenizer(folder, Path(scratch))
+        try:
+            with Worker(f"openvino{VOCABULARY}", Path(scratch), 1, 1) as worker:
+                found = differences(special_read(texts), tokenizer, worker.tokenize)
+        except SaapError as error:
+            return [f"OpenVINO GenAI's own tokenizer does not take this one: {error}"]
+    return tell("OpenVINO GenAI's own tokenizer", found)

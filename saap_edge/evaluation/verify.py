@@ -45,8 +45,9 @@ def verify_folder(
         if same not in references:
             # Only one reference at a time is kept in memory.
             references = {same: shipped_model(model_folder, artifact.format, manifest.group, path)}
-        with Worker(engine_of(artifact.format), path, threads, VERIFIED) as worker:
-            if engine_named(worker.engine).tokenizes:
+        engine = engine_named(engine_of(artifact.format))
+        with Worker(engine.verifying, path, threads, VERIFIED) as worker:
+            if engine.tokenizes:
                 _check_tokens(worker, tokenizer, texts, told, f"{manifest.role} {artifact.format}")
                 _check_ends(worker, ends, f"{manifest.role} {artifact.format}")
             shipped = (weights, artifact.format, manifest.group)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from saap_edge.exporting.onnx_graph import GraphWriter
+from saap_edge.exporting.packing import nibbles
 from saap_edge.exporting.rope import rope_frequencies
 from saap_edge.exporting.weights import ExportWeights
 from saap_edge.families.rope import attention_factor
@@ -259,15 +260,9 @@ class Decoder:
         return self.graph.weight(name, self.weights.tensor(name).numpy())
 
     def _bias(self, module: str, parts: list[str]) -> ir.Value | None:
-        """The biases of `parts`, joined, with zeros for parts that have none; None if no part has one."""
-        names = [f"{part}.bias" for part in parts]
-        if not any(name in self.weights for name in names):
-            return None
-        found = [
-            self.weights.tensor(name) if name in self.weights else torch.zeros(self.weights.shape(name))
-            for name in names
-        ]
-        return self.graph.weight(f"{module}.bias", _stacked(found))
+        """The biases of `parts`, joined (`ExportWeights.bias`); None if no part has one."""
+        bias = self.weights.bias(parts)
+        return None if bias is None else self.graph.weight(f"{module}.bias", bias.numpy())
 
 
 def _stacked(tensors: list[torch.Tensor]) -> np.ndarray:
@@ -290,9 +285,3 @@ def pack(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         codes = nibbles(codes)
         zeros = None if zeros is None else nibbles(np.pad(zeros, ((0, 0), (0, count % 2))))
     return codes.reshape(rows, count, -1), blocks.scales.float().numpy(), zeros
-
-
-def nibbles(codes: np.ndarray) -> np.ndarray:
-    """Pack uint8 [rows, columns] in 0..15 two a byte; even columns are the low half."""
-    packed: np.ndarray = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return packed

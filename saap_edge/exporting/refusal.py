@@ -12,14 +12,16 @@ from saap_edge.model.spec import ModelSpec
 from saap_edge.registry import resolve
 
 __all__ = [
-    "export_refusal", "gguf_architecture", "gguf_reason", "onnx_reason", "optimum_reason", "refusal_reason",
-    "shape_reason",
+    "export_refusal", "gguf_architecture", "gguf_reason", "onnx_reason", "openvino_reason", "optimum_reason",
+    "refusal_reason", "shape_reason",
 ]  # fmt: skip
 
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
 GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "gemma2", "gemma3")
 ONNX_WRITERS = ("llama", "qk-norm", "gemma")
+OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
+OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
 WIDENED_AT_LOAD = 1 << 30  # largest result of constant folding, in bytes (ONNX Runtime, constant_folding.cc)
 
 
@@ -78,6 +80,22 @@ def onnx_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
     if carrier not in ONNX_WRITERS:
         return f"saap-edge has no writer for graph '{carrier}' yet"
     return _onnx_limit(spec, format)
+
+
+def openvino_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
+    """Why OpenVINO cannot run a model, or saap-edge cannot write it for OpenVINO, or None."""
+    missing = [name for name in OPENVINO_MODULES if find_spec(name) is None]
+    if missing:
+        return f"{missing[0]} is not installed (pip install 'saap-edge[openvino]')"
+    reason, carrier = shape_reason(spec), spec.family.exports.onnx
+    if reason or isinstance(carrier, Refusal):
+        return reason or str(carrier)
+    if carrier not in OPENVINO_WRITERS:
+        return (
+            "OpenVINO GenAI's paged attention has no soft caps, and takes sliding windows only from graphs of a form "
+            "that saap-edge does not write"
+        )
+    return None
 
 
 def shape_reason(spec: ModelSpec) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -123,6 +123,13 @@ class ExportWeights:
         if dtype == torch.float16:
             self._require_held(name, whole)
         return whole
+
+    def bias(self, parts: Sequence[str]) -> torch.Tensor | None:
+        """The biases of these projections, joined, with zeros for those that have none; None if none has one."""
+        names = [f"{part}.bias" for part in parts]
+        if not any(name in self for name in names):
+            return None
+        return torch.cat([self.tensor(name) if name in self else torch.zeros(self.shape(name)) for name in names])
 
     def _require_held(self, name: str, values: torch.Tensor) -> None:
         """Raise SaapError when float16 turned a tensor's values into infinities."""

@@ -16,7 +16,7 @@ from saap_edge.errors import SaapError
 from saap_edge.formats import Format
 from saap_edge.model.blocks import BLOCK
 
-__all__ = ["Export", "by_llama_cpp", "gguf", "hugging_face", "onnx", "optimum"]
+__all__ = ["Export", "by_llama_cpp", "gguf", "hugging_face", "onnx", "openvino", "optimum"]
 
 
 def _no_source(format: Format) -> Path:
@@ -57,6 +57,13 @@ def onnx(folder: Path, out: Path, format: Format, export: Export) -> dict[str, A
     from saap_edge.exporting.onnx import write_onnx
 
     return write_onnx(folder, out, format.quantisation, export.group)
+
+
+def openvino(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:
+    """Write an OpenVINO folder ourselves."""
+    from saap_edge.exporting.openvino import write_openvino
+
+    return write_openvino(folder, out, format.quantisation, export.group)
 
 
 def optimum(folder: Path, out: Path, format: Format, export: Export) -> dict[str, Any]:

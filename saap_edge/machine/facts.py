@@ -14,7 +14,7 @@ from saap_edge.machine.limits import allowed
 
 __all__ = ["cpu_flags", "cpu_name", "device_tree", "machine_facts", "versions"]
 
-_RUNTIMES = ("saap-edge", "llama-cpp-python", "onnxruntime", "numpy")
+_RUNTIMES = ("saap-edge", "llama-cpp-python", "onnxruntime", "openvino", "numpy")
 
 
 def machine_facts() -> dict[str, Any]:

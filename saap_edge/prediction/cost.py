@@ -7,9 +7,9 @@ from pathlib import Path
 
 from saap_edge.engines.base import ArtifactCost
 from saap_edge.engines.gguf_cost import gguf_cost
-from saap_edge.engines.registry import ENGINES, EngineRecord, engine_named
+from saap_edge.engines.registry import engine_named, engine_opening
 from saap_edge.errors import SaapError
-from saap_edge.formats import KINDS, described
+from saap_edge.formats import KINDS, described, kind_of
 
 __all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token"]
 
@@ -27,8 +27,8 @@ def artifact_cost(path: Path, artifact_format: str | None = None) -> ArtifactCos
     """What running an artifact costs, read from its headers. No runtime and no weights are loaded.
 
     Args:
-        path: a .gguf file (any one, if the model is split over several), an ONNX folder, a bundle (folder or .tar.zst),
-            a folder with manifest.json, or a run's --out folder.
+        path: a .gguf file (any one, if the model is split over several), an ONNX or OpenVINO folder, a bundle (folder
+            or .tar.zst), a folder with manifest.json, or a run's --out folder.
         artifact_format: which artifact, where `path` holds several.
 
     Raises SaapError when `path` is none of these or damaged, and when its headers do not tell what a token reads.
@@ -48,8 +48,8 @@ def _find(path: Path, artifact_format: str | None, stack: ExitStack) -> tuple[Pa
 
         bundle = read_bundle(path)
         return path / bundle.model, _only(bundle.format, artifact_format, path)
-    if path.is_file() or (path / "model.onnx").is_file():
-        engine = _opening(path)
+    engine = engine_opening(path)
+    if path.is_file() or (engine and kind_of(engine.kind or "").usual):
         if artifact_format and engine and described(artifact_format).kind != engine.kind:
             raise SaapError(f"--format {artifact_format}: '{path}' is a {str(engine.kind).upper()} artifact")
         return path, artifact_format
@@ -58,7 +58,8 @@ def _find(path: Path, artifact_format: str | None, stack: ExitStack) -> tuple[Pa
             path = (path / name).resolve().parent
     if not (path / "manifest.json").is_file():
         raise SaapError(
-            f"'{path}' is no artifact: give a .gguf file, an ONNX folder, a bundle or a folder with manifest.json"
+            f"'{path}' is no artifact: give a .gguf file, an ONNX or OpenVINO folder, a bundle or a folder with "
+            "manifest.json"
         )
     from saap_edge.artifacts import read_manifest
 
@@ -77,12 +78,8 @@ def _only(found: str, asked: str | None, path: Path) -> str:
     return found
 
 
-def _opening(path: Path) -> EngineRecord | None:
-    return next((engine for engine in ENGINES.values() if engine.opens(path)), None)
-
-
 def _cost(path: Path, artifact_format: str | None) -> ArtifactCost:
-    engine = engine_named(described(artifact_format).engine) if artifact_format else _opening(path)
+    engine = engine_named(described(artifact_format).engine) if artifact_format else engine_opening(path)
     if engine is None:  # a file of any name: its header says what it is
         return gguf_cost(path, None)
     if engine.cost is None:
