@@ -76,7 +76,8 @@ def random_tokens(worker: Worker, count: int) -> list[int]:
 
 def _open(subject: Subject, context: int, conditions: BenchConditions) -> Worker:
     """A process whose sequence has `context` tokens, with room for those that are decoded."""
-    worker = Worker(subject.engine, subject.path, conditions.threads, context + conditions.decode_tokens)
+    room = context + conditions.decode_tokens
+    worker = Worker(subject.engine, subject.path, conditions.threads, room, conditions.options)
     try:
         worker.fill(random_tokens(worker, context))
     except BaseException:

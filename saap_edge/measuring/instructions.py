@@ -31,9 +31,7 @@ def instructions_per_token(subject: Subject, conditions: BenchConditions) -> flo
     counter = find_counter()
     if counter is None:
         return None
-    few, more = (
-        count(counter, _CHILD, _requests(subject, conditions.prompt_tokens, tokens)) for tokens in (1, 1 + _TOKENS)
-    )
+    few, more = (count(counter, _CHILD, _requests(subject, conditions, tokens)) for tokens in (1, 1 + _TOKENS))
     return None if few is None or more is None else (more - few) / _TOKENS
 
 
@@ -72,8 +70,12 @@ def count(counter: str, command: Sequence[str], text: str) -> int | None:
 _CHILD = (sys.executable, "-m", "saap_edge.engines.child")
 
 
-def _requests(subject: Subject, prompt_tokens: int, decode_tokens: int) -> str:
+def _requests(subject: Subject, conditions: BenchConditions, decode_tokens: int) -> str:
     """Requests to the engine's child: load, read a prompt, decode."""
-    room = {"engine": subject.engine, "path": str(subject.path), "threads": 1, "context": prompt_tokens + 1 + _TOKENS}
+    prompt_tokens = conditions.prompt_tokens
+    room = {
+        "engine": subject.engine, "path": str(subject.path), "threads": 1, "context": prompt_tokens + 1 + _TOKENS,
+        "options": conditions.options.given(),
+    }  # fmt: skip
     run = {"tokens": [0] * prompt_tokens, "decode_tokens": decode_tokens}
     return "".join(json.dumps(each) + "\n" for each in ({"do": "load", **room}, {"do": "time", **run}))
