@@ -1,6 +1,6 @@
-"""A process that runs one GGUF file in llama.cpp, mapped or read, for memory.py. It prints one JSON line.
+"""A process that runs one GGUF file in llama.cpp, mapped or read, for memory.py and kv.py. It prints one JSON line.
 
-python benchmarks/memory_child.py FILE mapped|read THREADS CONTEXT PROMPT STEPS
+python benchmarks/memory_child.py FILE mapped|read|auto THREADS CONTEXT PROMPT STEPS [--kv TYPE]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import llama_cpp
 
 from saap_edge.engines.child import kilobytes
 from saap_edge.engines.llama_cpp import LlamaCppEngine
+from saap_edge.engines.options import KV_TYPES
 
 
 class Mapped(LlamaCppEngine):
@@ -24,7 +25,7 @@ class Read(LlamaCppEngine):
     mapped = False
 
 
-WAYS = {"mapped": Mapped, "read": Read}
+WAYS = {"mapped": Mapped, "read": Read, "auto": LlamaCppEngine}
 
 
 def resident() -> dict[str, int]:
@@ -39,11 +40,12 @@ def main() -> None:
     parser.add_argument("way", choices=WAYS)
     for name in ("threads", "context", "prompt", "steps"):
         parser.add_argument(name, type=int)
+    parser.add_argument("--kv", default="f16", choices=KV_TYPES)
     args = parser.parse_args()
     llama_cpp.llama_backend_init()
     base = resident()
     begin = time.perf_counter()
-    engine = WAYS[args.way](args.file, args.threads, args.context)
+    engine = WAYS[args.way](args.file, args.threads, args.context, args.kv)
     loaded = time.perf_counter() - begin
     engine.forward(list(range(5, 5 + args.prompt)))
     cpu = time.process_time()

@@ -382,6 +382,23 @@ def test_contexts_that_the_model_does_not_hold(saap, tmp_path, tiny):
     assert "sequences of 544 tokens" in message and "context is 128" in message
 
 
+@pytest.mark.parametrize(("formats", "kv", "message"), [
+    (["gguf-q8_0", "onnx-int8"], "q8_0", "bench.kv, onnx-int8: KV cache q8_0: onnxruntime cannot"),
+    (["gguf-q8_0"], "q8_0", "the heads of this model have 16: take f16"),
+    (["gguf-q8_0"], "q8", "'q8' is none of f16, q8_0, q4_0"),
+])  # fmt: skip
+def test_caches_that_cannot_be(saap, tmp_path, tiny, formats, kv, message):
+    recipe = tmp_path / "recipe.yaml"
+    text = {"model": str(tiny), "score": {"window": 32}, "export": {"formats": formats}, "bench": {"kv": kv}}
+    recipe.write_text(yaml.safe_dump(text))
+    assert message in refused(saap, tmp_path, recipe)
+
+
+def test_a_cache_that_the_recipe_asks_for():
+    asked = Recipe.model_validate({"export": {"formats": ["gguf-q4_0"]}, "bench": {"kv": "q8_0"}})
+    assert conditions_of(open_context(asked, None, bar=None)).options.given() == {"kv": "q8_0"}
+
+
 @pytest.mark.parametrize("role", ["calibration", "heldout", "test"])
 def test_text_that_fills_no_window(saap, tmp_path, tiny, role):
     for name in ("calibration", "heldout", "test"):

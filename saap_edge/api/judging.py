@@ -86,7 +86,7 @@ def _gate_stage(folder: Path, budget: Any, target: str | None, listener: Any) ->
 
 def predict(
     artifact: str | Path, target: str | Target, *, format: str | None = None, prompt_tokens: int | None = None,
-    context: int | None = None, threads: int | None = None, ram_mib: int | None = None,
+    context: int | None = None, threads: int | None = None, ram_mib: int | None = None, kv: str | None = None,
 ) -> Prediction:  # fmt: skip
     """Predict speed and memory of an artifact on a board that is not at hand (docs/prediction.md).
 
@@ -98,9 +98,11 @@ def predict(
         context: tokens in the KV cache while decoding; 512 where absent, or the longest sequence.
         threads: threads of the runtime; the board's own number where absent.
         ram_mib: memory of the board at hand, MiB; every size that the board is sold with where absent.
+        kv: type of the KV cache: f16, q8_0 or q4_0 in llama.cpp; the runtime's own where absent.
 
     Each figure has the interval in which 80 % of the measurements lie that the fit has not seen. Raises SaapError for
-    what is no artifact, and for more than twice as many threads as the board has cores.
+    what is no artifact, for more than twice as many threads as the board has cores, and for a cache that the runtime or
+    the model's heads do not allow.
 
     Examples:
         >>> found = se.predict(run.files["gguf-q4_0"], "rpi5")
@@ -109,12 +111,12 @@ def predict(
         >>> found.fits_from_mib
         2048
     """
-    return _predicted(artifact, target, format, prompt_tokens, context, threads, ram_mib)[0]
+    return _predicted(artifact, target, format, prompt_tokens, context, threads, ram_mib, kv)[0]
 
 
 def predict_document(
     artifact: str | Path, target: str | Target, *, format: str | None = None, prompt_tokens: int | None = None,
-    context: int | None = None, threads: int | None = None, ram_mib: int | None = None,
+    context: int | None = None, threads: int | None = None, ram_mib: int | None = None, kv: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict as `predict` does and return what `saap-edge predict --json` prints: with the cost and the conditions.
 
@@ -125,7 +127,9 @@ def predict_document(
     """
     from dataclasses import asdict
 
-    prediction, cost, board, conditions = _predicted(artifact, target, format, prompt_tokens, context, threads, ram_mib)
+    prediction, cost, board, conditions = _predicted(
+        artifact, target, format, prompt_tokens, context, threads, ram_mib, kv
+    )
     return {
         "predicted": True, "artifact": str(artifact), "target": board.name, "cost": asdict(cost),
         "conditions": conditions, **asdict(prediction),
@@ -134,20 +138,20 @@ def predict_document(
 
 def _predicted(
     artifact: str | Path, target: str | Target, format: str | None, prompt_tokens: int | None, context: int | None,
-    threads: int | None, ram_mib: int | None,
+    threads: int | None, ram_mib: int | None, kv: str | None,
 ) -> tuple[Prediction, ArtifactCost, Target, dict[str, Any]]:  # fmt: skip
-    from saap_edge.prediction.predict import artifact_cost
+    from saap_edge.prediction.cost import artifact_cost, cached_as
     from saap_edge.prediction.predict import predict as prediction_of
     from saap_edge.targets import load_target
 
     board = load_target(target) if isinstance(target, str) else target
     if threads and threads > 2 * board.core_count:
         raise SaapError(f"--threads {threads}: '{board.name}' has {board.core_count} cores")
-    cost = artifact_cost(Path(artifact), format)
+    cost = cached_as(artifact_cost(Path(artifact), format), kv)
     longest = cost.context or 512
     prompt, held = prompt_tokens or min(128, longest), context or min(512, longest)
     conditions = {
-        "prompt_tokens": prompt, "context": held, "threads": threads or board.threads, "ram_mib": ram_mib,
+        "prompt_tokens": prompt, "context": held, "threads": threads or board.threads, "ram_mib": ram_mib, "kv": kv,
     }  # fmt: skip
     return prediction_of(cost, board, prompt, held, threads, ram_mib), cost, board, conditions
 
@@ -156,7 +160,8 @@ def evaluate(
     path: str | Path, *, tasks: Sequence[str] = (), limit: int | None = None, text: str | Path | None = None,
     window: int = 256, formats: Sequence[str] = (), tokenizer: str | Path | None = None, threads: int | None = None,
     chat: bool = False, instructions: str | Path | None = None, answer_tokens: int | None = None,
-    answers: str | Path | None = None, dense: str | Path | None = None, progress: Listener = None,
+    answers: str | Path | None = None, dense: str | Path | None = None, kv: str | None = None,
+    progress: Listener = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure zero-shot accuracy, perplexity and chats, of a model or of the artifacts that ship.
 
@@ -174,6 +179,8 @@ def evaluate(
         answer_tokens: tokens of an answer at most; 160 where absent.
         answers: .jsonl file that keeps the answers; a run that died goes on from it.
         dense: model whose answers these are compared with: a folder or file, or an export folder.
+        kv: type of the KV cache of what is measured, f16, q8_0 or q4_0 in llama.cpp; the runtime's own where absent,
+            and in `dense`.
 
     Returns the evaluation document (docs/evaluation.md). Raises SaapError for bad input, before anything is run where
     that can be seen.
@@ -203,7 +210,7 @@ def evaluate(
         chats = ChatSettings(_path(instructions), _path(answers), answer_tokens or ANSWER_TOKENS) if chat else None
         settings = Settings(
             tasks=tuple(map(str, tasks)), limit=limit, text=_path(text), window=window, formats=tuple(formats),
-            tokenizer=_path(tokenizer), threads=threads or os.cpu_count() or 1, chat=chats, dense=_path(dense),
+            tokenizer=_path(tokenizer), threads=threads or os.cpu_count() or 1, chat=chats, dense=_path(dense), kv=kv,
         )  # fmt: skip
         return evaluate_path(Path(path), settings, listener.bar)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from saap_edge import __version__
 from saap_edge.engines.gguf_memory import HUGE_PAGES
+from saap_edge.engines.options import AS_IT_IS, KV_TYPES, EngineOptions
 from saap_edge.errors import SaapError
 from saap_edge.formats import format_of
 from saap_edge.registry import resolve
@@ -29,9 +31,9 @@ tokens=${{2:-{tokens}}}
 
 # llama-cli is for chats: it ignores -no-cnv and waits for input (ggml-org/llama.cpp#27214).
 NATIVE = """\
-# llama.cpp's own program where it is installed. For a chat: llama-cli -m {model} -t {threads} -c {context} -fa on
+# llama.cpp's own program, if it is installed. For a chat: llama-cli -m {model} -t {threads} -c {context} -fa on{flags}
 if command -v llama-completion > /dev/null; then
-{reading}  exec llama-completion{how} -m {model} -t {threads} -c {context} -fa on -no-cnv --temp 0 \\
+{reading}  exec llama-completion{how} -m {model} -t {threads} -c {context} -fa on{flags} -no-cnv --temp 0 \\
     --repeat-penalty 1 -n "$tokens" -p "$text"
 fi
 """
@@ -54,11 +56,11 @@ GGUF = '''\
 import sys
 from pathlib import Path
 
-from llama_cpp import Llama
+import llama_cpp
 
-model = Llama(
+model = llama_cpp.Llama(
     str(Path(__file__).with_name("{model}")), n_threads={threads}, n_threads_batch={threads}, n_ctx={context},
-    flash_attn=True, verbose=False, use_mmap={mapped},
+    flash_attn=True, verbose=False, use_mmap={mapped},{arguments}
 )
 text, tokens = sys.argv[1], int(sys.argv[2])
 print(text, end="", flush=True)
@@ -133,20 +135,38 @@ class Program:
         native: lines of run.sh that come before run.py is started, to try the runtime's own program.
         packages: packages that run.py needs beside saap-edge[device].
 
-    `str.format` puts `model`, `threads`, `context`, `mapped`, `reading` and `how` into the texts.
+    `str.format` puts `model`, `threads`, `context`, `mapped`, `reading` and `how` into the texts, and what `asked`
+    makes of the runtime's options: `flags` of its program and `arguments` of its class.
     """
 
     script: str
     native: str = ""
     packages: tuple[str, ...] = ()
+    asked: Callable[[EngineOptions], dict[str, str]] = lambda options: {}
 
 
-IN_LLAMA_CPP = Program(GGUF, NATIVE)
+def _of_llama_cpp(options: EngineOptions) -> dict[str, str]:
+    """Options of llama-completion and of llama_cpp.Llama.
+
+    >>> _of_llama_cpp(EngineOptions(kv="q8_0"))
+    {'flags': ' -ctk q8_0 -ctv q8_0', 'arguments': ' type_k=llama_cpp.GGML_TYPE_Q8_0, type_v=llama_cpp.GGML_TYPE_Q8_0,'}
+    """
+    flags, arguments = "", ""
+    if options.kv is not None:
+        symbol = f"llama_cpp.{KV_TYPES[options.kv].symbol}"
+        flags += f" -ctk {options.kv} -ctv {options.kv}"
+        arguments += f" type_k={symbol}, type_v={symbol},"
+    return {"flags": flags, "arguments": arguments}
+
+
+IN_LLAMA_CPP = Program(GGUF, NATIVE, asked=_of_llama_cpp)
 IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",))
 IN_OPENVINO = Program(OPENVINO, packages=("openvino", "openvino-tokenizers", "openvino-genai"))
 
 
-def launch_files(artifact_format: str, model: str, threads: int, context: int, prompt: str) -> dict[str, str]:
+def launch_files(
+    artifact_format: str, model: str, threads: int, context: int, prompt: str, options: EngineOptions = AS_IT_IS
+) -> dict[str, str]:
     """The files that start a bundle: their texts, by name.
 
     Args:
@@ -155,6 +175,7 @@ def launch_files(artifact_format: str, model: str, threads: int, context: int, p
         threads: threads of the runtime.
         context: the model's longest sequence, tokens; the KV cache holds CONTEXT at most.
         prompt: text that run.sh continues where it is given none.
+        options: what the runtime is asked for.
 
     Raises SaapError for a format that no bundle can have.
 
@@ -168,6 +189,7 @@ def launch_files(artifact_format: str, model: str, threads: int, context: int, p
     values = {
         "model": model, "threads": threads, "context": min(context, CONTEXT), "mapped": not record.repacked,
         "reading": READING if record.repacked else "", "how": " $how" if record.repacked else "",
+        **program.asked(options),
     }  # fmt: skip
     native = program.native.format(**values)
     pages = "".join(PAGES.format(*pair) for pair in HUGE_PAGES.items()) if record.repacked else ""

@@ -138,6 +138,7 @@ class Bundle(_Strict):
         lineage: hashes of what it was made from, by name.
         versions: versions of the libraries that made it.
         board: the target that it was made for.
+        kv: type of the KV cache that run.sh and `bench` use; None: the runtime's own, in which the answers were given.
         base_licence: licence of the base model.
         tokenizer: the tokenizer, and a text that it must split as recorded.
         answers: what the artifact must answer.
@@ -157,6 +158,7 @@ class Bundle(_Strict):
     lineage: dict[str, str]
     versions: dict[str, str]
     board: Board
+    kv: str | None = None
     base_licence: Licence
     tokenizer: Tokenizer
     answers: Answers

@@ -27,6 +27,7 @@ from saap_edge.bundle.schema import (
 )
 from saap_edge.cache import library_versions
 from saap_edge.engines.answers import HARD_TEXT
+from saap_edge.engines.options import AS_IT_IS, EngineOptions, check_options
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
@@ -41,8 +42,13 @@ PROMPT = (
 TOKENS = 48  # of the prompt and its continuation together: half each, or less of a short prompt
 
 
-def write_bundle(path: Path, out: Path, artifact_format: str | None = None, target: str | None = None) -> Bundle:
+def write_bundle(
+    path: Path, out: Path, artifact_format: str | None = None, target: str | None = None,
+    options: EngineOptions = AS_IT_IS,
+) -> Bundle:  # fmt: skip
     """Make a bundle of an artifact of a run, found by `find_source`, at `out`: a folder, or a file named *.tar.zst.
+
+    `options` are what run.sh and `bench` ask of the runtime; the artifact is run with them once.
 
     The bundle is checked as a board checks it before it gets its name; a bundle that fails leaves nothing behind.
     Raises SaapError when `out` exists or something is missing, ParityError when a second run answers otherwise.
@@ -53,12 +59,13 @@ def write_bundle(path: Path, out: Path, artifact_format: str | None = None, targ
     if archived:
         zstandard()
     source = find_source(path, artifact_format, target)
+    check_options(engine_of(source.artifact.format), options)
     existed = out.parent.is_dir()
     temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
     folder = temporary / (out.name.removesuffix(SUFFIX) or "bundle")
     try:
         folder.mkdir(parents=True)
-        bundle = _fill(source, folder)
+        bundle = _fill(source, folder, options)
         check = check_bundle(folder)
         if check.exit_code:
             raise ParityError(f"the bundle fails its own check: {(check.problems + check.differences)[0]}")
@@ -72,7 +79,7 @@ def write_bundle(path: Path, out: Path, artifact_format: str | None = None, targ
     return bundle
 
 
-def _fill(source: Source, folder: Path) -> Bundle:
+def _fill(source: Source, folder: Path, options: EngineOptions) -> Bundle:
     artifact, manifest, board = source.artifact, source.manifest, source.target
     model = _copy_model(source, folder)
     tokenizer_file = _copy_tokenizer(source.model, folder, model)
@@ -83,7 +90,10 @@ def _fill(source: Source, folder: Path) -> Bundle:
     with Worker(engine.verifying, folder / model, threads, TOKENS) as worker:
         loaded = worker.loaded
         tokenizer, answers = _record(worker, folder, tokenizer_file, source)
-    launch = launch_files(artifact.format, model, board.threads, context_of(folder / model), PROMPT)
+    if options != AS_IT_IS:  # raises where they do not go with the model
+        with Worker(engine_of(artifact.format), folder / model, threads, TOKENS, options) as worker:
+            worker.generate(answers.tokens[: answers.prompt_tokens], 1)
+    launch = launch_files(artifact.format, model, board.threads, context_of(folder / model), PROMPT, options)
     for name, text in launch.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "run.sh").chmod(0o755)
@@ -92,7 +102,8 @@ def _fill(source: Source, folder: Path) -> Bundle:
         vocab_size=loaded["vocab_size"], kv_bytes_per_token=loaded["kv_bytes_per_token"], tuned=manifest.tuned,
         group=manifest.group, layers=manifest.layers, lineage=source.lineage, versions=library_versions(),
         board=Board(name=board.name, title=board.title, cpu=board.cpu, threads=board.threads),
-        base_licence=base_licence(source.base), tokenizer=tokenizer, answers=answers, files=_files(folder),
+        kv=options.kv, base_licence=base_licence(source.base), tokenizer=tokenizer, answers=answers,
+        files=_files(folder),
     )  # fmt: skip
     (folder / BUNDLE_FILE).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
     return bundle

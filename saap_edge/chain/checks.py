@@ -13,6 +13,7 @@ from saap_edge.chain.space import space_of, will_be_uniform
 from saap_edge.chat.instructions import ANSWER_TOKENS, read_instructions
 from saap_edge.engines.answers import VERIFIED
 from saap_edge.engines.chat import no_chat
+from saap_edge.engines.options import EngineOptions, check_options, kv_refusal
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.token_ids import check_token_ids
 from saap_edge.exporting.refusal import export_refusal, refusal_reason
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from saap_edge.targets import Target
 
 __all__ = [
-    "check_calibration", "check_chat", "check_formats", "check_lengths", "check_pruning", "check_teacher",
+    "check_calibration", "check_chat", "check_formats", "check_kv", "check_lengths", "check_pruning", "check_teacher",
     "check_tokenizer", "check_values",
 ]  # fmt: skip
 
@@ -151,6 +152,20 @@ def check_chat(model: Path, spec: ModelSpec, recipe: Recipe, tokenizer: Any) -> 
                 f"bench.chat: a prompt of {len(prompt)} tokens and an answer of {ANSWER_TOKENS} do not fit into the "
                 f"model's context of {spec.context}: leave it out"
             )
+
+
+def check_kv(spec: ModelSpec, recipe: Recipe) -> None:
+    """Raise SaapError for a type of KV cache that a format's engine, or the size of the heads, does not allow."""
+    kv = recipe.bench.kv
+    if kv is None:
+        return
+    for name in recipe.export.formats:
+        try:
+            check_options(format_of(name).engine, EngineOptions(kv=kv))
+        except SaapError as error:
+            raise SaapError(f"bench.kv, {name}: {error}; leave one of the two out") from None
+    if refusal := kv_refusal(kv, [spec.head_dim]):
+        raise SaapError(f"bench.kv: {refusal}")
 
 
 def check_values(model: Path, formats: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saap_edge.chat.instructions import Instruction, Instructions
 from saap_edge.documents.base import fault
+from saap_edge.engines.options import AS_IT_IS, EngineOptions
 from saap_edge.engines.registry import CHAT
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
@@ -112,7 +113,7 @@ def _answer(line: bytes, where: str) -> Answer:
 
 def ask(
     subject: tuple[str, str, Path], instructions: Instructions, count: int, threads: int, context: int,
-    advance: Callable[[int], None], kept: Kept | None = None, sha256: str = "",
+    advance: Callable[[int], None], kept: Kept | None = None, sha256: str = "", options: EngineOptions = AS_IT_IS,
 ) -> tuple[Told, list[Answer | None]]:  # fmt: skip
     """Answers to all instructions in their order, greedily, each at most `count` tokens long.
 
@@ -125,16 +126,18 @@ def ask(
         advance: called with the number of instructions just done.
         kept: a file of answers.
         sha256: of the artifact, for `kept`.
+        options: what the runtime is asked for.
 
     Returns how the engine describes itself, and None in place of an answer where a tool should be called and the chat
     template takes none. Raises SaapError when the artifact does not run, or a prompt does not fit.
     """
     name, engine, path = subject
     answers: list[Answer | None] = []
-    with Worker(engine + CHAT, path, threads, min(context, instructions.room + count)) as worker:
+    more = " ".join([sha256, str(threads), *map(str, options.given().items())])
+    with Worker(engine + CHAT, path, threads, min(context, instructions.room + count), options) as worker:
         told = Told.model_validate(worker.loaded)
         for row in instructions.rows:
-            answers.append(_one(name, row, worker, count, told, kept, f"{sha256} {threads}"))
+            answers.append(_one(name, row, worker, count, told, kept, more))
             advance(1)
     return told, answers
 

@@ -20,9 +20,9 @@ from saap_edge.machine.waiting import sleep_while_waiting
 from saap_edge.progress import Advance, Bars, Progress
 
 __all__ = [
-    "BudgetOption", "DataOption", "EffortOption", "FolderArgument", "JsonOption", "MethodOption", "ModelOption",
-    "OutOption", "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "ToConsole", "TokensOption", "app",
-    "bar", "bars", "console", "finish", "prepare", "quiet_libraries", "stage_line",
+    "BudgetOption", "DataOption", "EffortOption", "FolderArgument", "JsonOption", "KvOption", "MethodOption",
+    "ModelOption", "OutOption", "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "ToConsole",
+    "TokensOption", "app", "bar", "bars", "console", "finish", "prepare", "quiet_libraries", "stage_line",
 ]  # fmt: skip
 
 HELP = """Edge deployment compiler.
@@ -110,6 +110,10 @@ DataOption = Annotated[
 BudgetOption = Annotated[Path | None, typer.Option("--budget", help="YAML file with the limits that the gate judges")]
 PlanOption = Annotated[Path | None, typer.Option("--plan", help="plan.json to use, instead of searching for a plan")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; it is made if needed")]
+KvOption = Annotated[
+    str | None,
+    typer.Option("--kv", help="Type of the KV cache in llama.cpp: f16, q8_0 or q4_0 (default: the runtime's own)"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
 RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (YAML); options override its fields")]
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the stage before, as that stage printed it")]

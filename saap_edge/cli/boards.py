@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from saap_edge import api
-from saap_edge.cli.base import JsonOption, app, bar, console
+from saap_edge.cli.base import JsonOption, KvOption, app, bar, console
 
 __all__: list[str] = []
 
@@ -144,12 +144,14 @@ def predict(
     ram: Annotated[
         int | None, typer.Option("--ram", min=1, help="Memory of the board in MiB (default: all sizes it is sold with)")
     ] = None,
+    kv: KvOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the speed and memory of an artifact on a board that is not at hand, each with an interval.
 
     \b
         saap-edge predict model-q4_0.gguf --target rpi5 --context 2048
+        saap-edge predict model-q4_0.gguf --target rpi5 --context 8192 --kv q8_0
         saap-edge predict out --format onnx-int4 --target rk3588 --ram 4096
 
     The prediction rests on the bytes that a token reads and on the board's bandwidth and arithmetic. No runtime is
@@ -160,7 +162,7 @@ def predict(
 
     board = load_target(target)
     document = api.predict_document(
-        artifact, board, format=format, prompt_tokens=prompt, context=context, threads=threads, ram_mib=ram
+        artifact, board, format=format, prompt_tokens=prompt, context=context, threads=threads, ram_mib=ram, kv=kv
     )
     for part in render_prediction(document, board.title):
         console.print(part, soft_wrap=isinstance(part, str))

@@ -13,6 +13,7 @@ from rich.markup import escape
 from saap_edge import api
 from saap_edge.cli.base import (
     JsonOption,
+    KvOption,
     TargetOption,
     ToConsole,
     app,
@@ -58,7 +59,7 @@ def verify(
 def bundle(
     folder: Annotated[Path, typer.Argument(help="The --out folder of a run, or the folder of its export stage")], *,
     format: Annotated[str | None, typer.Option("--format", help="Which artifact (default: the board's GGUF)")] = None,
-    target: TargetOption = None,
+    target: TargetOption = None, kv: KvOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder or .tar.zst file to write")], as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Pack one verified artifact with all that a board needs: tokenizer, licence, checksums, expected answers, run.sh.
@@ -69,9 +70,10 @@ def bundle(
     """
     quiet_libraries()
     from saap_edge.bundle.write import write_bundle
+    from saap_edge.engines.options import EngineOptions
 
     with bar(f"bundling into {out}", None):
-        made = write_bundle(folder, out, format, target)
+        made = write_bundle(folder, out, format, target, EngineOptions(kv=kv))
     licence = made.base_licence.name or ", ".join(made.base_licence.files) or "unknown: the base model states none"
     console.print(f"[bold]bundle[/]   {escape(str(out))}", soft_wrap=True)
     console.print(f"  {made.role} {made.format} for {escape(made.board.title)}, {made.board.threads} threads")

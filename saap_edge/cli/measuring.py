@@ -15,6 +15,7 @@ from saap_edge import api
 from saap_edge.cli.base import (
     BudgetOption,
     JsonOption,
+    KvOption,
     TargetOption,
     ToConsole,
     app,
@@ -46,6 +47,7 @@ def bench(
     contexts: Annotated[
         str | None, typer.Option("--contexts", help="Also measure decoding behind this many tokens, as 128,512,2048")
     ] = None,
+    kv: KvOption = None,
     budget: Annotated[
         Path | None, typer.Option("--budget", help="Limits of the gate: rounds are added while one is undecided")
     ] = None,
@@ -96,6 +98,7 @@ def bench(
         saap-edge bench model.tar.zst --python ~/new --against model.tar.zst      a new build of the runtime beside this
         saap-edge bench model.tar.zst --llama-bench new/llama-bench --against model.tar.zst \\
             --against-llama-bench old/llama-bench                 two builds of llama.cpp
+        saap-edge bench model.tar.zst --kv q8_0                   keys and values in 8 bits, in llama.cpp
         saap-edge bench model.tar.zst --host pi@raspberrypi       on that board, over SSH
         saap-edge bench out/stages/verify-HASH                    the next stage of a run; its recipe has the settings
 
@@ -113,7 +116,7 @@ def bench(
     """
     options: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
-        "contexts": _contexts(contexts) if contexts else None, "budget": budget, "max_rounds": max_rounds,
+        "contexts": _contexts(contexts) if contexts else None, "kv": kv, "budget": budget, "max_rounds": max_rounds,
         "target": target, "python": python, "against_python": against_python, "llama_bench": llama_bench,
         "against_llama_bench": against_llama_bench, "host": host, "ssh_config": ssh_config,
         "remote_python": remote_python, "remote_folder": remote_dir, "keep": keep,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from saap_edge import api
-from saap_edge.cli.base import JsonOption, ToConsole, app, console, prepare
+from saap_edge.cli.base import JsonOption, KvOption, ToConsole, app, console, prepare
 
 __all__: list[str] = []
 
@@ -35,6 +35,7 @@ def evaluate(
     threads: Annotated[
         int, typer.Option("--threads", min=1, show_default="all CPUs", help="Threads of llama.cpp and ONNX Runtime")
     ] = os.cpu_count() or 1,
+    kv: KvOption = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask the model to follow instructions, and check its answers")
     ] = False,
@@ -62,6 +63,7 @@ def evaluate(
         saap-edge evaluate ./TinyLlama --task piqa.jsonl --task arc_easy.jsonl --limit 200
         saap-edge evaluate out/stages/export-HASH --task piqa.jsonl --text test.txt
         saap-edge evaluate model-q4_0.gguf --task lambada.jsonl
+        saap-edge evaluate model-q4_0.gguf --text test.txt --kv q4_0     with keys and values in 4 bits
 
     lm-eval does the scoring. --task takes a task of lm-eval by name, whose data comes from the network, or a local file
     with one JSON object a line, in one of three forms:
@@ -87,7 +89,7 @@ def evaluate(
     document = api.evaluate(
         path, tasks=task or (), limit=limit, text=text, window=window, formats=format or (), tokenizer=tokenizer,
         threads=threads, chat=chat, instructions=instructions, answer_tokens=answer_tokens, answers=answers,
-        dense=dense, progress=ToConsole(),
+        dense=dense, kv=kv, progress=ToConsole(),
     )  # fmt: skip
     from saap_edge.report.terminal import render_evaluation
 

@@ -56,6 +56,7 @@ class GateConditions(Part):
     prompt_tokens: int = Field(description="tokens of the prompt")
     decode_tokens: int = Field(description="tokens decoded a round")
     rounds: int | None = Field(default=None, description="rounds that count")
+    kv: str | None = Field(default=None, description="type of the KV cache asked for; null: each runtime's own")
     looks: list[int] | None = Field(default=None, description="after how many rounds a verdict may be reached")
     versions: dict[str, str] | None = Field(default=None, description="version of each package that took part")
 

@@ -23,6 +23,9 @@ class ArtifactCost:
         file_bytes: size of the artifact, bytes.
         parameters: parameters of the model.
         context: tokens of the longest sequence; None: the artifact does not say.
+        kv_elements: numbers that a token adds to the KV cache; 0: not told.
+        head_dims: sizes of its heads.
+        kv: type of the KV cache that was asked for; None: the runtime's own.
     """
 
     format: str
@@ -31,13 +34,17 @@ class ArtifactCost:
     file_bytes: int
     parameters: int
     context: int | None = None
+    kv_elements: int = 0
+    head_dims: tuple[int, ...] = ()
+    kv: str | None = None
 
 
 class Engine(Protocol):
     """One loaded artifact, one sequence.
 
     It is constructed with `(path, threads, context)`: what it opens, its threads, and how many tokens its KV cache must
-    hold. A class may have a static method `import_runtime`, whose imports do not count as load time.
+    hold; and by name with what its record offers (`EngineRecord.kv_types`) and a user asks for. A class may have a
+    static method `import_runtime`, whose imports do not count as load time.
     """
 
     name: str

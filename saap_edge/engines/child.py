@@ -14,6 +14,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ def engine_class(name: str, entry: str | None = None) -> Any:
     return resolve(entry or engine_named(name).entry_of(name))
 
 
-def load_engine(name: str, path: str, threads: int, context: int, entry: str | None = None) -> Engine:
+def load_engine(
+    name: str, path: str, threads: int, context: int, entry: str | None = None, options: Mapping[str, Any] | None = None
+) -> Engine:
     """An engine of that name, or of the class that `entry` names. A name that ends in VOCABULARY gives its tokenizer
     only."""
     made = engine_class(name, entry)
-    engine: Engine = made(Path(path)) if name.endswith(VOCABULARY) else made(Path(path), threads, context)
+    vocabulary = name.endswith(VOCABULARY)
+    engine: Engine = made(Path(path)) if vocabulary else made(Path(path), threads, context, **(options or {}))
     return engine
 
 
@@ -58,19 +62,19 @@ class Server:
 
     def load(
         self, engine: str, path: str, threads: int, context: int, entry: str | None = None, module: str | None = None,
-        package: str | None = None,
+        package: str | None = None, options: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Load an artifact and describe it; `seconds` leaves out the import of the runtime.
 
         `entry`, `module` and `package` are those of the engine's record, for an engine that only the asking process
-        knows. `runtime` says which build of it runs.
+        knows; `options` are `EngineOptions.given`. `runtime` says which build of it runs.
         """
         module = module or engine_named(engine).module
         __import__(module)
         getattr(engine_class(engine, entry), "import_runtime", bool)()
         start = time.perf_counter()
         try:
-            self._engine = load_engine(engine, path, threads, context, entry)
+            self._engine = load_engine(engine, path, threads, context, entry, options)
         except AttributeError as error:
             raise SaapError(f"this version of {package or module} lacks what saap-edge calls: {error}") from None
         seconds = time.perf_counter() - start
@@ -108,14 +112,16 @@ class Server:
     def time(self, tokens: list[int], decode_tokens: int) -> dict[str, Any]:
         """Time prefill until the first token is chosen, and each of `decode_tokens` greedy steps after it, in seconds.
 
+        `ttft_cpu_s` is the CPU time of the first, all threads together.
         `decode_at` is the beginning and the end of these steps by time.monotonic, the clock that all processes share.
         """
         self.engine.reset()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         token = int(self.engine.forward(tokens)[-1].argmax())
+        cpu = time.process_time() - cpu
         first, began = time.perf_counter(), time.monotonic()
         steps = self._steps(token, decode_tokens)
-        return {"ttft_s": first - start, **steps, "decode_at": [began, time.monotonic()]}
+        return {"ttft_s": first - start, "ttft_cpu_s": cpu, **steps, "decode_at": [began, time.monotonic()]}
 
     def fill(self, tokens: list[int]) -> None:
         """Begin a sequence with `tokens`. They are run PIECE at a time, as servers do, so that memory stays small."""

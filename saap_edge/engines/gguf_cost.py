@@ -42,5 +42,5 @@ def gguf_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
     return ArtifactCost(
         artifact_format or f"gguf-{kinds.most_common(1)[0][0]}",
         sum(size for name, size in sizes.items() if name not in tables), _F16 * shape.kv_elements, header.bytes,
-        sum(tensor.elements for tensor in header.tensors), shape.context,
+        sum(tensor.elements for tensor in header.tensors), shape.context, shape.kv_elements, shape.head_dims,
     )  # fmt: skip

@@ -28,12 +28,14 @@ class Shape:
         kv_elements: numbers that a token adds to the KV cache, in all layers together.
         context: tokens of the longest sequence.
         vocab_size: number of tokens in the vocabulary.
+        head_dims: sizes of the heads of keys and of values.
     """
 
     blocks: int
     kv_elements: int
     context: int
     vocab_size: int
+    head_dims: tuple[int, ...]
 
 
 def read_shape(header: Header) -> Shape:
@@ -68,7 +70,7 @@ class _Reader:
         kv_elements = sum(
             self._kv_elements(index, heads[index], kv_heads[index], key, value) for index in range(blocks)
         )
-        return Shape(blocks, kv_elements, self._number("context_length"), vocab_size)
+        return Shape(blocks, kv_elements, self._number("context_length"), vocab_size, (key, value))
 
     def _number(self, key: str, default: int | None = None) -> int:
         """A number of the metadata, at least 1."""

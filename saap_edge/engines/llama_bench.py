@@ -16,6 +16,7 @@ from typing import Any
 from saap_edge.engines.gguf_cost import gguf_cost
 from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_shape import read_shape
+from saap_edge.engines.options import AS_IT_IS, EngineOptions, kv_bytes, kv_refusal
 from saap_edge.engines.worker import TIMEOUT, cause_of_death
 from saap_edge.errors import SaapError
 from saap_edge.machine.waiting import without_ours
@@ -34,14 +35,18 @@ class LlamaBench:
     `loaded` is what the file says, and from the first round on what the program says of its build.
     """
 
-    def __init__(self, path: Path, threads: int, program: Path) -> None:
-        """Raises SaapError when `path` is no GGUF file; nothing runs before `time`."""
-        header = read_header(path)
+    def __init__(self, path: Path, threads: int, program: Path, options: EngineOptions = AS_IT_IS) -> None:
+        """Raises SaapError when `path` is no GGUF file, or cannot have such a cache; nothing runs before `time`."""
+        header, kv = read_header(path), options.kv or "f16"
+        cost = gguf_cost(path, None)
+        if refusal := kv_refusal(kv, cost.head_dims):
+            raise SaapError(f"{path}: {refusal}")
         self._file, self._threads, self._program = header.files[0], threads, program
+        self._cache = ("-ctk", kv, "-ctv", kv)
         self._cpus: set[int] = set()
         self.loaded: dict[str, Any] = {
-            "seconds": None, "vocab_size": read_shape(header).vocab_size, "kv_type": "f16",
-            "kv_bytes_per_token": gguf_cost(path, None).kv_bytes_per_token,
+            "seconds": None, "vocab_size": read_shape(header).vocab_size, "kv_type": kv,
+            "kv_bytes_per_token": kv_bytes(cost.kv_elements, kv),
             "runtime": {"program": str(program), "own_loop": False},
         }  # fmt: skip
 
@@ -62,7 +67,8 @@ class LlamaBench:
         """
         count = len(tokens)
         tests = ["-p", str(count), "-n", str(decode_tokens), "-d", f"0,{count}"]
-        command = [str(self._program), "-m", str(self._file), "-t", str(self._threads), *FIXED, *tests]
+        command = [str(self._program), "-m", str(self._file), "-t", str(self._threads)]
+        command += [*FIXED, *self._cache, *tests]
         rows = parse_rows(_run(command, TIMEOUT, self._cpus), str(self._program))
         prefill = _nanoseconds(rows, self._program, n_prompt=count, n_gen=0, n_depth=0)
         decoding = _nanoseconds(rows, self._program, n_prompt=0, n_gen=decode_tokens, n_depth=count)

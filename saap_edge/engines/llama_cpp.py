@@ -16,6 +16,7 @@ from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_memory import environment_for, keeps_a_copy
 from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
+from saap_edge.engines.options import KV_TYPES, kv_bytes, kv_refusal, kv_type
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
@@ -99,9 +100,10 @@ class LlamaCppVocabulary:
 
 
 class LlamaCppEngine(LlamaCppVocabulary):
-    """A GGUF file in llama.cpp on the CPU: one sequence, F16 KV cache, flash attention.
+    """A GGUF file in llama.cpp on the CPU: one sequence, flash attention.
 
-    Flash attention is not for speed alone: without it llama.cpp pads every layer's V cache to the widest layer.
+    Flash attention is not for speed alone: without it llama.cpp pads every layer's V cache to the widest layer, and
+    holds no values in blocks.
 
     Attributes:
         mapped: map the file, instead of reading it; None: as its types need (gguf_memory.py).
@@ -110,12 +112,17 @@ class LlamaCppEngine(LlamaCppVocabulary):
     vocabulary_only = False
     mapped: bool | None = None
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
-        """Load `path`. Raises SaapError when it is missing, damaged, or refused by llama.cpp."""
+    def __init__(self, path: Path, threads: int, context: int, kv: str = "f16") -> None:
+        """Load `path`; `kv` is the type of the KV cache.
+
+        Raises SaapError when the file is missing, damaged, refused by llama.cpp, or has heads that `kv` cannot hold.
+        """
         header = read_header(Path(path))
-        self.threads, self.context = threads, context
+        self.threads, self.context, self.kv = threads, context, kv_type(kv)
         self.mapped = not keeps_a_copy(header) if self.mapped is None else self.mapped
         self._architecture, self._shape = str(header.metadata.get("general.architecture")), read_shape(header)
+        if refusal := kv_refusal(kv, self._shape.head_dims):
+            raise SaapError(f"'{path}': {refusal}")
         super().__init__(header.files[0])
         self._context = self._open_context(self._parameters())
         self._batch = llama_cpp.llama_batch_init(context, 0, 1)
@@ -134,6 +141,7 @@ class LlamaCppEngine(LlamaCppVocabulary):
         parameters.n_ubatch = min(self.context, 512)
         parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.type_k = parameters.type_v = getattr(llama_cpp, self.kv.symbol)
         parameters.no_perf = True
         return parameters
 
@@ -183,8 +191,8 @@ class LlamaCppEngine(LlamaCppVocabulary):
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(rows, self.vocab_size))
 
     def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache that one token takes: F16 keys and values of every layer's own kv heads."""
-        return 2 * self._shape.kv_elements
+        """Bytes of KV cache that one token takes: keys and values of every layer's own kv heads."""
+        return kv_bytes(self._shape.kv_elements, self.kv.name)
 
     def build(self) -> str:
         """What llama.cpp says of its build: the kernels it has, and what this CPU lets it use."""
@@ -200,7 +208,7 @@ class LlamaCppEngine(LlamaCppVocabulary):
             "threads": self.threads,
             "context": self.context,
             "vocab_size": self.vocab_size,
-            "kv_type": "f16",
+            "kv_type": self.kv.name,
             "mapped": self.mapped,
             "kv_bytes_per_token": self.kv_bytes_per_token(),
         }
@@ -214,6 +222,6 @@ register_engine(
         vocab_size=lambda path: read_shape(read_header(path)).vocab_size, cost=gguf_cost, tokenizes=True,
         half_sums=True, chat="saap_edge.engines.chat:LlamaCppChat",
         writer="saap_edge.engines.llama_writer:LlamaCppWriter", environment=environment_for,
-        benchmark="saap_edge.engines.llama_bench:LlamaBench",
+        benchmark="saap_edge.engines.llama_bench:LlamaBench", kv_types=tuple(KV_TYPES),
     )
 )  # fmt: skip

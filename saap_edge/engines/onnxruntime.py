@@ -174,5 +174,6 @@ register_engine(
         kind="onnx", opens=lambda path: (path / GENAI_FILE).is_file() and (path / GRAPH_FILE).is_file(),
         context=folder_context, vocab_size=folder_vocab_size, cost=onnx_cost,
         chat="saap_edge.engines.chat:GenaiChat", chat_module="onnxruntime_genai",
+        no_kv_types="the graph's own inputs say that keys and values are float32; GGUF files, in llama.cpp, can",
     )
 )  # fmt: skip

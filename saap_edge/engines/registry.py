@@ -49,6 +49,8 @@ class EngineRecord:
         writer: "module:class" of what writes many documents at a time (engines/llama_writer.py).
         environment: variables that a process needs to run an artifact well; what the user has set himself stays.
         benchmark: "module:class" that drives its runtime's own benchmark program (engines/llama_bench.py).
+        kv_types: types of the KV cache that can be asked for (engines/options.py); the class then takes `kv`, a name.
+        no_kv_types: where there are none, why, and what can.
     """
 
     name: str
@@ -69,6 +71,8 @@ class EngineRecord:
     writer: str | None = None
     environment: Callable[[Path], dict[str, str]] = lambda path: {}
     benchmark: str | None = None
+    kv_types: tuple[str, ...] = ()
+    no_kv_types: str = "its cache has one type; GGUF files, in llama.cpp, have several"
 
     def entry_of(self, name: str) -> str:
         """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY, CHAT,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from saap_edge.engines.environment import child_command
+from saap_edge.engines.options import AS_IT_IS, EngineOptions, check_options
 from saap_edge.engines.registry import engine_named
 from saap_edge.errors import SaapError
 from saap_edge.machine.waiting import without_ours
@@ -38,13 +39,20 @@ class Worker:
 
     `loaded` is how the child describes the artifact: seconds, vocab_size, kv_bytes_per_token, and the engine's own
     description. `python` is the interpreter of another environment to run in (environment.py). Raises SaapError when
-    the artifact cannot be loaded or kills the child.
+    the engine has not what `options` ask for, and when the artifact cannot be loaded or kills the child.
     """
 
-    def __init__(self, engine: str, path: Path, threads: int, context: int, python: Path | None = None) -> None:
+    def __init__(
+        self, engine: str, path: Path, threads: int, context: int, options: EngineOptions = AS_IT_IS,
+        python: Path | None = None,
+    ) -> None:  # fmt: skip
+        check_options(engine, options)
         self.engine, self.path = engine, Path(path)
         record = engine_named(engine)
-        told = {"entry": record.entry_of(engine), "module": record.module_of(engine), "package": record.package}
+        told = {
+            "entry": record.entry_of(engine), "module": record.module_of(engine), "package": record.package,
+            "options": options.given(),
+        }  # fmt: skip
         own = child_environment(ours=python is None) | {"OMP_NUM_THREADS": str(threads)}
         environment = record.environment(self.path) | own
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
@@ -73,8 +81,9 @@ class Worker:
     def time(self, tokens: list[int], decode_tokens: int) -> dict[str, Any]:
         """Time a prompt and greedy steps after it, in seconds.
 
-        Returns {"ttft_s": until the first token is chosen, "decode_s": [each step], "decode_cpu_s": [CPU time of each
-        step, all threads], "decode_at": [beginning, end] of the steps by time.monotonic}.
+        Returns {"ttft_s": until the first token is chosen, "ttft_cpu_s": CPU time of that, all threads, "decode_s":
+        [each step], "decode_cpu_s": [CPU time of each step], "decode_at": [beginning, end] of the steps by
+        time.monotonic}.
         """
         timing: dict[str, Any] = self._ask("time", tokens=tokens, decode_tokens=decode_tokens)
         return timing

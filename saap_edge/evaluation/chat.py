@@ -81,10 +81,11 @@ class ChatRun:
         with bar(f"{name}: chat", len(self.instructions.rows)) as advance:
             told, answers = ask(
                 (name, subject.engine, subject.folder), self.instructions, limit, self.threads, context, advance, kept,
-                sha256,
+                sha256, subject.options,
             )  # fmt: skip
         document = {
             "artifact": name, "engine": subject.engine, "version": told.version, "threads": self.threads,
+            "kv": subject.options.kv,
             "instructions": self.instructions.name, "instructions_sha256": self.instructions.sha256,
             "answer_tokens": limit, "template_sha256": told.template_sha256,
             "template_takes_tools": told.tools is not None, "template_writes_date": told.dated,

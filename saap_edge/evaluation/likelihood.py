@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from saap_edge.engines.options import AS_IT_IS, EngineOptions
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.model.perplexity import Perplexity
@@ -119,11 +120,12 @@ class ArtifactScorer:
     threads: int
     context: int
     vocab_size: int | None = None
+    options: EngineOptions = AS_IT_IS
 
     def score(self, requests: list[Request], advance: Callable[[int], None]) -> list[Score]:
         longest = max((len(request.tokens) - 1 for request in requests), default=1)
         scores: list[Score] = []
-        with Worker(self.engine, self.path, self.threads, longest) as worker:
+        with Worker(self.engine, self.path, self.threads, longest, self.options) as worker:
             for start in range(0, len(requests), ASK):
                 part = requests[start : start + ASK]
                 scores += [Score(*answer) for answer in worker.score([(r.tokens, r.start) for r in part])]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from saap_edge.artifacts import context_of, engine_of, read_manifest, vocab_size_of
+from saap_edge.engines.options import AS_IT_IS, EngineOptions, check_options
 from saap_edge.engines.registry import EngineRecord, engine_at, engine_opening
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.belongs import check_tokenizer
@@ -38,12 +39,14 @@ class Subject:
         folder: its path.
         engine: name of the engine that runs it.
         open: loads it.
+        options: what the engine is asked for.
     """
 
     name: str
     folder: Path
     engine: str
     open: Callable[[], Scorer]
+    options: EngineOptions = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Settings:
         threads: of the artifacts' engines.
         chat: how to evaluate chats; None: not at all.
         dense: model that chats are compared with; None: none.
+        kv: type of the KV cache of what is measured, but not of `dense`; None: each runtime's own.
     """
 
     tasks: tuple[str, ...] = ()
@@ -71,6 +75,7 @@ class Settings:
     threads: int = 1
     chat: ChatSettings | None = None
     dense: Path | None = None
+    kv: str | None = None
 
 
 def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
@@ -78,10 +83,11 @@ def evaluate_path(path: Path, settings: Settings, bar: Bar) -> dict[str, Any]:
 
     `bar` shows progress. Raises SaapError for bad input, before anything is run where possible.
     """
-    subjects = find_subjects(path, settings.formats, settings.threads)
+    subjects = find_subjects(path, settings.formats, settings.threads, EngineOptions(kv=settings.kv))
     chat = _chat(subjects, settings)
     document: dict[str, Any] = {
         "schema": 1, "evaluated": str(path), "threads": settings.threads, "limit": settings.limit,
+        "kv": settings.kv,
         "lm_eval": lm_eval_version() if settings.tasks else None, "notes": _notes(path, subjects),
         "artifacts": [], "tasks": [], "perplexity": [], "chat": [],
     }  # fmt: skip
@@ -174,21 +180,26 @@ def _perplexity(subject: Subject, scorer: Scorer, windows: torch.Tensor, text: P
     }  # fmt: skip
 
 
-def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Subject]:
+def find_subjects(
+    path: Path, formats: tuple[str, ...], threads: int, options: EngineOptions = AS_IT_IS
+) -> list[Subject]:
     """The subjects at `path`; if `formats` names some, only these.
 
-    Raises SaapError when nothing there can be evaluated, an artifact was changed since export, or a format is missing.
+    Raises SaapError when nothing there can be evaluated, an artifact was changed since export, a format is missing, or
+    an engine has not what `options` ask for.
     """
     if not path.exists():
         raise SaapError(f"no file or folder '{path}'")
     if (path / "manifest.json").is_file():
         found = {
-            artifact.format: _artifact(artifact.format, path / artifact.path, threads, engine_of(artifact.format))
+            artifact.format: _artifact(
+                artifact.format, path / artifact.path, threads, engine_of(artifact.format), options
+            )
             for artifact in read_manifest(path).artifacts
         }
     elif (engine := _runtime(path)) is not None:
         name = f"{engine.kind} {path.name}"
-        found = {name: _artifact(name, path, threads, engine.name)}
+        found = {name: _artifact(name, path, threads, engine.name, options)}
     elif (path / "config.json").is_file():
         open_checkpoint(path)  # before any library reads it
         found = {IN_TORCH: Subject(IN_TORCH, path, IN_TORCH, lambda: _torch_scorer(path))}
@@ -200,7 +211,10 @@ def find_subjects(path: Path, formats: tuple[str, ...], threads: int) -> list[Su
     missing = [name for name in formats if name not in found]
     if missing:
         raise SaapError(f"--format {missing[0]}: '{path}' has {', '.join(found)}")
-    return [found[name] for name in formats or found]
+    subjects = [found[name] for name in formats or found]
+    for subject in subjects:
+        check_options(subject.engine, options)
+    return subjects
 
 
 def _runtime(path: Path) -> EngineRecord | None:
@@ -209,11 +223,11 @@ def _runtime(path: Path) -> EngineRecord | None:
     return None if engine is None or engine.name == IN_TORCH else engine
 
 
-def _artifact(name: str, path: Path, threads: int, engine: str) -> Subject:
+def _artifact(name: str, path: Path, threads: int, engine: str, options: EngineOptions) -> Subject:
     def scorer() -> ArtifactScorer:
-        return ArtifactScorer(engine, path, threads, context_of(path), vocab_size_of(path))
+        return ArtifactScorer(engine, path, threads, context_of(path), vocab_size_of(path), options)
 
-    return Subject(name, path, engine, scorer)
+    return Subject(name, path, engine, scorer, options)
 
 
 def _torch_scorer(folder: Path) -> TorchScorer:

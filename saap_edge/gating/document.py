@@ -38,7 +38,7 @@ def gate_document(
         conditions=GateConditions(
             threads=conditions.threads, prompt_tokens=conditions.prompt_tokens,
             decode_tokens=conditions.decode_tokens, rounds=conditions.rounds,
-            looks=conditions.looks or None, versions=conditions.versions or None,
+            looks=conditions.looks or None, versions=conditions.versions or None, kv=conditions.kv,
         ),
         verdicts=verdicts,
     )  # fmt: skip

@@ -26,6 +26,8 @@ _SAME: dict[str, tuple[str, ...]] = {
     "perplexity": ("perplexity_text_sha256", "perplexity_window", "perplexity_tokens"),
     "instructions_per_token": ("cpu", "versions", "counter", *_CONTEXT),
 }
+# Two counts are compared only of one type of KV cache: a smaller or coarser one is not the artifact's doing.
+_OF_THE_CACHE = ("bytes_per_token", "kv_bytes_per_token", "perplexity", "instructions_per_token")
 # Figures whose interval stands under another name in the document.
 _WITH_INTERVAL = {"energy_j_per_token": "round_j_per_token"}
 
@@ -166,6 +168,7 @@ def _change(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figur
     before = next((entry for entry in same if entry.name == artifact.name), same[0])
     after, was = _plain(metric, artifact), _plain(metric, before)
     _check_same(metric, evidence.bench, evidence.baseline)
+    _check_same_cache(metric, artifact, before)
     return _percent(after, was)
 
 
@@ -177,6 +180,13 @@ def _check_same(metric: str, bench: Bench, baseline: Bench) -> None:
         )
         if now != was:
             raise Absent(f"the baseline was measured under other conditions: {name} {was} there, {now} here")
+
+
+def _check_same_cache(metric: str, artifact: BenchedArtifact, before: BenchedArtifact) -> None:
+    """Raises Absent where the two were counted with KV caches of two types."""
+    now, was = (next((row.type_k for row in entry.metrics.llama_bench), None) for entry in (artifact, before))
+    if metric in _OF_THE_CACHE and None not in (now, was) and now != was:
+        raise Absent(f"the baseline has its KV cache in {was}, this artifact in {now}: measure both with one --kv")
 
 
 def _chat(metric: str, artifact: BenchedArtifact, evidence: Evidence) -> Figure:

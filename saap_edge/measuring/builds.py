@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from saap_edge.engines.environment import check_python, find_python
+from saap_edge.engines.options import AS_IT_IS, EngineOptions
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
@@ -50,17 +51,21 @@ class Build:
         """Whether it is not this environment's."""
         return bool(self.python or self.program)
 
-    def open(self, engine: str, path: Path, threads: int, context: int) -> Runner:
-        """Open an artifact. Raises SaapError where it does not run."""
+    def open(
+        self, engine: str, path: Path, threads: int, context: int, options: EngineOptions = AS_IT_IS
+    ) -> Runner:  # fmt: skip
+        """Open an artifact. Raises SaapError where it does not run, or not with these options."""
         if self.program:
-            runner: Runner = resolve(engine_named(engine).benchmark or "")(path, threads, self.program)
+            runner: Runner = resolve(engine_named(engine).benchmark or "")(path, threads, self.program, options)
             return runner
-        return self.worker(engine, path, threads, context)
+        return self.worker(engine, path, threads, context, options)
 
-    def worker(self, engine: str, path: Path, threads: int, context: int) -> Worker:
+    def worker(
+        self, engine: str, path: Path, threads: int, context: int, options: EngineOptions = AS_IT_IS
+    ) -> Worker:  # fmt: skip
         """Open an artifact in the engine's child. Raises SaapError where it does not run."""
         try:
-            return Worker(engine, path, threads, context, self.python)
+            return Worker(engine, path, threads, context, options, self.python)
         except SaapError as error:
             raise (SaapError(f"in '{self.python}': {error}") if self.python else error) from None
 

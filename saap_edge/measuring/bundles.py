@@ -12,6 +12,7 @@ from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.check import file_problems
 from saap_edge.bundle.schema import Bundle, read_bundle
 from saap_edge.documents.bench import Bench
+from saap_edge.engines.options import check_options
 from saap_edge.errors import SaapError
 from saap_edge.measuring.builds import build_of
 from saap_edge.measuring.conditions import longest_sequence
@@ -26,7 +27,7 @@ ROLES = ("candidate", "baseline")
 
 def bench_bundles(
     paths: Sequence[Path], bar: Bar, *, threads: int | None = None, prompt_tokens: int = 64, decode_tokens: int = 32,
-    rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None,
+    rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None, kv: str | None = None,
     instructions: bool = False, builds: Sequence[Mapping[str, str]] = (),
     decided: Callable[[Bench], bool] = lambda document: True,
 ) -> Bench:  # fmt: skip
@@ -39,12 +40,14 @@ def bench_bundles(
         prompt_tokens, decode_tokens: tokens of the prompt, and tokens decoded in a round.
         rounds, max_rounds: rounds that count, and most rounds while `decided` says no.
         contexts: further depths, in tokens, at which decoding is measured.
+        kv: type of the KV cache; that of the bundles where None, which must then be the same in both.
         instructions: count instructions, too.
         builds: which build of the runtime runs each bundle (builds.py); this environment's where there is none.
         decided: as in `measuring.measure`.
 
     Raises SaapError when a bundle is damaged (every file's sha256 is checked first), when the two are of different
-    models, when one does not run or holds fewer tokens than are asked for, and when a build cannot be measured.
+    models or made for different caches, when one does not run, holds fewer tokens than are asked for, or cannot have
+    such a cache, and when a build cannot be measured.
     """
     with ExitStack() as stack:
         folders = [path if path.is_dir() else stack.enter_context(unpacked(path)) for path in paths]
@@ -56,9 +59,10 @@ def bench_bundles(
         threads = threads or min(bundles[0].board.threads, os.cpu_count() or 1)
         conditions = BenchConditions(
             threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(set(contexts))),
-            max_rounds=max_rounds, instructions=instructions,
+            max_rounds=max_rounds, instructions=instructions, kv=kv or _kv(paths, bundles),
         )  # fmt: skip
         for path, subject in zip(paths, subjects, strict=True):
+            check_options(subject.engine, conditions.options)
             _check_room(path, subject, conditions)
         comparisons = [(subjects[1].name, subjects[0].name)] if len(subjects) > 1 else []
         # In the order people read: baseline => candidate.
@@ -104,6 +108,17 @@ def _check_same_model(paths: Sequence[Path], bundles: Sequence[Bundle]) -> None:
             f"'{paths[0]}' and '{paths[1]}' were made from different models ({told[0]}, {told[1]}): their speeds say "
             "nothing about each other"
         )
+
+
+def _kv(paths: Sequence[Path], bundles: Sequence[Bundle]) -> str | None:
+    """The type of KV cache that the bundles were made for. Raises SaapError where they differ."""
+    asked = [bundle.kv for bundle in bundles]
+    if len(set(asked)) > 1:
+        told = [name or "the runtime's own" for name in asked]
+        raise SaapError(
+            f"'{paths[0]}' is for a KV cache in {told[0]}, '{paths[1]}' for {told[1]}: say --kv, to measure both alike"
+        )
+    return asked[0]
 
 
 def _check_room(path: Path, subject: Subject, conditions: BenchConditions) -> None:

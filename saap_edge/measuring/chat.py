@@ -30,7 +30,7 @@ def with_chat(document: Bench, subjects: Sequence[Subject], conditions: BenchCon
             with bar(f"bench: chat with {subject.name}", len(instructions.rows)) as advance:
                 _, answers = ask(
                     (subject.name, subject.engine, subject.path), instructions, ANSWER_TOKENS, conditions.threads,
-                    context_of(subject.path), advance,
+                    context_of(subject.path), advance, options=conditions.options,
                 )  # fmt: skip
             found[subject.path] = ChatResult(
                 followed=[None if answer is None else all(answer.followed) for answer in answers],

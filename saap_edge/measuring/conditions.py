@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saap_edge.engines.options import EngineOptions
 from saap_edge.machine.facts import versions
 from saap_edge.measuring.builds import Build
 from saap_edge.measuring.statistics import look_confidence, planned_looks
@@ -65,6 +66,7 @@ class BenchConditions:
         max_rounds: most rounds while a verdict is open; None: no rounds are added.
         instructions: count instructions, which may take a minute.
         chat: instructions that a chat asks; 0: no chat.
+        kv: type of the KV cache; None: each runtime's own.
     """
 
     threads: int
@@ -77,6 +79,12 @@ class BenchConditions:
     max_rounds: int | None = None
     instructions: bool = False
     chat: int = 0
+    kv: str | None = None
+
+    @property
+    def options(self) -> EngineOptions:
+        """What every runtime is asked for as it opens an artifact."""
+        return EngineOptions(kv=self.kv)
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -99,6 +107,7 @@ class BenchConditions:
             "confidence": look_confidence(len(self.looks)),
             "versions": versions(),
             "contexts": list(self.contexts),
+            "kv": self.kv,
             "perplexity_window": len(self.windows[0]) if self.windows else 0,
             "perplexity_tokens": sum(len(window) - 1 for window in self.windows),
             "perplexity_text_sha256": self.text_sha256,

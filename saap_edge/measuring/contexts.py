@@ -78,7 +78,7 @@ def random_tokens(runner: Runner, count: int) -> list[int]:
 def _open(subject: Subject, context: int, conditions: BenchConditions) -> Worker:
     """A process whose sequence has `context` tokens, with room for those that are decoded."""
     room = context + conditions.decode_tokens
-    worker = subject.build.worker(subject.engine, subject.path, conditions.threads, room)
+    worker = subject.build.worker(subject.engine, subject.path, conditions.threads, room, conditions.options)
     try:
         worker.fill(random_tokens(worker, context))
     except BaseException:

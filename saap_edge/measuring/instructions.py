@@ -33,10 +33,7 @@ def instructions_per_token(subject: Subject, conditions: BenchConditions) -> flo
     if counter is None or subject.build.program:
         return None
     command, ours = child_command(python), python is None
-    few, more = (
-        count(counter, command, _requests(subject, conditions.prompt_tokens, tokens), ours)
-        for tokens in (1, 1 + _TOKENS)
-    )
+    few, more = (count(counter, command, _requests(subject, conditions, tokens), ours) for tokens in (1, 1 + _TOKENS))
     return None if few is None or more is None else (more - few) / _TOKENS
 
 
@@ -75,10 +72,13 @@ def count(counter: str, command: Sequence[str], text: str, ours: bool = True) ->
     return int((found[1] or found[2]).replace(",", ""))
 
 
-def _requests(subject: Subject, prompt_tokens: int, decode_tokens: int) -> str:
+def _requests(subject: Subject, conditions: BenchConditions, decode_tokens: int) -> str:
     """Requests to the engine's child: load, read a prompt, decode."""
-    room = {"engine": subject.engine, "path": str(subject.path), "threads": 1, "context": prompt_tokens + 1 + _TOKENS}
-    record = engine_named(subject.engine)
-    room |= {"entry": record.entry, "module": record.module}  # else the child imports every engine to find them
+    prompt_tokens, record = conditions.prompt_tokens, engine_named(subject.engine)
+    room = {
+        "engine": subject.engine, "path": str(subject.path), "threads": 1, "context": prompt_tokens + 1 + _TOKENS,
+        "options": conditions.options.given(),
+        "entry": record.entry, "module": record.module,  # else the child imports every engine to find them
+    }  # fmt: skip
     run = {"tokens": [0] * prompt_tokens, "decode_tokens": decode_tokens}
     return "".join(json.dumps(each) + "\n" for each in ({"do": "load", **room}, {"do": "time", **run}))

@@ -175,7 +175,8 @@ class Harness:
         return self._dice.sample(subjects, len(subjects))
 
     def _open(self, subject: Subject) -> Runner:
-        return subject.build.open(subject.engine, subject.path, self.conditions.threads, self.conditions.context)
+        told = self.conditions
+        return subject.build.open(subject.engine, subject.path, told.threads, told.context, told.options)
 
     def _fresh_load(self, subject: Subject) -> None:
         """Measure load time and peak memory in a process that did nothing before, while no other one is open."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from saap_edge.engines.options import KvName
 from saap_edge.settings import Section
 
 __all__ = ["BenchSettings"]
@@ -26,6 +27,11 @@ class BenchSettings(Section):
     perplexity_windows: int = Field(default=16, ge=1, description="windows of test text run through each artifact")
     chat: int = Field(
         default=0, ge=0, le=80, description="instructions to ask, of 80, whose answers are checked; 0: no chat"
+    )
+    kv: KvName | None = Field(
+        default=None,
+        description="type of keys and values in the cache of llama.cpp: f16, q8_0 or q4_0; each runtime's own where "
+        "absent",
     )
     contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="depths in tokens, as [128, 512, 2048]: decoding and memory are measured there too"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from saap_edge.engines.base import ArtifactCost
 from saap_edge.engines.gguf_cost import gguf_cost
+from saap_edge.engines.options import EngineOptions, check_options, kv_bytes, kv_refusal
 from saap_edge.engines.registry import engine_named, engine_opening
 from saap_edge.errors import SaapError
 from saap_edge.formats import KINDS, described, kind_of
 
-__all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token"]
+__all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token", "cached_as"]
 
 
 def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int) -> int:
@@ -21,6 +23,23 @@ def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int
     1051200
     """
     return projection_bytes + kv_bytes_per_token * context
+
+
+def cached_as(cost: ArtifactCost, kv: str | None) -> ArtifactCost:
+    """The cost with keys and values of the type `kv`; as it is where that is None.
+
+    Raises SaapError where the format's engine, or the size of the heads, allows no such cache.
+
+    >>> cost = ArtifactCost("gguf-q4_0", 700, 23_040, 750, 1250, kv_elements=11_520, head_dims=(64, 64))
+    >>> [cached_as(cost, kv).kv_bytes_per_token for kv in (None, "f16", "q8_0", "q4_0")]
+    [23040, 23040, 12240, 6480]
+    """
+    if kv is None:
+        return cost
+    check_options(described(cost.format).engine, EngineOptions(kv=kv))
+    if refusal := kv_refusal(kv, cost.head_dims):
+        raise SaapError(refusal)
+    return replace(cost, kv=kv, kv_bytes_per_token=kv_bytes(cost.kv_elements, kv))
 
 
 def artifact_cost(path: Path, artifact_format: str | None = None) -> ArtifactCost:

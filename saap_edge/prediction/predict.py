@@ -143,7 +143,7 @@ def predict_benched(artifact: BenchedArtifact, conditions: Conditions, target: T
         weights = metrics.counted("bytes_per_token") - bytes_per_token(0, kv_bytes, context)
     cost = ArtifactCost(
         format=artifact.format, projection_bytes=weights, kv_bytes_per_token=kv_bytes,
-        file_bytes=metrics.counted("file_bytes"), parameters=metrics.counted("parameters"),
+        file_bytes=metrics.counted("file_bytes"), parameters=metrics.counted("parameters"), kv=conditions.kv,
     )  # fmt: skip
     return predict(cost, target, conditions.prompt_tokens, context)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from saap_edge.bundle.schema import Bundle, read_bundle
 from saap_edge.documents.bench import Bench
+from saap_edge.engines.options import kv_bytes
 from saap_edge.engines.worker import EngineDied
 from saap_edge.errors import SaapError
 from saap_edge.machine.limits import allowed
@@ -88,12 +89,19 @@ def out_of_memory(reason: str, bundles: list[Bundle], options: dict[str, Any], k
     tokens = longest_sequence(settings["prompt_tokens"], settings["contexts"], settings["decode_tokens"])
     needs = "; ".join(
         f"{bundle.format} needs {_size(bundle) / MIB:.1f} MiB for its file, "
-        f"{tokens * bundle.kv_bytes_per_token / MIB:.1f} MiB for the KV cache of {tokens} tokens, and work space"
+        f"{tokens * _cached(bundle, settings['kv']) / MIB:.1f} MiB for the KV cache of {tokens} tokens, and work space"
         for bundle in bundles
     )
     has = f"the board has {memory.total / MIB:.0f} MiB, {memory.available / MIB:.0f} free"
     has += f", of which a control group allows {limit / MIB:.0f}" if limit is not None else ""
     return f"{who} ({reason}). {has}; {needs}. Take fewer bits, prune more, or a smaller --prompt and --decode"
+
+
+def _cached(bundle: Bundle, kv: str | None) -> int:
+    """Bytes of a token's keys and values in the type that was asked for. Bundles tell those in the runtime's own, which
+    is F16 where there are others."""
+    name = kv or bundle.kv
+    return kv_bytes(bundle.kv_bytes_per_token // 2, name) if name else bundle.kv_bytes_per_token
 
 
 def _size(bundle: Bundle) -> int:

@@ -75,9 +75,10 @@ def _chat(metrics: Metrics, name: str) -> str:
 
 def _conditions(conditions: Conditions) -> str:
     threads = conditions.threads or 1
+    cache = f", KV cache in {conditions.kv}" if conditions.kv else ""
     return (
         f"{threads} thread{'s' if threads > 1 else ''}, prompt {conditions.prompt_tokens}, "
-        f"{conditions.rounds} rounds in random order"
+        f"{conditions.rounds} rounds in random order{cache}"
     )
 
 

@@ -16,13 +16,14 @@ _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconc
 def render_markdown(gate: Gate) -> str:
     """Markdown with a heading, a table with a row for each verdict, and where it was measured."""
     machine, conditions = gate.machine, gate.conditions
+    cache = f", KV cache in {conditions.kv}" if conditions.kv else ""
     lines = [
         f"## saap-edge gate: {overall(gate)}", "",
         "| verdict | limit | artifact | figure | how |", "|---|---|---|---|---|",
         *(_row(verdict) for verdict in gate.verdicts), "",
         f"{_cell(gate.model or 'model unknown')}, measured on {_cell(machine.cpu)}, {machine.cores} cores, "
         f"{conditions.threads or '?'} threads, prompt {conditions.prompt_tokens} tokens, "
-        f"{conditions.rounds or '?'} rounds; target: {_cell(gate.target or 'none named')}.", "",
+        f"{conditions.rounds or '?'} rounds{cache}; target: {_cell(gate.target or 'none named')}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

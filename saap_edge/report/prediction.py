@@ -39,8 +39,8 @@ def render_prediction(document: dict[str, Any], board: str) -> list[RenderableTy
     table.add_row("read per token, MiB", f"{read / 2**20:.1f}", "exact")
     lines: list[RenderableType] = [table]
     lines.append(
-        f"  prompt {conditions['prompt_tokens']}, context {conditions['context']}, {conditions['threads']} threads; "
-        + _fits(document)
+        f"  prompt {conditions['prompt_tokens']}, context {conditions['context']}{_cache(conditions)}, "
+        f"{conditions['threads']} threads; " + _fits(document)
     )
     lines.append(f"  rests on {escape(document['basis'])}")
     lines += [f"  source: {escape(source)}" for source in document["sources"]]
@@ -62,6 +62,10 @@ def _span(estimate: Estimate | None) -> str:
     if estimate is None:
         return "unknown"
     return escape(f"{_short(estimate.value)} [{_short(estimate.low)}, {_short(estimate.high)}]")
+
+
+def _cache(conditions: dict[str, Any]) -> str:
+    return f" of KV cache in {conditions['kv']}" if conditions["kv"] else ""
 
 
 def _fits(document: dict[str, Any]) -> str:

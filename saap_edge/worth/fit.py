@@ -15,11 +15,13 @@ from saap_edge.chain.run import Before, run_stages
 from saap_edge.chain.space import space_of
 from saap_edge.documents.bench import Bench
 from saap_edge.documents.gate import Gate
+from saap_edge.engines.options import kv_type
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
 from saap_edge.files import save_document
 from saap_edge.formats import format_of
 from saap_edge.gating import Kind, Limit, Verdict, judge
 from saap_edge.model.spec import ModelSpec
+from saap_edge.prediction.cost import cached_as
 from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar
 from saap_edge.pruning.space import Cost
@@ -99,22 +101,24 @@ def _next(tries: Mapping[str, Mapping[int, Outcome]], first: Mapping[str, int], 
     return min((ratio for ratio in wanted if ratio is not None and ratio < found), default=None)
 
 
-def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float) -> ArtifactCost:
+def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv: str | None = None) -> ArtifactCost:
     """Estimate what an artifact costs with `ratio` of every layer removed, from the dense model's shape alone.
 
-    `group` inputs share a scale in ONNX formats. Raises SaapError for a format whose size the shape does not tell.
+    `group` inputs share a scale in ONNX formats; `kv` is the type of the KV cache, None the format's own. Raises
+    SaapError for a format whose size the shape does not tell.
     """
     record, count, kept = format_of(artifact_format), Cost(), 1 - ratio
     weight, table = record.weight_bits(group)
     weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
     numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
     tables = 1 if spec.tied else 2
-    heads = sum(shape.kv_heads for shape in spec.layers) * kept
+    cached = 2 * sum(shape.kv_heads for shape in spec.layers) * kept * spec.head_dim
+    number = record.kv_bytes if kv is None else kv_type(kv).size / kv_type(kv).block
     return ArtifactCost(
         format=artifact_format, projection_bytes=round((weights * weight + numbers * table) / 8),
-        kv_bytes_per_token=round(2 * heads * spec.head_dim * record.kv_bytes),
+        kv_bytes_per_token=round(cached * number),
         file_bytes=round((weights * weight + tables * numbers * table) / 8),
-        parameters=round(weights + tables * numbers),
+        parameters=round(weights + tables * numbers), kv=kv,
     )  # fmt: skip
 
 
@@ -141,10 +145,10 @@ def predicted_figures(context: Context, cost: ArtifactCost, dense: ArtifactCost)
 def _first(context: Context, name: str, most: int) -> int:
     """The least ratio at which all predictable metrics are within their limits."""
     limits = [limit for limit in context.recipe.budget.limits if limit.artifact in (None, name)]
-    group = context.recipe.export.group
-    dense = cost_at(context.spec, name, group, 0)
+    group, kv = context.recipe.export.group, context.recipe.bench.kv
+    dense = cost_at(context.spec, name, group, 0, kv)
     for ratio in range(0, most + 1, STEP):
-        figures = predicted_figures(context, cost_at(context.spec, name, group, ratio / 100), dense)
+        figures = predicted_figures(context, cost_at(context.spec, name, group, ratio / 100, kv), dense)
         if all(_within(limit, figures[limit.metric]) for limit in limits if limit.metric in figures):
             return ratio
     return most
@@ -176,8 +180,9 @@ def _row(context: Context, ratio: int, name: str, verdicts: list[Verdict], folde
     own = [verdict.as_dict() for verdict in verdicts if verdict.artifact == name]
     figures: dict[str, float] = {}
     if not context.on_target:
-        dense = cost_at(context.spec, name, context.recipe.export.group, 0)
-        figures = predicted_figures(context, artifact_cost(folder, name), dense)
+        kv = context.recipe.bench.kv
+        dense = cost_at(context.spec, name, context.recipe.export.group, 0, kv)
+        figures = predicted_figures(context, cached_as(artifact_cost(folder, name), kv), dense)
     limits = {(limit.metric, limit.text): limit for limit in context.recipe.budget.limits}
     for verdict in own:
         limit = limits[verdict["metric"], verdict["limit"]]

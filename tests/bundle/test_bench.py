@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -96,6 +96,22 @@ def test_a_changed_byte_is_found_before_anything_runs(copy, monkeypatch):
 def test_more_tokens_than_the_model_holds(copy):
     with pytest.raises(SaapError, match="holds sequences of 128 tokens, 132 are asked for"):
         bench_bundles([copy], bar, contexts=(128,), **SMALL)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("onnx-int4", "KV cache q8_0: onnxruntime cannot"), ("gguf-q4_0", "the heads of this model have 16: take f16"),
+])  # fmt: skip
+def test_a_cache_that_cannot_be(made, name, message):
+    with pytest.raises(SaapError, match=message):
+        bench_bundles([made[name]], lambda *_: nullcontext(lambda _: None), kv="q8_0", **SMALL)
+
+
+def test_bundles_for_two_types_of_cache_are_not_compared_by_chance(made, tmp_path):
+    folder = shutil.copytree(made["gguf-q4_0"], tmp_path / "other")
+    amend(folder, kv="q8_0")
+    with pytest.raises(SaapError, match=r"for a KV cache in q8_0, .* for the runtime's own: say --kv"):
+        bench_bundles([folder, made["gguf-q4_0"]], bar, **SMALL)
+    assert bench_bundles([folder, made["gguf-q4_0"]], bar, kv="f16", **SMALL).conditions.kv == "f16"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from saap_edge.bundle.find import base_licence
 from saap_edge.bundle.launch import launch_files
 from saap_edge.bundle.schema import read_bundle
 from saap_edge.bundle.write import write_bundle
+from saap_edge.engines.options import EngineOptions
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
 from saap_edge.exporting.write import export_artifacts
+from saap_edge.measuring.bundles import bench_bundles
 from saap_edge.recipe import bundled_model
 from tests.bundle.conftest import FORMATS, FRONT_MATTER, write_stage
 from tests.conftest import WIDTHS
@@ -191,6 +194,26 @@ def test_run_prefers_llama_cpps_own_program(readable, tmp_path):
     program.write_text('#!/bin/sh\necho "--load-mode MODE"\nfor a in "$@"; do echo "[$a]"; done\n')
     arguments = run_sh(folder, text, "7", PATH=f"{tmp_path}:{os.environ['PATH']}").splitlines()
     assert arguments[1:3] == ["[--load-mode]", "[none]"]
+
+
+def test_a_type_of_cache_goes_to_run_sh_and_bench(readable, tmp_path):
+    """run.py, llama.cpp's own program and a measurement ask for it; the answers are those of the file alone."""
+    folder, asked = tmp_path / "small", EngineOptions(kv="q4_0")
+    bundle, plain = (
+        write_bundle(readable / "stages" / "dense-01", folder, "gguf-q4_0", options=asked),
+        read_bundle(readable / "gguf-q4_0"),
+    )
+    assert (bundle.kv, plain.kv) == ("q4_0", None) and bundle.answers == plain.answers
+    tokenizer = Tokenizer.from_file(str(folder / bundle.tokenizer.file))
+    with Worker("llama.cpp", folder / bundle.model, 1, 64, asked) as worker:
+        expected = tokenizer.decode(worker.generate(worker.tokenize("The river", True, False), 24))
+    assert run_sh(folder, "The river", "24").rstrip("\n") == "The river" + expected
+    script, other = ((place / "run.sh").read_text() for place in (folder, readable / "gguf-q4_0"))
+    assert script.count("-fa on -ctk q4_0 -ctv q4_0") == 2 and "-ctk" not in other
+    small = {"threads": 1, "prompt_tokens": 8, "decode_tokens": 4, "rounds": 3}
+    document = bench_bundles([folder], lambda *_: nullcontext(lambda _: None), **small)
+    assert document.conditions.kv == "q4_0"
+    assert document.artifacts[0].metrics.kv_bytes_per_token * 64 == 18 * bundle.kv_bytes_per_token
 
 
 def test_only_files_that_llama_cpp_repacks_are_read_without_a_mapping():

@@ -240,3 +240,22 @@ def test_two_candidates_are_judged_each_beside_its_own():
     document = bench([dense, fast, slow], [beside(dense, fast), beside(dense, slow, ratio(0.8, 0.7, 0.9))])
     verdicts = judge(document, Budget(limits=[{"metric": "speedup_vs_dense", "min": 1}]), True)
     assert [(v.artifact, v.verdict) for v in verdicts] == [("gguf-q4_0", "pass"), ("onnx-int4", "fail")]
+
+
+def cached(kind, **changes):
+    rows = {
+        "model_filename": "m.gguf", "n_threads": 1, "n_prompt": 8, "n_gen": 0, "n_depth": 0, "avg_ns": 1,
+        "stddev_ns": 0, "avg_ts": 1.0, "stddev_ts": 0.0, "samples_ns": [1], "samples_ts": [1.0], "type_k": kind,
+    }  # fmt: skip
+    return bench([artifact(llama_bench=[rows], **changes)], kv=kind)
+
+
+def test_counts_of_two_types_of_cache_are_not_compared():
+    now, main = cached("q8_0", kv_bytes_per_token=531), cached("f16")
+    for metric in ("kv_bytes_per_token", "bytes_per_token", "perplexity"):
+        verdict = one(f"{metric}_change_pct", document=now, baseline=main, max=0)
+        assert verdict.verdict == "inconclusive" and "KV cache in f16, this artifact in q8_0" in verdict.reason, metric
+        assert one(f"{metric}_change_pct", document=now, baseline=now, max=0).verdict == "pass"
+    assert one("file_mib_change_pct", document=now, baseline=main, max=0).verdict == "pass", "the file has no cache"
+    old = bench([artifact()])  # says nothing of its cache
+    assert one("perplexity_change_pct", document=now, baseline=old, max=0).verdict == "pass"

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -136,3 +137,19 @@ def test_what_does_not_run_is_named(subjects, tmp_path):
 def test_the_gate_reads_it(document):
     budget = Budget.model_validate({"limits": {"speedup_vs_dense": {"min": 0.001}, "file_mib": {"max": 0.0001}}})
     assert [verdict.verdict for verdict in judge(document, budget, True)] == ["pass", "fail"]
+
+
+def test_a_type_of_cache_is_measured_and_told(tmp_path):
+    model = write_folder(tiny_model("llama", head_dim=32), tmp_path / "model")
+    summary = write_gguf(model, tmp_path / "m.gguf", "f16")
+    sizes = summary["projection_bytes"], summary["file_bytes"]
+    subject = Subject("m", "pruned", "llama.cpp", "gguf-f16", tmp_path / "m.gguf", *sizes)
+    found = {
+        kv: measure([subject], [], replace(CONDITIONS, contexts=(16,), kv=kv)) for kv in (None, "q4_0")
+    }  # fmt: skip
+    plain, small = (document.artifacts[0].metrics for document in found.values())
+    assert found["q4_0"].conditions.kv == "q4_0" and found[None].conditions.kv is None
+    assert [row.type_k for row in small.llama_bench] == ["q4_0"] * 2 and plain.llama_bench[0].type_k == "f16"
+    assert small.kv_bytes_per_token * 64 == plain.kv_bytes_per_token * 18
+    assert small.contexts[0].kv_bytes == 16 * small.kv_bytes_per_token and small.perplexity != plain.perplexity
+    assert small.bytes_per_token - small.projection_bytes == 10 * small.kv_bytes_per_token
