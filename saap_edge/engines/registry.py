@@ -58,7 +58,6 @@ class EngineRecord:
     module: str
     entry: str | None = None
     vocabulary: str | None = None
-    exact: str | None = None
     kind: str | None = None
     opens: Callable[[Path], bool] = lambda path: False
     context: Callable[[Path], int | None] = lambda path: None
@@ -70,6 +69,7 @@ class EngineRecord:
     chat_module: str | None = None
     writer: str | None = None
     environment: Callable[[Path], dict[str, str]] = lambda path: {}
+    exact: str | None = None
     benchmark: str | None = None
     kv_types: tuple[str, ...] = ()
     no_kv_types: str = "its cache has one type; GGUF files, in llama.cpp, have several"

@@ -84,7 +84,7 @@ def test_packages_beside_saap_edge_do_not_come_first(made, sparse, tmp_path):
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from pathlib import Path; from saap_edge.engines.worker import Worker\n"
         f"for python in (Path({str(sparse)!r}, 'bin', 'python'), None):\n"
-        f"    print(Worker('onnxruntime', Path({str(model)!r}), 1, 16, python).loaded['version'])"
+        f"    print(Worker('onnxruntime', Path({str(model)!r}), 1, 16, python=python).loaded['version'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
     assert len(done.stdout.split()) == 1 and "the wrong one" in done.stderr
