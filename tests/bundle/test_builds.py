@@ -162,7 +162,7 @@ def test_a_runtime_that_lacks_what_is_called(made, tmp_path):
     with pytest.raises(SaapError, match=r"in '.*python': .*this version of llama-cpp-python lacks what"):
         bench_bundles([made["gguf-q4_0"]], bar, builds=[{"python": str(folder)}], **SMALL)
     with pytest.raises(SaapError, match="lacks what saap-edge calls"):
-        Worker("llama.cpp", next(made["gguf-q4_0"].rglob("*.gguf")), 1, 16, folder / "bin" / "python")
+        Worker("llama.cpp", next(made["gguf-q4_0"].rglob("*.gguf")), 1, 16, python=folder / "bin" / "python")
 
 
 BROKEN = {
