@@ -20,7 +20,7 @@ LAYERS = (
     ("measuring",),
     ("gating", "probe"),
     ("prediction",),
-    ("evaluation",),
+    ("evaluation", "layouts"),
     ("bundle",),
     ("sources",),
     ("gguf_input",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,7 +17,7 @@ from saap_edge.formats import FORMATS, KINDS
 from saap_edge.sources import LICENCES, resolve_model
 from saap_edge.targets import Target, load_target
 
-__all__ = ["Source", "base_licence", "find_source", "licence_files"]
+__all__ = ["Source", "base_licence", "find_artifact", "find_model", "find_source", "licence_files"]
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,65 @@ def find_source(path: Path, artifact_format: str | None, target: str | None) -> 
     `artifact_format` defaults to the target's preferred GGUF format, `target` to the recipe's. Raises SaapError when
     there is no export or no such format, or the artifact was changed or never verified.
     """
+    export = _find_export(path)
+    board = load_target(target or export.record["recipe"]["target"])
+    artifact_format = artifact_format or f"gguf-{board.quantisation['gguf']}"
+    known = FORMATS.get(artifact_format)
+    if known is not None and known.launch is None:
+        raise SaapError(f"--format {artifact_format}: {known.no_bundle}")
+    return _source(export, path, (artifact_format,), board)
+
+
+def find_artifact(path: Path, formats: tuple[str, ...]) -> Source:
+    """Find an artifact as `find_source` does: of the first of `formats` that the export has. Raises SaapError so."""
+    export = _find_export(path)
+    return _source(export, path, formats, load_target(export.record["recipe"]["target"]))
+
+
+def find_model(path: Path) -> tuple[Path, Path]:
+    """The Hugging Face folders of the exported model and of the dense one, found as in `find_source`.
+
+    Raises SaapError when there is no export.
+    """
+    export = _find_export(path)
+    return export.model, export.base
+
+
+@dataclass(frozen=True)
+class _Export:
+    """An export: its folder, stage.json, the folders of all stages before, and the two models of the run."""
+
+    folder: Path
+    record: dict[str, Any]
+    found: dict[str, Path]
+    base: Path
+
+    @property
+    def model(self) -> Path:
+        return self.found["recover"] / "model" if self.record["stage"] == "export" else self.base
+
+
+def _find_export(path: Path) -> _Export:
     found = ancestors(_stage_folder(path))
     folder = found.get("export") or found.get("dense")
     if folder is None:
         raise SaapError(f"'{path}' has no export: run `saap-edge export` first")
     record = read_stage(folder)
-    board = load_target(target or record["recipe"]["target"])
-    artifact_format = artifact_format or f"gguf-{board.quantisation['gguf']}"
-    known = FORMATS.get(artifact_format)
-    if known is not None and known.launch is None:
-        raise SaapError(f"--format {artifact_format}: {known.no_bundle}")
-    manifest = read_manifest(folder)
+    return _Export(folder, record, found, resolve_model(record["recipe"]["model"]))
+
+
+def _source(export: _Export, path: Path, formats: tuple[str, ...], board: Target) -> Source:
+    manifest = read_manifest(export.folder)
     artifacts = {artifact.format: artifact for artifact in manifest.artifacts}
-    if artifact_format not in artifacts:
-        raise SaapError(f"--format {artifact_format}: '{path}' has {', '.join(artifacts)}")
-    parity = _parity(folder, record["stage"], manifest.role, artifact_format)
-    base = resolve_model(record["recipe"]["model"])
-    lineage = manifest.lineage | {name: stage.name for name, stage in ancestors(folder).items()}
-    model = found["recover"] / "model" if record["stage"] == "export" else base
+    artifact_format = next((name for name in formats if name in artifacts), None)
+    if artifact_format is None:
+        asked = f"--format {formats[0]}" if len(formats) == 1 else f"this takes {', '.join(formats)}"
+        raise SaapError(f"{asked}: '{path}' has {', '.join(artifacts)}")
+    parity = _parity(export.folder, export.record["stage"], manifest.role, artifact_format)
+    lineage = manifest.lineage | {name: stage.name for name, stage in ancestors(export.folder).items()}
     return Source(
-        folder, artifacts[artifact_format], manifest, lineage, model, base, board, parity.max_error,
-        parity.tolerance,
+        export.folder, artifacts[artifact_format], manifest, lineage, export.model, export.base, board,
+        parity.max_error, parity.tolerance,
     )  # fmt: skip
 
 

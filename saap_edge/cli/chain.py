@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from saap_edge import api
 from saap_edge.cli.base import (
@@ -24,11 +26,16 @@ from saap_edge.cli.base import (
     ToConsole,
     TokensOption,
     app,
+    console,
     finish,
     prepare,
 )  # fmt: skip
+from saap_edge.errors import EXIT_OK, SaapError
+from saap_edge.layouts.registry import OWN
 
 __all__: list[str] = []
+
+_LAYOUTS = ", ".join(layout.name for layout in OWN)
 
 
 @app.command()
@@ -136,10 +143,46 @@ def recover(
 
 
 @app.command()
-def export(folder: FolderArgument, *, as_json: JsonOption = False) -> None:
-    """Write the model as GGUF and ONNX, in the formats of the recipe."""
+def export(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of the recover stage; with --for, a run's --out folder or its export stage")
+    ], *,
+    layout: Annotated[str | None, typer.Option("--for", help=f"Runtime to lay it out for: {_LAYOUTS}")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; only with --for")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Which artifact; only with --for (default: the layout's usual one)")
+    ] = None,
+    packages: Annotated[
+        Path | None, typer.Option("--packages", help="Folder with the npm packages, instead of fetching them")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Write the model as GGUF and ONNX, in the formats of the recipe.
+
+    With --for, lay out one verified artifact of a finished run so that a runtime takes it. OUT appears whole or not at
+    all; only a folder that this command wrote is replaced.
+
+    \b
+        saap-edge export out/stages/recover-HASH                       the stage
+        saap-edge export out --for ollama --out ollama                 GGUF and Modelfile
+        saap-edge export out --for transformers.js --format onnx-int4 --out web-model
+        saap-edge export out --for browser --out page                  a page that runs the model
+    """
     prepare()
-    finish(api.export(folder, progress=ToConsole()), as_json)
+    if layout is None:
+        if out or format or packages:
+            raise SaapError("--out, --format and --packages go with --for: without it, export is a stage of a run")
+        finish(api.export(folder, progress=ToConsole()), as_json)
+    if out is None:
+        raise SaapError(f"--for {layout} writes a folder: say with --out where")
+    made = api.export_for(folder, layout, out=out, format=format, packages=packages, progress=ToConsole())
+    size = sum(file.bytes for file in made.files) / 2**20
+    console.print(f"[bold]{escape(made.layout)}[/]  {escape(str(out))}", soft_wrap=True)
+    console.print(f"  {made.format}, {len(made.files)} files, {size:.1f} MiB")
+    for note in made.notes:
+        console.print(f"  {escape(note)}", soft_wrap=True)
+    if as_json:
+        print(json.dumps({"exit_code": EXIT_OK, "out": str(out), **made.as_dict()}))
 
 
 @app.command()

@@ -1,0 +1,91 @@
+"""Layouts: how a model has to lie in a folder so that one runtime takes it. One record for each.
+
+A layout is made of what a run has already written: of one artifact, or of the model's Hugging Face folder. `export`
+writes artifacts, which are verified and measured; `export --for` lays one of them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saap_edge.progress import Bar, no_bar
+from saap_edge.registry import Registry, resolve
+
+__all__ = ["LAYOUTS", "OWN", "Given", "Layout", "register_layout"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a layout is made of.
+
+    Attributes:
+        format: the artifact's format, or the variant that was chosen of a layout that takes the model.
+        path: the artifact, a file or folder; of a layout that takes the model: its Hugging Face folder.
+        model: the Hugging Face folder with the model's tokenizer, chat template and generation_config.json.
+        base: the Hugging Face folder of the dense model, which has the licence.
+        packages: a folder with the npm packages that the layout needs; None: they are fetched.
+        bar: opens a bar for long work (progress.py).
+    """
+
+    format: str
+    path: Path
+    model: Path
+    base: Path
+    packages: Path | None = None
+    bar: Bar = field(default=no_bar, compare=False)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout.
+
+    Attributes:
+        name: its name after `--for`.
+        about: what takes it, in one line.
+        writes: what is written, in one line.
+        writer: "module:function" of `writer(given, out)`: it fills the empty folder `out` from a `Given` and returns
+            lines that the user should read.
+        formats: what `--format` may name, the usual first. Of an artifact: its formats; without `--format`, the first
+            that the run has. Of a layout that takes the model: variants of its own, of which the first is usual.
+        takes_model: it is made of the model's Hugging Face folder; else of an artifact.
+        packages: it puts npm packages into the folder, which `--packages` may give.
+
+    >>> LAYOUTS.find("olama")
+    Traceback (most recent call last):
+    saap_edge.errors.SaapError: unknown layout 'olama', did you mean 'ollama'?
+    """
+
+    name: str
+    about: str
+    writes: str
+    writer: str
+    formats: tuple[str, ...]
+    takes_model: bool = False
+    packages: bool = False
+
+    def write(self) -> Callable[[Given, Path], list[str]]:
+        """The function that writes it. Raises SaapError where it cannot be loaded."""
+        found: Any = resolve(self.writer)
+        return found  # type: ignore[no-any-return]
+
+
+OWN: tuple[Layout, ...] = (
+    Layout(
+        "ollama", about="Ollama: `ollama create NAME -f Modelfile` in the folder",
+        writes="the GGUF file and a Modelfile with template, ends and sampling",
+        writer="saap_edge.layouts.ollama:write",
+        formats=("gguf-q4_0", "gguf-q4_k_m", "gguf-q8_0", "gguf-q4_1", "gguf-q4_k_s", "gguf-q5_k_m", "gguf-q6_k",
+                 "gguf-q3_k_m", "gguf-q3_k_s", "gguf-q2_k", "gguf-iq4_nl", "gguf-iq4_xs", "gguf-iq3_m", "gguf-iq3_s",
+                 "gguf-iq3_xxs", "gguf-iq2_m", "gguf-iq2_s", "gguf-iq2_xs", "gguf-iq2_xxs", "gguf-f16", "gguf-bf16",
+                 "gguf-f32"),
+    ),
+)  # fmt: skip
+LAYOUTS: Registry[Layout] = Registry("layout", "saap_edge.layouts", own=OWN)
+
+
+def register_layout(layout: Layout) -> Layout:
+    """Add a layout and return it; docs/adding.md has an example. Raises SaapError when its name is another's."""
+    return LAYOUTS.register(layout)
