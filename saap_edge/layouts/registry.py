@@ -82,6 +82,11 @@ OWN: tuple[Layout, ...] = (
                  "gguf-iq3_xxs", "gguf-iq2_m", "gguf-iq2_s", "gguf-iq2_xs", "gguf-iq2_xxs", "gguf-f16", "gguf-bf16",
                  "gguf-f32"),
     ),
+    Layout(
+        "executorch", about="ExecuTorch's LLM runners on phones (docs/executorch.md)",
+        writes="model.pte for XNNPACK, the tokenizer, and a README.txt on how it is run",
+        writer="saap_edge.layouts.executorch:write", formats=("xnnpack-int4", "xnnpack-fp32"), takes_model=True,
+    ),
 )  # fmt: skip
 LAYOUTS: Registry[Layout] = Registry("layout", "saap_edge.layouts", own=OWN)
 

@@ -41,8 +41,8 @@ class SaapEdgeConfig(LlamaConfig):
     down_bias: bool = False
     qk_norm: bool = False
 
-    @property
-    def per_layer_config(self) -> list[Any]:
+    @property  # type: ignore[misc]
+    def per_layer_config(self) -> list[Any]:  # type: ignore[override]
         """A configuration for each place in a cache: for each layer with attention, with heads of its own.
 
         transformers 5 makes static caches of it, for `generate(cache_implementation="static")` and torch.export. It is
