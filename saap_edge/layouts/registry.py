@@ -93,6 +93,11 @@ OWN: tuple[Layout, ...] = (
         writes="index.html, its scripts, onnxruntime-web's wasm and the ONNX model",
         writer="saap_edge.layouts.browser:write", formats=_IN_JAVASCRIPT, packages=True,
     ),
+    Layout(
+        "executorch", about="ExecuTorch's LLM runners on phones (docs/executorch.md)",
+        writes="model.pte for XNNPACK, the tokenizer, and a README.txt on how it is run",
+        writer="saap_edge.layouts.executorch:write", formats=("xnnpack-int4", "xnnpack-fp32"), takes_model=True,
+    ),
 )  # fmt: skip
 LAYOUTS: Registry[Layout] = Registry("layout", "saap_edge.layouts", own=OWN)
 

@@ -27,6 +27,8 @@ class SaapEdgeConfig(LlamaConfig):
     `num_attention_heads`, `num_key_value_heads` and `intermediate_size` keep the dense model's values.
     `base_model_type` names the family of the dense model. `qk_norm`: queries and keys are normalised, as in Qwen3.
     Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
+
+    Caches of transformers 5 take their shapes from `per_layer_config`.
     """
 
     model_type = "saap_edge"
@@ -38,6 +40,21 @@ class SaapEdgeConfig(LlamaConfig):
     gate_up_bias: bool = False
     down_bias: bool = False
     qk_norm: bool = False
+
+    @property  # type: ignore[misc]
+    def per_layer_config(self) -> list[Any]:  # type: ignore[override]
+        """A configuration for each place in a cache: for each layer with attention, with heads of its own.
+
+        transformers 5 makes static caches of it, for `generate(cache_implementation="static")` and torch.export. It is
+        computed, not stored: config.json says `layer_widths`, which any version reads.
+        """
+        configs = []
+        for heads, kv_heads, ffn in self.layer_widths or ():
+            if heads:
+                local = copy.copy(self)
+                local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
+                configs.append(local)
+        return configs
 
 
 class SaapEdgeLayer(GradientCheckpointingLayer):
