@@ -44,13 +44,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of text, at least one window of each context")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--after", type=Path, help="a result of before, whose rows come first")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose table is to be this")
-    parser.add_argument("--show", type=Path, nargs="+", help="results of before: show them, measure nothing")
+    parser.add_argument("--show", type=Path, help="a result of before: show it, measure nothing")
     args = parser.parse_args()
     if args.show:
-        return show([row for path in args.show for row in json.loads(path.read_text())["rows"]], args.pages)
-    rows = []
+        return show(json.loads(args.show.read_text(encoding="utf-8"))["rows"], args.pages)
+    rows = json.loads(args.after.read_text(encoding="utf-8"))["rows"] if args.after else []
     with tempfile.TemporaryDirectory() as work:
         for told in args.models:
             name, _, place = told.partition("=")

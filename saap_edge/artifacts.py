@@ -19,7 +19,7 @@ from saap_edge.formats import described, format_of
 
 __all__ = [
     "Artifact", "Manifest", "code_of_others", "context_of", "engine_of", "read_manifest", "size_and_hash",
-    "vocab_size_of",
+    "slow_ones", "vocab_size_of",
 ]  # fmt: skip
 
 
@@ -68,6 +68,15 @@ def engine_of(artifact_format: str) -> str:
     ('onnxruntime', 'llama.cpp')
     """
     return described(artifact_format).engine
+
+
+def slow_ones(formats: Iterable[str]) -> list[str]:
+    """A line for each of these formats that is slow in its runtime.
+
+    >>> [line.partition(":")[0] for line in slow_ones(["gguf-q4_0", "gguf-q4_1", "gguf-q4_1"])]
+    ['gguf-q4_1']
+    """
+    return [f"{name}: {slow}" for name in dict.fromkeys(formats) if (slow := described(name).slow)]
 
 
 def code_of_others(formats: Iterable[str]) -> dict[str, str]:

@@ -76,6 +76,7 @@ class Format:
         repacked: llama.cpp keeps matrices twice, where the CPU has kernels for it.
         memory: which coefficients of the fit give the memory that the runtime takes (prediction/prediction.json).
         held: about how many bytes a runtime holds, over those of the model's float32 weights.
+        slow: what is slow about it in its runtime, and what is not, in a line; None: nothing is.
 
     >>> found = format_of("gguf-q4_0")
     >>> found.kind, found.quantisation, found.engine, found.path
@@ -109,6 +110,7 @@ class Format:
     repacked: bool = False
     memory: str = ""
     held: float = 0.3
+    slow: str | None = None
 
     @property
     def quantisation(self) -> str:
@@ -142,6 +144,10 @@ _QK_K, _QK = 256, 32  # inputs a block has in llama.cpp's K and IQ types, and in
 # are taken in another order, on some processors in fp16. Measured on trained models: 6e-7 and 3e-4. A fault in a single
 # layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope 0.4.
 _FLOATS_IN_LLAMA_CPP, _FLOATS = 0.005, 0.00005
+_NOT_REPACKED = (  # benchmarks/gguf_types.py
+    "llama.cpp has no kernel for its matrices as it has for Q4_0's, so that prompts take several times as long where a "
+    "CPU has AVX2 or dotprod: gguf-q4_0 and gguf-iq4_nl are faster"
+)
 _K_QUANTS = 0.06  # activations are rounded in blocks of 256, which is not predicted; seen: up to 0.03
 
 KINDS: Registry[Kind] = Registry("kind", "saap_edge.kinds")
@@ -272,7 +278,7 @@ for _format in (
     _gguf("bf16", **_floats("bfloat16", 16.0, 0.5, 0.0)),
     _gguf("q8_0", 8.5, kernel_bits=8.5, blocks=("q8_0",)),
     _gguf("q4_0", 4.5, kernel_bits=4.5, blocks=("q4_0",)),
-    _gguf("q4_1", 5.0, kernel_bits=4.5, blocks=("q4_1",)),
+    _gguf("q4_1", 5.0, kernel_bits=4.5, blocks=("q4_1",), slow=_NOT_REPACKED),
     _onnx("fp32", **_floats("float32", 32.0, 1.2, **_WIDENED)),
     _onnx("fp16", **_floats("float16", 32.0, 1.2, **_WIDENED), widened=True),
     _in_onnx("int4", 4, 8, 4.5, blocks=_FOUR),

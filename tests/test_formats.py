@@ -1,15 +1,28 @@
 """Records of formats and engines: what they name is there, and what nobody knows is refused by name."""
 
+import io
+import re
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import pytest
+from rich.console import Console
 
 from saap_edge import registry
+from saap_edge.api.judging import predict_document
+from saap_edge.artifacts import slow_ones
+from saap_edge.chain.context import open_context
+from saap_edge.documents.bench import Bench
 from saap_edge.engines.registry import ENGINES, engine_named
 from saap_edge.errors import SaapError
+from saap_edge.exporting.write import write_artifact
 from saap_edge.formats import FORMATS, Format, Kind, described, format_of, register_format
 from saap_edge.model.blocks import BLOCK_FORMATS
+from saap_edge.recipe import Recipe, bundled_model
 from saap_edge.registry import Registry, resolve
+from saap_edge.report.bench import render_bench
+from saap_edge.report.prediction import render_prediction
+from tests.gating.support import artifact, bench
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -65,3 +78,29 @@ def test_a_package_that_does_not_load(monkeypatch):
     found: Registry[Kind] = Registry("kind", "saap_edge.tests")
     with pytest.raises(SaapError, match=r"the kind 'mine' cannot be loaded \(no_such_module:RECORD\)"):
         found.find("other")
+
+
+def test_a_format_that_is_slow_says_so_wherever_it_is_chosen(tmp_path, monkeypatch):
+    """To whoever exports, benches or predicts it, by its record, and with formats that are not slow themselves."""
+    [line] = slow_ones(["gguf-q4_0", "gguf-q4_1", "onnx-int4"])
+    better = re.findall(r"gguf-\w+", line.partition(":")[2])
+    assert len(better) == 2 and not slow_ones(better) and all(name in FORMATS for name in better)
+    exported = Recipe.model_validate({"export": {"formats": ["gguf-q4_1", "gguf-q4_0"]}})
+    assert open_context(exported, None, bar=None).warnings.count(line) == 1
+    assert line not in open_context(Recipe(), None, bar=None).warnings
+    for name, notes in (("q4_1", [line]), ("q4_0", [])):
+        write_artifact(bundled_model(), tmp_path / f"{name}.gguf", f"gguf-{name}")
+        document = predict_document(tmp_path / f"{name}.gguf", "rpi5")
+        assert document["notes"] == notes and (line in shown(render_prediction(document, "a board"))) == bool(notes)
+        benched = Bench.of(bench([artifact(format=f"gguf-{name}")]))
+        assert (line in shown(render_bench(benched))) == bool(notes)
+    other = replace(format_of("gguf-q4_0"), name="gguf-other", slow="it waits")
+    monkeypatch.setattr("saap_edge.artifacts.described", lambda name: other)
+    assert slow_ones(["gguf-other"]) == ["gguf-other: it waits"]
+
+
+def shown(parts):
+    console = Console(width=400, record=True, file=io.StringIO())
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+    return console.export_text()

@@ -127,12 +127,15 @@ def predict_document(
     """
     from dataclasses import asdict
 
+    from saap_edge.artifacts import slow_ones
+
     prediction, cost, board, conditions = _predicted(
         artifact, target, format, prompt_tokens, context, threads, ram_mib, kv
     )
     return {
         "predicted": True, "artifact": str(artifact), "target": board.name, "cost": asdict(cost),
         "conditions": conditions, **asdict(prediction),
+        "notes": slow_ones([cost.format]),
     }  # fmt: skip
 
 

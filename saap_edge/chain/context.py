@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saap_edge.artifacts import slow_ones
 from saap_edge.chain.texts import Corpus
 from saap_edge.errors import SaapError
 from saap_edge.files import file_hash, folder_hash
@@ -107,7 +108,8 @@ def open_context(recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = 
     checks.check_chat(model, checkpoint.spec, recipe, corpus.tokenizer)
     checks.check_calibration(recipe, teacher, corpus, windows=1 if tune else 2)
     checks.check_values(model, recipe.export.formats)
-    warnings = (*checkpoint.warnings, *filter(None, [(source or {}).get("note")]), *told)
+    slow = slow_ones(recipe.export.formats)
+    warnings = (*checkpoint.warnings, *filter(None, [(source or {}).get("note")]), *told, *slow)
     return Context(
         recipe=recipe, target=target, model=model, teacher=teacher, spec=checkpoint.spec, source=source, plan=plan,
         tune=tune, corpus=corpus, bar=bar, warnings=warnings,

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from saap_edge.artifacts import slow_ones
 from saap_edge.documents.bench import Bench, BenchedArtifact, Conditions, Metrics, Pair
 from saap_edge.documents.measured import Depth, Ratio
 from saap_edge.measuring.document import DISTURBED, NOISY
@@ -145,6 +146,7 @@ def _doubts(bench: Bench) -> list[str]:
         )
     if warm_up and not warm_up.stable:
         lines.append(f"  [yellow]not stable[/]: decode speed did not settle in {warm_up.rounds} rounds of warm-up")
+    lines += [f"  [yellow]slow[/]: {escape(line)}" for line in slow_ones(entry.format for entry in bench.artifacts)]
     if after.throttled not in (before.throttled, None):
         lines.append(
             f"  [bold red]throttled[/]: the board slowed itself down meanwhile ({before.throttled} => "

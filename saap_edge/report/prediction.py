@@ -43,6 +43,7 @@ def render_prediction(document: dict[str, Any], board: str) -> list[RenderableTy
         f"{conditions['threads']} threads; " + _fits(document)
     )
     lines.append(f"  rests on {escape(document['basis'])}")
+    lines += [f"  [yellow]note:[/] {escape(note)}" for note in document["notes"]]
     lines += [f"  source: {escape(source)}" for source in document["sources"]]
     return lines
 
