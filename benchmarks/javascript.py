@@ -4,8 +4,9 @@
 
 `export --for transformers.js` writes int8 and int4 with an embedding of Gather, Cast, Sub and Mul, because the build of
 onnxruntime-web that transformers.js takes in browsers lacks GatherBlockQuantized on the CPU. The bundled model in
-onnx-int4, or --model, is decoded with both graphs by turns in random order, one thread. `ratio` is the rewritten graph's
-speed over the exported one's in CPU seconds, with its interval; the tokens must be equal. About a minute. Ends with one JSON line.
+onnx-int4, or --model, is decoded with both graphs by turns in random order, on one thread. `ratio` is the rewritten
+graph's speed over the exported one's in CPU seconds, with its interval. The tokens must be equal. About a minute. Ends
+with one JSON line.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def _count_from_the_end(graph: Any) -> None:
 
 def standard_embedding(graph: Any) -> None:
     """Every GatherBlockQuantized as the operators that it stands for."""
-    nodes = []
+    nodes: list[NodeProto] = []
     for node in graph.node:
         nodes += _gathered(graph, node) if node.op_type == _QUANTISED else [node]
     _replace(graph, list(graph.node), nodes)
