@@ -13,11 +13,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
+from saap_edge.exporting.onnx import WRITER
 from saap_edge.exporting.write import write_artifact
 from saap_edge.families import FAMILIES
+from saap_edge.formats import written_by
 from saap_edge.layouts.onnx_graph import KEEP, rewrite
 from saap_edge.layouts.registry import Given
-from saap_edge.layouts.transformers_js import DTYPES, write
+from saap_edge.layouts.transformers_js import dtype_of, write
 from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.recipe import bundled_model
 from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
@@ -72,8 +74,8 @@ def cases(root, per_layer):
         given, _, _ = laid_out(folder, root, name, format)
         found.append((given.path, {"folder": name, "text": TEXT, "tokens": TOKENS, **more}))
 
-    for quantisation, (dtype, _) in DTYPES.items():
-        add(per_layer, f"layers-{quantisation}", f"onnx-{quantisation}", dtype=dtype)
+    for record in written_by(WRITER).values():
+        add(per_layer, f"layers-{record.quantisation}", record.name, dtype=dtype_of(record)[0])
     add(per_layer, "chat", "onnx-int4", chat=CHAT)
     add(bundled_model(), "bundled", "onnx-int4")
     for family in FAMILIES:
