@@ -18,6 +18,7 @@ from saap_edge.cli.base import (
     KvOption,
     TargetOption,
     ToConsole,
+    UbatchOption,
     app,
     console,
     finish,
@@ -47,7 +48,7 @@ def bench(
     contexts: Annotated[
         str | None, typer.Option("--contexts", help="Also measure decoding behind this many tokens, as 128,512,2048")
     ] = None,
-    kv: KvOption = None,
+    kv: KvOption = None, ubatch: UbatchOption = None,
     budget: Annotated[
         Path | None, typer.Option("--budget", help="Limits of the gate: rounds are added while one is undecided")
     ] = None,
@@ -96,9 +97,9 @@ def bench(
     """
     options: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
-        "contexts": _contexts(contexts) if contexts else None, "kv": kv, "budget": budget, "max_rounds": max_rounds,
-        "target": target, "host": host, "ssh_config": ssh_config, "remote_python": remote_python,
-        "remote_folder": remote_dir, "keep": keep,
+        "contexts": _contexts(contexts) if contexts else None, "kv": kv, "ubatch": ubatch,
+        "budget": budget, "max_rounds": max_rounds, "target": target, "host": host, "ssh_config": ssh_config,
+        "remote_python": remote_python, "remote_folder": remote_dir, "keep": keep,
     }  # fmt: skip
     if (path / "stage.json").is_file():
         if out:

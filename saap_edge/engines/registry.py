@@ -44,6 +44,7 @@ class EngineRecord:
         environment: variables that a process needs to run an artifact well; what the user has set himself stays.
         kv_types: types of the KV cache that can be asked for (engines/options.py); the class then takes `kv`, a name.
         no_kv_types: where there are none, why, and what can.
+        ubatch: how many tokens of a prompt are computed at once can be asked for; the class then takes `ubatch`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class EngineRecord:
     writer: str | None = None
     environment: Callable[[Path], dict[str, str]] = lambda path: {}
     kv_types: tuple[str, ...] = ()
+    ubatch: bool = False
     no_kv_types: str = "its cache has one type; GGUF files, in llama.cpp, have several"
 
     def entry_of(self, name: str) -> str:
