@@ -1,6 +1,6 @@
 """A process that runs one GGUF file in llama.cpp, mapped or read, for memory.py and kv.py. It prints one JSON line.
 
-python benchmarks/memory_child.py FILE mapped|read|auto THREADS CONTEXT PROMPT STEPS [--kv TYPE]
+python benchmarks/memory_child.py FILE mapped|read|auto THREADS CONTEXT PROMPT STEPS [--kv TYPE] [--ubatch N]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import llama_cpp
 
 from saap_edge.engines.child import kilobytes
 from saap_edge.engines.llama_cpp import LlamaCppEngine
-from saap_edge.engines.options import KV_TYPES
+from saap_edge.engines.options import KV_TYPES, UBATCH
 
 
 class Mapped(LlamaCppEngine):
@@ -41,11 +41,12 @@ def main() -> None:
     for name in ("threads", "context", "prompt", "steps"):
         parser.add_argument(name, type=int)
     parser.add_argument("--kv", default="f16", choices=KV_TYPES)
+    parser.add_argument("--ubatch", type=int, default=UBATCH)
     args = parser.parse_args()
     llama_cpp.llama_backend_init()
     base = resident()
     begin = time.perf_counter()
-    engine = WAYS[args.way](args.file, args.threads, args.context, args.kv)
+    engine = WAYS[args.way](args.file, args.threads, args.context, args.kv, args.ubatch)
     loaded = time.perf_counter() - begin
     engine.forward(list(range(5, 5 + args.prompt)))
     cpu = time.process_time()

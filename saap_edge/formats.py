@@ -145,8 +145,8 @@ _QK_K, _QK = 256, 32  # inputs a block has in llama.cpp's K and IQ types, and in
 # layer of the demo's model (heads swapped, channels out of order) gives 0.025 to 1.0, a wrong rope 0.4.
 _FLOATS_IN_LLAMA_CPP, _FLOATS = 0.005, 0.00005
 _NOT_REPACKED = (  # benchmarks/gguf_types.py
-    "llama.cpp has no kernel for its matrices as it has for Q4_0's, so that prompts take several times as long where a "
-    "CPU has AVX2 or dotprod: gguf-q4_0 and gguf-iq4_nl are faster"
+    "llama.cpp has no kernel for its matrices as it has for Q4_0's on CPUs with AVX2 or dotprod, so that prompts take "
+    "about three times as long and tokens nearly twice: gguf-q4_0 and gguf-iq4_nl are faster"
 )
 _K_QUANTS = 0.06  # activations are rounded in blocks of 256, which is not predicted; seen: up to 0.03
 

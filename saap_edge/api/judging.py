@@ -87,6 +87,7 @@ def _gate_stage(folder: Path, budget: Any, target: str | None, listener: Any) ->
 def predict(
     artifact: str | Path, target: str | Target, *, format: str | None = None, prompt_tokens: int | None = None,
     context: int | None = None, threads: int | None = None, ram_mib: int | None = None, kv: str | None = None,
+    ubatch: int | None = None,
 ) -> Prediction:  # fmt: skip
     """Predict speed and memory of an artifact on a board that is not at hand (docs/prediction.md).
 
@@ -99,6 +100,7 @@ def predict(
         threads: threads of the runtime; the board's own number where absent.
         ram_mib: memory of the board at hand, MiB; every size that the board is sold with where absent.
         kv: type of the KV cache: f16, q8_0 or q4_0 in llama.cpp; the runtime's own where absent.
+        ubatch: tokens of a prompt that llama.cpp computes at once; 512 where absent.
 
     Each figure has the interval in which 80 % of the measurements lie that the fit has not seen. Raises SaapError for
     what is no artifact, for more than twice as many threads as the board has cores, and for a cache that the runtime or
@@ -111,12 +113,13 @@ def predict(
         >>> found.fits_from_mib
         2048
     """
-    return _predicted(artifact, target, format, prompt_tokens, context, threads, ram_mib, kv)[0]
+    return _predicted(artifact, target, format, prompt_tokens, context, threads, ram_mib, kv, ubatch)[0]
 
 
 def predict_document(
     artifact: str | Path, target: str | Target, *, format: str | None = None, prompt_tokens: int | None = None,
     context: int | None = None, threads: int | None = None, ram_mib: int | None = None, kv: str | None = None,
+    ubatch: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict as `predict` does and return what `saap-edge predict --json` prints: with the cost and the conditions.
 
@@ -130,7 +133,7 @@ def predict_document(
     from saap_edge.artifacts import slow_ones
 
     prediction, cost, board, conditions = _predicted(
-        artifact, target, format, prompt_tokens, context, threads, ram_mib, kv
+        artifact, target, format, prompt_tokens, context, threads, ram_mib, kv, ubatch
     )
     return {
         "predicted": True, "artifact": str(artifact), "target": board.name, "cost": asdict(cost),
@@ -141,8 +144,10 @@ def predict_document(
 
 def _predicted(
     artifact: str | Path, target: str | Target, format: str | None, prompt_tokens: int | None, context: int | None,
-    threads: int | None, ram_mib: int | None, kv: str | None,
+    threads: int | None, ram_mib: int | None, kv: str | None, ubatch: int | None,
 ) -> tuple[Prediction, ArtifactCost, Target, dict[str, Any]]:  # fmt: skip
+    from saap_edge.engines.options import EngineOptions, check_options
+    from saap_edge.formats import described
     from saap_edge.prediction.cost import artifact_cost, cached_as
     from saap_edge.prediction.predict import predict as prediction_of
     from saap_edge.targets import load_target
@@ -155,8 +160,10 @@ def _predicted(
     prompt, held = prompt_tokens or min(128, longest), context or min(512, longest)
     conditions = {
         "prompt_tokens": prompt, "context": held, "threads": threads or board.threads, "ram_mib": ram_mib, "kv": kv,
+        "ubatch": ubatch,
     }  # fmt: skip
-    return prediction_of(cost, board, prompt, held, threads, ram_mib), cost, board, conditions
+    check_options(described(cost.format).engine, EngineOptions(ubatch=ubatch))
+    return prediction_of(cost, board, prompt, held, threads, ram_mib, ubatch), cost, board, conditions
 
 
 def evaluate(

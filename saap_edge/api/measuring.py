@@ -66,7 +66,8 @@ def _check_files(folder: Path) -> None:
 def bench(
     place: Place, against: str | Path | None = None, *, threads: int | None = None, prompt_tokens: int | None = None,
     decode_tokens: int | None = None, rounds: int | None = None, contexts: Sequence[int] | None = None,
-    kv: str | None = None, budget: Budget | Mapping[str, Any] | str | Path | None = None, max_rounds: int | None = None,
+    kv: str | None = None, ubatch: int | None = None,
+    budget: Budget | Mapping[str, Any] | str | Path | None = None, max_rounds: int | None = None,
     target: str | None = None, python: str | Path | None = None, against_python: str | Path | None = None,
     llama_bench: str | Path | None = None, against_llama_bench: str | Path | None = None, host: str | None = None,
     ssh_config: Path | None = None, remote_python: str | None = None, remote_folder: str | None = None,
@@ -84,6 +85,7 @@ def bench(
         rounds: rounds that count; 7 where absent.
         contexts: further depths, in tokens, at which decoding is measured.
         kv: type of the KV cache, f16, q8_0 or q4_0 in llama.cpp; that of the bundle where absent.
+        ubatch: tokens of a prompt that llama.cpp computes at once; that of the bundle where absent.
         budget: limits; rounds are added while noise leaves one of them open.
         max_rounds: rounds at most, where there is a budget; `rounds` where absent.
         target: the board that the limits are for.
@@ -110,14 +112,14 @@ def bench(
     if (path / "stage.json").is_file():
         return bench_stage(
             path, against=against, threads=threads, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens,
-            rounds=rounds, contexts=contexts, kv=kv, budget=budget, max_rounds=max_rounds, target=target, python=python,
-            against_python=against_python, llama_bench=llama_bench, against_llama_bench=against_llama_bench, host=host,
-            ssh_config=ssh_config, remote_python=remote_python, remote_folder=remote_folder, keep=keep,
-            progress=listener,
+            rounds=rounds, contexts=contexts, kv=kv, ubatch=ubatch, budget=budget, max_rounds=max_rounds,
+            target=target, python=python, against_python=against_python, llama_bench=llama_bench,
+            against_llama_bench=against_llama_bench, host=host, ssh_config=ssh_config, remote_python=remote_python,
+            remote_folder=remote_folder, keep=keep, progress=listener,
         ).bench  # fmt: skip
     given: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt_tokens, "decode_tokens": decode_tokens, "rounds": rounds,
-        "contexts": tuple(contexts) if contexts else None, "kv": kv,
+        "contexts": tuple(contexts) if contexts else None, "kv": kv, "ubatch": ubatch,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     options |= _builds(against is not None, (python, llama_bench), (against_python, against_llama_bench), contexts)

@@ -156,6 +156,9 @@ def _of_llama_cpp(options: EngineOptions) -> dict[str, str]:
         symbol = f"llama_cpp.{KV_TYPES[options.kv].symbol}"
         flags += f" -ctk {options.kv} -ctv {options.kv}"
         arguments += f" type_k={symbol}, type_v={symbol},"
+    if options.ubatch is not None:
+        flags += f" -ub {options.ubatch}"
+        arguments += f" n_ubatch={options.ubatch},"
     return {"flags": flags, "arguments": arguments}
 
 

@@ -139,6 +139,7 @@ class Bundle(_Strict):
         versions: versions of the libraries that made it.
         board: the target that it was made for.
         kv: type of the KV cache that run.sh and `bench` use; None: the runtime's own, in which the answers were given.
+        ubatch: tokens of a prompt that they compute at once; None: the runtime's own number.
         base_licence: licence of the base model.
         tokenizer: the tokenizer, and a text that it must split as recorded.
         answers: what the artifact must answer.
@@ -159,6 +160,7 @@ class Bundle(_Strict):
     versions: dict[str, str]
     board: Board
     kv: str | None = None
+    ubatch: int | None = Field(default=None, ge=1)
     base_licence: Licence
     tokenizer: Tokenizer
     answers: Answers

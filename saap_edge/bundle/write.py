@@ -102,8 +102,8 @@ def _fill(source: Source, folder: Path, options: EngineOptions) -> Bundle:
         vocab_size=loaded["vocab_size"], kv_bytes_per_token=loaded["kv_bytes_per_token"], tuned=manifest.tuned,
         group=manifest.group, layers=manifest.layers, lineage=source.lineage, versions=library_versions(),
         board=Board(name=board.name, title=board.title, cpu=board.cpu, threads=board.threads),
-        kv=options.kv, base_licence=base_licence(source.base), tokenizer=tokenizer, answers=answers,
-        files=_files(folder),
+        kv=options.kv, ubatch=options.ubatch, base_licence=base_licence(source.base), tokenizer=tokenizer,
+        answers=answers, files=_files(folder),
     )  # fmt: skip
     (folder / BUNDLE_FILE).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
     return bundle

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from saap_edge.targets import Target
 
 __all__ = [
-    "check_calibration", "check_chat", "check_formats", "check_kv", "check_lengths", "check_pruning", "check_teacher",
-    "check_tokenizer", "check_values",
+    "check_calibration", "check_chat", "check_formats", "check_lengths", "check_options_of", "check_pruning",
+    "check_teacher", "check_tokenizer", "check_values",
 ]  # fmt: skip
 
 
@@ -154,17 +154,16 @@ def check_chat(model: Path, spec: ModelSpec, recipe: Recipe, tokenizer: Any) -> 
             )
 
 
-def check_kv(spec: ModelSpec, recipe: Recipe) -> None:
-    """Raise SaapError for a type of KV cache that a format's engine, or the size of the heads, does not allow."""
-    kv = recipe.bench.kv
-    if kv is None:
-        return
+def check_options_of(spec: ModelSpec, recipe: Recipe) -> None:
+    """Raise SaapError for a KV cache or a micro-batch that a format's engine, or the size of heads, does not allow."""
+    asked = EngineOptions(kv=recipe.bench.kv, ubatch=recipe.bench.ubatch)
     for name in recipe.export.formats:
-        try:
-            check_options(format_of(name).engine, EngineOptions(kv=kv))
-        except SaapError as error:
-            raise SaapError(f"bench.kv, {name}: {error}; leave one of the two out") from None
-    if refusal := kv_refusal(kv, [spec.head_dim]):
+        for field in asked.given():
+            try:
+                check_options(format_of(name).engine, EngineOptions(**{field: asked.given()[field]}))
+            except SaapError as error:
+                raise SaapError(f"bench.{field}, {name}: {error}; leave one of the two out") from None
+    if asked.kv and (refusal := kv_refusal(asked.kv, [spec.head_dim])):
         raise SaapError(f"bench.kv: {refusal}")
 
 

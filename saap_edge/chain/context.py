@@ -100,7 +100,7 @@ def open_context(recipe: Recipe, plan_file: Path | None, bar: Bar, tune: bool = 
         checkpoint.spec, recipe, target, plan
     )
     checks.check_lengths(checkpoint.spec, recipe)
-    checks.check_kv(checkpoint.spec, recipe)
+    checks.check_options_of(checkpoint.spec, recipe)
     if not (model / "tokenizer.json").is_file():
         raise SaapError(f"no tokenizer.json in '{model}': the runtimes need the model's fast tokenizer")
     corpus = Corpus(recipe.data.files, model, recipe.score.window)

@@ -22,7 +22,8 @@ from saap_edge.progress import Advance, Bars, Progress
 __all__ = [
     "BudgetOption", "DataOption", "EffortOption", "FolderArgument", "JsonOption", "KvOption", "MethodOption",
     "ModelOption", "OutOption", "PlanOption", "RatioOption", "RecipeArgument", "TargetOption", "ToConsole",
-    "TokensOption", "app", "bar", "bars", "console", "finish", "prepare", "quiet_libraries", "stage_line",
+    "TokensOption", "UbatchOption", "app", "bar", "bars", "console", "finish", "prepare", "quiet_libraries",
+    "stage_line",
 ]  # fmt: skip
 
 HELP = """Edge deployment compiler.
@@ -113,6 +114,10 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; it is m
 KvOption = Annotated[
     str | None,
     typer.Option("--kv", help="Type of the KV cache in llama.cpp: f16, q8_0 or q4_0 (default: the runtime's own)"),
+]
+UbatchOption = Annotated[
+    int | None,
+    typer.Option("--ubatch", min=1, help="Tokens of a prompt that llama.cpp computes at once (default 512)"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
 RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (YAML); options override its fields")]

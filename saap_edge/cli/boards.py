@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from saap_edge import api
-from saap_edge.cli.base import JsonOption, KvOption, app, bar, console
+from saap_edge.cli.base import JsonOption, KvOption, UbatchOption, app, bar, console
 
 __all__: list[str] = []
 
@@ -145,6 +145,7 @@ def predict(
         int | None, typer.Option("--ram", min=1, help="Memory of the board in MiB (default: all sizes it is sold with)")
     ] = None,
     kv: KvOption = None,
+    ubatch: UbatchOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the speed and memory of an artifact on a board that is not at hand, each with an interval.
@@ -162,7 +163,15 @@ def predict(
 
     board = load_target(target)
     document = api.predict_document(
-        artifact, board, format=format, prompt_tokens=prompt, context=context, threads=threads, ram_mib=ram, kv=kv
+        artifact,
+        board,
+        format=format,
+        prompt_tokens=prompt,
+        context=context,
+        threads=threads,
+        ram_mib=ram,
+        kv=kv,
+        ubatch=ubatch,
     )
     for part in render_prediction(document, board.title):
         console.print(part, soft_wrap=isinstance(part, str))

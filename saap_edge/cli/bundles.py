@@ -16,6 +16,7 @@ from saap_edge.cli.base import (
     KvOption,
     TargetOption,
     ToConsole,
+    UbatchOption,
     app,
     bar,
     console,
@@ -59,7 +60,7 @@ def verify(
 def bundle(
     folder: Annotated[Path, typer.Argument(help="The --out folder of a run, or the folder of its export stage")], *,
     format: Annotated[str | None, typer.Option("--format", help="Which artifact (default: the board's GGUF)")] = None,
-    target: TargetOption = None, kv: KvOption = None,
+    target: TargetOption = None, kv: KvOption = None, ubatch: UbatchOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder or .tar.zst file to write")], as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Pack one verified artifact with all that a board needs: tokenizer, licence, checksums, expected answers, run.sh.
@@ -73,7 +74,7 @@ def bundle(
     from saap_edge.engines.options import EngineOptions
 
     with bar(f"bundling into {out}", None):
-        made = write_bundle(folder, out, format, target, EngineOptions(kv=kv))
+        made = write_bundle(folder, out, format, target, EngineOptions(kv=kv, ubatch=ubatch))
     licence = made.base_licence.name or ", ".join(made.base_licence.files) or "unknown: the base model states none"
     console.print(f"[bold]bundle[/]   {escape(str(out))}", soft_wrap=True)
     console.print(f"  {made.role} {made.format} for {escape(made.board.title)}, {made.board.threads} threads")

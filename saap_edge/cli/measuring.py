@@ -18,6 +18,7 @@ from saap_edge.cli.base import (
     KvOption,
     TargetOption,
     ToConsole,
+    UbatchOption,
     app,
     console,
     finish,
@@ -47,7 +48,7 @@ def bench(
     contexts: Annotated[
         str | None, typer.Option("--contexts", help="Also measure decoding behind this many tokens, as 128,512,2048")
     ] = None,
-    kv: KvOption = None,
+    kv: KvOption = None, ubatch: UbatchOption = None,
     budget: Annotated[
         Path | None, typer.Option("--budget", help="Limits of the gate: rounds are added while one is undecided")
     ] = None,
@@ -116,8 +117,9 @@ def bench(
     """
     options: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
-        "contexts": _contexts(contexts) if contexts else None, "kv": kv, "budget": budget, "max_rounds": max_rounds,
-        "target": target, "python": python, "against_python": against_python, "llama_bench": llama_bench,
+        "contexts": _contexts(contexts) if contexts else None, "kv": kv, "ubatch": ubatch,
+        "budget": budget, "max_rounds": max_rounds, "target": target, "python": python,
+        "against_python": against_python, "llama_bench": llama_bench,
         "against_llama_bench": against_llama_bench, "host": host, "ssh_config": ssh_config,
         "remote_python": remote_python, "remote_folder": remote_dir, "keep": keep,
     }  # fmt: skip

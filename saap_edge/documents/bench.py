@@ -189,6 +189,9 @@ class Conditions(Part):
     versions: dict[str, str] = Field(default_factory=dict, description="version of each package that took part")
     contexts: list[int] = Field(default_factory=list, description="depths at which decoding is measured, tokens")
     kv: str | None = Field(default=None, description="type of the KV cache asked for; null: each runtime's own")
+    ubatch: int | None = Field(
+        default=None, description="tokens of a prompt computed at once, as asked for; null: each runtime's own number"
+    )
     perplexity_window: int | None = Field(default=None, description="window of perplexity, tokens; 0: not measured")
     perplexity_tokens: int | None = Field(default=None, description="tokens predicted for perplexity")
     perplexity_text_sha256: str | None = Field(default=None, description="begin of the text's sha256; null: none")

@@ -26,6 +26,7 @@ class ArtifactCost:
         kv_elements: numbers that a token adds to the KV cache; 0: not told.
         head_dims: sizes of its heads.
         kv: type of the KV cache that was asked for; None: the runtime's own.
+        batch_bytes: work space of a token of a prompt, of those that are computed at once, bytes; 0: not told.
     """
 
     format: str
@@ -37,6 +38,7 @@ class ArtifactCost:
     kv_elements: int = 0
     head_dims: tuple[int, ...] = ()
     kv: str | None = None
+    batch_bytes: int = 0
 
 
 class Engine(Protocol):

@@ -20,7 +20,7 @@ from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_memory import keeps_a_copy
 from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
-from saap_edge.engines.options import kv_refusal, kv_type
+from saap_edge.engines.options import UBATCH, kv_refusal, kv_type
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.torch import load_transformers
 from saap_edge.errors import SaapError
@@ -137,9 +137,11 @@ class LlamaCppChat(ChatEngine):
 
     name = "llama.cpp"
 
-    def __init__(self, path: Path, threads: int, context: int, kv: str = "f16") -> None:
-        """Load `path`; `kv` is the type of the KV cache. Raises SaapError when the file is damaged, has no template, or
-        has heads that `kv` cannot hold."""
+    def __init__(self, path: Path, threads: int, context: int, kv: str = "f16", ubatch: int = UBATCH) -> None:
+        """Load `path`; `kv` and `ubatch` as in `LlamaCppEngine`.
+
+        Raises SaapError when the file is damaged, has no template, or has heads that `kv` cannot hold.
+        """
         super().__init__(path, threads, context)
         header, self.kv = read_header(self.path), kv_type(kv)
         if refusal := kv_refusal(kv, read_shape(header).head_dims):
@@ -148,6 +150,7 @@ class LlamaCppChat(ChatEngine):
         self._llama = llama_cpp.Llama(
             str(header.files[0]), n_ctx=context, n_threads=threads, n_threads_batch=threads, n_gpu_layers=0,
             flash_attn=True, verbose=False, use_mmap=not keeps_a_copy(header), type_k=cache, type_v=cache,
+            n_ubatch=min(context, ubatch),
         )  # fmt: skip
 
     def version(self) -> str:

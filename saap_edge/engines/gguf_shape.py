@@ -29,6 +29,8 @@ class Shape:
         context: tokens of the longest sequence.
         vocab_size: number of tokens in the vocabulary.
         head_dims: sizes of the heads of keys and of values.
+        hidden: numbers of the hidden size.
+        widest_ffn: numbers of the widest FFN; 0: the metadata do not say.
     """
 
     blocks: int
@@ -36,6 +38,8 @@ class Shape:
     context: int
     vocab_size: int
     head_dims: tuple[int, ...]
+    hidden: int
+    widest_ffn: int
 
 
 def read_shape(header: Header) -> Shape:
@@ -70,7 +74,12 @@ class _Reader:
         kv_elements = sum(
             self._kv_elements(index, heads[index], kv_heads[index], key, value) for index in range(blocks)
         )
-        return Shape(blocks, kv_elements, self._number("context_length"), vocab_size, (key, value))
+        widths = self._metadata.get(f"{self._name}.feed_forward_length", 0)
+        widest = max((each for each in (widths if isinstance(widths, list) else [widths]) if _is_int(each)), default=0)
+        return Shape(
+            blocks, kv_elements, self._number("context_length"), vocab_size, (key, value),
+            self._number("embedding_length"), widest,
+        )  # fmt: skip
 
     def _number(self, key: str, default: int | None = None) -> int:
         """A number of the metadata, at least 1."""

@@ -42,7 +42,7 @@ class LlamaBench:
         if refusal := kv_refusal(kv, cost.head_dims):
             raise SaapError(f"{path}: {refusal}")
         self._file, self._threads, self._program = header.files[0], threads, program
-        self._cache = ("-ctk", kv, "-ctv", kv)
+        self._asked = ["-ctk", kv, "-ctv", kv, *(("-ub", str(options.ubatch)) if options.ubatch else ())]
         self._cpus: set[int] = set()
         self.loaded: dict[str, Any] = {
             "seconds": None, "vocab_size": read_shape(header).vocab_size, "kv_type": kv,
@@ -68,7 +68,7 @@ class LlamaBench:
         count = len(tokens)
         tests = ["-p", str(count), "-n", str(decode_tokens), "-d", f"0,{count}"]
         command = [str(self._program), "-m", str(self._file), "-t", str(self._threads)]
-        command += [*FIXED, *self._cache, *tests]
+        command += [*FIXED, *self._asked, *tests]
         rows = parse_rows(_run(command, TIMEOUT, self._cpus), str(self._program))
         prefill = _nanoseconds(rows, self._program, n_prompt=count, n_gen=0, n_depth=0)
         decoding = _nanoseconds(rows, self._program, n_prompt=0, n_gen=decode_tokens, n_depth=count)

@@ -16,7 +16,7 @@ from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_memory import environment_for, keeps_a_copy
 from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
-from saap_edge.engines.options import KV_TYPES, kv_bytes, kv_refusal, kv_type
+from saap_edge.engines.options import KV_TYPES, UBATCH, kv_bytes, kv_refusal, kv_type
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
@@ -112,13 +112,14 @@ class LlamaCppEngine(LlamaCppVocabulary):
     vocabulary_only = False
     mapped: bool | None = None
 
-    def __init__(self, path: Path, threads: int, context: int, kv: str = "f16") -> None:
-        """Load `path`; `kv` is the type of the KV cache.
+    def __init__(self, path: Path, threads: int, context: int, kv: str = "f16", ubatch: int = UBATCH) -> None:
+        """Load `path`; `kv` is the type of the KV cache, `ubatch` how many tokens are computed at once at most.
 
         Raises SaapError when the file is missing, damaged, refused by llama.cpp, or has heads that `kv` cannot hold.
         """
         header = read_header(Path(path))
         self.threads, self.context, self.kv = threads, context, kv_type(kv)
+        self.ubatch = min(context, ubatch)
         self.mapped = not keeps_a_copy(header) if self.mapped is None else self.mapped
         self._architecture, self._shape = str(header.metadata.get("general.architecture")), read_shape(header)
         if refusal := kv_refusal(kv, self._shape.head_dims):
@@ -137,8 +138,8 @@ class LlamaCppEngine(LlamaCppVocabulary):
         """The parameters with which the context is opened."""
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = self.context
-        # llama.cpp's default: its buffers grow with what is computed at once, by hundreds of MiB for 4096 tokens.
-        parameters.n_ubatch = min(self.context, 512)
+        # llama.cpp's buffers grow with what is computed at once, by hundreds of MiB for 4096 tokens.
+        parameters.n_ubatch = self.ubatch
         parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.type_k = parameters.type_v = getattr(llama_cpp, self.kv.symbol)
@@ -210,6 +211,7 @@ class LlamaCppEngine(LlamaCppVocabulary):
             "vocab_size": self.vocab_size,
             "kv_type": self.kv.name,
             "mapped": self.mapped,
+            "ubatch": self.ubatch,
             "kv_bytes_per_token": self.kv_bytes_per_token(),
         }
 
@@ -222,6 +224,6 @@ register_engine(
         vocab_size=lambda path: read_shape(read_header(path)).vocab_size, cost=gguf_cost, tokenizes=True,
         half_sums=True, chat="saap_edge.engines.chat:LlamaCppChat",
         writer="saap_edge.engines.llama_writer:LlamaCppWriter", environment=environment_for,
-        benchmark="saap_edge.engines.llama_bench:LlamaBench", kv_types=tuple(KV_TYPES),
+        benchmark="saap_edge.engines.llama_bench:LlamaBench", kv_types=tuple(KV_TYPES), ubatch=True,
     )
 )  # fmt: skip

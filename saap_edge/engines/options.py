@@ -12,7 +12,8 @@ from saap_edge.engines.registry import engine_named
 from saap_edge.errors import SaapError
 
 __all__ = [
-    "AS_IT_IS", "KV_TYPES", "EngineOptions", "KvName", "KvType", "check_options", "kv_bytes", "kv_refusal", "kv_type",
+    "AS_IT_IS", "KV_TYPES", "UBATCH", "EngineOptions", "KvName", "KvType", "check_options", "kv_bytes", "kv_refusal",
+    "kv_type",
 ]  # fmt: skip
 
 
@@ -53,9 +54,12 @@ class EngineOptions:
 
     Attributes:
         kv: type of keys and values in the cache, a name of KV_TYPES.
+        ubatch: tokens of a prompt that are computed at once, at most: work space follows it, and so does the speed of
+            prompts. Sums come in another order with another number, so that answers move a little.
     """
 
     kv: str | None = None
+    ubatch: int | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name.
@@ -67,6 +71,7 @@ class EngineOptions:
 
 
 AS_IT_IS = EngineOptions()
+UBATCH = 512  # of llama.cpp's own programs
 
 
 def kv_type(name: str) -> KvType:
@@ -120,3 +125,9 @@ def check_options(engine: str, options: EngineOptions) -> None:
     record = engine_named(engine)
     if options.kv is not None and kv_type(options.kv).name not in record.kv_types:
         raise SaapError(f"KV cache {options.kv}: {record.name} cannot: {record.no_kv_types}")
+    if options.ubatch is not None and not record.ubatch:
+        raise SaapError(
+            f"micro-batch of {options.ubatch}: {record.name} runs a prompt whole; GGUF files, in llama.cpp, can"
+        )
+    if options.ubatch is not None and options.ubatch < 1:
+        raise SaapError(f"micro-batch of {options.ubatch}: it must be at least 1 token")

@@ -51,6 +51,7 @@ class EngineRecord:
         benchmark: "module:class" that drives its runtime's own benchmark program (engines/llama_bench.py).
         kv_types: types of the KV cache that can be asked for (engines/options.py); the class then takes `kv`, a name.
         no_kv_types: where there are none, why, and what can.
+        ubatch: how many tokens of a prompt are computed at once can be asked for; the class then takes `ubatch`.
     """
 
     name: str
@@ -72,6 +73,7 @@ class EngineRecord:
     exact: str | None = None
     benchmark: str | None = None
     kv_types: tuple[str, ...] = ()
+    ubatch: bool = False
     no_kv_types: str = "its cache has one type; GGUF files, in llama.cpp, have several"
 
     def entry_of(self, name: str) -> str:

@@ -28,7 +28,7 @@ ROLES = ("candidate", "baseline")
 def bench_bundles(
     paths: Sequence[Path], bar: Bar, *, threads: int | None = None, prompt_tokens: int = 64, decode_tokens: int = 32,
     rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None, kv: str | None = None,
-    instructions: bool = False, builds: Sequence[Mapping[str, str]] = (),
+    ubatch: int | None = None, instructions: bool = False, builds: Sequence[Mapping[str, str]] = (),
     decided: Callable[[Bench], bool] = lambda document: True,
 ) -> Bench:  # fmt: skip
     """Measure one bundle, or one against another, and return the bench document.
@@ -41,6 +41,7 @@ def bench_bundles(
         rounds, max_rounds: rounds that count, and most rounds while `decided` says no.
         contexts: further depths, in tokens, at which decoding is measured.
         kv: type of the KV cache; that of the bundles where None, which must then be the same in both.
+        ubatch: tokens of a prompt that are computed at once; that of the first bundle where None.
         instructions: count instructions, too.
         builds: which build of the runtime runs each bundle (builds.py); this environment's where there is none.
         decided: as in `measuring.measure`.
@@ -60,6 +61,7 @@ def bench_bundles(
         conditions = BenchConditions(
             threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(set(contexts))),
             max_rounds=max_rounds, instructions=instructions, kv=kv or _kv(paths, bundles),
+            ubatch=ubatch or bundles[0].ubatch,
         )  # fmt: skip
         for path, subject in zip(paths, subjects, strict=True):
             check_options(subject.engine, conditions.options)

@@ -67,6 +67,7 @@ class BenchConditions:
         instructions: count instructions, which may take a minute.
         chat: instructions that a chat asks; 0: no chat.
         kv: type of the KV cache; None: each runtime's own.
+        ubatch: tokens of a prompt that are computed at once; None: each runtime's own number.
     """
 
     threads: int
@@ -80,11 +81,12 @@ class BenchConditions:
     instructions: bool = False
     chat: int = 0
     kv: str | None = None
+    ubatch: int | None = None
 
     @property
     def options(self) -> EngineOptions:
         """What every runtime is asked for as it opens an artifact."""
-        return EngineOptions(kv=self.kv)
+        return EngineOptions(kv=self.kv, ubatch=self.ubatch)
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -108,6 +110,7 @@ class BenchConditions:
             "versions": versions(),
             "contexts": list(self.contexts),
             "kv": self.kv,
+            "ubatch": self.ubatch,
             "perplexity_window": len(self.windows[0]) if self.windows else 0,
             "perplexity_tokens": sum(len(window) - 1 for window in self.windows),
             "perplexity_text_sha256": self.text_sha256,

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from saap_edge.documents.bench import Bench
+from saap_edge.engines.options import EngineOptions
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.machine.facts import machine_facts
@@ -115,7 +116,7 @@ class Harness:
                     self._progress(1)
             for name, subject in self.subjects.items():
                 self._workers[name] = stack.enter_context(self._open(subject))
-                self._samples[name].perplexity = _perplexity(self._workers[name], self.conditions.windows)
+                self._samples[name].perplexity = self._perplexity(subject)
                 if self.conditions.instructions:
                     self._samples[name].instructions = instructions_per_token(subject, self.conditions)
                 self._progress(1)
@@ -177,6 +178,14 @@ class Harness:
     def _open(self, subject: Subject) -> Runner:
         told = self.conditions
         return subject.build.open(subject.engine, subject.path, told.threads, told.context, told.options)
+
+    def _perplexity(self, subject: Subject) -> float | None:
+        """By the process of the rounds, or, where these have a micro-batch that would move it, by one of its own."""
+        if self.conditions.ubatch is None or not self.conditions.windows:
+            return _perplexity(self._workers[subject.name], self.conditions.windows)
+        told = self.conditions
+        with Worker(subject.engine, subject.path, told.threads, told.context, EngineOptions(kv=told.kv)) as worker:
+            return _perplexity(worker, told.windows)
 
     def _fresh_load(self, subject: Subject) -> None:
         """Measure load time and peak memory in a process that did nothing before, while no other one is open."""

@@ -33,6 +33,9 @@ class BenchSettings(Section):
         description="type of keys and values in the cache of llama.cpp: f16, q8_0 or q4_0; each runtime's own where "
         "absent",
     )
+    ubatch: int | None = Field(
+        default=None, ge=1, description="tokens of a prompt that llama.cpp computes at once; 512 where absent"
+    )
     contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="depths in tokens, as [128, 512, 2048]: decoding and memory are measured there too"
     )

@@ -13,7 +13,7 @@ from saap_edge.engines.registry import engine_named, engine_opening
 from saap_edge.errors import SaapError
 from saap_edge.formats import KINDS, described, kind_of
 
-__all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token", "cached_as"]
+__all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token", "cached_as", "work_bytes"]
 
 
 def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int) -> int:
@@ -23,6 +23,20 @@ def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int
     1051200
     """
     return projection_bytes + kv_bytes_per_token * context
+
+
+_FITTED = 64  # tokens of the prompts whose work space is in the fit already (benchmarks/data/memory.csv)
+_MASK = 6  # bytes of attention's mask for a token and one that it looks at
+
+
+def work_bytes(cost: ArtifactCost, context: int, tokens: int) -> int:
+    """Work space for so many tokens at once, beyond that which the fit includes; 0 where the header does not tell.
+
+    >>> cost = ArtifactCost("gguf-q4_0", 700, 23_040, 750, 1250, batch_bytes=25_000)
+    >>> [work_bytes(cost, context=520, tokens=tokens) for tokens in (16, 128, 512)]
+    [0, 1799680, 12597760]
+    """
+    return max(0, tokens - _FITTED) * (cost.batch_bytes + _MASK * context) if cost.batch_bytes else 0
 
 
 def cached_as(cost: ArtifactCost, kv: str | None) -> ArtifactCost:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saap_edge.documents.bench import BenchedArtifact, Conditions
+from saap_edge.engines.options import UBATCH, kv_type
 from saap_edge.errors import SaapError
 from saap_edge.formats import described, kind_of
-from saap_edge.prediction.cost import ArtifactCost, artifact_cost, bytes_per_token
+from saap_edge.prediction.cost import ArtifactCost, artifact_cost, bytes_per_token, work_bytes
 from saap_edge.prediction.formulas import (
     DOT,
     UnknownFigure,
@@ -87,7 +88,7 @@ class _Speed:
 
 def predict(
     cost: ArtifactCost, target: Target, prompt_tokens: int, context: int, threads: int | None = None,
-    ram_mib: int | None = None,
+    ram_mib: int | None = None, ubatch: int | None = None,
 ) -> Prediction:  # fmt: skip
     """Predict speed and memory of an artifact on a board.
 
@@ -98,6 +99,7 @@ def predict(
         context: tokens in the KV cache while decoding.
         threads: threads of the runtime; the target's own where None.
         ram_mib: memory of the board at hand, MiB, for `fits`; all its sizes where None.
+        ubatch: tokens of the prompt that are computed at once, at most; llama.cpp's own number where None.
 
     Raises SaapError when the artifact holds fewer tokens than are asked for.
 
@@ -118,14 +120,15 @@ def predict(
     prefill = _told(reasons, "prefill_tok_s", lambda: _prefill(fit, cost, target, prompt_tokens, threads))
     if prefill is None:
         reasons["ttft_ms"] = reasons["prefill_tok_s"]
-    memory = _told(reasons, "ram_mib", lambda: _memory(fit, cost, target, context))
+    work = work_bytes(cost, context, min(prompt_tokens, ubatch or UBATCH)) / MIB
+    memory = _told(reasons, "ram_mib", lambda: _memory(fit, cost, target, context, work))
     fits, smallest = _fits(memory, target, ram_mib)
     speeds = [speed for speed in (decode, prefill) if speed]
     return Prediction(
         decode_tok_s=decode and _rate(fit, decode, 1),
         prefill_tok_s=prefill and _rate(fit, prefill, prompt_tokens),
         ttft_ms=prefill and _turned(_rate(fit, prefill, prompt_tokens), 1000 * prompt_tokens),
-        ram_mib=memory, ram_mapped_mib=memory and _mapped(fit, cost, target, context),
+        ram_mib=memory, ram_mapped_mib=memory and _mapped(fit, cost, target, context, work),
         fits=fits, fits_from_mib=smallest, basis=_basis(target, decode or prefill), reasons=reasons,
         sources=tuple(dict.fromkeys(speed.figure.source for speed in speeds)),
     )  # fmt: skip
@@ -145,7 +148,7 @@ def predict_benched(artifact: BenchedArtifact, conditions: Conditions, target: T
         format=artifact.format, projection_bytes=weights, kv_bytes_per_token=kv_bytes,
         file_bytes=metrics.counted("file_bytes"), parameters=metrics.counted("parameters"), kv=conditions.kv,
     )  # fmt: skip
-    return predict(cost, target, conditions.prompt_tokens, context)
+    return predict(cost, target, conditions.prompt_tokens, context, ubatch=conditions.ubatch)
 
 
 def _told(reasons: dict[str, str], name: str, ask: Any) -> Any:
@@ -230,6 +233,8 @@ def _doubts(
         found.append("x86 (five published rows, a third off)")
     if cost.projection_bytes < fit["evidence"]["smallest_bytes"]:
         found.append(f"a model of less than {fit['evidence']['smallest_bytes'] / 1e6:.0f} MB (no row is smaller)")
+    if cost.kv is not None and kv_type(cost.kv).rounded:
+        found.append(f"a KV cache in {cost.kv} (its arithmetic is not in the fit)")
     if threads != target.threads:
         found.append(f"{threads} threads (the figures are for {target.threads})")
     if figure.assumed:
@@ -247,7 +252,7 @@ def _turned(rate: Estimate, count: float) -> Estimate:
     return Estimate(count / rate.value, count / rate.high, count / rate.low)
 
 
-def _memory(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int) -> Estimate:
+def _memory(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int, work: float) -> Estimate:
     """Resident memory of the process, MiB: what the runtime keeps of the file, the KV cache, and the runtime itself."""
     if target.accelerator:
         raise UnknownFigure("memory of an accelerator's runtime was not measured")
@@ -255,11 +260,11 @@ def _memory(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: in
     own = fit["memory"].get(record.memory + ("-repacked" if _repacked(cost, target) else ""))
     if own is None:
         raise UnknownFigure(f"memory of {record.engine} was not measured")
-    return _held(own, cost, context)
+    return _held(own, cost, context, work)
 
 
-def _mapped(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int) -> Estimate | None:
-    return _held(fit["memory"]["gguf-mapped"], cost, context) if _repacked(cost, target) else None
+def _mapped(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int, work: float) -> Estimate | None:
+    return _held(fit["memory"]["gguf-mapped"], cost, context, work) if _repacked(cost, target) else None
 
 
 def _repacked(cost: ArtifactCost, target: Target) -> bool:
@@ -267,9 +272,9 @@ def _repacked(cost: ArtifactCost, target: Target) -> bool:
     return described(cost.format).repacked and bool({"avx2", *DOT} & set(target.isa))
 
 
-def _held(own: dict[str, float], cost: ArtifactCost, context: int) -> Estimate:
+def _held(own: dict[str, float], cost: ArtifactCost, context: int, work: float) -> Estimate:
     value = own["base_mib"] + own["of_file"] * cost.file_bytes / MIB
-    cached = cost.kv_bytes_per_token * context / MIB
+    cached = cost.kv_bytes_per_token * context / MIB + work
     return Estimate(value + cached, value * own["low"] + cached, value * own["high"] + cached)
 
 

@@ -131,7 +131,7 @@ def predicted_figures(context: Context, cost: ArtifactCost, dense: ArtifactCost)
         "file_mib": cost.file_bytes / 2**20, "kv_bytes_per_token": cost.kv_bytes_per_token, "bytes_per_token": read,
         "parameters": cost.parameters, "speedup_vs_dense": before / read,
     }  # fmt: skip
-    prediction = predict(cost, context.target, settings.prompt_tokens, held)
+    prediction = predict(cost, context.target, settings.prompt_tokens, held, ubatch=settings.ubatch)
     told = {
         "decode_tok_s": prediction.decode_tok_s, "prefill_tok_s": prediction.prefill_tok_s,
         "ttft_ms": prediction.ttft_ms, "peak_rss_mib": prediction.ram_mib,

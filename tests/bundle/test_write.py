@@ -198,7 +198,7 @@ def test_run_prefers_llama_cpps_own_program(readable, tmp_path):
 
 def test_a_type_of_cache_goes_to_run_sh_and_bench(readable, tmp_path):
     """run.py, llama.cpp's own program and a measurement ask for it; the answers are those of the file alone."""
-    folder, asked = tmp_path / "small", EngineOptions(kv="q4_0")
+    folder, asked = tmp_path / "small", EngineOptions(kv="q4_0", ubatch=64)
     bundle, plain = (
         write_bundle(readable / "stages" / "dense-01", folder, "gguf-q4_0", options=asked),
         read_bundle(readable / "gguf-q4_0"),
@@ -209,10 +209,10 @@ def test_a_type_of_cache_goes_to_run_sh_and_bench(readable, tmp_path):
         expected = tokenizer.decode(worker.generate(worker.tokenize("The river", True, False), 24))
     assert run_sh(folder, "The river", "24").rstrip("\n") == "The river" + expected
     script, other = ((place / "run.sh").read_text() for place in (folder, readable / "gguf-q4_0"))
-    assert script.count("-fa on -ctk q4_0 -ctv q4_0") == 2 and "-ctk" not in other
+    assert script.count("-fa on -ctk q4_0 -ctv q4_0 -ub 64") == 2 and "-ctk" not in other and "-ub" not in other
     small = {"threads": 1, "prompt_tokens": 8, "decode_tokens": 4, "rounds": 3}
     document = bench_bundles([folder], lambda *_: nullcontext(lambda _: None), **small)
-    assert document.conditions.kv == "q4_0"
+    assert (document.conditions.kv, document.conditions.ubatch) == ("q4_0", 64)
     assert document.artifacts[0].metrics.kv_bytes_per_token * 64 == 18 * bundle.kv_bytes_per_token
 
 

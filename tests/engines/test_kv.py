@@ -19,6 +19,8 @@ from saap_edge.errors import SaapError
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.model.folder import build_pruned
 from saap_edge.prediction.cost import artifact_cost, cached_as
+from saap_edge.prediction.predict import predict
+from saap_edge.targets import load_target
 from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(3, 300, 48)]
@@ -139,3 +141,40 @@ def test_engines_with_one_type_say_so(engine, tmp_path):
 def test_an_unknown_type_is_refused(made):
     with pytest.raises(SaapError, match="'q5_1' is none of f16, q8_0, q4_0"):
         LlamaCppEngine(made[1], 1, 32, "q5_1")
+
+
+def test_a_micro_batch_is_as_asked_and_answers_stay(made, monkeypatch):
+    asked = []
+    opened = LlamaCppEngine._open_context
+    monkeypatch.setattr(
+        LlamaCppEngine, "_open_context", lambda self, told: (asked.append(told.n_ubatch), opened(self, told))[1]
+    )
+    whole = LlamaCppEngine(made[1], 1, 64).forward(TOKENS, all_logits=True).copy()
+    engine = LlamaCppEngine(made[1], 1, 64, ubatch=8)
+    assert off(engine.forward(TOKENS, all_logits=True), whole) < 0.002
+    assert asked == [64, 8] and llama_cpp.llama_n_ubatch(engine._context) == 8
+    with Worker("llama.cpp", made[1], 1, 64, EngineOptions(ubatch=16)) as worker:
+        assert worker.loaded["ubatch"] == 16
+    for engine_name, number in (("onnxruntime", 16), ("llama.cpp", 0)):
+        with pytest.raises(SaapError, match=f"micro-batch of {number}"):
+            Worker(engine_name, made[1], 1, 64, EngineOptions(ubatch=number))
+
+
+def test_predicted_work_space_follows_the_micro_batch(made):
+    cost, board = artifact_cost(made[1]), load_target("rpi5")
+    told = [predict(cost, board, 128, 128, ubatch=number).ram_mib.value for number in (512, 96, 64, 8)]
+    assert told[0] > told[1] > told[2] == told[3], "the fit's own prompts are 64 tokens long"
+    assert told[0] == predict(cost, board, 128, 128).ram_mib.value
+    widest = max(layer.ffn for layer in WIDTHS)
+    assert (told[0] - told[1]) * 2**20 == pytest.approx(32 * (14 * widest + 6 * 64 + 6 * 128), rel=1e-6)
+
+
+def test_a_prediction_with_a_rounded_cache_takes_less_memory_and_is_less_sure(made):
+    cost, board = artifact_cost(made[1]), load_target("rpi5")
+    plain, asked, small = (predict(cached_as(cost, kv), board, 64, 128) for kv in (None, "f16", "q8_0"))
+    assert asked.decode_tok_s == plain.decode_tok_s and asked.basis == plain.basis
+    less = (plain.ram_mib.value - small.ram_mib.value) * 2**20
+    assert less == pytest.approx(128 * cost.kv_elements * (2 - 34 / 32), rel=1e-6)
+    assert "KV cache in q8_0" in small.basis
+    for before, after in ((plain.decode_tok_s, small.decode_tok_s), (plain.prefill_tok_s, small.prefill_tok_s)):
+        assert after.high / after.low > before.high / before.low

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.gating import Budget, judge
@@ -153,3 +154,22 @@ def test_a_type_of_cache_is_measured_and_told(tmp_path):
     assert small.kv_bytes_per_token * 64 == plain.kv_bytes_per_token * 18
     assert small.contexts[0].kv_bytes == 16 * small.kv_bytes_per_token and small.perplexity != plain.perplexity
     assert small.bytes_per_token - small.projection_bytes == 10 * small.kv_bytes_per_token
+
+
+def test_perplexity_keeps_its_micro_batch(subjects, monkeypatch):
+    """Rounds run with the micro-batch that is asked for; perplexity with the runtime's own, which it would move."""
+    asked = []
+
+    class Watched(Worker):
+        def __init__(self, engine, path, threads, context, options):
+            asked.append(options.ubatch)
+            super().__init__(engine, path, threads, context, options)
+
+        def score(self, requests):
+            assert self.loaded["ubatch"] == 12
+            return super().score(requests)
+
+    monkeypatch.setattr("saap_edge.measuring.measure.Worker", Watched)
+    found = measure(subjects[:1], [], replace(CONDITIONS, contexts=(), ubatch=4))
+    assert sorted(asked, key=str) == [4, 4, None] and found.conditions.ubatch == 4
+    assert found.artifacts[0].metrics.perplexity > 1

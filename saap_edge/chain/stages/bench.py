@@ -40,6 +40,7 @@ def conditions_of(context: Context) -> BenchConditions:
         windows(context, "test", settings.perplexity_windows).tolist(), file_hash(context.recipe.data.test)[:12],
         contexts=tuple(sorted(set(settings.contexts))), max_rounds=settings.max_rounds,
         instructions=asks_instructions(context.recipe.budget), chat=settings.chat, kv=settings.kv,
+        ubatch=settings.ubatch,
     )  # fmt: skip
 
 
