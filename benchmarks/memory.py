@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, dense_model, pruned_model, random_widths, write_model
 
-from saap_edge.engines.gguf_memory import HUGE_PAGES
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.machine.facts import machine_facts, versions
+from saap_edge.machine.pages import HUGE_PAGES
 
 WAYS: dict[str, tuple[str, dict[str, str]]] = {
     "mapped": ("mapped", {}), "read": ("read", {}), "read, huge pages": ("read", HUGE_PAGES),

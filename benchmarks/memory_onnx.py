@@ -33,9 +33,9 @@ from result import fill, publish
 from rich.console import Console
 from shapes import SHAPES, dense_model, pruned_model, random_widths, write_model
 
-from saap_edge.engines.gguf_memory import HUGE_PAGES
 from saap_edge.exporting.onnx import write_onnx
 from saap_edge.machine.facts import machine_facts, versions
+from saap_edge.machine.pages import HUGE_PAGES
 
 WAYS: dict[str, tuple[str, dict[str, str]]] = {
     "plain": ("plain", {}), "no arena": ("no arena", {}), "own allocator": ("own allocator", {}),

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from saap_edge import __version__
-from saap_edge.engines.gguf_memory import HUGE_PAGES
 from saap_edge.engines.options import AS_IT_IS, KV_TYPES, EngineOptions
 from saap_edge.errors import SaapError
 from saap_edge.formats import format_of
+from saap_edge.machine.pages import HUGE_PAGES
 from saap_edge.registry import resolve
 
 __all__ = ["IN_GENAI", "IN_LLAMA_CPP", "IN_OPENVINO", "Program", "launch_files"]
@@ -134,6 +134,7 @@ class Program:
         script: text of run.py.
         native: lines of run.sh that come before run.py is started, to try the runtime's own program.
         packages: packages that run.py needs beside saap-edge[device].
+        copies: the runtime holds a packed copy of the weights, whatever the format.
 
     `str.format` puts `model`, `threads`, `context`, `mapped`, `reading` and `how` into the texts, and what `asked`
     makes of the runtime's options: `flags` of its program and `arguments` of its class.
@@ -142,6 +143,7 @@ class Program:
     script: str
     native: str = ""
     packages: tuple[str, ...] = ()
+    copies: bool = False
     asked: Callable[[EngineOptions], dict[str, str]] = lambda options: {}
 
 
@@ -163,7 +165,7 @@ def _of_llama_cpp(options: EngineOptions) -> dict[str, str]:
 
 
 IN_LLAMA_CPP = Program(GGUF, NATIVE, asked=_of_llama_cpp)
-IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",))
+IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",), copies=True)
 IN_OPENVINO = Program(OPENVINO, packages=("openvino", "openvino-tokenizers", "openvino-genai"))
 
 
@@ -195,7 +197,7 @@ def launch_files(
         **program.asked(options),
     }  # fmt: skip
     native = program.native.format(**values)
-    pages = "".join(PAGES.format(*pair) for pair in HUGE_PAGES.items()) if record.repacked else ""
+    pages = "".join(PAGES.format(*pair) for pair in HUGE_PAGES.items()) if record.repacked or program.copies else ""
     shell = SHELL.format(native=native, pages=pages, tokens=TOKENS, prompt=shlex.quote(prompt))
     requirements = [f"saap-edge[device]=={__version__}"]
     requirements += [f"{package}=={importlib.metadata.version(package)}" for package in program.packages]

@@ -7,11 +7,9 @@ from pathlib import Path
 from saap_edge.engines.gguf_header import Header, read_header
 from saap_edge.errors import SaapError
 from saap_edge.formats import REPACKED
+from saap_edge.machine.pages import HUGE_PAGES
 
-__all__ = ["HUGE_PAGES", "environment_for", "keeps_a_copy"]
-
-# glibc asks the kernel for huge pages for large blocks. Others do not know the variable.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+__all__ = ["environment_for", "keeps_a_copy"]
 
 
 def keeps_a_copy(header: Header) -> bool:
