@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bench", "bench_stage", "verify"]
 
+LONGEST = 24 * 60.0  # minutes
 NO_STAGE = "is neither a bundle (no bundle.json) nor a stage folder (as OUT/stages/NAME-HASH)"
 
 
@@ -68,7 +69,8 @@ def bench(
     decode_tokens: int | None = None, rounds: int | None = None, contexts: Sequence[int] | None = None,
     kv: str | None = None, ubatch: int | None = None,
     budget: Budget | Mapping[str, Any] | str | Path | None = None, max_rounds: int | None = None,
-    target: str | None = None, python: str | Path | None = None, against_python: str | Path | None = None,
+    target: str | None = None, minutes: float | None = None, python: str | Path | None = None,
+    against_python: str | Path | None = None,
     llama_bench: str | Path | None = None, against_llama_bench: str | Path | None = None, host: str | None = None,
     ssh_config: Path | None = None, remote_python: str | None = None, remote_folder: str | None = None,
     keep: bool = False, progress: Listener = None,
@@ -89,6 +91,7 @@ def bench(
         budget: limits; rounds are added while noise leaves one of them open.
         max_rounds: rounds at most, where there is a budget; `rounds` where absent.
         target: the board that the limits are for.
+        minutes: decode without a pause for so long, in place of rounds: does the board keep its speed?
         python: another Python environment, by its folder or its interpreter, in which the runtime runs `place`.
         against_python: the same for `against`. Give the same bundle twice to compare two builds of the runtime.
         llama_bench: llama.cpp's own llama-bench, which runs `place`, a GGUF bundle, without our loop.
@@ -113,14 +116,19 @@ def bench(
         return bench_stage(
             path, against=against, threads=threads, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens,
             rounds=rounds, contexts=contexts, kv=kv, ubatch=ubatch, budget=budget, max_rounds=max_rounds,
-            target=target, python=python, against_python=against_python, llama_bench=llama_bench,
+            target=target, minutes=minutes, python=python, against_python=against_python, llama_bench=llama_bench,
             against_llama_bench=against_llama_bench, host=host, ssh_config=ssh_config, remote_python=remote_python,
             remote_folder=remote_folder, keep=keep, progress=listener,
         ).bench  # fmt: skip
     given: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt_tokens, "decode_tokens": decode_tokens, "rounds": rounds,
-        "contexts": tuple(contexts) if contexts else None, "kv": kv, "ubatch": ubatch,
+        "contexts": tuple(contexts) if contexts else None, "kv": kv, "ubatch": ubatch, "minutes": minutes,
     }  # fmt: skip
+    if minutes is not None:
+        _check_minutes(minutes, {
+            "--against": against, "--rounds": rounds, "--max-rounds": max_rounds, "--contexts": contexts,
+            "--budget": budget, "--llama-bench": llama_bench,
+        })  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     options |= _builds(against is not None, (python, llama_bench), (against_python, against_llama_bench), contexts)
     there = {"config": ssh_config, "python": remote_python, "folder": remote_folder, "keep": keep or None}
@@ -156,6 +164,18 @@ def bench_stage(place: Place, *, progress: Listener = None, **options: Any) -> R
 def _check_host(host: str | None, there: Mapping[str, Any]) -> None:
     if there and host is None:
         raise SaapError("--ssh-config, --remote-python, --remote-dir and --keep go with --host")
+
+
+def _check_minutes(minutes: float, others: Mapping[str, Any]) -> None:
+    """Raises SaapError for a time that is none, and for options that a run for minutes has no use for."""
+    if not 0 < minutes <= LONGEST:
+        raise SaapError(f"--minutes {minutes:g}: give a time up to {LONGEST:.0f} minutes")
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise SaapError(
+            f"{given[0]} does not go with --minutes: one bundle decodes alone, from the board's present state on, and "
+            "the gate judges the result"
+        )
 
 
 Named = tuple[str | Path | None, str | Path | None]  # an environment, and a program

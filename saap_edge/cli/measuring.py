@@ -56,6 +56,10 @@ def bench(
         int | None, typer.Option("--max-rounds", min=3, help="Rounds at most; only with --budget (default: --rounds)")
     ] = None,
     target: TargetOption = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Decode without a pause for so long: does the board slow down as it gets hot?"),
+    ] = None,
     python: Annotated[
         str | None,
         typer.Option("--python", help="Run it in this Python environment, which has another build of the runtime"),
@@ -96,6 +100,7 @@ def bench(
         saap-edge bench new.tar.zst --against main.tar.zst --out bench.json
         saap-edge bench new.tar.zst --against main.tar.zst --budget budgets.yaml --max-rounds 28 --out bench.json
         saap-edge bench model.tar.zst --contexts 128,512,2048     decode speed as the context grows
+        saap-edge bench model.tar.zst --minutes 30                does the board keep its speed as it gets hot?
         saap-edge bench model.tar.zst --python ~/new --against model.tar.zst      a new build of the runtime beside this
         saap-edge bench model.tar.zst --llama-bench new/llama-bench --against model.tar.zst \\
             --against-llama-bench old/llama-bench                 two builds of llama.cpp
@@ -109,6 +114,9 @@ def bench(
     added while noise leaves a limit open. The intervals are wider for it, so that looking again does not make errors
     likelier (docs/gate.md). docs/boards.md says how a board is measured over SSH.
 
+    --minutes 30 decodes without a pause, with clock, temperature and throttling beside the speed, and compares the last
+    tenth of the time with the first: a limit on sustained_pct judges it.
+
     The same bundle on both sides, in two builds of its runtime, tells what an upgrade of the runtime costs: a limit on
     decode_vs_baseline judges it. --python takes the folder of an environment (python -m venv) that has the runtime,
     numpy and pydantic. With --host, these are paths on the board.
@@ -118,7 +126,7 @@ def bench(
     options: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt, "decode_tokens": decode, "rounds": rounds,
         "contexts": _contexts(contexts) if contexts else None, "kv": kv, "ubatch": ubatch,
-        "budget": budget, "max_rounds": max_rounds, "target": target, "python": python,
+        "budget": budget, "max_rounds": max_rounds, "target": target, "minutes": minutes, "python": python,
         "against_python": against_python, "llama_bench": llama_bench,
         "against_llama_bench": against_llama_bench, "host": host, "ssh_config": ssh_config,
         "remote_python": remote_python, "remote_folder": remote_dir, "keep": keep,

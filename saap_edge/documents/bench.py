@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from saap_edge.documents.base import Document, Number, Part, Real
-from saap_edge.documents.measured import Depth, DepthRatio, LlamaBenchRow, Percentiles, Ratios, Summary
+from saap_edge.documents.measured import Depth, DepthRatio, LlamaBenchRow, Percentiles, Ratios, Summary, Sustained
 from saap_edge.errors import SaapError
 
 __all__ = [
@@ -60,6 +60,9 @@ class Metrics(Part):
     cpu_share: Number = Field(default=None, description="share of the threads' time in which they had a CPU")
     llama_bench: list[LlamaBenchRow] = Field(default_factory=list, description="rows of prefill and decoding")
     contexts: list[Depth] = Field(default_factory=list, description="decoding at each of the conditions' contexts")
+    sustained: Sustained | None = Field(default=None, description="decoding for minutes")
+    sustained_pct: Summary | None = Field(default=None, description="its last speed in percent of its first")
+    sustained_tok_s: Summary | None = Field(default=None, description="its last speed, tokens/s")
 
     def timed(self, name: str) -> Summary:
         """The figure of that name with its interval. Raises SaapError when there is none."""
@@ -184,6 +187,7 @@ class Conditions(Part):
     prompt_tokens: int = Field(ge=1, description="tokens of the prompt")
     decode_tokens: int = Field(ge=1, description="tokens decoded a round")
     rounds: int | None = Field(default=None, description="rounds that count; a comparison tells its own")
+    minutes: float | None = Field(default=None, description="of decoding without a pause; missing: not measured")
     looks: list[int] = Field(default_factory=list, description="after how many rounds a verdict may be reached")
     confidence: float | None = Field(default=None, description="of every interval from rounds, 0 to 1")
     versions: dict[str, str] = Field(default_factory=dict, description="version of each package that took part")

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from saap_edge.documents.base import Number, Part, Real
 
-__all__ = ["Depth", "DepthRatio", "LlamaBenchRow", "Percentiles", "Ratio", "Ratios", "Summary"]
+__all__ = [
+    "Depth", "DepthRatio", "LlamaBenchRow", "Percentiles", "Ratio", "Ratios", "Summary", "Sustained", "Window",
+]  # fmt: skip
 
 
 class Summary(Part):
@@ -67,6 +69,36 @@ class DepthRatio(Part):
     context: int = Field(description="tokens that the sequence has before decoding")
     decode_tok_s: Ratio = Field(description="ratio of decode rates")
     ideal_decode_ratio: Real = Field(description="ratio of the bytes that decoding a token reads, no unit")
+
+
+class Window(Part):
+    """A stretch of a run that decodes for minutes."""
+
+    at_s: float = Field(description="its beginning, seconds from the beginning of the run")
+    decode_tok_s: float = Field(description="decode rate, tokens/s")
+    mhz: Number = Field(default=None, description="highest clock of any CPU, MHz; null: not told")
+    temperature_c: Number = Field(default=None, description="hottest zone, degrees Celsius; null: not told")
+    cpu_share: Number = Field(default=None, description="share of the threads' time in which they had a CPU")
+
+
+class Sustained(Part):
+    """Decoding without a pause for minutes: the last part of the time against the first."""
+
+    seconds: float = Field(description="how long, s")
+    blocks: int = Field(description="number of timed stretches that the figures are from")
+    part_s: float = Field(description="length of the first part, and at most of the last, s")
+    pct: Summary = Field(description="last speed in percent of the first; the interval holds in 95 % of cases")
+    first_tok_s: Summary = Field(description="decode rate of the first part, tokens/s")
+    last_tok_s: Summary = Field(description="decode rate of the last part, tokens/s")
+    first_mhz: Number = Field(default=None, description="clock in the first part, MHz; null: not told")
+    last_mhz: Number = Field(default=None, description="clock in the last part, MHz; null: not told")
+    first_temperature_c: Number = Field(default=None, description="temperature in the first part, degrees Celsius")
+    last_temperature_c: Number = Field(default=None, description="temperature in the last part, degrees Celsius")
+    hottest_c: Number = Field(default=None, description="highest temperature, degrees Celsius; null: not told")
+    throttled: bool | None = Field(
+        default=None, description="the board slowed itself down, by its own word or its clock; null: it tells neither"
+    )
+    course: list[Window] = Field(default_factory=list, description="speed and state over the time")
 
 
 class LlamaBenchRow(Part):

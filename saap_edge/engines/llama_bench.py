@@ -120,7 +120,7 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
     """What a row says of the build, as a document keeps it."""
     commit, number = row.get("build_commit"), row.get("build_number")
     told = [f"{name}: {row[name]}" for name in ("backends", "cpu_info", "gpu_info") if row.get(name)]
-    versions = {"llama.cpp": f"{number} ({commit})"} if commit or number else {}
+    versions = {"llama-bench": f"{number} ({commit})"} if commit or number else {}
     return {"versions": versions, "build": ", ".join(told) or None}
 
 

@@ -20,6 +20,7 @@ __all__ = ["METRICS", "OUTSIDE_METRICS", "Budget", "Kind", "Limit", "Metric", "k
 METRICS: dict[str, Kind] = {
     "decode_tok_s": Kind.BOARD, "prefill_tok_s": Kind.BOARD, "ttft_ms": Kind.BOARD, "itl_p95_ms": Kind.BOARD,
     "load_ms": Kind.BOARD, "peak_rss_mib": Kind.BOARD, "peak_pss_mib": Kind.BOARD, "energy_j_per_token": Kind.BOARD,
+    "sustained_pct": Kind.BOARD, "sustained_tok_s": Kind.BOARD,
     "speedup_vs_dense": Kind.RATIO, "prefill_vs_dense": Kind.RATIO, "ttft_vs_dense": Kind.RATIO,
     "decode_vs_baseline": Kind.RATIO, "prefill_vs_baseline": Kind.RATIO, "ttft_vs_baseline": Kind.RATIO,
     "file_mib": Kind.COUNTED, "bytes_per_token": Kind.COUNTED, "kv_bytes_per_token": Kind.COUNTED,

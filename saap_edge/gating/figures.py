@@ -29,6 +29,7 @@ _SAME: dict[str, tuple[str, ...]] = {
 # Two counts are compared only of one type of KV cache: a smaller or coarser one is not the artifact's doing.
 _OF_THE_CACHE = ("bytes_per_token", "kv_bytes_per_token", "perplexity", "instructions_per_token")
 # Figures whose interval stands under another name in the document.
+_SUSTAINED = ("sustained_pct", "sustained_tok_s")
 _WITH_INTERVAL = {"energy_j_per_token": "round_j_per_token"}
 
 
@@ -103,6 +104,8 @@ def _plain(metric: str, artifact: BenchedArtifact) -> Figure:
     if metric == "file_mib":
         size = _plain("file_bytes", artifact)
         return Figure(*(part / 2**20 for part in (size.value, size.low, size.high)))
+    if metric in _SUSTAINED and artifact.metrics.sustained is None:
+        raise Absent("it was not decoded for minutes: saap-edge bench BUNDLE --minutes 30")
     found = getattr(artifact.metrics, _WITH_INTERVAL.get(metric, metric))
     if METRICS.get(metric) is Kind.BOARD and isinstance(found, float):
         raise Absent("it was measured once: without an interval it decides nothing")

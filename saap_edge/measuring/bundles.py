@@ -17,6 +17,7 @@ from saap_edge.errors import SaapError
 from saap_edge.measuring.builds import build_of
 from saap_edge.measuring.conditions import longest_sequence
 from saap_edge.measuring.measure import BenchConditions, Subject, measure, steps_of
+from saap_edge.measuring.sustained import bench_sustained
 from saap_edge.prediction.cost import artifact_cost
 from saap_edge.progress import Bar
 
@@ -29,6 +30,7 @@ def bench_bundles(
     paths: Sequence[Path], bar: Bar, *, threads: int | None = None, prompt_tokens: int = 64, decode_tokens: int = 32,
     rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None, kv: str | None = None,
     ubatch: int | None = None, instructions: bool = False, builds: Sequence[Mapping[str, str]] = (),
+    minutes: float | None = None,
     decided: Callable[[Bench], bool] = lambda document: True,
 ) -> Bench:  # fmt: skip
     """Measure one bundle, or one against another, and return the bench document.
@@ -44,6 +46,7 @@ def bench_bundles(
         ubatch: tokens of a prompt that are computed at once; that of the first bundle where None.
         instructions: count instructions, too.
         builds: which build of the runtime runs each bundle (builds.py); this environment's where there is none.
+        minutes: decode one bundle without a pause for so long, in place of rounds (sustained.py).
         decided: as in `measuring.measure`.
 
     Raises SaapError when a bundle is damaged (every file's sha256 is checked first), when the two are of different
@@ -66,6 +69,8 @@ def bench_bundles(
         for path, subject in zip(paths, subjects, strict=True):
             check_options(subject.engine, conditions.options)
             _check_room(path, subject, conditions)
+        if minutes is not None:
+            return bench_sustained(subjects[0], conditions, minutes, bar)
         comparisons = [(subjects[1].name, subjects[0].name)] if len(subjects) > 1 else []
         # In the order people read: baseline => candidate.
         with bar("bench: rounds", steps_of(len(subjects), conditions)) as advance:

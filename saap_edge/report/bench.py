@@ -14,6 +14,7 @@ from saap_edge.documents.bench import Bench, BenchedArtifact, Conditions, Metric
 from saap_edge.documents.measured import Depth, Ratio
 from saap_edge.measuring.document import DISTURBED, NOISY
 from saap_edge.report.builds import render_builds
+from saap_edge.report.sustained import render_sustained
 from saap_edge.report.tables import new_table, number
 
 __all__ = ["render_bench"]
@@ -65,6 +66,8 @@ def render_bench(bench: Bench) -> list[RenderableType]:
         sides = [entry.metrics]
         speed.add_row(entry.name, _median("decode_tok_s", 0)(sides[0]), "", "", *_cells(_SPEED, sides), _noise(sides))
         memory.add_row(entry.name, *_cells(rest, sides))
+    if bench.conditions.minutes is not None:
+        return [memory, *render_builds(bench), *render_sustained(bench), *_doubts(bench)]
     return [speed, memory, *_depths(bench, pairs, alone), *render_builds(bench), *_doubts(bench)]
 
 

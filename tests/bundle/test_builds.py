@@ -14,6 +14,7 @@ from saap_edge.engines.llama_bench import FIXED, parse_rows
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.measuring.bundles import bench_bundles
+from saap_edge.targets import dump_yaml, this_machine
 from tests.bundle.test_bench import SMALL, bar, one_load  # noqa: F401 (a fixture)
 from tests.environments import ROOT, make_environment, write_llama_bench
 from tests.test_cli import call
@@ -94,7 +95,7 @@ def test_in_llama_bench(made, binary):
     document = bench_bundles([made["gguf-q4_0"]] * 2, bar, builds=[{"program": str(binary)}], **SMALL)
     base, candidate = document.artifacts
     assert base.runtime.own_loop and not candidate.runtime.own_loop
-    assert candidate.runtime.program == str(binary) and candidate.runtime.versions == {"llama.cpp": "10222 (abc1234)"}
+    assert candidate.runtime.program == str(binary) and candidate.runtime.versions == {"llama-bench": "10222 (abc1234)"}
     metrics = candidate.metrics
     assert len(metrics.decode_tok_s.samples) == 3 and metrics.kv_bytes_per_token == base.metrics.kv_bytes_per_token
     unknown = ("itl_ms", "itl_p95_ms", "load_ms", "peak_rss_mib", "cpu_share", "energy_j_per_token")
@@ -122,7 +123,7 @@ def test_the_stand_in_prints_what_llama_bench_prints(binary, made):
 def test_in_the_real_llama_bench(made):
     builds = [{"program": shutil.which("llama-bench")}]
     _, candidate = bench_bundles([made["gguf-q4_0"]] * 2, bar, builds=builds, **SMALL).artifacts
-    assert candidate.metrics.decode_tok_s.median > 0 and candidate.runtime.versions["llama.cpp"]
+    assert candidate.metrics.decode_tok_s.median > 0 and candidate.runtime.versions["llama-bench"]
 
 
 def test_two_llama_benches_by_the_command_line(made, binary, saap, tmp_path):
@@ -200,4 +201,30 @@ def test_what_is_no_llama_bench(made, tmp_path, saap, what):
 ])  # fmt: skip
 def test_options_that_do_not_go_together(made, saap, name, options, message):
     code, stdout, stderr = saap("bench", made[name], *options)
+    assert code == 2 and message in stderr and stderr.count("\n") == 1 and not stdout, stderr
+
+
+def test_minutes_by_the_command_line(made, whole, saap, tmp_path):
+    """In another environment, too; the gate then judges what the document says."""
+    out, budget = tmp_path / "bench.json", tmp_path / "budget.yaml"
+    options = ["--minutes", 0.03, "--threads", 1, "--prompt", 8, "--decode", 4]
+    code, stdout, stderr = saap("bench", made["onnx-int4"], *options, "--python", whole, "--json", "--out", out)
+    assert code == 0 and "0.03 minutes of decoding" in stderr and "of the first" in stderr, stderr
+    document = json.loads(stdout)
+    assert document == json.loads(out.read_text()) and document["conditions"]["minutes"] == 0.03
+    assert document["artifacts"][0]["runtime"]["program"] == str(whole / "bin" / "python")
+    (tmp_path / "board.yaml").write_text(dump_yaml(this_machine()))
+    budget.write_text("limits: {sustained_pct: {min: 0.1}, sustained_tok_s: {min: 0.1}}")
+    code, stdout, stderr = saap("gate", out, "--budget", budget, "--target", tmp_path / "board.yaml", "--json")
+    assert code == 0 and [entry["verdict"] for entry in json.loads(stdout)["verdicts"]] == ["pass"] * 2, stderr
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--minutes", 0], "give a time up to 1440 minutes"), (["--minutes", "nan"], "give a time up to"),
+    (["--minutes", 1, "--rounds", 7], "--rounds does not go with --minutes"),
+    (["--minutes", 1, "--against", "x"], "--against does not go with --minutes"),
+    (["--minutes", 0.0001, *QUICK[:-2]], "are too few to compare the first with the last"),
+])  # fmt: skip
+def test_minutes_that_cannot_be(made, saap, options, message):
+    code, stdout, stderr = saap("bench", made["gguf-q4_0"], *options)
     assert code == 2 and message in stderr and stderr.count("\n") == 1 and not stdout, stderr

@@ -96,11 +96,19 @@ def test_verdict_follows_the_interval(median, below, above, limit):
     assert one("decode_tok_s", document=document, min=limit).verdict == expected
 
 
+SUSTAINED = {
+    "sustained_pct": stat(98), "sustained_tok_s": stat(9),
+    "sustained": {
+        "seconds": 60, "blocks": 20, "part_s": 6, "pct": stat(98), "first_tok_s": stat(10), "last_tok_s": stat(9),
+    },
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("metric", [name for name, kind in METRICS.items() if kind is Kind.BOARD])
 @pytest.mark.parametrize(("on_target", "why"), [(False, "not the target"), (None, "no target is named")])
 def test_figures_of_another_machine_never_pass_or_fail(metric, on_target, why):
     for limit in ({"min": 1e-6}, {"min": 1e9}):
-        verdict = one(metric, on_target, bench([artifact(round_j_per_token=stat(0.1))]), **limit)
+        verdict = one(metric, on_target, bench([artifact(round_j_per_token=stat(0.1), **SUSTAINED)]), **limit)
         assert verdict.verdict == "inconclusive" and why in verdict.reason
 
 
