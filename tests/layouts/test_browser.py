@@ -184,7 +184,7 @@ def test_sampling(browser, bundled, tmp_path):
         page.click("#clear")
         _, again, _ = ask(page, QUESTION, 12)
         page.click("#clear")
-        page.locator("#temperature").evaluate("field => field.value = 0.0001")
+        page.locator("#temperature").evaluate("field => field.value = 0.0001")  # no multiple of the field's step
         assert ask(page, QUESTION, 12)[1] == greedy(bundled[0], prompt, 12)
     assert once != again and {*once, *again} <= set(range(4096))
 
