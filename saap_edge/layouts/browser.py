@@ -13,6 +13,7 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 from saap_edge.layouts.npm import Package, unpack
+from saap_edge.layouts.onnx_graph import unpacked_bytes, unpacked_products
 from saap_edge.layouts.registry import Given
 from saap_edge.layouts.transformers_js import complete_tokenizer, copy_rest, write_graph
 from saap_edge.model.chat import DEFAULT, read_chat, sampling_of
@@ -39,6 +40,7 @@ PACKAGES = (
 )  # fmt: skip
 PAGE = ("index.html", "page.js", "worker.js", "style.css", "serve.py")
 GRAPH = "model.onnx"
+MEMORY = 3 * 2**30  # bytes: of a page that holds the file and the weights unpacked; WebAssembly ends at 4 GiB
 LARGEST = 2**31  # bytes: a browser keeps the file and what it loaded of it, and WebAssembly ends at 4 GiB
 
 
@@ -57,14 +59,17 @@ def write(given: Given, out: Path) -> list[str]:
     page = resources.files("saap_edge.layouts") / "page"
     for name in PAGE:
         (out / name).write_bytes((page / name).read_bytes())
-    write_graph(given, out / "model" / GRAPH, standard=False)
+    held = size + unpacked_bytes(given.path / GRAPH)
+    write_graph(given, out / "model" / GRAPH, *([unpacked_products] if held < MEMORY else []))
     copy_rest(given.path, out / "model")
     complete_tokenizer(given.model, out / "model" / "tokenizer_config.json")
     (out / "model.json").write_text(json.dumps(_described(given, out), indent=1), encoding="utf-8")
     (out / "licences" / "README.txt").write_text(
         "".join(f"{package.pinned}: {package.licence}\n" for package in PACKAGES), encoding="utf-8"
     )
+    slow = [f"it stays packed, and slow: unpacked it would take {held / 2**30:.1f} GiB"] if held >= MEMORY else []
     return [
+        *slow,
         "serve it: python3 -m http.server in the folder, then open the address that it prints",
         "with several threads: python3 serve.py, which sends the headers that browsers ask for",
     ]

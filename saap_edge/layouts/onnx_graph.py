@@ -6,6 +6,7 @@ name. What an exported folder holds for other runtimes stays as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,19 @@ from onnx import NodeProto, helper, numpy_helper
 
 from saap_edge.errors import SaapError
 
-__all__ = ["KEEP", "rewrite", "standard_embedding"]
+__all__ = ["KEEP", "rewrite", "standard_embedding", "unpacked_bytes", "unpacked_products"]
 
 KEEP = "num_logits_to_keep"  # transformers.js gives it where a graph has it: 1 while it writes, 0 for all logits
-_FROM = "logits_from"
-_QUANTISED = "GatherBlockQuantized"
+_FROM, _PACKED = "logits_from", "MatMulNBits"
 
 
-def rewrite(source: Path, out: Path, standard: bool) -> str:
+def rewrite(source: Path, out: Path, *edits: Callable[[Any], object]) -> str:
     """Write the graph `source` as `out`, and return the name that it gives to the file of its weights.
 
     - The weights' file is called as the graph, with "_data" after it.
     - The optional input `logits_from` becomes the input `num_logits_to_keep`, an int64 scalar: so many of the last
       positions get logits; 0: all. Runtimes in JavaScript cannot set an optional input.
-    - With `standard`, the embedding of quantised weights is standard operators.
+    - `edits` are called with the graph: `standard_embedding`, `unpacked_products`.
 
     Raises SaapError where `source` is not a graph that saap-edge wrote.
     """
@@ -42,8 +42,8 @@ def rewrite(source: Path, out: Path, standard: bool) -> str:
             if entry.key == "location":
                 entry.value = data
     _count_from_the_end(graph)
-    if standard:
-        standard_embedding(graph)
+    for edit in edits:
+        edit(graph)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(model.SerializeToString())
     return data
@@ -59,44 +59,109 @@ def _count_from_the_end(graph: Any) -> None:
         helper.make_node("Neg", [KEEP], [f"{KEEP}.negative"], name=f"{KEEP}.negative"),
         helper.make_node("Reshape", [f"{KEEP}.negative", _constant(graph, f"{KEEP}.shape", [1])], [_FROM], name=_FROM),
     ]
-    _replace(graph, list(graph.node), [*nodes, *graph.node])
+    _replace(graph, [*nodes, *graph.node])
 
 
 def standard_embedding(graph: Any) -> None:
     """Every GatherBlockQuantized as the operators that it stands for."""
     nodes: list[NodeProto] = []
     for node in graph.node:
-        nodes += _gathered(graph, node) if node.op_type == _QUANTISED else [node]
-    _replace(graph, list(graph.node), nodes)
+        nodes += _gathered(graph, node) if node.op_type == "GatherBlockQuantized" else [node]
+    _replace(graph, nodes)
+
+
+def unpacked_products(graph: Any) -> None:
+    """Every MatMulNBits as a product with float32 weights, computed from the same codes as the graph is loaded.
+
+    onnxruntime-web's CPU has no kernel for the packed codes: it unpacks a whole matrix for every product, which takes
+    longer than reading it in float32. All that a weight is computed from is constant, so that the runtime computes it
+    once.
+    """
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes += _product(graph, node) if node.op_type == _PACKED else [node]
+    _replace(graph, nodes)
+
+
+def unpacked_bytes(source: Path) -> int:
+    """Bytes of the float32 weights that `unpacked_products` makes of a graph; 0 where nothing is packed."""
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    return sum(4 * values["K"] * values["N"] for values in map(_attributes, nodes) if {"K", "N"} <= values.keys())
+
+
+class _Nodes:
+    """Nodes that are to take the place of one, with their constants."""
+
+    def __init__(self, graph: Any, name: str) -> None:
+        self.graph, self.name, self.made = graph, name, list[NodeProto]()
+
+    def add(self, op: str, *inputs: str, output: str | None = None, **more: Any) -> str:
+        """Append a node; returns the name of its output."""
+        output = output or f"{self.name}.{len(self.made)}"
+        self.made.append(helper.make_node(op, list(inputs), [output], name=output, **more))
+        return output
+
+    def constant(self, what: str, value: Any, dtype: Any = np.int64) -> str:
+        """The name of a new constant."""
+        return _constant(self.graph, f"{self.name}.{what}", value, dtype)
+
+    def part(self, what: str, end: int) -> list[str]:
+        """Constants of a slice of the first `end` columns."""
+        return [self.constant(f"{what}.{place}", [at]) for place, at in (("from", 0), ("to", end), ("axis", 1))]
+
+    def codes(self, packed: str, bits: int, shape: list[int], mark: str) -> str:
+        """Codes as float32 in a shape; of 4 bits, two are in a byte, the first in its low half."""
+        if bits == 4:
+            low = self.add("BitwiseAnd", packed, self.constant(f"{mark}.low", 15, np.uint8))
+            high = self.add("BitShift", packed, self.constant(f"{mark}.four", 4, np.uint8), direction="RIGHT")
+            last = self.constant(f"{mark}.last", [-1])
+            packed = self.add("Concat", *(self.add("Unsqueeze", half, last) for half in (low, high)), axis=-1)
+        return self.add(
+            "Cast", self.add("Reshape", packed, self.constant(f"{mark}.shape", shape)), to=onnx.TensorProto.FLOAT
+        )
 
 
 def _gathered(graph: Any, node: NodeProto) -> list[NodeProto]:
     """Codes and scales of the rows, and their product: (code - middle) * scale, a scale for each block of a row."""
     (codes, ids, scales), [result] = node.input, node.output
-    attributes = {entry.name: entry.i for entry in node.attribute}
-    bits, block, name = attributes["bits"], attributes["block_size"], f"{result}.standard"
-    made: list[NodeProto] = []
+    values, new = _attributes(node), _Nodes(graph, f"{result}.standard")
+    bits, block = values["bits"], values["block_size"]
+    numbers = new.codes(new.add("Gather", codes, ids, axis=0), bits, [0, 0, -1], "codes")
+    centred = new.add("Sub", numbers, new.constant("middle", 2 ** (bits - 1), np.float32))
+    blocks = new.add("Reshape", centred, new.constant("blocks", [0, 0, -1, block]))
+    factors = new.add("Unsqueeze", new.add("Gather", scales, ids, axis=0), new.constant("scale", [-1]))
+    new.add("Reshape", new.add("Mul", blocks, factors), new.constant("whole", [0, 0, -1]), output=result)
+    return new.made
 
-    def add(op: str, *inputs: str, output: str | None = None, **more: Any) -> str:
-        output = output or f"{name}.{len(made)}"
-        made.append(helper.make_node(op, list(inputs), [output], name=output, **more))
-        return output
 
-    def constant(what: str, value: Any, dtype: Any = np.int64) -> str:
-        return _constant(graph, f"{name}.{what}", value, dtype)
+def _product(graph: Any, node: NodeProto) -> list[NodeProto]:
+    """The weight [out, in], of which the last block may be padded, and the product with it."""
+    inputs, [result] = [*node.input, "", "", ""], node.output
+    values, new = _attributes(node), _Nodes(graph, f"{result}.unpacked")
+    bits, block, columns, rows = (values[name] for name in ("bits", "block_size", "K", "N"))
+    count = -(-columns // block)
+    numbers = new.codes(inputs[1], bits, [rows, count, block], "codes")
+    if inputs[3]:
+        zeros = new.codes(inputs[3], bits, [rows, -1], "zeros")
+        there = new.add("Slice", zeros, *new.part("zeros", count))
+        middle = new.add("Reshape", there, new.constant("zeros.blocks", [rows, count, 1]))
+    else:
+        middle = new.constant("middle", 2 ** (bits - 1), np.float32)
+    factors = new.add("Reshape", inputs[2], new.constant("scales", [rows, count, 1]))
+    weight = new.add("Mul", new.add("Sub", numbers, middle), factors)
+    whole = new.add("Reshape", weight, new.constant("whole", [rows, count * block]))
+    if count * block != columns:
+        whole = new.add("Slice", whole, *new.part("columns", columns))
+    bias = inputs[5]
+    product = {"domain": "com.microsoft", "transB": 1}
+    new.add("FusedMatMul", inputs[0], whole, output=None if bias else result, **product)
+    if bias:
+        new.add("Add", new.made[-1].output[0], bias, output=result)
+    return new.made
 
-    rows = add("Gather", codes, ids, axis=0)
-    if bits == 4:  # two codes a byte, the first in the low half
-        low = add("BitwiseAnd", rows, constant("low", 15, np.uint8))
-        high = add("BitShift", rows, constant("four", 4, np.uint8), direction="RIGHT")
-        last = constant("last", [-1])
-        both = add("Concat", add("Unsqueeze", low, last), add("Unsqueeze", high, last), axis=-1)
-        rows = add("Reshape", both, constant("pairs", [0, 0, -1]))
-    numbers = add("Sub", add("Cast", rows, to=onnx.TensorProto.FLOAT), constant("middle", 2 ** (bits - 1), np.float32))
-    blocks = add("Reshape", numbers, constant("blocks", [0, 0, -1, block]))
-    factors = add("Unsqueeze", add("Gather", scales, ids, axis=0), constant("scale", [-1]))
-    add("Reshape", add("Mul", blocks, factors), constant("whole", [0, 0, -1]), output=result)
-    return made
+
+def _attributes(node: NodeProto) -> dict[str, int]:
+    return {entry.name: entry.i for entry in node.attribute}
 
 
 def _constant(graph: Any, name: str, value: Any, dtype: Any = np.int64) -> str:
@@ -104,10 +169,10 @@ def _constant(graph: Any, name: str, value: Any, dtype: Any = np.int64) -> str:
     return name
 
 
-def _replace(graph: Any, old: list[NodeProto], new: list[NodeProto]) -> None:
+def _replace(graph: Any, nodes: list[NodeProto]) -> None:
     copies = []
-    for node in new:
+    for node in nodes:
         copies.append(NodeProto())
         copies[-1].CopyFrom(node)
-    del graph.node[: len(old)]
+    del graph.node[:]
     graph.node.extend(copies)

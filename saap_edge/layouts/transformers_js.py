@@ -8,6 +8,7 @@ in browsers has no GatherBlockQuantized on the CPU.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from saap_edge.engines.onnx_folder import GENAI_FILE
 from saap_edge.errors import SaapError
 from saap_edge.formats import Format, format_of
 from saap_edge.layouts.ollama import place
-from saap_edge.layouts.onnx_graph import rewrite
+from saap_edge.layouts.onnx_graph import rewrite, standard_embedding
 from saap_edge.layouts.registry import Given
 from saap_edge.model.chat import DEFAULT, read_chat
 from saap_edge.model.checkpoint import read_spec
@@ -47,7 +48,7 @@ def dtype_of(record: Format) -> tuple[str, str]:
 def write(given: Given, out: Path) -> list[str]:
     """Write the layout of an ONNX folder into the empty folder `out`; returns what the user should read."""
     dtype, suffix = dtype_of(format_of(given.format))
-    write_graph(given, out / "onnx" / f"model{suffix}.onnx", standard=True)
+    write_graph(given, out / "onnx" / f"model{suffix}.onnx", standard_embedding)
     copy_rest(given.path, out)
     complete_tokenizer(given.model, out / "tokenizer_config.json")
     spec = read_spec(given.model)
@@ -56,9 +57,9 @@ def write(given: Given, out: Path) -> list[str]:
     return [f"the dtype is {dtype!r}, which config.json says too: no option is needed"]
 
 
-def write_graph(given: Given, path: Path, standard: bool) -> None:
-    """Write an ONNX folder's graph as `path`, and its weights beside it."""
-    data = rewrite(given.path / GRAPH, path, standard)
+def write_graph(given: Given, path: Path, *edits: Callable[[Any], object]) -> None:
+    """Write an ONNX folder's graph as `path`, edited, and its weights beside it."""
+    data = rewrite(given.path / GRAPH, path, *edits)
     place(given.path / DATA, path.with_name(data))
 
 

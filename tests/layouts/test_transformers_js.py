@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import helper
 from transformers import AutoTokenizer
 
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
@@ -17,7 +18,7 @@ from saap_edge.exporting.onnx import WRITER
 from saap_edge.exporting.write import write_artifact
 from saap_edge.families import FAMILIES
 from saap_edge.formats import written_by
-from saap_edge.layouts.onnx_graph import KEEP, rewrite
+from saap_edge.layouts.onnx_graph import KEEP, rewrite, standard_embedding, unpacked_bytes, unpacked_products
 from saap_edge.layouts.registry import Given
 from saap_edge.layouts.transformers_js import dtype_of, write
 from saap_edge.model.folder import build_pruned, load_model
@@ -140,7 +141,7 @@ def test_the_embedding_is_the_same(root, per_layer, quantisation, tmp_path):
     """Logits of the rewritten graph against those of the exported one; and no operator is left that browsers lack."""
     write_artifact(per_layer, tmp_path / "onnx", f"onnx-{quantisation}")
     path = tmp_path / "new" / "model_q4.onnx"
-    assert rewrite(tmp_path / "onnx" / "model.onnx", path, standard=True) == "model_q4.onnx_data"
+    assert rewrite(tmp_path / "onnx" / "model.onnx", path, standard_embedding) == "model_q4.onnx_data"
     shutil.copyfile(tmp_path / "onnx" / "model.onnx.data", path.with_name("model_q4.onnx_data"))
     operators = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     assert "GatherBlockQuantized" not in operators
@@ -154,6 +155,60 @@ def test_the_embedding_is_the_same(root, per_layer, quantisation, tmp_path):
     for keep, part in ((0, slice(None)), (1, slice(-1, None)), (3, slice(-3, None))):
         found = new.run(["logits"], feeds | {KEEP: np.array(keep)})[0]
         np.testing.assert_allclose(found, expected[:, part], atol=2e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("columns", [32, 80, 96])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_unpacked_product(bits, columns, zeros, bias):
+    """Against MatMulNBits itself, without rounded activations; 80 columns leave the last block of 32 half empty."""
+    random, rows, block = np.random.default_rng(0), 24, 32
+    count = -(-columns // block)
+    arrays = {
+        "codes": random.integers(0, 256, (rows, count, block * bits // 8), dtype=np.uint8),
+        "scales": random.uniform(0.5, 1.5, (rows, count)).astype(np.float32),
+        "zeros": random.integers(0, 256, (rows, -(-count * bits // 8)), dtype=np.uint8),
+        "bias": random.normal(size=rows).astype(np.float32),
+    }
+    inputs = ["x", "codes", "scales", "zeros" * zeros, "", "bias" * bias]
+    node = helper.make_node(
+        "MatMulNBits", inputs, ["y"], domain="com.microsoft", K=columns, N=rows, bits=bits, block_size=block,
+        accuracy_level=1,
+    )  # fmt: skip
+    x, y = (helper.make_tensor_value_info(name, 1, ["n", width]) for name, width in (("x", columns), ("y", rows)))
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items() if name in inputs]
+    sets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y], constants), opset_imports=sets, ir_version=10)
+    given = random.normal(size=(5, columns)).astype(np.float32)
+    [expected] = ort.InferenceSession(model.SerializeToString()).run(None, {"x": given})
+    unpacked_products(model.graph)
+    assert "MatMulNBits" not in {each.op_type for each in model.graph.node}
+    [found] = ort.InferenceSession(model.SerializeToString()).run(None, {"x": given})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("quantisation", ["int4", "int8", "fp32"])
+def test_a_whole_graph_unpacked(per_layer, quantisation, tmp_path):
+    """Logits of the page's graph against those of the exported one without rounded activations."""
+    write_artifact(per_layer, tmp_path / "onnx", f"onnx-{quantisation}")
+    source, path = tmp_path / "onnx" / "model.onnx", tmp_path / "onnx" / "new.onnx"
+    shutil.copyfile(tmp_path / "onnx" / "model.onnx.data", tmp_path / "onnx" / rewrite(source, path, unpacked_products))
+    assert (unpacked_bytes(source) > 0) == (quantisation != "fp32") and unpacked_bytes(path) == 0
+    exact = onnx.load(source, load_external_data=False)
+    for node in exact.graph.node:
+        for entry in node.attribute:
+            if entry.name == "accuracy_level":
+                entry.i = 1
+    (tmp_path / "onnx" / "exact.onnx").write_bytes(exact.SerializeToString())
+    old, new = (ort.InferenceSession(str(each)) for each in (tmp_path / "onnx" / "exact.onnx", path))
+    ids = np.array([[1, 5, 9, 200, 319, 3, 3, 0, 7, 100]])
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for value in old.get_inputs():
+        if value.name.startswith("past"):
+            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+    expected, found = old.run(["logits"], feeds)[0], new.run(["logits"], feeds | {KEEP: np.array(0)})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_its_config(root, cases):

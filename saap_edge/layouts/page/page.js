@@ -86,8 +86,8 @@ at("ask").addEventListener("submit", (event) => {
   worker.postMessage({
     what: "ask",
     messages: system ? [{ role: "system", content: system }, ...messages] : messages,
-    temperature: Number(at("temperature").value),
-    longest: Number(at("longest").value),
+    temperature: Math.max(0, Number(at("temperature").value) || 0),
+    longest: Math.max(1, Math.floor(Number(at("longest").value) || 256)),
   });
 });
 
