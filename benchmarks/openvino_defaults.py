@@ -3,9 +3,9 @@
     python benchmarks/openvino_defaults.py --out benchmarks/results/openvino-defaults.json
     python benchmarks/openvino_defaults.py --show benchmarks/results/openvino-defaults.json --pages docs/openvino.md
 
-The relative RMS of centred logits against torch with the same weights, over 128 tokens of the test text: of a prompt that
-is read at once, and of single steps. bfloat16 counts only on a processor that computes in it. A minute; ends with one
-JSON line.
+The relative RMS of centred logits against torch with the same weights, over 128 tokens of the test text: of a prompt
+that is read at once, and of single steps. bfloat16 counts only on a processor that computes in it. A minute; ends
+with one JSON line.
 """
 
 from __future__ import annotations
