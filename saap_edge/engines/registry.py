@@ -37,8 +37,6 @@ class EngineRecord:
         vocabulary: "module:class" of its tokenizer alone, which is constructed with a path.
         chat: "module:class" of its runtime's chat entry point (engines/chat.py); None: it has none.
         chat_module: the module that this needs, where it is not `module`.
-        exact: "module:class" of an `Engine` that rounds nothing which the file does not; None: `entry` is compared with
-            torch, and what it rounds is emulated (evaluation/arithmetic.py).
         kind: of the artifacts that it opens (formats.py).
         opens: whether something at a path is one of them.
         context: tokens of the longest sequence that an artifact holds; None where it does not say.
@@ -48,6 +46,8 @@ class EngineRecord:
         half_sums: inputs of float products take the type of the weight, scales of rounded inputs and attention fp16.
         writer: "module:class" of what writes many documents at a time (engines/llama_writer.py).
         environment: variables that a process needs to run an artifact well; what the user has set himself stays.
+        exact: "module:class" of an `Engine` that rounds nothing which the file does not; None: `entry` is compared with
+            torch, and what it rounds is emulated (evaluation/arithmetic.py).
     """
 
     name: str
@@ -55,7 +55,6 @@ class EngineRecord:
     module: str
     entry: str | None = None
     vocabulary: str | None = None
-    exact: str | None = None
     kind: str | None = None
     opens: Callable[[Path], bool] = lambda path: False
     context: Callable[[Path], int | None] = lambda path: None
@@ -67,6 +66,7 @@ class EngineRecord:
     chat_module: str | None = None
     writer: str | None = None
     environment: Callable[[Path], dict[str, str]] = lambda path: {}
+    exact: str | None = None
 
     def entry_of(self, name: str) -> str:
         """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY, CHAT,
