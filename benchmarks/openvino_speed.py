@@ -4,10 +4,11 @@
     python benchmarks/openvino_speed.py --show benchmarks/results/openvino.json --pages docs/openvino.md
 
 Each format runs in a process of its own, with its runtime's defaults, on the same random weights in the shape of a
-known model, dense and with a quarter and half of its widths removed. *Peak* is the highest resident memory of a process that
-loaded the artifact, read a prompt and decoded. Times are CPU seconds, which other work on the machine disturbs less
-than the clock: of one thread they are the same. The formats take turns; a ratio is the median of those of each turn to
-the first format, with the lowest and highest. Needs 6 GB of disk and about 10 minutes; ends with one JSON line.
+known model, dense and with a quarter and half of its widths removed. *Peak* is the highest resident memory of a
+process that loaded the artifact, read a prompt and decoded. Times are CPU seconds, which other work on the machine
+disturbs less than the clock: of one thread they are the same. The formats take turns; a ratio is the median of those
+of each turn to the first format, with the lowest and highest. Needs 6 GB of disk and about 10 minutes; ends with one
+JSON line.
 """
 
 from __future__ import annotations

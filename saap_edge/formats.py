@@ -28,7 +28,7 @@ class Kind:
     Attributes:
         name: its name, with which the names of its formats begin.
         mark: its mark in pictures, as matplotlib names marks.
-        usual: a run's --out folder has a link of this name.
+        usual: a run's --out folder has a link of this name, where it exported such artifacts.
         doubt: why predictions of its speed are less sure; None: they are not.
     """
 
@@ -154,7 +154,7 @@ KINDS: Registry[Kind] = Registry("kind", "saap_edge.kinds")
 for _kind in (
     Kind("gguf", "o", usual=True),
     Kind("onnx", "s", usual=True, doubt="ONNX Runtime (all published rows are of llama.cpp)"),
-    Kind("openvino", "D", usual=True, doubt="OpenVINO (all published rows are of llama.cpp)"),
+    Kind("openvino", "P", usual=True, doubt="OpenVINO (all published rows are of llama.cpp)"),
     Kind("torch", doubt="torch (all published rows are of llama.cpp)"),
 ):
     KINDS.register(_kind)

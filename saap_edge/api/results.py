@@ -35,7 +35,7 @@ class Run:
         >>> run.plan.layers[0].heads[0], run.bench.artifacts[1].role, run.exit_code
         (8, 'pruned', 0)
         >>> sorted(run.links)
-        ['gguf', 'model', 'onnx', 'plan.json', 'report.html', 'report.json']
+        ['gguf', 'model', 'plan.json', 'report.html', 'report.json']
     """
 
     out: Path

@@ -119,12 +119,17 @@ def _steps(context: Context, stages: dict[str, Stage], folders: dict[str, Path],
 
 
 def _publish(folders: dict[str, Path], out: Path) -> dict[str, Path]:
-    """Point the public names at the folders of one finished chain, so that they never mix two runs."""
+    """Point the public names at the folders of one finished chain, so that they never mix two runs. A kind of artifacts
+    that this chain has not gets no name, and loses the one of a run before."""
     links = {}
     for stage, names in _LINKS.items():
         for public, inside in names.items():
-            link(folders[stage] / inside, out / public)
-            links[public] = out / public
+            target, name = folders[stage] / inside, out / public
+            if target.exists():
+                link(target, name)
+                links[public] = name
+            elif name.is_symlink():
+                name.unlink()
     return links
 
 

@@ -130,7 +130,9 @@ def target_check(name: TargetArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def predict(
-    artifact: Annotated[Path, typer.Argument(help="A .gguf, an ONNX folder, a bundle, or a folder with manifest.json")],
+    artifact: Annotated[
+        Path, typer.Argument(help="A .gguf, an ONNX or OpenVINO folder, a bundle, or a folder with manifest.json")
+    ],
     *,
     target: Annotated[str, typer.Option("--target", help="Board: a name (see `saap-edge targets`) or a YAML file")],
     format: Annotated[str | None, typer.Option("--format", help="Which artifact, if the folder has several")] = None,

@@ -17,7 +17,7 @@ __all__: list[str] = []
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="Hugging Face folder, export folder, .gguf file or ONNX folder")], *,
+    path: Annotated[Path, typer.Argument(help="Hugging Face folder, export folder, .gguf, ONNX or OpenVINO folder")], *,
     task: Annotated[
         list[str] | None, typer.Option("--task", help="A .jsonl file or a task of lm-eval by name; may be repeated")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +18,6 @@ __all__ = [
 MODEL_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"
 SECTION = "saap_edge"  # of the model's rt_info, where the exporter leaves what no graph tells
 DEFAULT_CACHE = "u8"  # OpenVINO's own choice on CPUs
-_CELL = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1}  # bytes of a number in the KV cache
 _SCALE = 8  # bytes of scale and zero point of a head's keys or values of one token, in a cache of 8 bits
 
 
@@ -78,8 +78,8 @@ def cached_bytes(facts: Facts, kv_type: str) -> int:
     >>> cached_bytes(Facts(((4, 64), (4, 64)), None, None, None, None, None), "u8")
     576
     """
-    scale = _SCALE if kv_type == "u8" else 0
-    return sum(heads * (width * _CELL[kv_type] + scale) for heads, width in facts.heads)
+    cell = int(re.sub(r"\D", "", kv_type)) // 8  # bytes of a number: f32, bf16, u8
+    return sum(heads * (width * cell + (_SCALE if cell == 1 else 0)) for heads, width in facts.heads)
 
 
 def folder_context(folder: Path) -> int | None:

@@ -37,8 +37,6 @@ class EngineRecord:
         vocabulary: "module:class" of its tokenizer alone, which is constructed with a path.
         chat: "module:class" of its runtime's chat entry point (engines/chat.py); None: it has none.
         chat_module: the module that this needs, where it is not `module`.
-        exact: "module:class" of an `Engine` that rounds nothing which the file does not; None: `entry` is compared with
-            torch, and what it rounds is emulated (evaluation/arithmetic.py).
         kind: of the artifacts that it opens (formats.py).
         opens: whether something at a path is one of them.
         context: tokens of the longest sequence that an artifact holds; None where it does not say.
@@ -52,6 +50,8 @@ class EngineRecord:
         kv_types: types of the KV cache that can be asked for (engines/options.py); the class then takes `kv`, a name.
         no_kv_types: where there are none, why, and what can.
         ubatch: how many tokens of a prompt are computed at once can be asked for; the class then takes `ubatch`.
+        exact: "module:class" of an `Engine` that rounds nothing which the file does not; None: `entry` is compared with
+            torch, and what it rounds is emulated (evaluation/arithmetic.py).
     """
 
     name: str

@@ -101,7 +101,7 @@ class OpenvinoGraph:
 
         codes, sign = blocks.codes.numpy(), "u"
         if blocks.offsets is None:
-            sign, codes = "i", (codes ^ blocks.format.middle) & blocks.format.highest  # two's complement
+            sign, codes = "i", codes ^ blocks.format.middle  # two's complement
         values = self._converted(name, codes, f"{sign}{bits}", (rows, count, group), per_token)
         if blocks.offsets is not None:
             zeros = of_groups(blocks.offsets).reshape(1, -1)

@@ -22,6 +22,6 @@ class ExportSettings(Section):
     )
     group: Literal[32, 64, 128, 256] = Field(
         default=32,
-        description="inputs that share a scale in onnx-int4 and onnx-int8, dense and pruned alike; a tuned model keeps "
-        "the group it was tuned in, GGUF its own 32",
+        description="inputs that share a scale in ONNX and OpenVINO, dense and pruned alike; a tuned model keeps the "
+        "group it was tuned in, GGUF its own 32",
     )

@@ -82,7 +82,7 @@ def _find(path: Path, artifact_format: str | None, stack: ExitStack) -> tuple[Pa
         bundle = read_bundle(path)
         return path / bundle.model, _only(bundle.format, artifact_format, path)
     engine = engine_opening(path)
-    if path.is_file() or (engine and kind_of(engine.kind or "").usual):
+    if path.is_file() or (path.is_dir() and engine and kind_of(engine.kind or "").usual):
         if artifact_format and engine and described(artifact_format).kind != engine.kind:
             raise SaapError(f"--format {artifact_format}: '{path}' is a {str(engine.kind).upper()} artifact")
         return path, artifact_format

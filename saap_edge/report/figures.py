@@ -95,7 +95,8 @@ def frontier(dots: Sequence[Dot], label: str, falling: bool) -> Figure:
     axis.set_xlabel(label)
     axis.set_ylabel("perplexity (lower is better)")
     axis.margins(0.14)  # room for the labels
-    kinds = dict.fromkeys([*(name for name, kind in KINDS.items() if kind.usual), *(dot.kind for dot in dots)])
+    shown = dict.fromkeys(dot.kind for dot in dots)
+    kinds = dict.fromkeys([*(name for name in KINDS if name in shown), *shown])
     names = [(DENSE, "D", "dense"), (PRUNED, "D", "pruned"), *((INK, kind_of(name).mark, name) for name in kinds)]
     handles = [axis.plot([], [], mark, color=colour, label=name, linestyle="")[0] for colour, mark, name in names]
     figure.legend(handles=handles, frameon=False, fontsize=9, ncols=4, loc="outside upper center")
