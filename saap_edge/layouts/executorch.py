@@ -24,7 +24,7 @@ PYTHON = (
     "import executorch.extension.llm.custom_ops.custom_ops, executorch.kernels.quantized; "
     "from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner; "
     'TextLLMRunner("model.pte", "tokenizer.json").generate("{prompt}", '
-    "GenerationConfig(max_new_tokens=64, temperature=0.0, echo=False), lambda text: print(text, end='', flush=True))"
+    "GenerationConfig(max_new_tokens=64, temperature=0.0, echo=False))"
 )
 
 
