@@ -82,3 +82,26 @@ def test_a_format_and_an_engine(modules, folder, tmp_path):
     assert (plain[0], narrow[0], half[0]) == ("torch", "torch", "torch-half")
     assert plain[1] > narrow[1] and plain[2:] == narrow[2:], "a smaller file, that runs as the other does"
     assert plain[2:] == tuple(2 * size for size in half[2:])
+
+
+LAY_OUT = """
+import sys
+from pathlib import Path
+import llamafile_layout
+from saap_edge.layouts.registry import LAYOUTS, Given
+model, out = Path(sys.argv[1]), Path(sys.argv[2])
+print(LAYOUTS.find("llamafile").write()(Given("gguf-q8_0", model, model.parent, model.parent), out))
+"""
+
+
+def test_a_layout(modules, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "out").mkdir()
+    path = os.pathsep.join([str(modules), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", LAY_OUT, str(tmp_path / "model.gguf"), str(tmp_path / "out")], capture_output=True,
+        text=True, env=os.environ | {"PYTHONPATH": path}, cwd=modules,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "zipalign" in done.stdout and (tmp_path / "out" / "model.gguf").read_bytes() == b"GGUF"
+    assert (tmp_path / "out" / ".args").read_text().split() == ["-m", "model.gguf", "--temp", "0"]

@@ -33,9 +33,9 @@ from saap_edge.model.folder import load_model
 from saap_edge.model.spec import ModelSpec
 from saap_edge.model.tokenizer_files import copy_tokenizer
 
-__all__ = ["CONTEXT", "PIECE", "QUANTISATIONS", "STEPS", "quantise_model", "write_executorch"]
+__all__ = ["CONTEXT", "PIECE", "QUANTISED", "STEPS", "quantise_model", "write_executorch"]
 
-QUANTISATIONS = ("int4", "fp32")
+QUANTISED = {"xnnpack-int4": True, "xnnpack-fp32": False}  # variant -> whether weights are rounded
 PROGRAM_FILE = "model.pte"
 CONTEXT = 2048  # tokens of KV cache at most: its memory is taken when the program is loaded
 PIECE = 128  # tokens of a prompt at a time: memory is planned for so many
@@ -44,35 +44,36 @@ TOLERANCE = 0.02  # a sum next to a half is rounded to one side or the other; al
 
 
 def write_executorch(
-    folder: Path, out: Path, quantisation: str, context: int = CONTEXT, advance: Callable[[int], None] = lambda _: None
+    folder: Path, out: Path, variant: str, context: int = CONTEXT, advance: Callable[[int], None] = lambda _: None
 ) -> dict[str, Any]:
     """Write the model in `folder` (dense, pruned or tuned) as model.pte with its tokenizer into the folder `out`.
 
-    - "fp32": all float32.
-    - "int4": projections in 4 bits, symmetric, a bfloat16 scale for every 32 inputs; their inputs in 8 bits, rounded
+    - "xnnpack-fp32": all float32.
+    - "xnnpack-int4": projections in 4 bits, symmetric, a bfloat16 scale for every 32 inputs; their inputs in 8 bits, rounded
       for each token as it comes (XNNPACK's qd8-f32-qb4w, torchao's 8da4w). Embedding and head in 8 bits, a scale a row.
 
     Norms, biases and the KV cache are float32. `context`: tokens that the cache holds, at most the model's own.
     `advance` is called with 1 after each of STEPS steps. The file is run once, beside torch with the same rounding.
 
-    Returns quantisation, context, pte_bytes, delegated (the number of parts that XNNPACK runs) and error (of logits
+    Returns quantised, context, pte_bytes, delegated (the number of parts that XNNPACK runs) and error (of logits
     beside torch's, largest over prefill and steps, relative to their norm). Raises SaapError for an unknown
-    quantisation, where ExecuTorch is not installed, for a folder that `load_model` refuses, for shapes that nothing
+    variant, where ExecuTorch is not installed, for a folder that `load_model` refuses, for shapes that nothing
     quantises, when ExecuTorch's compiler refuses the model, and when the file's answers are not torch's.
     """
-    if quantisation not in QUANTISATIONS:
-        raise SaapError(f"unknown quantisation '{quantisation}' (there are: {', '.join(QUANTISATIONS)})")
+    quantised = QUANTISED.get(variant)
+    if quantised is None:
+        raise SaapError(f"unknown variant '{variant}' (there are: {', '.join(QUANTISED)})")
     if find_spec("executorch") is None or find_spec("torchao") is None:
         raise SaapError("ExecuTorch is not installed here: pip install 'saap-edge[executorch]' (docs/executorch.md)")
     spec = read_spec(folder)
-    reason = shape_reason(spec) if quantisation == "int4" else None
+    reason = shape_reason(spec) if quantised else None
     if reason:
         raise SaapError(f"'{folder}': {reason}")
     context = min(context, spec.context)
     out.mkdir(parents=True, exist_ok=True)
     chat, path = copy_tokenizer(folder, out), out / PROGRAM_FILE
     with _quiet(), torch.no_grad():
-        program = _program(folder, spec, quantisation, context)
+        program = _program(folder, spec, quantised, context)
         asked = _asked(spec.vocab_size, context)
         expected = _expected(program, asked)
         advance(1)
@@ -87,23 +88,23 @@ def write_executorch(
     off = _error(path, asked, expected)
     advance(1)
     return {
-        "quantisation": quantisation, "context": context, "pte_bytes": path.stat().st_size, "delegated": delegated,
+        "quantised": quantised, "context": context, "pte_bytes": path.stat().st_size, "delegated": delegated,
         "error": off,
     }  # fmt: skip
 
 
-def _program(folder: Path, spec: ModelSpec, quantisation: str, context: int) -> nn.Module:
+def _program(folder: Path, spec: ModelSpec, quantised: bool, context: int) -> nn.Module:
     from saap_edge.exporting.executorch_decoder import Program, use_program_attention
 
     model = load_model(folder)
     use_program_attention(model)
-    if quantisation == "int4":
+    if quantised:
         quantise_model(model)
     return Program(model, spec, context).eval()
 
 
 def quantise_model(model: Any) -> None:
-    """Round a model's weights as "int4" says, in place; torch then computes with them as XNNPACK does."""
+    """Round a model's weights as "xnnpack-int4" says, in place; torch then computes with them as XNNPACK does."""
     _pad_ffn(model)
     head = model.get_output_embeddings()
     for module in list(model.modules()):

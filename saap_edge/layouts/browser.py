@@ -14,7 +14,7 @@ from typing import Any
 from saap_edge.errors import SaapError
 from saap_edge.layouts.npm import Package, unpack
 from saap_edge.layouts.registry import Given
-from saap_edge.layouts.transformers_js import copy_rest, write_graph
+from saap_edge.layouts.transformers_js import complete_tokenizer, copy_rest, write_graph
 from saap_edge.model.chat import DEFAULT, read_chat, sampling_of
 from saap_edge.model.checkpoint import read_spec
 
@@ -59,6 +59,7 @@ def write(given: Given, out: Path) -> list[str]:
         (out / name).write_bytes((page / name).read_bytes())
     write_graph(given, out / "model" / GRAPH, standard=False)
     copy_rest(given.path, out / "model")
+    complete_tokenizer(given.model, out / "model" / "tokenizer_config.json")
     (out / "model.json").write_text(json.dumps(_described(given, out), indent=1), encoding="utf-8")
     (out / "licences" / "README.txt").write_text(
         "".join(f"{package.pinned}: {package.licence}\n" for package in PACKAGES), encoding="utf-8"

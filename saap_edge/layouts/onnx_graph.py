@@ -15,7 +15,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from saap_edge.errors import SaapError
 
-__all__ = ["KEEP", "rewrite"]
+__all__ = ["KEEP", "rewrite", "standard_embedding"]
 
 KEEP = "num_logits_to_keep"  # transformers.js gives it where a graph has it: 1 while it writes, 0 for all logits
 _FROM = "logits_from"
@@ -43,7 +43,7 @@ def rewrite(source: Path, out: Path, standard: bool) -> str:
                 entry.value = data
     _count_from_the_end(graph)
     if standard:
-        _standard_embedding(graph)
+        standard_embedding(graph)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(model.SerializeToString())
     return data
@@ -62,9 +62,9 @@ def _count_from_the_end(graph: Any) -> None:
     _replace(graph, list(graph.node), [*nodes, *graph.node])
 
 
-def _standard_embedding(graph: Any) -> None:
+def standard_embedding(graph: Any) -> None:
     """Every GatherBlockQuantized as the operators that it stands for."""
-    nodes = []
+    nodes: list[NodeProto] = []
     for node in graph.node:
         nodes += _gathered(graph, node) if node.op_type == _QUANTISED else [node]
     _replace(graph, list(graph.node), nodes)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saap_edge.formats import of_kind
 from saap_edge.progress import Bar, no_bar
 from saap_edge.registry import Registry, resolve
 
@@ -50,6 +51,7 @@ class Layout:
             lines that the user should read.
         formats: what `--format` may name, the usual first. Of an artifact: its formats; without `--format`, the first
             that the run has. Of a layout that takes the model: variants of its own, of which the first is usual.
+        kind: every format of this kind of artifacts (formats.py) may be named too, after those; None: no others.
         takes_model: it is made of the model's Hugging Face folder; else of an artifact.
         packages: it puts npm packages into the folder, which `--packages` may give.
 
@@ -63,8 +65,14 @@ class Layout:
     writes: str
     writer: str
     formats: tuple[str, ...]
+    kind: str | None = None
     takes_model: bool = False
     packages: bool = False
+
+    def takes(self) -> tuple[str, ...]:
+        """All that `--format` may name, the usual first."""
+        others = (record.name for record in (of_kind(self.kind) if self.kind else []))
+        return tuple(dict.fromkeys((*self.formats, *others)))
 
     def write(self) -> Callable[[Given, Path], list[str]]:
         """The function that writes it. Raises SaapError where it cannot be loaded."""
@@ -72,15 +80,23 @@ class Layout:
         return found  # type: ignore[no-any-return]
 
 
+_IN_JAVASCRIPT = ("onnx-int4", "onnx-int8", "onnx-fp32")
 OWN: tuple[Layout, ...] = (
     Layout(
         "ollama", about="Ollama: `ollama create NAME -f Modelfile` in the folder",
         writes="the GGUF file and a Modelfile with template, ends and sampling",
         writer="saap_edge.layouts.ollama:write",
-        formats=("gguf-q4_0", "gguf-q4_k_m", "gguf-q8_0", "gguf-q4_1", "gguf-q4_k_s", "gguf-q5_k_m", "gguf-q6_k",
-                 "gguf-q3_k_m", "gguf-q3_k_s", "gguf-q2_k", "gguf-iq4_nl", "gguf-iq4_xs", "gguf-iq3_m", "gguf-iq3_s",
-                 "gguf-iq3_xxs", "gguf-iq2_m", "gguf-iq2_s", "gguf-iq2_xs", "gguf-iq2_xxs", "gguf-f16", "gguf-bf16",
-                 "gguf-f32"),
+        formats=("gguf-q4_0", "gguf-q4_k_m", "gguf-q8_0"), kind="gguf",
+    ),
+    Layout(
+        "transformers.js", about="@huggingface/transformers 4, in node and in browsers",
+        writes="onnx/model.onnx with its data, config.json and the tokenizer",
+        writer="saap_edge.layouts.transformers_js:write", formats=_IN_JAVASCRIPT, kind="onnx",
+    ),
+    Layout(
+        "browser", about="a page that runs the model in the browser, from any web server",
+        writes="index.html, its scripts, onnxruntime-web's wasm and the ONNX model",
+        writer="saap_edge.layouts.browser:write", formats=_IN_JAVASCRIPT, kind="onnx", packages=True,
     ),
     Layout(
         "executorch", about="ExecuTorch's LLM runners on phones (docs/executorch.md)",

@@ -12,25 +12,44 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.engines.onnx_folder import GENAI_FILE
+from saap_edge.errors import SaapError
+from saap_edge.formats import Format, format_of
 from saap_edge.layouts.ollama import place
 from saap_edge.layouts.onnx_graph import rewrite
 from saap_edge.layouts.registry import Given
+from saap_edge.model.chat import DEFAULT, read_chat
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.spec import ModelSpec
 
-__all__ = ["DTYPES", "copy_rest", "write", "write_graph"]
+__all__ = ["complete_tokenizer", "copy_rest", "dtype_of", "write", "write_graph"]
 
 GRAPH, DATA, CONFIG = "model.onnx", "model.onnx.data", "config.json"
-# Its name of a type of weights, and what that adds to the name of the graph's file, by our formats' quantisation.
-DTYPES = {"fp32": ("fp32", ""), "fp16": ("fp16", "_fp16"), "int8": ("q8", "_quantized"), "int4": ("q4", "_q4"),
-          "int4-full": ("q4", "_q4")}  # fmt: skip
+# Its name of a type of weights, and what that adds to the name of the graph's file: by torch's name of the type, and by
+# the bits of a block's codes.
+_FLOATS = {"float32": ("fp32", ""), "float16": ("fp16", "_fp16")}
+_CODES = {4: ("q4", "_q4"), 8: ("q8", "_quantized")}
+
+
+def dtype_of(record: Format) -> tuple[str, str]:
+    """transformers.js's name of a format's type, and what it adds to the name of the graph's file.
+
+    Raises SaapError where it has none.
+
+    >>> dtype_of(format_of("onnx-int4"))
+    ('q4', '_q4')
+    """
+    found = _FLOATS.get(record.dtype) if record.dtype else _CODES.get(int(record.bits or 0))
+    if found is None:
+        raise SaapError(f"transformers.js has no name for the weights of {record.name}: take another --format")
+    return found
 
 
 def write(given: Given, out: Path) -> list[str]:
     """Write the layout of an ONNX folder into the empty folder `out`; returns what the user should read."""
-    dtype, suffix = DTYPES[given.format.partition("-")[2]]
+    dtype, suffix = dtype_of(format_of(given.format))
     write_graph(given, out / "onnx" / f"model{suffix}.onnx", standard=True)
     copy_rest(given.path, out)
+    complete_tokenizer(given.model, out / "tokenizer_config.json")
     spec = read_spec(given.model)
     config = _config(json.loads((given.path / CONFIG).read_text(encoding="utf-8")), spec, dtype)
     (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -51,6 +70,20 @@ def copy_rest(folder: Path, out: Path) -> None:
             target = out / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
+
+
+def complete_tokenizer(model: Path, path: Path) -> None:
+    """Complete tokenizer_config.json, which is all that transformers.js reads beside tokenizer.json.
+
+    The chat templates may be in files of their own, and where nothing is said of spaces before punctuation,
+    transformers.js takes them out and transformers does not.
+    """
+    config, templates = json.loads(path.read_text(encoding="utf-8")), read_chat(model).templates
+    if templates:
+        named = [{"name": name, "template": template} for name, template in templates.items()]
+        config["chat_template"] = templates[DEFAULT] if list(templates) == [DEFAULT] else named
+    config.setdefault("clean_up_tokenization_spaces", False)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _config(config: dict[str, Any], spec: ModelSpec, dtype: str) -> dict[str, Any]:

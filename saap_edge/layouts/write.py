@@ -55,12 +55,13 @@ def write_layout(
 
 
 def _given(path: Path, layout: Layout, format: str | None) -> Given:
-    if format is not None and format not in layout.formats:
-        raise SaapError(f"--format {format}: the layout '{layout.name}' takes {', '.join(layout.formats)}")
+    known = layout.takes()
+    if format is not None and format not in known:
+        raise SaapError(f"--format {format}: the layout '{layout.name}' takes {', '.join(known)}")
     if layout.takes_model:
         model, base = find_model(path)
         return Given(format or layout.formats[0], model, model, base)
-    source = find_artifact(path, (format,) if format else layout.formats)
+    source = find_artifact(path, (format,) if format else known)
     return Given(source.artifact.format, source.folder / source.artifact.path, source.model, source.base)
 
 

@@ -33,7 +33,7 @@ from tests.exporting.executorch_support import (
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
     root = tmp_path_factory.mktemp("fp32")
     folder = pruned("qwen3", root / "model", DEEP)
-    return folder, root / "out", write_executorch(folder, root / "out", "fp32", 64)
+    return folder, root / "out", write_executorch(folder, root / "out", "xnnpack-fp32", 64)
 
 
 @with_executorch
@@ -93,14 +93,14 @@ def test_a_program_that_answers_something_else_is_refused(fp32: Any) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     folder = write_folder(tiny_model("llama"), tmp_path / "model")
-    with pytest.raises(SaapError, match="unknown quantisation 'int3'"):
+    with pytest.raises(SaapError, match="unknown variant 'int3'"):
         write_executorch(folder, tmp_path / "out", "int3")
     assert not (tmp_path / "out").exists()
     if missing:
         with pytest.raises(SaapError, match=r"pip install 'saap-edge\[executorch\]'"):
-            write_executorch(folder, tmp_path / "out", "fp32")
+            write_executorch(folder, tmp_path / "out", "xnnpack-fp32")
         assert not (tmp_path / "out").exists()
         return
     odd = write_folder(tiny_model("llama", hidden_size=48, head_dim=8), tmp_path / "odd")
     with pytest.raises(SaapError, match="hidden size 48 is not a multiple of 32"):
-        write_executorch(odd, tmp_path / "out", "int4")
+        write_executorch(odd, tmp_path / "out", "xnnpack-int4")

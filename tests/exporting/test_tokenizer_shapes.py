@@ -154,6 +154,7 @@ def test_all_that_is_said_of_a_model_before_any_work(tmp_path: Path) -> None:
     assert len(notes) == len(readers)
     for note, reader in zip(notes, readers, strict=True):
         assert note.startswith(reader) and "gives other token ids than tokenizer.json in plain text ('" in note, note
+    assert "it leaves out the step Digits" in notes[-1] and "the package tokenizers" in notes[-1]
 
 
 @pytest.mark.skipif(TRANSFORMERS_4, reason="its classes read tokenizer.json")

@@ -62,8 +62,9 @@ const told = {
   fault({ text, loaded }) {
     fail(text);
     if (!loaded) return;
-    if (answer && !answer.dataset.end) answer.remove();
-    messages.pop(); // the question that was not answered
+    at("message").value = messages.pop().content; // the question that was not answered
+    answer.previousSibling.remove();
+    answer.remove();
     writing(false);
   },
 };

@@ -33,7 +33,7 @@ async function load() {
   model = await (await fetch("model.json")).json();
   const threads = self.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency || 1) : 1;
   ort.env.wasm.numThreads = threads;
-  ort.env.wasm.wasmPaths = new URL("lib/", self.location.href).href;
+  ort.env.wasm.wasmPaths = { wasm: new URL("lib/ort-wasm-simd-threaded.wasm", self.location.href).href };
   tell("model", { model, threads });
   const all = Object.values(model.files).reduce((sum, size) => sum + size, 0);
   const mebibytes = (bytes) => (bytes / 2 ** 20).toFixed(1);
