@@ -49,8 +49,9 @@ def write_executorch(
     """Write the model in `folder` (dense, pruned or tuned) as model.pte with its tokenizer into the folder `out`.
 
     - "xnnpack-fp32": all float32.
-    - "xnnpack-int4": projections in 4 bits, symmetric, a bfloat16 scale for every 32 inputs; their inputs in 8 bits, rounded
-      for each token as it comes (XNNPACK's qd8-f32-qb4w, torchao's 8da4w). Embedding and head in 8 bits, a scale a row.
+    - "xnnpack-int4": projections in 4 bits, symmetric, a bfloat16 scale for every 32 inputs; their inputs in 8 bits,
+      rounded for each token as it comes (XNNPACK's qd8-f32-qb4w, torchao's 8da4w). Embedding and head in 8 bits, a
+      scale a row.
 
     Norms, biases and the KV cache are float32. `context`: tokens that the cache holds, at most the model's own.
     `advance` is called with 1 after each of STEPS steps. The file is run once, beside torch with the same rounding.
