@@ -43,7 +43,12 @@ def test_fp32_is_torch(fp32: Any) -> None:
     with torch.no_grad():
         expected = load_model(folder)(IDS).logits[0, ends]
     assert off(answers(executed(out / "model.pte")[1]), expected) < 1e-4
-    assert made["error"] < 1e-4 and made["delegated"] > 0 and made["pte_bytes"] == (out / "model.pte").stat().st_size
+    assert (
+        made["error"] < 1e-4
+        and made["noise"] == 0
+        and made["delegated"] > 0
+        and made["pte_bytes"] == (out / "model.pte").stat().st_size
+    )
 
 
 @with_executorch
@@ -83,12 +88,12 @@ def test_every_family_is_traced(family: str, rope: str | None, tmp_path: Path) -
 def test_a_program_that_answers_something_else_is_refused(fp32: Any) -> None:
     folder, out, _ = fp32
     asked = writer._asked(read_spec(folder).vocab_size, 64)
-    wrong = {name: torch.ones(read_spec(folder).vocab_size) for name in asked}
+    wrong = {name: torch.arange(read_spec(folder).vocab_size).float() for name in asked}
     with pytest.raises(SaapError, match="answers other logits"):
-        writer._error(out / "model.pte", asked, wrong)
+        writer._error(out / "model.pte", asked, wrong, 0.5)
     (out.parent / "broken.pte").write_bytes(b"no program at all")
     with pytest.raises(SaapError, match=r"cannot run the 'broken\.pte'"):
-        writer._error(out.parent / "broken.pte", asked, wrong)
+        writer._error(out.parent / "broken.pte", asked, wrong, 0.5)
 
 
 def test_refusals(tmp_path: Path) -> None:
