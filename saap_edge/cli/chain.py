@@ -167,6 +167,7 @@ def export(
         saap-edge export out --for ollama --out ollama                 GGUF and Modelfile
         saap-edge export out --for transformers.js --format onnx-int4 --out web-model
         saap-edge export out --for browser --out page                  a page that runs the model
+        saap-edge export out --for executorch --out phone              a .pte for phones, in 4 bits
     """
     prepare()
     if layout is None:

@@ -204,6 +204,9 @@ class Conditions(Part):
         default=None, description="cores that rounds were drawn from, each by its CPUs; null: the system placed them"
     )
     counter: str | None = Field(default=None, description="what counted instructions; null: nothing")
+    spinning: bool | None = Field(
+        default=None, description="ONNX Runtime's threads kept a CPU busy while they waited; null: none took part"
+    )
     chat_instructions: int | None = Field(default=None, description="instructions that were asked; null: none")
     chat_sha256: str | None = Field(default=None, description="begin of their file's sha256; null: none")
     chat_answer_tokens: int | None = Field(default=None, description="tokens of an answer at most; null: none")

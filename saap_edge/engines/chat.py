@@ -20,6 +20,7 @@ from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_memory import keeps_a_copy
 from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
+from saap_edge.engines.onnxruntime import spinning
 from saap_edge.engines.options import UBATCH, kv_refusal, kv_type
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.torch import load_transformers
@@ -202,7 +203,8 @@ class GenaiChat(ChatEngine):
         super().__init__(path, threads, context)
         try:
             config = genai.Config(str(self.path))
-            options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+            options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1,
+                       "session.intra_op.allow_spinning": str(int(spinning(threads)))}  # fmt: skip
             config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             self._model = genai.Model(config)
             self._tokenizer = genai.Tokenizer(self._model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ from saap_edge.engines.onnx_folder import GENAI_FILE
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 from saap_edge.machine.pages import HUGE_PAGES
+from saap_edge.machine.sharing import free_cpus, shared
 
-__all__ = ["OnnxEngine", "OnnxRuntimeEngine"]
+__all__ = ["SPINNING", "OnnxEngine", "OnnxRuntimeEngine", "environment", "spinning"]
 
 GRAPH_FILE = "model.onnx"
+SPINNING = "SAAP_EDGE_ONNX_SPINNING"  # environment: "1" or "0"; a user's own word counts
+FREE = "SAAP_EDGE_FREE_CPUS"  # environment: what the parent found, once for all that it compares
 ort = lazy_import("onnxruntime")
 LAST_ONLY = np.array([-1], dtype=np.int64)
 ALL = np.array([0], dtype=np.int64)
@@ -69,6 +74,7 @@ class OnnxEngine:
             "provider": self._session.get_providers()[0],
             "quantisation": quantisation,
             "threads": self.threads,
+            "spinning": spinning(self.threads),
             "context": self.context,
             "vocab_size": self.vocab_size,
             "kv_type": "f32",
@@ -161,6 +167,7 @@ def open_session(path: Path, threads: int) -> Any:
         raise SaapError(f"no ONNX model at '{path}': give the folder of an ONNX export")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning(threads))))
     options.log_severity_level = 3  # errors arrive as exceptions
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -169,13 +176,30 @@ def open_session(path: Path, threads: int) -> Any:
         raise SaapError(f"{path}: ONNX Runtime cannot load it, export the model again ({reason})") from None
 
 
+def spinning(threads: int) -> bool:
+    """Whether the runtime's threads keep a CPU busy while they wait, as they do by default: not where they would not
+    all have a CPU (docs/measuring.md#threads-that-wait)."""
+    said = os.environ.get(SPINNING)
+    if said in ("0", "1"):
+        return said == "1"
+    free = os.environ.get(FREE)
+    return not shared(threads, float(free) if free else None)
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """What a child has to know for `spinning`. It is found once, so that all that is compared runs alike."""
+    free = free_cpus()
+    return {} if free is None else {FREE: f"{free:.2f}"}
+
+
 register_engine(
     EngineRecord(
         OnnxRuntimeEngine.name, "onnxruntime", "onnxruntime", "saap_edge.engines.onnxruntime:OnnxRuntimeEngine",
         kind="onnx", opens=lambda path: (path / GENAI_FILE).is_file() and (path / GRAPH_FILE).is_file(),
         context=folder_context, vocab_size=folder_vocab_size, cost=onnx_cost,
         chat="saap_edge.engines.chat:GenaiChat", chat_module="onnxruntime_genai",
-        environment=lambda path: HUGE_PAGES,  # packed matrices are copies
+        environment=lambda path: environment() | HUGE_PAGES,  # packed matrices are copies
         no_kv_types="the graph's own inputs say that keys and values are float32; GGUF files, in llama.cpp, can",
     )
 )  # fmt: skip

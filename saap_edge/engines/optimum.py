@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from saap_edge.engines.onnx_cost import folder_context, folder_vocab_size, onnx_cost
-from saap_edge.engines.onnxruntime import GRAPH_FILE, OnnxEngine
+from saap_edge.engines.onnxruntime import GRAPH_FILE, OnnxEngine, environment
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.errors import SaapError
 
@@ -76,6 +76,6 @@ register_engine(
         "optimum", "onnxruntime", "onnxruntime", "saap_edge.engines.optimum:OptimumEngine", kind="onnx",
         # The engine for saap-edge's own folders is asked before this one; other folders have only the graph.
         opens=lambda path: path.suffix == ".onnx" or (path / GRAPH_FILE).is_file(), context=folder_context,
-        vocab_size=folder_vocab_size, cost=onnx_cost,
+        vocab_size=folder_vocab_size, cost=onnx_cost, environment=lambda path: environment(),
     )
 )  # fmt: skip

@@ -24,7 +24,7 @@ PYTHON = (
     "import executorch.extension.llm.custom_ops.custom_ops, executorch.kernels.quantized; "
     "from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner; "
     'TextLLMRunner("model.pte", "tokenizer.json").generate("{prompt}", '
-    "GenerationConfig(max_new_tokens=64, temperature=0.0, echo=False), lambda text: print(text, end='', flush=True))"
+    "GenerationConfig(max_new_tokens=64, temperature=0.0, echo=False))"
 )
 
 
@@ -33,7 +33,7 @@ def write(given: Given, out: Path) -> list[str]:
     from importlib.metadata import version
 
     with given.bar(f"executorch {given.format}", STEPS) as advance:
-        made = write_executorch(given.path, out, given.format.removeprefix("xnnpack-"), advance=advance)
+        made = write_executorch(given.path, out, given.format, advance=advance)
     chat = read_chat(given.model)
     prompt = _bos(given.model, chat) + "Once upon a time"
     text = README.format(
@@ -42,7 +42,7 @@ def write(given: Given, out: Path) -> list[str]:
     )  # fmt: skip
     (out / "README.txt").write_text(text, encoding="utf-8")
     notes = [f"README.txt says how it is run; a text may have {made['context']} tokens"]
-    if (given.model / Codes.FILE).is_file() and made["quantisation"] != "fp32":
+    if (given.model / Codes.FILE).is_file() and made["quantised"]:
         notes.append("recovered codes do not fit XNNPACK's blocks: the recovered weights were rounded to nearest")
     return notes + _on_token_ids(given.model)
 

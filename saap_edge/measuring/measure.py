@@ -165,6 +165,7 @@ class Harness:
         conditions["counter"] = find_counter() if self.conditions.instructions else None  # of instructions
         machine, subjects = self._machine | {"after": sensors()}, list(self.subjects.values())
         loaded = {name: worker.loaded for name, worker in self._workers.items()}
+        conditions["spinning"] = next((told["spinning"] for told in loaded.values() if "spinning" in told), None)
         return write_document(machine, conditions, subjects, loaded, self._samples, self.comparisons)
 
     def _in_turn(self, number: int) -> list[Subject]:

@@ -34,6 +34,7 @@ def one_load():
 
 def test_a_bundle_alone(made):
     document = bench_bundles([made["onnx-int4"]], bar, contexts=(32,), **SMALL)
+    assert isinstance(document["conditions"]["spinning"], bool)
     [entry] = document["artifacts"]
     assert (entry["name"], entry["role"]) == ("candidate onnx-int4", "candidate") and not document["comparisons"]
     recorded = json.loads((made["onnx-int4"] / "bundle.json").read_text())

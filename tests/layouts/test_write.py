@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -71,6 +72,14 @@ def test_bad_input(run, tmp_path, monkeypatch, capsys, arguments, reason):  # no
     monkeypatch.chdir(tmp_path)
     code, _, told = call(monkeypatch, capsys, "export", run, *arguments)
     assert code == 2 and reason in " ".join(told.split()) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("executorch") is not None, reason="ExecuTorch is installed here")
+def test_a_runtime_that_is_not_installed(run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    code, _, told = call(monkeypatch, capsys, "export", run, "--for", "executorch", "--out", "phone")
+    assert code == 2 and "pip install 'saap-edge[executorch]'" in " ".join(told.split())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("there", ["file", "others", "link"])
