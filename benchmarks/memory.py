@@ -6,9 +6,10 @@
 llama.cpp repacks the matrices of some types as it loads them. Pages of a mapped file stay beside the copy; a file that
 is read leaves none, but its memory is in small pages unless glibc asks for huge ones. Every measurement has a process
 of its own. *Peak* is its highest resident memory less that before the file was opened; *anonymous* is the part that the
-kernel cannot drop and read again. `over` is (peak - KV) / file, where KV is that of the whole context. The ways take
-turns: the ratio of decode speeds, by CPU time of steps, is the median of turns, with the lowest and highest. Shapes
-have random weights, dense and with a quarter and half of their widths removed. Ends with one JSON line.
+kernel cannot drop and read again (locked pages included), *pss* the memory at the end with shared pages in part. `over`
+is (peak - KV) / file, where KV is that of the whole context. The ways take turns: the ratio of decode speeds, by CPU
+time of steps, is the median of turns, with the lowest and highest. Shapes have random weights, dense and with a quarter
+and half of their widths removed. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def run(path: Path, way: str, *numbers: int) -> dict[str, float]:
 def summary(runs: list[dict[str, float]], mapped: list[dict[str, float]], size: int) -> dict[str, Any]:
     """Of several processes the medians; of memory they differ by single pages. `faster` needs several turns."""
     middle = {name: median(run[name] for run in runs) for name in runs[0]}
-    in_mib = {f"{name}_mib": round(middle[name] / MIB, 1) for name in ("base", "peak", "anonymous", "kv")}
+    in_mib = {f"{name}_mib": round(middle[name] / MIB, 1) for name in ("base", "peak", "pss", "anonymous", "kv")}
     ratios = sorted(other["decode_cpu_s"] / one["decode_cpu_s"] for one, other in zip(runs, mapped, strict=True))
     faster = [round(value, 3) for value in (median(ratios), ratios[0], ratios[-1])] if len(runs) > 1 else None
     return in_mib | {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import llama_cpp
 
-from saap_edge.engines.child import kilobytes
+from saap_edge.engines.child import held_bytes, kilobytes
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.options import KV_TYPES, UBATCH
 
@@ -29,9 +29,9 @@ WAYS = {"mapped": Mapped, "read": Read, "auto": LlamaCppEngine}
 
 
 def resident() -> dict[str, int]:
-    """Bytes: the highest and the present resident memory, and what of it is not of files that can be dropped."""
-    found = kilobytes("status", "VmHWM|VmRSS|RssAnon")
-    return {"peak": found["VmHWM"], "now": found["VmRSS"], "anonymous": found["RssAnon"]}
+    """Bytes: the highest and the present resident memory, proportional memory, and what the kernel cannot drop."""
+    found = kilobytes("status", "VmHWM|VmRSS") | kilobytes("smaps_rollup", "Pss")
+    return {"peak": found["VmHWM"], "now": found["VmRSS"], "pss": found.get("Pss", 0), "anonymous": held_bytes() or 0}
 
 
 def main() -> None:
@@ -56,6 +56,7 @@ def main() -> None:
     after = resident()
     print(json.dumps({
         "base": base["now"], "peak": after["peak"] - base["now"], "anonymous": after["anonymous"] - base["anonymous"],
+        "pss": after["pss"] - base["pss"],
         "kv": args.context * engine.kv_bytes_per_token(), "load_s": loaded, "decode_cpu_s": cpu / args.steps,
     }))  # fmt: skip
 

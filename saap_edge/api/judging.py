@@ -131,14 +131,16 @@ def predict_document(
     from dataclasses import asdict
 
     from saap_edge.artifacts import slow_ones
+    from saap_edge.prediction.cost import savings
 
     prediction, cost, board, conditions = _predicted(
         artifact, target, format, prompt_tokens, context, threads, ram_mib, kv, ubatch
     )
+    less = [] if prediction.fits else savings(cost, conditions["prompt_tokens"], conditions["context"], ubatch)
     return {
         "predicted": True, "artifact": str(artifact), "target": board.name, "cost": asdict(cost),
         "conditions": conditions, **asdict(prediction),
-        "notes": slow_ones([cost.format]),
+        "notes": [*slow_ones([cost.format]), *([f"takes less memory: {', '.join(less)}"] if less else [])],
     }  # fmt: skip
 
 

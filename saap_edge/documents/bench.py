@@ -42,6 +42,9 @@ class Metrics(Part):
     load_ms: Summary | None = Field(default=None, description="opening the artifact in a fresh process, ms")
     peak_rss_mib: Summary | None = Field(default=None, description="highest resident memory of a process, MiB")
     peak_pss_mib: Summary | None = Field(default=None, description="the same, shared pages counted in part, MiB")
+    held_mib: Summary | None = Field(
+        default=None, description="memory of a process that the kernel cannot drop and read again, MiB"
+    )
     file_bytes: int | None = Field(default=None, description="size of the artifact, bytes")
     projection_bytes: int | None = Field(
         default=None, description="weights that decoding a token reads, bytes; missing in older documents"

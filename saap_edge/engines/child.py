@@ -25,7 +25,7 @@ from saap_edge.engines.registry import VOCABULARY, engine_named
 from saap_edge.errors import SaapError
 from saap_edge.registry import resolve
 
-__all__ = ["VOCABULARY", "Server", "kilobytes", "log_probabilities", "main"]
+__all__ = ["VOCABULARY", "Server", "held_bytes", "kilobytes", "log_probabilities", "main"]
 
 PIECE = 512  # tokens of a prompt at a time: llama.cpp's own default
 
@@ -194,12 +194,24 @@ class Server:
         return news
 
     def memory(self) -> dict[str, int | None]:
-        """Bytes of memory of the whole process: resident, the highest and now; proportional (PSS), now.
+        """Bytes of memory of the whole process: resident, the highest and now; proportional (PSS) and held, now.
 
-        PSS counts a page that n processes map as 1/n. It is None where the kernel does not state it (before 4.14).
+        PSS counts a page that n processes map as 1/n; it is None where the kernel does not state it (before 4.14). Held
+        is what the kernel cannot drop and read again.
         """
         found = kilobytes("status", "VmHWM|VmRSS") | kilobytes("smaps_rollup", "Pss")
-        return {"peak": found["VmHWM"], "now": found["VmRSS"], "pss": found.get("Pss")}
+        return {"peak": found["VmHWM"], "now": found["VmRSS"], "pss": found.get("Pss"), "held": held_bytes()}
+
+
+def held_bytes() -> int | None:
+    """Memory of this process that the kernel cannot drop: anonymous and shared pages, and locked pages of files.
+
+    None where the kernel does not tell them apart (before 4.5).
+    """
+    found = kilobytes("status", "RssAnon|RssShmem|RssFile|VmLck")
+    if "RssAnon" not in found:
+        return None
+    return found["RssAnon"] + found["RssShmem"] + min(found.get("VmLck", 0), found["RssFile"])
 
 
 def _runtime(module: str, package: str | None) -> dict[str, Any]:

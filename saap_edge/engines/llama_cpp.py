@@ -18,6 +18,7 @@ from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.options import KV_TYPES, UBATCH, kv_bytes, kv_refusal, kv_type
 from saap_edge.engines.registry import EngineRecord, register_engine
+from saap_edge.engines.shortage import advice, is_shortage
 from saap_edge.errors import SaapError
 
 __all__ = ["LlamaCppEngine", "LlamaCppVocabulary"]
@@ -36,6 +37,11 @@ def _log_errors(level: int, text: bytes, _user_data: Any) -> None:
     if level == _LOG_ERROR:
         _errors[:] = [*_errors[-1:], text.decode(errors="replace").strip()]
         os.write(2, text)
+
+
+def _hint(reason: str, path: Path) -> str:
+    """What to do, where memory was short."""
+    return f". {advice(path)}" if is_shortage(reason) else ""
 
 
 @cache
@@ -59,7 +65,7 @@ class LlamaCppVocabulary:
         self._model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), parameters)
         if not self._model:
             reason = "; ".join(dict.fromkeys(_errors)) or "no reason given"
-            raise SaapError(f"'{self.path}': llama.cpp cannot load it: {reason}")
+            raise SaapError(f"'{self.path}': llama.cpp cannot load it: {reason}{_hint(reason, path)}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
 
@@ -149,7 +155,9 @@ class LlamaCppEngine(LlamaCppVocabulary):
     def _open_context(self, parameters: Any) -> Any:
         context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not context:
-            raise SaapError(f"'{self.path}': llama.cpp cannot open a context of {self.context} tokens")
+            reason = "; ".join(dict.fromkeys(_errors)) or "no reason given"
+            told = f"'{self.path}': llama.cpp cannot open a context of {self.context} tokens: {reason}"
+            raise SaapError(told + _hint(reason, self.path))
         return context
 
     def reset(self) -> None:

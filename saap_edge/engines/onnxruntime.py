@@ -14,6 +14,7 @@ from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.onnx_cost import folder_context, folder_vocab_size, onnx_cost
 from saap_edge.engines.onnx_folder import GENAI_FILE
 from saap_edge.engines.registry import EngineRecord, register_engine
+from saap_edge.engines.shortage import advice, is_shortage
 from saap_edge.errors import SaapError
 from saap_edge.machine.pages import HUGE_PAGES
 from saap_edge.machine.sharing import free_cpus, shared
@@ -173,7 +174,8 @@ def open_session(path: Path, threads: int) -> Any:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the binding's exceptions share no base class of their own
         reason = str(error).splitlines()[0]
-        raise SaapError(f"{path}: ONNX Runtime cannot load it, export the model again ({reason})") from None
+        todo = advice(path.parent) if is_shortage(reason) else "Export the model again"
+        raise SaapError(f"{path}: ONNX Runtime cannot load it ({reason}). {todo}") from None
 
 
 def spinning(threads: int) -> bool:

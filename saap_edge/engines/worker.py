@@ -18,6 +18,7 @@ import numpy as np
 from saap_edge.engines.environment import child_command
 from saap_edge.engines.options import AS_IT_IS, EngineOptions, check_options
 from saap_edge.engines.registry import engine_named
+from saap_edge.engines.shortage import advice, is_shortage
 from saap_edge.errors import SaapError
 from saap_edge.machine.waiting import without_ours
 
@@ -59,6 +60,7 @@ class Worker:
         self._process = subprocess.Popen(
             child_command(python), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=environment
         )  # fmt: skip
+        _goes_first(self._process.pid)
         try:
             self.loaded = self._ask("load", engine=engine, path=str(path), threads=threads, context=context, **told)
         except BaseException:
@@ -153,7 +155,7 @@ class Worker:
                     os.sched_setaffinity(int(thread), cpus)
 
     def memory(self) -> dict[str, int | None]:
-        """Memory of the child in bytes: {"peak", "now"} resident, {"pss"} proportional now (None: not known)."""
+        """Memory of the child in bytes, as `Server.memory`: {"peak", "now", "pss", "held"}."""
         memory: dict[str, int | None] = self._ask("memory")
         return memory
 
@@ -207,7 +209,14 @@ class Worker:
         code = self._process.wait()
         self._stderr.seek(0)
         cause = cause_of_death(code, self._stderr.read())
-        raise EngineDied(f"{self.engine} died in '{what}' of '{self.path}' with {cause}", code)
+        hint = f". {advice(self.path)}" if code == -signal.SIGKILL or is_shortage(cause) else ""
+        raise EngineDied(f"{self.engine} died in '{what}' of '{self.path}' with {cause}{hint}", code)
+
+
+def _goes_first(process: int) -> None:
+    """Where memory is short, the kernel kills the child before the process that can say what to do about it."""
+    with contextlib.suppress(OSError):  # a system without it, or a child that has ended already
+        Path(f"/proc/{process}/oom_score_adj").write_text("1000")
 
 
 def cause_of_death(code: int, stderr: bytes) -> str:

@@ -33,7 +33,7 @@ class Samples:
         ttft_s: time to the first token, s, of every round.
         steps_s, cpu_s: seconds and CPU seconds (all threads) of every step, of every round.
         load_s: seconds of loading, of every fresh process.
-        peak_rss, peak_pss: bytes of memory, of every fresh process.
+        peak_rss, peak_pss, held: bytes of memory, of every fresh process.
         joules: energy of decoding, J, of every round; None where the meter did not tell.
         perplexity: no unit; None: not measured.
         instructions: instructions that decoding a token executes; None: not counted.
@@ -46,6 +46,7 @@ class Samples:
     load_s: list[float] = field(default_factory=list)
     peak_rss: list[int] = field(default_factory=list)
     peak_pss: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
     joules: list[float | None] = field(default_factory=list)
     perplexity: float | None = None
     instructions: float | None = None
@@ -66,6 +67,8 @@ class Samples:
         self.peak_rss.append(int(memory["peak"] or 0))
         if memory.get("pss"):
             self.peak_pss.append(int(memory["pss"] or 0))
+        if memory.get("held"):
+            self.held.append(int(memory["held"] or 0))
 
     @property
     def joules_per_token(self) -> float | None:
@@ -173,6 +176,7 @@ def _artifact(
         load_ms=summary_of([1000 * seconds for seconds in samples.load_s]),
         peak_rss_mib=summary_of([peak / 2**20 for peak in samples.peak_rss]),
         peak_pss_mib=summary_of([peak / 2**20 for peak in samples.peak_pss]),
+        held_mib=summary_of([held / 2**20 for held in samples.held]),
         **counts(subject, loaded, prompt + decode // 2),
         perplexity=samples.perplexity,
         energy_j_per_token=samples.joules_per_token,

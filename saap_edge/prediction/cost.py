@@ -8,12 +8,12 @@ from pathlib import Path
 
 from saap_edge.engines.base import ArtifactCost
 from saap_edge.engines.gguf_cost import gguf_cost
-from saap_edge.engines.options import EngineOptions, check_options, kv_bytes, kv_refusal
+from saap_edge.engines.options import UBATCH, EngineOptions, check_options, kv_bytes, kv_refusal
 from saap_edge.engines.registry import engine_named, engine_opening
 from saap_edge.errors import SaapError
 from saap_edge.formats import KINDS, described, kind_of
 
-__all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token", "cached_as", "work_bytes"]
+__all__ = ["ArtifactCost", "artifact_cost", "bytes_per_token", "cached_as", "savings", "work_bytes"]
 
 
 def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int) -> int:
@@ -26,6 +26,7 @@ def bytes_per_token(projection_bytes: int, kv_bytes_per_token: int, context: int
 
 
 _FITTED = 64  # tokens of the prompts whose work space is in the fit already (benchmarks/data/memory.csv)
+_SMALLER = "q8_0"  # a type of KV cache that costs little quality
 _MASK = 6  # bytes of attention's mask for a token and one that it looks at
 
 
@@ -37,6 +38,21 @@ def work_bytes(cost: ArtifactCost, context: int, tokens: int) -> int:
     [0, 1799680, 12597760]
     """
     return max(0, tokens - _FITTED) * (cost.batch_bytes + _MASK * context) if cost.batch_bytes else 0
+
+
+def savings(cost: ArtifactCost, prompt_tokens: int, context: int, ubatch: int | None) -> list[str]:
+    """Options that would take at least a MiB less, where they were not used, in words.
+
+    >>> cost = ArtifactCost("gguf-q4_0", 700, 23_040, 750, 1250, None, 11_520, (64, 64), batch_bytes=25_000)
+    >>> savings(cost, 512, 512, None), savings(cost, 512, 512, 64), savings(replace(cost, kv="q4_0"), 64, 64, None)
+    (['--kv q8_0 5.3 MiB', '--ubatch 64 12.0 MiB'], ['--kv q8_0 5.3 MiB'], [])
+    """
+    found = {}
+    if cost.kv is None and cost.kv_elements and kv_refusal(_SMALLER, cost.head_dims) is None:
+        found[f"--kv {_SMALLER}"] = context * (cost.kv_bytes_per_token - kv_bytes(cost.kv_elements, _SMALLER))
+    if ubatch is None:
+        found[f"--ubatch {_FITTED}"] = work_bytes(cost, context, min(prompt_tokens, UBATCH))
+    return [f"{option} {size / 2**20:.1f} MiB" for option, size in found.items() if size >= 2**20]
 
 
 def cached_as(cost: ArtifactCost, kv: str | None) -> ArtifactCost:

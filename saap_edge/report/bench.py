@@ -35,6 +35,7 @@ _SPEED: tuple[Column, ...] = (
 _REST: tuple[Column, ...] = (
     ("peak RSS MiB", _median("peak_rss_mib", 0)),
     ("peak PSS MiB", _median("peak_pss_mib", 0)),
+    ("held MiB", _median("held_mib", 0)),
     ("file MiB", lambda metrics: f"{metrics.counted('file_bytes') / 2**20:.2f}"),
     ("KV bytes/token", lambda metrics: str(metrics.kv_bytes_per_token)),
     ("perplexity", lambda metrics: number(metrics.perplexity)),

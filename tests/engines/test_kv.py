@@ -1,6 +1,7 @@
 """Keys and values in blocks: as large as llama.cpp says, off by what rounding does, refused where they do not fit."""
 
 import ctypes
+from dataclasses import replace
 
 import gguf
 import llama_cpp
@@ -11,6 +12,7 @@ from gguf.quants import dequantize, quantize
 from scipy.linalg import hadamard
 from transformers import DynamicCache
 
+from saap_edge.api.judging import predict_document
 from saap_edge.engines import llama_cpp as module
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.options import KV_TYPES, EngineOptions, check_options
@@ -18,7 +20,7 @@ from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.model.folder import build_pruned
-from saap_edge.prediction.cost import artifact_cost, cached_as
+from saap_edge.prediction.cost import artifact_cost, cached_as, savings
 from saap_edge.prediction.predict import predict
 from saap_edge.targets import load_target
 from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
@@ -178,3 +180,14 @@ def test_a_prediction_with_a_rounded_cache_takes_less_memory_and_is_less_sure(ma
     assert "KV cache in q8_0" in small.basis
     for before, after in ((plain.decode_tok_s, small.decode_tok_s), (plain.prefill_tok_s, small.prefill_tok_s)):
         assert after.high / after.low > before.high / before.low
+
+
+def test_what_does_not_surely_fit_is_told_what_takes_less(made):
+    asked = {"prompt_tokens": 128, "context": 128}
+    assert predict_document(made[1], "rpi5", **asked)["notes"] == [], "it fits"
+    assert predict_document(made[1], "rpi5", **asked, ram_mib=1)["notes"] == [], "nothing takes a MiB less"
+    large = replace(artifact_cost(made[1]), kv_elements=100_000, kv_bytes_per_token=200_000, batch_bytes=100_000)
+    [kv, ubatch] = savings(large, 128, 128, None)
+    assert kv == f"--kv q8_0 {128 * (200_000 - 106_250) / 2**20:.1f} MiB"
+    assert ubatch == f"--ubatch 64 {64 * (100_000 + 6 * 128) / 2**20:.1f} MiB"
+    assert savings(cached_as(large, "q4_0"), 128, 128, 32) == []

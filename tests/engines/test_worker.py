@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,8 +133,16 @@ def test_death_of_the_child_is_an_error_here(artifact, number):
     with Worker(*artifact, 1, 64) as worker:
         os.kill(worker._process.pid, number)
         worker._process.wait()
-        with pytest.raises(SaapError, match=f"died in 'generate'.*{number.name}"):
+        with pytest.raises(SaapError, match=f"died in 'generate'.*{number.name}") as died:
             worker.generate(IDS, 1)
+    killed = number == signal.SIGKILL
+    assert ("MiB are free here" in str(died.value) and "Take fewer bits" in str(died.value)) == killed
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="the kernel has no order of killing")
+def test_the_kernel_takes_the_child_before_its_parent(worker):
+    child, own = (Path(f"/proc/{number}/oom_score_adj") for number in (worker._process.pid, "self"))
+    assert int(child.read_text()) == 1000 > int(own.read_text())
 
 
 def test_what_cannot_be_loaded_is_named(artifact, tmp_path):
