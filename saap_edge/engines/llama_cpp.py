@@ -223,5 +223,6 @@ register_engine(
         half_sums=True, chat="saap_edge.engines.chat:LlamaCppChat",
         writer="saap_edge.engines.llama_writer:LlamaCppWriter", environment=environment_for,
         benchmark="saap_edge.engines.llama_bench:LlamaBench", kv_types=tuple(KV_TYPES),
+        drafts="saap_edge.engines.llama_draft:LlamaCppDrafted",
     )
 )  # fmt: skip

@@ -53,9 +53,11 @@ class EngineOptions:
 
     Attributes:
         kv: type of keys and values in the cache, a name of KV_TYPES.
+        draft: path of the draft model's file, for an engine whose name ends in DRAFT (registry.py).
     """
 
     kv: str | None = None
+    draft: str | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name.

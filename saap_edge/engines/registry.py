@@ -15,7 +15,7 @@ from saap_edge.errors import SaapError
 from saap_edge.registry import Registry
 
 __all__ = [
-    "CHAT", "ENGINES", "EXACT", "VOCABULARY", "WRITER", "EngineRecord", "engine_at", "engine_named",
+    "CHAT", "DRAFT", "ENGINES", "EXACT", "VOCABULARY", "WRITER", "EngineRecord", "engine_at", "engine_named",
     "engine_opening", "register_engine",
 ]  # fmt: skip
 
@@ -23,6 +23,7 @@ VOCABULARY = " vocabulary"  # after an engine's name: its tokenizer only
 CHAT = " chat"  # after an engine's name: its runtime's own chat entry point
 EXACT = " exact"  # after an engine's name: without what its runtime rounds by default, as verify runs it
 WRITER = " writer"  # after an engine's name: many documents at a time
+DRAFT = " draft"  # after an engine's name: its runtime's own loop, with or without a draft model
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class EngineRecord:
         benchmark: "module:class" that drives its runtime's own benchmark program (engines/llama_bench.py).
         kv_types: types of the KV cache that can be asked for (engines/options.py); the class then takes `kv`, a name.
         no_kv_types: where there are none, why, and what can.
+        drafts: "module:class" of its runtime's own speculative decoding (engines/llama_draft.py); None: it has none.
     """
 
     name: str
@@ -73,14 +75,17 @@ class EngineRecord:
     benchmark: str | None = None
     kv_types: tuple[str, ...] = ()
     no_kv_types: str = "its cache has one type; GGUF files, in llama.cpp, have several"
+    drafts: str | None = None
 
     def entry_of(self, name: str) -> str:
         """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY, CHAT,
-        EXACT or WRITER.
+        EXACT, WRITER or DRAFT.
 
         Raises SaapError where the engine has none.
         """
-        others = {VOCABULARY: self.vocabulary, CHAT: self.chat, EXACT: self.exact, WRITER: self.writer}
+        others = {
+            VOCABULARY: self.vocabulary, CHAT: self.chat, EXACT: self.exact, WRITER: self.writer, DRAFT: self.drafts,
+        }  # fmt: skip
         found = others.get(_ending(name), self.entry)
         if found is None:
             raise SaapError(f"'{name}' runs no artifacts")
@@ -97,7 +102,7 @@ class EngineRecord:
 
 
 def _ending(name: str) -> str:
-    return next((ending for ending in (VOCABULARY, CHAT, EXACT, WRITER) if name.endswith(ending)), "")
+    return next((ending for ending in (VOCABULARY, CHAT, EXACT, WRITER, DRAFT) if name.endswith(ending)), "")
 
 
 ENGINES: Registry[EngineRecord] = Registry(
@@ -115,7 +120,7 @@ def register_engine(engine: EngineRecord) -> EngineRecord:
 
 
 def engine_named(name: str) -> EngineRecord:
-    """The record of an engine; its name may end in VOCABULARY, CHAT, EXACT or WRITER.
+    """The record of an engine; its name may end in VOCABULARY, CHAT, EXACT, WRITER or DRAFT.
 
     Raises SaapError that suggests the nearest name.
     """
