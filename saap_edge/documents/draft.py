@@ -96,6 +96,9 @@ class DraftMeasured(Part):
     speedup: Ratio | None = Field(
         default=None, description="speed with the draft over speed without, by turns; null: not lossless"
     )
+    speedup_cpu: Ratio | None = Field(
+        default=None, description="the same in CPU time of all threads, which other programs disturb less"
+    )
     alone_tok_s: Real = Field(description="decode rate without, tokens/s")
     drafted_tok_s: Real | None = Field(default=None, description="decode rate with, tokens/s; null: not lossless")
     rounds: int = Field(description="rounds by turns")

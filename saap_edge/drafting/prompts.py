@@ -7,11 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CHATS", "KINDS", "PROMPTS_FILE", "Prompt", "read_prompts", "sha256_of"]
+__all__ = ["CHATS", "KINDS", "MOST", "PROMPTS_FILE", "Prompt", "read_prompts", "sha256_of"]
 
 PROMPTS_FILE = Path(__file__).with_name("prompts.jsonl")
 CHATS = "chat"  # the kind that goes through the model's chat template
 KINDS = ("text", CHATS, "code")
+MOST = 8  # prompts of a kind
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ class LlamaCppDrafted:
         told = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "bos")]
         eos, bos = (names[number] if isinstance(number, int) and number < len(names) else "" for number in told)
         try:
-            made = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)(messages=messages)
+            render: Any = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+            made = render(messages=messages)
         except Exception as error:  # jinja2 has many, and templates raise their own
             raise SaapError(f"its chat template fails: {error}") from None
         return self.tokenize(made.prompt, not made.added_special, True)

@@ -142,7 +142,7 @@ class Worker:
         return ids
 
     def speculate(self, tokens: list[int], count: int, gamma: int) -> dict[str, Any]:
-        """`count` greedy tokens after `tokens` by the runtime's own loop, with up to `gamma` tokens of its draft a pass.
+        """`count` greedy tokens after `tokens` by the runtime's own loop, with `gamma` tokens of its draft a pass.
 
         The worker's engine must be one whose name ends in DRAFT. Returns {"ids", "prompt_s": until the first token,
         "decode_s": from then on, "decode_cpu_s": CPU time of that, "passes": how often the draft was asked}
