@@ -48,13 +48,15 @@ def survival(flags: Sequence[Sequence[bool]], longest: int) -> list[float]:
     """
     reached, seen = [0] * longest, [0] * longest
     for own in flags:
-        begins = [0, *(place + 1 for place, accepted in enumerate(own) if not accepted)]
-        for begin in (begin for begin in begins if begin < len(own)):
-            run = next((index for index, accepted in enumerate(own[begin:]) if not accepted), None)
-            known = longest if run is not None else min(longest, len(own) - begin)
-            for length in range(1, known + 1):
+        rejected = [place for place, accepted in enumerate(own) if not accepted]
+        for begin, end in zip([-1, *rejected], [*rejected, len(own)], strict=True):
+            run = end - begin - 1
+            if run == 0 and end == len(own):
+                continue  # nothing was seen of it
+            known = longest if end < len(own) else run
+            for length in range(1, min(known, longest) + 1):
                 seen[length - 1] += 1
-                reached[length - 1] += run is None or run >= length
+                reached[length - 1] += run >= length
     return [hit / count if count else math.nan for hit, count in zip(reached, seen, strict=True)]
 
 
