@@ -19,7 +19,8 @@ __all__ = ["draft"]
 def draft(
     drafts: str | Path | Sequence[str | Path], target: str | Target, *, model: str | Path | None = None,
     format: str | None = None, prompts: int | None = None, tokens: int = 48, longest: int = 7,
-    threads: int | None = None, measure: bool = False, rounds: int = 7, progress: Listener = None,
+    threads: int | None = None, threads_here: int | None = None, measure: bool = False, rounds: int = 7,
+    progress: Listener = None,
 ) -> Draft:  # fmt: skip
     """Find out whether pruned models, as drafts of the dense model, make it faster on a board (docs/draft.md).
 
@@ -31,7 +32,8 @@ def draft(
         prompts: prompts of each kind (text, chat, code), at least 2; all 8 where absent.
         tokens: tokens of an answer at most.
         longest: longest draft length that is considered, tokens.
-        threads: threads of llama.cpp here, and on the target; the target's own number where absent.
+        threads: threads on the board; its own number where absent.
+        threads_here: threads of llama.cpp here; as on the board where absent, but no more than there are CPUs.
         measure: also decode here with and without each draft, by turns.
         rounds: rounds of measuring.
 
@@ -64,5 +66,5 @@ def draft(
     parent = Path(model) if model is not None else dense_of(given[0], format)
     if not parent.is_file():
         raise SaapError(f"--model '{parent}' is no file: give the dense model's .gguf file")
-    asked = Asked(min(prompts or MOST, MOST), tokens, longest, threads, measure, rounds)
+    asked = Asked(min(prompts or MOST, MOST), tokens, longest, threads, threads_here, measure, rounds)
     return find_drafts(parent, list(dict.fromkeys(files)), board, asked, progress_of(progress).bar)

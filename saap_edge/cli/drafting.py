@@ -35,7 +35,10 @@ def draft(
         int, typer.Option("--longest", min=1, max=32, help="Longest draft that is considered, in tokens")
     ] = 7,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads here and on the board (default: those of the board)")
+        int | None, typer.Option("--threads", min=1, help="Threads on the board (default: its own number)")
+    ] = None,
+    threads_here: Annotated[
+        int | None, typer.Option("--threads-here", min=1, help="Threads here (default: as on the board, if there are)")
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Also decode here, with and without the draft, by turns")
@@ -66,7 +69,7 @@ def draft(
     prepare()
     document = api.draft(
         drafts, target, model=model, format=format, prompts=prompts, tokens=tokens, longest=longest, threads=threads,
-        measure=measure, rounds=rounds, progress=ToConsole(),
+        threads_here=threads_here, measure=measure, rounds=rounds, progress=ToConsole(),
     )  # fmt: skip
     from saap_edge.report.draft import render_draft
     from saap_edge.targets import load_target

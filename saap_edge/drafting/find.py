@@ -54,7 +54,8 @@ class Asked:
         prompts: of each kind.
         tokens: of an answer at most.
         longest: longest draft length that is considered.
-        threads: of the runtime here, and on the target; the target's where None.
+        threads: on the target; its own number where None.
+        threads_here: of the runtime here; as on the target where None, but no more than there are CPUs.
         measured: measure here.
         rounds: of measuring.
     """
@@ -63,6 +64,7 @@ class Asked:
     tokens: int
     longest: int
     threads: int | None
+    threads_here: int | None
     measured: bool
     rounds: int
 
@@ -75,7 +77,7 @@ def find_drafts(model: Path, drafts: Sequence[Path], target: Target, asked: Aske
     for draft in drafts:
         check_same_tokens(model, draft)
     costs = {path: artifact_cost(path) for path in (model, *drafts)}
-    here = min(asked.threads or target.threads, os.cpu_count() or 1)
+    here = asked.threads_here or min(asked.threads or target.threads, os.cpu_count() or 1)
     engine = f"{record.name}{DRAFT}"
     with bar("draft", None):
         answers, context, notes = _answers(model, engine, asked, here, bar)

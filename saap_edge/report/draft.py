@@ -28,7 +28,7 @@ def render_draft(document: Draft, board: str) -> list[RenderableType]:
         )
     lines.append(
         f"  answers of {escape(document.model.name)}: {told.prompts} prompts a kind, at most {told.tokens} tokens; "
-        f"{told.target_threads} threads on the board"
+        f"{told.target_threads} threads on the board, {told.threads} here"
     )
     return lines + [f"  [yellow]note:[/] {escape(note)}" for note in document.notes]
 
