@@ -15,7 +15,7 @@ LAYERS = (
     ("api",),
     ("worth",),
     ("chain",),
-    ("remote", "report"),
+    ("drafting", "remote", "report"),
     ("recipe",),
     ("measuring",),
     ("gating", "probe"),

@@ -23,6 +23,7 @@ Examples:
     'pass'
 """
 
+from saap_edge.api.drafting import draft
 from saap_edge.api.judging import evaluate, gate, predict, predict_document
 from saap_edge.api.layouts import export_for
 from saap_edge.api.measuring import bench, bench_stage, verify
@@ -37,7 +38,7 @@ from saap_edge.progress import Progress
 
 __all__ = [
     "DOCUMENTS", "RATIOS", "RIVALS", "Fit", "Frontier", "Progress", "Run", "SaapError", "bank", "bench", "bench_stage",
-    "compile", "evaluate", "export", "export_for", "fit", "frontier", "gate", "plan", "predict", "predict_document",
-    "prune", "recipe_of", "recover", "register_family", "register_metric", "register_order", "resume", "schema",
-    "score", "verify", "write", "write_report",
+    "compile", "draft", "evaluate", "export", "export_for", "fit", "frontier", "gate", "plan", "predict",
+    "predict_document", "prune", "recipe_of", "recover", "register_family", "register_metric", "register_order",
+    "resume", "schema", "score", "verify", "write", "write_report",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ __all__ = ["DOCUMENTS", "schema"]
 
 DOCUMENTS = {
     "bench": "speed, memory and quality of artifacts (bench.json)",
+    "draft": "pruned models as drafts of their parent (draft.json)",
     "gate": "verdicts on limits (gate.json)",
     "manifest": "artifacts of an export (manifest.json)",
     "plan": "widths per layer, before and after (plan.json)",
@@ -22,9 +23,9 @@ DOCUMENTS = {
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON schema of a document: "bench", "gate", "manifest", "plan", "report" or "verify" (docs/documents.md).
+    """The JSON schema of a document: "bench", "draft", "gate", "manifest", "plan", "report" or "verify".
 
-    Every field has a description with its unit. Raises SaapError for another name.
+    Every field has a description with its unit (docs/documents.md). Raises SaapError for another name.
 
     Examples:
         >>> se.schema("bench")["properties"]["schema"]["const"]
@@ -39,9 +40,13 @@ def schema(name: str) -> dict[str, Any]:
 def _classes() -> dict[str, type[Document]]:
     from saap_edge.artifacts import Manifest
     from saap_edge.documents.bench import Bench
+    from saap_edge.documents.draft import Draft
     from saap_edge.documents.gate import Gate
     from saap_edge.documents.plan import Plan
     from saap_edge.documents.report import Report
     from saap_edge.documents.verify import Verify
 
-    return {"bench": Bench, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report, "verify": Verify}
+    return {
+        "bench": Bench, "draft": Draft, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report,
+        "verify": Verify,
+    }  # fmt: skip

@@ -136,6 +136,14 @@ class Server:
         self.engine.truncate(self._filled)
         return steps
 
+    def time_batch(self, tokens: list[int]) -> float:
+        """Seconds of running `tokens` at once after the filled tokens, with logits of all. They are forgotten."""
+        begin = time.perf_counter()
+        self.engine.forward(tokens, all_logits=True)
+        seconds = time.perf_counter() - begin
+        self.engine.truncate(self._filled)
+        return seconds
+
     def _steps(self, token: int, count: int) -> dict[str, list[float]]:
         """Seconds of every step, on the clock and of CPU time (all threads together)."""
         seconds, cpu = [], []
@@ -183,6 +191,16 @@ class Server:
         """The greedy answer of the runtime's own chat entry point (engines/chat.py)."""
         answer: dict[str, Any] = getattr(self.engine, "chat")(messages, tools, count)  # noqa: B009
         return answer
+
+    def rendered(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Token ids of a chat by the file's own template (engines/llama_draft.py)."""
+        ids: list[int] = getattr(self.engine, "rendered")(messages)  # noqa: B009
+        return ids
+
+    def speculate(self, tokens: list[int], count: int, gamma: int) -> dict[str, Any]:
+        """Greedy tokens by the runtime's own loop, with or without a draft (engines/llama_draft.py)."""
+        found: dict[str, Any] = getattr(self.engine, "speculate")(tokens, count, gamma)  # noqa: B009
+        return found
 
     def begin(self, documents: list[dict[str, Any]], ends: list[int], banned: list[int], least: float) -> None:
         """Take documents in hand, which `proceed` writes (engines/llama_writer.py)."""

@@ -233,5 +233,6 @@ register_engine(
         half_sums=True, chat="saap_edge.engines.chat:LlamaCppChat",
         writer="saap_edge.engines.llama_writer:LlamaCppWriter", environment=environment_for,
         benchmark="saap_edge.engines.llama_bench:LlamaBench", kv_types=tuple(KV_TYPES), ubatch=True,
+        drafts="saap_edge.engines.llama_draft:LlamaCppDrafted",
     )
 )  # fmt: skip

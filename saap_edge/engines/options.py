@@ -56,10 +56,12 @@ class EngineOptions:
         kv: type of keys and values in the cache, a name of KV_TYPES.
         ubatch: tokens of a prompt that are computed at once, at most: work space follows it, and so does the speed of
             prompts. Sums come in another order with another number, so that answers move a little.
+        draft: path of the draft model's file, for an engine whose name ends in DRAFT (registry.py).
     """
 
     kv: str | None = None
     ubatch: int | None = None
+    draft: str | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name.

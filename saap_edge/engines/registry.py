@@ -15,7 +15,7 @@ from saap_edge.errors import SaapError
 from saap_edge.registry import Registry
 
 __all__ = [
-    "CHAT", "ENGINES", "EXACT", "VOCABULARY", "WRITER", "EngineRecord", "engine_at", "engine_named",
+    "CHAT", "DRAFT", "ENGINES", "EXACT", "VOCABULARY", "WRITER", "EngineRecord", "engine_at", "engine_named",
     "engine_opening", "register_engine",
 ]  # fmt: skip
 
@@ -23,6 +23,7 @@ VOCABULARY = " vocabulary"  # after an engine's name: its tokenizer only
 CHAT = " chat"  # after an engine's name: its runtime's own chat entry point
 EXACT = " exact"  # after an engine's name: without what its runtime rounds by default, as verify runs it
 WRITER = " writer"  # after an engine's name: many documents at a time
+DRAFT = " draft"  # after an engine's name: its runtime's own loop, with or without a draft model
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class EngineRecord:
         ubatch: how many tokens of a prompt are computed at once can be asked for; the class then takes `ubatch`.
         exact: "module:class" of an `Engine` that rounds nothing which the file does not; None: `entry` is compared with
             torch, and what it rounds is emulated (evaluation/arithmetic.py).
+        drafts: "module:class" of its runtime's own speculative decoding (engines/llama_draft.py); None: it has none.
     """
 
     name: str
@@ -75,14 +77,17 @@ class EngineRecord:
     kv_types: tuple[str, ...] = ()
     ubatch: bool = False
     no_kv_types: str = "its cache has one type; GGUF files, in llama.cpp, have several"
+    drafts: str | None = None
 
     def entry_of(self, name: str) -> str:
         """The "module:class" that the child imports: the engine, or what `name` ends in: VOCABULARY, CHAT,
-        EXACT or WRITER.
+        EXACT, WRITER or DRAFT.
 
         Raises SaapError where the engine has none.
         """
-        others = {VOCABULARY: self.vocabulary, CHAT: self.chat, EXACT: self.exact, WRITER: self.writer}
+        others = {
+            VOCABULARY: self.vocabulary, CHAT: self.chat, EXACT: self.exact, WRITER: self.writer, DRAFT: self.drafts,
+        }  # fmt: skip
         found = others.get(_ending(name), self.entry)
         if found is None:
             raise SaapError(f"'{name}' runs no artifacts")
@@ -99,7 +104,7 @@ class EngineRecord:
 
 
 def _ending(name: str) -> str:
-    return next((ending for ending in (VOCABULARY, CHAT, EXACT, WRITER) if name.endswith(ending)), "")
+    return next((ending for ending in (VOCABULARY, CHAT, EXACT, WRITER, DRAFT) if name.endswith(ending)), "")
 
 
 ENGINES: Registry[EngineRecord] = Registry(
@@ -117,7 +122,7 @@ def register_engine(engine: EngineRecord) -> EngineRecord:
 
 
 def engine_named(name: str) -> EngineRecord:
-    """The record of an engine; its name may end in VOCABULARY, CHAT, EXACT or WRITER.
+    """The record of an engine; its name may end in VOCABULARY, CHAT, EXACT, WRITER or DRAFT.
 
     Raises SaapError that suggests the nearest name.
     """

@@ -138,6 +138,25 @@ class Worker:
         answer: dict[str, Any] = self._ask("chat", messages=messages, tools=tools, count=count)
         return answer
 
+    def rendered(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Token ids of a chat by the file's own template; the worker's engine must be one whose name ends in DRAFT."""
+        ids: list[int] = self._ask("rendered", messages=messages)
+        return ids
+
+    def speculate(self, tokens: list[int], count: int, gamma: int) -> dict[str, Any]:
+        """`count` greedy tokens after `tokens` by the runtime's own loop, with `gamma` tokens of its draft a pass.
+
+        The worker's engine must be one whose name ends in DRAFT. Returns {"ids", "prompt_s": until the first token,
+        "decode_s": from then on, "decode_cpu_s": CPU time of that, "passes": how often the draft was asked}
+        (engines/llama_draft.py).
+        """
+        found: dict[str, Any] = self._ask("speculate", tokens=tokens, count=count, gamma=gamma)
+        return found
+
+    def time_batch(self, tokens: list[int]) -> float:
+        """Seconds of running `tokens` at once after the filled tokens, with logits of all. They are forgotten."""
+        return float(self._ask("time_batch", tokens=tokens))
+
     def begin(self, documents: list[dict[str, Any]], ends: list[int], banned: list[int], least: float) -> None:
         """Take documents in hand, which `proceed` writes (engines/llama_writer.py)."""
         self._ask("begin", documents=documents, ends=ends, banned=banned, least=least)

@@ -10,6 +10,7 @@ import pytest
 import saap_edge as se
 from saap_edge.artifacts import Manifest, read_manifest
 from saap_edge.documents.bench import Bench, Metrics
+from saap_edge.documents.draft import Draft
 from saap_edge.documents.gate import Gate
 from saap_edge.documents.plan import Plan, load_plan
 from saap_edge.documents.report import Report
@@ -22,7 +23,10 @@ from tests.documents.schema_check import faults, fields
 from tests.gating.support import artifact, bench, beside
 from tests.test_cli import call, write_recipe
 
-CLASSES = {"bench": Bench, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report, "verify": Verify}
+CLASSES = {
+    "bench": Bench, "draft": Draft, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report,
+    "verify": Verify,
+}  # fmt: skip
 DEMO = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json").read_text())
 QUICK = {
     "prune": {"ratio": 0.3, "method": "saap"}, "recover": {"tokens": 0}, "target": "rpi5",
@@ -44,7 +48,9 @@ def run(tmp_path_factory):
 def written(run):
     """Files of every document."""
     names = {name: run.folders[name] / f"{name}.json" for name in ("bench", "gate", "plan", "report", "verify")}
-    return names | {"manifest": run.folders["export"] / "manifest.json"}
+    drafted = se.draft(run.out, "rpi5", prompts=2, tokens=8, threads_here=1)
+    drafted.write(run.out / "draft.json")
+    return names | {"manifest": run.folders["export"] / "manifest.json", "draft": run.out / "draft.json"}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -135,7 +141,8 @@ def test_the_weights_bytes_are_stored_and_were_recovered_before(run):
 
 
 @pytest.mark.parametrize(("name", "field", "remedy"), [
-    ("bench", "schema", "measure again"), ("gate", "version", "judge again"), ("manifest", "version", "export again"),
+    ("bench", "schema", "measure again"), ("draft", "version", "saap-edge draft again"),
+    ("gate", "version", "judge again"), ("manifest", "version", "export again"),
     ("plan", "version", "plan again"), ("report", "schema_version", "compile again"),
     ("verify", "version", "verify again"),
 ])  # fmt: skip
@@ -170,7 +177,8 @@ def test_a_document_inside_a_report_has_its_own_version(written, tmp_path, secti
 
 
 DAMAGED = {
-    "bench": ("conditions", "prompt_tokens"), "gate": ("verdicts", 0, "verdict"), "manifest": ("artifacts", 0, "bytes"),
+    "bench": ("conditions", "prompt_tokens"), "draft": ("drafts", 0, "kinds", 0, "acceptance", "value"),
+    "gate": ("verdicts", 0, "verdict"), "manifest": ("artifacts", 0, "bytes"),
     "plan": ("layers", 0, "ffn"), "report": ("bench", "artifacts", 0, "metrics", "decode_tok_s", "median"),
     "verify": ("artifacts", 0, "max_error"),
 }  # fmt: skip

@@ -1,0 +1,1 @@
+"""A pruned model as draft of its parent: what the parent accepts, and whether that makes it faster on a board."""
