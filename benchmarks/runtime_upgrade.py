@@ -5,9 +5,10 @@
 
 Random weights in the shape of a known model are written in every format. Each file runs by turns in the old environment
 and in this one, as `saap-edge bench BUNDLE --against BUNDLE --against-python old` does; then in this one twice, through
-an interpreter of its own, which shows what the measurement itself makes of equal builds. The gate judges every ratio
-(decode and prefill, new over old) against --limit, with looks until it is decided. About 5 minutes on an idle core.
-Ends with one JSON line.
+an interpreter of its own, which shows what the measurement itself makes of equal builds. Every round has processes of
+its own; with --one-pair it has not, and equal builds differ by what their two processes differ by. The gate judges
+every ratio (decode and prefill, new over old) against --limit, with looks until it is decided. About 5 minutes on an
+idle core. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def side_by_side(subject: Subject, base: Path, args: argparse.Namespace) -> Benc
     """The file in this environment beside the one of another interpreter."""
     candidate = replace(subject, name=f"candidate {subject.format}", role="candidate")
     baseline = replace(subject, name=f"baseline {subject.format}", role="baseline", build=Build(python=base))
-    conditions = BenchConditions(args.threads, args.prompt, args.decode, args.rounds, max_rounds=args.max_rounds)
+    conditions = BenchConditions(
+        args.threads, args.prompt, args.decode, args.rounds, max_rounds=args.max_rounds, fresh=not args.one_pair
+    )
     pair = [(baseline.name, candidate.name)]
     return measure([baseline, candidate], pair, conditions, decided=decides(budget(args), None))
 
@@ -97,6 +100,7 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=32, help="tokens a round")
     parser.add_argument("--rounds", type=int, default=8, help="before the first look")
     parser.add_argument("--max-rounds", type=int, default=32)
+    parser.add_argument("--one-pair", action="store_true", help="one pair of processes for all rounds: what not to do")
     parser.add_argument("--limit", type=float, default=0.95, help="least ratio that passes")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()

@@ -194,6 +194,7 @@ class Conditions(Part):
     looks: list[int] = Field(default_factory=list, description="after how many rounds a verdict may be reached")
     confidence: float | None = Field(default=None, description="of every interval from rounds, 0 to 1")
     versions: dict[str, str] = Field(default_factory=dict, description="version of each package that took part")
+    fresh_processes: bool = Field(default=False, description="every round had processes of its own")
     contexts: list[int] = Field(default_factory=list, description="depths at which decoding is measured, tokens")
     kv: str | None = Field(default=None, description="type of the KV cache asked for; null: each runtime's own")
     ubatch: int | None = Field(

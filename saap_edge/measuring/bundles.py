@@ -64,7 +64,7 @@ def bench_bundles(
         conditions = BenchConditions(
             threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(set(contexts))),
             max_rounds=max_rounds, instructions=instructions, kv=kv or _kv(paths, bundles),
-            ubatch=ubatch or bundles[0].ubatch,
+            ubatch=ubatch or bundles[0].ubatch, fresh=any(each.build.elsewhere for each in subjects),
         )  # fmt: skip
         for path, subject in zip(paths, subjects, strict=True):
             check_options(subject.engine, conditions.options)

@@ -68,6 +68,8 @@ class BenchConditions:
         chat: instructions that a chat asks; 0: no chat.
         kv: type of the KV cache; None: each runtime's own.
         ubatch: tokens of a prompt that are computed at once; None: each runtime's own number.
+        fresh: every round has processes of its own, as two builds of a runtime need: equal processes of one build may
+            differ from beginning to end, by where their memory came to lie.
     """
 
     threads: int
@@ -82,6 +84,7 @@ class BenchConditions:
     chat: int = 0
     kv: str | None = None
     ubatch: int | None = None
+    fresh: bool = False
 
     @property
     def options(self) -> EngineOptions:
@@ -111,6 +114,7 @@ class BenchConditions:
             "contexts": list(self.contexts),
             "kv": self.kv,
             "ubatch": self.ubatch,
+            "fresh_processes": self.fresh,
             "perplexity_window": len(self.windows[0]) if self.windows else 0,
             "perplexity_tokens": sum(len(window) - 1 for window in self.windows),
             "perplexity_text_sha256": self.text_sha256,

@@ -27,7 +27,7 @@ from saap_edge.machine.sensors import sensors
 from saap_edge.measuring.builds import Runner
 from saap_edge.measuring.conditions import BenchConditions, Subject
 from saap_edge.measuring.contexts import context_steps, random_tokens, with_contexts
-from saap_edge.measuring.cores import fastest_cores, share_cores
+from saap_edge.measuring.cores import draw_cores, fastest_cores
 from saap_edge.measuring.document import Samples, merge_documents, write_document
 from saap_edge.measuring.energy import Meter, find_meter
 from saap_edge.measuring.instructions import find_counter, instructions_per_token
@@ -38,6 +38,7 @@ __all__ = ["BenchConditions", "Harness", "Subject", "measure", "steps_of"]
 LOADS = 3
 # Warm-up: a Raspberry Pi 5 takes 3 to 4 rounds to come to its speed; a machine that others use may never settle.
 SETTLED, TOLERANCE, MOST = 3, 0.05, 10
+WARM_STEPS = 2  # of decoding, behind a prompt, in a process that is new in each round
 
 Progress = Callable[[int], None]
 
@@ -100,8 +101,10 @@ class Harness:
         self._warm_up: dict[str, Any] = {"rounds": 0, "stable": False, "tolerance": TOLERANCE, "most": MOST}
         self._rounds, self._dice = 0, random.Random()
         self._cores = fastest_cores(conditions.threads)
+        self._drawn: set[int] | None = None
         self._stack = ExitStack()
-        self._workers: dict[str, Runner] = {}
+        self._workers: dict[str, Runner] = {}  # none with fresh processes
+        self._loaded: dict[str, dict[str, Any]] = {}
         self._machine: dict[str, Any] = {}
         self._meter: Meter | None = None
 
@@ -115,8 +118,12 @@ class Harness:
                     self._fresh_load(subject)
                     self._progress(1)
             for name, subject in self.subjects.items():
-                self._workers[name] = stack.enter_context(self._open(subject))
-                self._samples[name].perplexity = self._perplexity(subject)
+                with ExitStack() as short:
+                    worker = (short if self.conditions.fresh else stack).enter_context(self._open(subject))
+                    self._loaded[name] = worker.loaded
+                    self._samples[name].perplexity = self._perplexity(subject, worker)
+                    if not self.conditions.fresh:
+                        self._workers[name] = worker
                 if self.conditions.instructions:
                     self._samples[name].instructions = instructions_per_token(subject, self.conditions)
                 self._progress(1)
@@ -131,11 +138,15 @@ class Harness:
         self._stack.close()
 
     def warm_up(self) -> bool:
-        """Run rounds that do not count, until all decode speeds have settled or MOST are run. Returns if they have."""
+        """Run rounds that do not count, until all decode speeds have settled or MOST are run. Returns if they have.
+
+        Fresh processes never settle as one that goes on does: then SETTLED rounds warm the board up.
+        """
         steps: dict[str, list[float]] = {name: [] for name in self.subjects}
-        settled = False
-        while not settled and self._warm_up["rounds"] < MOST:
-            share_cores(self._workers.values(), self._cores, self.conditions.threads, self._dice)
+        settled, most = False, SETTLED if self.conditions.fresh else MOST
+        self._warm_up["most"] = most
+        while not settled and self._warm_up["rounds"] < most:
+            self._share_cores()
             for subject in self._in_turn(self._warm_up["rounds"]):
                 steps[subject.name].append(float(np.median(self._time(subject)["decode_s"])))
             self._warm_up["rounds"] += 1
@@ -148,7 +159,7 @@ class Harness:
         """Run rounds of all subjects, each in a random order and on random cores. So a disturbance hits every subject
         with the same chance, whatever its rhythm, which the interval of a ratio relies on."""
         for _ in range(rounds):
-            share_cores(self._workers.values(), self._cores, self.conditions.threads, self._dice)
+            self._share_cores()
             for subject in self._by_lot():
                 timing = self._time(subject)
                 at = timing.get("decode_at")
@@ -164,9 +175,9 @@ class Harness:
         conditions["cores"] = self._cores or None  # to choose from; None: the system placed the threads
         conditions["counter"] = find_counter() if self.conditions.instructions else None  # of instructions
         machine, subjects = self._machine | {"after": sensors()}, list(self.subjects.values())
-        loaded = {name: worker.loaded for name, worker in self._workers.items()}
-        conditions["spinning"] = next((told["spinning"] for told in loaded.values() if "spinning" in told), None)
-        return write_document(machine, conditions, subjects, loaded, self._samples, self.comparisons)
+        told = self._loaded.values()
+        conditions["spinning"] = next((each["spinning"] for each in told if "spinning" in each), None)
+        return write_document(machine, conditions, subjects, self._loaded, self._samples, self.comparisons)
 
     def _in_turn(self, number: int) -> list[Subject]:
         subjects = list(self.subjects.values())
@@ -180,10 +191,10 @@ class Harness:
         told = self.conditions
         return subject.build.open(subject.engine, subject.path, told.threads, told.context, told.options)
 
-    def _perplexity(self, subject: Subject) -> float | None:
-        """By the process of the rounds, or, where these have a micro-batch that would move it, by one of its own."""
+    def _perplexity(self, subject: Subject, opened: Runner) -> float | None:
+        """By the process that is open, or, where it has a micro-batch that would move it, by one of its own."""
         if self.conditions.ubatch is None or not self.conditions.windows:
-            return _perplexity(self._workers[subject.name], self.conditions.windows)
+            return _perplexity(opened, self.conditions.windows)
         told = self.conditions
         with Worker(subject.engine, subject.path, told.threads, told.context, EngineOptions(kv=told.kv)) as worker:
             return _perplexity(worker, told.windows)
@@ -196,11 +207,31 @@ class Harness:
             worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
             self._samples[subject.name].add_load(worker.loaded["seconds"], worker.memory())
 
+    def _share_cores(self) -> None:
+        """The cores of a round. Fresh processes are moved there when they are open."""
+        self._drawn = draw_cores(self._cores, self.conditions.threads, self._dice) if self._cores else None
+        for worker in self._workers.values():
+            self._pin(worker)
+
+    def _pin(self, worker: Runner) -> None:
+        if self._drawn:
+            worker.pin(self._drawn)
+
     def _time(self, subject: Subject) -> dict[str, Any]:
-        worker = self._workers[subject.name]
-        timing = worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
+        if self.conditions.fresh:
+            with self._open(subject) as worker:
+                self._pin(worker)
+                if isinstance(worker, Worker):  # other runners warm themselves up
+                    worker.time(random_tokens(worker, self.conditions.prompt_tokens), WARM_STEPS)
+                timing = self._timed(worker)
+                self._loaded[subject.name] = worker.loaded
+        else:
+            timing = self._timed(self._workers[subject.name])
         self._progress(1)
         return timing
+
+    def _timed(self, worker: Runner) -> dict[str, Any]:
+        return worker.time(random_tokens(worker, self.conditions.prompt_tokens), self.conditions.decode_tokens)
 
 
 def _groups(subjects: Sequence[Subject], comparisons: Sequence[tuple[str, str]]) -> Iterator[list[Subject]]:

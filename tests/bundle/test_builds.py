@@ -91,6 +91,29 @@ def test_packages_beside_saap_edge_do_not_come_first(made, sparse, tmp_path):
     assert len(done.stdout.split()) == 1 and "the wrong one" in done.stderr
 
 
+def test_every_round_has_processes_of_its_own(made, whole, monkeypatch):
+    """Equal processes of one build may differ from beginning to end: a pair of them would be judged, not the builds."""
+    timed = {}
+
+    class Watched(Worker):
+        def time(self, tokens, decode_tokens):
+            timed.setdefault((self.python, self._process.pid), []).append((len(tokens), decode_tokens))
+            return super().time(tokens, decode_tokens)
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.python = arguments[4]
+
+    monkeypatch.setattr("saap_edge.measuring.builds.Worker", Watched)
+    monkeypatch.setattr("saap_edge.measuring.measure.Worker", Watched)
+    document = bench_bundles([made["gguf-q4_0"]] * 2, bar, builds=[{"python": str(whole)}], **SMALL)
+    assert document.conditions.fresh_processes and document.conditions.warm_up.rounds == 3
+    for python in (None, whole / "bin" / "python"):
+        own = [calls for (other, _), calls in timed.items() if other == python]
+        assert own == [[(8, 4)], *[[(8, 2), (8, 4)]] * 6], "a load, then three rounds of warm-up and three that count"
+    assert not bench_bundles([made["gguf-q4_0"]], bar, **SMALL).conditions.fresh_processes
+
+
 def test_in_llama_bench(made, binary):
     document = bench_bundles([made["gguf-q4_0"]] * 2, bar, builds=[{"program": str(binary)}], **SMALL)
     base, candidate = document.artifacts
