@@ -71,9 +71,9 @@ def bench(
     budget: Budget | Mapping[str, Any] | str | Path | None = None, max_rounds: int | None = None,
     target: str | None = None, minutes: float | None = None, python: str | Path | None = None,
     against_python: str | Path | None = None,
-    llama_bench: str | Path | None = None, against_llama_bench: str | Path | None = None, host: str | None = None,
-    ssh_config: Path | None = None, remote_python: str | None = None, remote_folder: str | None = None,
-    keep: bool = False, progress: Listener = None,
+    llama_bench: str | Path | None = None, against_llama_bench: str | Path | None = None, adb: str | None = None,
+    host: str | None = None, ssh_config: Path | None = None, remote_python: str | None = None,
+    remote_folder: str | None = None, keep: bool = False, progress: Listener = None,
 ) -> Bench:  # fmt: skip
     """Measure speed and memory: of a bundle, of two bundles by turns, or of dense and pruned in a run.
 
@@ -96,6 +96,7 @@ def bench(
         against_python: the same for `against`. Give the same bundle twice to compare two builds of the runtime.
         llama_bench: llama.cpp's own llama-bench, which runs `place`, a GGUF bundle, without our loop.
         against_llama_bench: the same for `against`.
+        adb: run `llama_bench` on the phone with this serial number, through adb; `against` runs there too.
         host: measure on this board over SSH (docs/boards.md). The options below go with it.
         ssh_config: configuration file of ssh, instead of ~/.ssh/config.
         remote_python: Python on the board; that of ~/.cache/saap-edge/venv, or python3, where absent.
@@ -117,8 +118,8 @@ def bench(
             path, against=against, threads=threads, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens,
             rounds=rounds, contexts=contexts, kv=kv, ubatch=ubatch, budget=budget, max_rounds=max_rounds,
             target=target, minutes=minutes, python=python, against_python=against_python, llama_bench=llama_bench,
-            against_llama_bench=against_llama_bench, host=host, ssh_config=ssh_config, remote_python=remote_python,
-            remote_folder=remote_folder, keep=keep, progress=listener,
+            against_llama_bench=against_llama_bench, adb=adb, host=host, ssh_config=ssh_config,
+            remote_python=remote_python, remote_folder=remote_folder, keep=keep, progress=listener,
         ).bench  # fmt: skip
     given: dict[str, Any] = {
         "threads": threads, "prompt_tokens": prompt_tokens, "decode_tokens": decode_tokens, "rounds": rounds,
@@ -130,6 +131,9 @@ def bench(
             "--budget": budget, "--llama-bench": llama_bench,
         })  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
+    if adb is not None:
+        _check_phone(llama_bench, {"--python": python, "--against-python": against_python, "--host": host})
+        against_llama_bench, options["adb"] = against_llama_bench or (against and llama_bench), adb
     options |= _builds(against is not None, (python, llama_bench), (against_python, against_llama_bench), contexts)
     there = {"config": ssh_config, "python": remote_python, "folder": remote_folder, "keep": keep or None}
     there = {name: value for name, value in there.items() if value is not None}
@@ -176,6 +180,17 @@ def _check_minutes(minutes: float, others: Mapping[str, Any]) -> None:
             f"{given[0]} does not go with --minutes: one bundle decodes alone, from the board's present state on, and "
             "the gate judges the result"
         )
+
+
+def _check_phone(program: Any, others: Mapping[str, Any]) -> None:
+    """Raises SaapError where there is nothing that runs on a phone, and for what does not."""
+    if not program:
+        raise SaapError(
+            "--adb runs llama.cpp's own llama-bench on the phone: give it, built for Android, by --llama-bench"
+        )
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise SaapError(f"{given[0]} does not go with --adb: on a phone only llama-bench runs")
 
 
 Named = tuple[str | Path | None, str | Path | None]  # an environment, and a program

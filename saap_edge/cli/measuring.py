@@ -73,6 +73,10 @@ def bench(
     against_llama_bench: Annotated[
         str | None, typer.Option("--against-llama-bench", help="Run the bundle of --against in this llama-bench")
     ] = None,
+    adb: Annotated[
+        str | None,
+        typer.Option("--adb", help="Run --llama-bench (built for Android) on the phone with this serial, through adb"),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="Measure on this board over SSH: user@board, or a name in ~/.ssh/config"),
@@ -105,6 +109,7 @@ def bench(
         saap-edge bench model.tar.zst --llama-bench new/llama-bench --against model.tar.zst \\
             --against-llama-bench old/llama-bench                 two builds of llama.cpp
         saap-edge bench model.tar.zst --kv q8_0                   keys and values in 8 bits, in llama.cpp
+        saap-edge bench model.tar.zst --adb SERIAL --llama-bench android/llama-bench      on a phone
         saap-edge bench model.tar.zst --host pi@raspberrypi       on that board, over SSH
         saap-edge bench out/stages/verify-HASH                    the next stage of a run; its recipe has the settings
 
@@ -128,7 +133,7 @@ def bench(
         "contexts": _contexts(contexts) if contexts else None, "kv": kv, "ubatch": ubatch,
         "budget": budget, "max_rounds": max_rounds, "target": target, "minutes": minutes, "python": python,
         "against_python": against_python, "llama_bench": llama_bench,
-        "against_llama_bench": against_llama_bench, "host": host, "ssh_config": ssh_config,
+        "against_llama_bench": against_llama_bench, "adb": adb, "host": host, "ssh_config": ssh_config,
         "remote_python": remote_python, "remote_folder": remote_dir, "keep": keep,
     }  # fmt: skip
     if (path / "stage.json").is_file():

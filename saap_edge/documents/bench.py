@@ -171,7 +171,9 @@ class Machine(Part):
     energy: str | None = Field(default=None, description="meter that energy is from; null: none may be read")
     before: Sensors = Field(default_factory=Sensors, description="state before measuring")
     after: Sensors = Field(default_factory=Sensors, description="state after measuring")
-    host: str | None = Field(default=None, description="board that it was measured on by ssh; missing: here")
+    host: str | None = Field(
+        default=None, description="board (by ssh) or phone (by adb) that it was measured on; missing: here"
+    )
 
 
 class WarmUp(Part):

@@ -19,6 +19,7 @@ from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.options import AS_IT_IS, EngineOptions, kv_bytes, kv_refusal
 from saap_edge.engines.worker import TIMEOUT, cause_of_death
 from saap_edge.errors import SaapError
+from saap_edge.machine.adb import Phone
 from saap_edge.machine.waiting import without_ours
 
 __all__ = ["LlamaBench", "parse_rows"]
@@ -30,18 +31,27 @@ FIXED = ("-ngl", "0", "-fa", "1", "-r", "1", "-o", "json")
 
 
 class LlamaBench:
-    """A GGUF file in a llama-bench. It has the methods of `Worker` that a benchmark calls.
+    """A GGUF file in a llama-bench, here or on a phone. It has the methods of `Worker` that a benchmark calls.
 
     `loaded` is what the file says, and from the first round on what the program says of its build.
     """
 
-    def __init__(self, path: Path, threads: int, program: Path, options: EngineOptions = AS_IT_IS) -> None:
-        """Raises SaapError when `path` is no GGUF file, or cannot have such a cache; nothing runs before `time`."""
+    def __init__(
+        self, path: Path, threads: int, program: Path, options: EngineOptions = AS_IT_IS, phone: Phone | None = None
+    ) -> None:
+        """Raises SaapError when `path` is no GGUF file, cannot have such a cache, or the phone has no room for it.
+
+        Nothing runs before `time`.
+        """
         header, kv = read_header(path), options.kv or "f16"
         cost = gguf_cost(path, None)
         if refusal := kv_refusal(kv, cost.head_dims):
             raise SaapError(f"{path}: {refusal}")
-        self._file, self._threads, self._program = header.files[0], threads, program
+        self._threads, self._phone = threads, phone
+        self._file, self._program = str(header.files[0]), str(program)
+        if phone:
+            self._file, *_ = [phone.push(file) for file in header.files]
+            self._program = phone.push_program(program)
         self._asked = ["-ctk", kv, "-ctv", kv, *(("-ub", str(options.ubatch)) if options.ubatch else ())]
         self._cpus: set[int] = set()
         self.loaded: dict[str, Any] = {
@@ -51,12 +61,13 @@ class LlamaBench:
         }  # fmt: skip
 
     @staticmethod
-    def check(place: str | Path) -> Path:
+    def check(place: str | Path, phone: Phone | None = None) -> Path:
         """The program's absolute path. Raises SaapError where it does not answer as llama-bench does."""
         path = Path(place).expanduser().absolute()
-        if not path.is_file() or not os.access(path, os.X_OK):
+        if not path.is_file() or not (phone or os.access(path, os.X_OK)):
             raise SaapError(f"no program at '{place}': give the path of llama.cpp's llama-bench")
-        _check_help(str(path), _run([str(path), "--help"], SECONDS))
+        program = phone.push_program(path) if phone else str(path)
+        _check_help(str(path), _run([program, "--help"], SECONDS, phone=phone))
         return path
 
     def time(self, tokens: list[int], decode_tokens: int) -> dict[str, Any]:
@@ -67,9 +78,8 @@ class LlamaBench:
         """
         count = len(tokens)
         tests = ["-p", str(count), "-n", str(decode_tokens), "-d", f"0,{count}"]
-        command = [str(self._program), "-m", str(self._file), "-t", str(self._threads)]
-        command += [*FIXED, *self._asked, *tests]
-        rows = parse_rows(_run(command, TIMEOUT, self._cpus), str(self._program))
+        command = [self._program, "-m", self._file, "-t", str(self._threads), *FIXED, *self._asked, *tests]
+        rows = parse_rows(_run(command, TIMEOUT, self._cpus, self._phone), self._program)
         prefill = _nanoseconds(rows, self._program, n_prompt=count, n_gen=0, n_depth=0)
         decoding = _nanoseconds(rows, self._program, n_prompt=0, n_gen=decode_tokens, n_depth=count)
         self.loaded["runtime"] |= _told(rows[0])
@@ -105,7 +115,7 @@ def parse_rows(text: str, program: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _nanoseconds(rows: Sequence[dict[str, Any]], program: Path, **test: int) -> float:
+def _nanoseconds(rows: Sequence[dict[str, Any]], program: str, **test: int) -> float:
     """The time of a test. Raises SaapError where no row is of that test, or it has no time."""
     for row in rows:
         if all(row.get(name) == value for name, value in test.items()):
@@ -132,8 +142,14 @@ def _check_help(program: str, text: str) -> None:
         raise SaapError(f"'{program}' has no {missing[0]}: take a llama-bench of April 2025 or newer")
 
 
-def _run(command: list[str], seconds: float, cpus: set[int] | None = None) -> str:
-    """What a program prints on stdout. Raises SaapError in one line when it fails."""
+def _run(command: list[str], seconds: float, cpus: set[int] | None = None, phone: Phone | None = None) -> str:
+    """What a program prints on stdout, here or on a phone. Raises SaapError in one line when it fails."""
+    if phone:
+        told = phone.program(command, seconds)
+        if told.returncode:
+            cause = cause_of_death(told.returncode, _cause(told.stderr.encode()))
+            raise SaapError(f"'{command[0]}' on '{phone.serial}' ended with {cause}: is it llama.cpp for Android?")
+        return told.stdout
     pinned: Callable[[], None] | None = (lambda: os.sched_setaffinity(0, cpus)) if cpus else None
     try:
         done = subprocess.run(

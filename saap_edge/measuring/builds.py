@@ -12,6 +12,7 @@ from saap_edge.engines.options import AS_IT_IS, EngineOptions
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
+from saap_edge.machine.adb import Phone
 from saap_edge.registry import resolve
 
 __all__ = ["Build", "Runner", "build_of"]
@@ -41,10 +42,12 @@ class Build:
     Attributes:
         python: interpreter of another environment, in which the engine's child runs.
         program: the runtime's own benchmark program, which runs in place of the engine.
+        phone: where the program runs; None: here.
     """
 
     python: Path | None = None
     program: Path | None = None
+    phone: Phone | None = None
 
     @property
     def elsewhere(self) -> bool:
@@ -56,7 +59,8 @@ class Build:
     ) -> Runner:  # fmt: skip
         """Open an artifact. Raises SaapError where it does not run, or not with these options."""
         if self.program:
-            runner: Runner = resolve(engine_named(engine).benchmark or "")(path, threads, self.program, options)
+            made = resolve(engine_named(engine).benchmark or "")
+            runner: Runner = made(path, threads, self.program, options, self.phone)
             return runner
         return self.worker(engine, path, threads, context, options)
 
@@ -70,8 +74,10 @@ class Build:
             raise (SaapError(f"in '{self.python}': {error}") if self.python else error) from None
 
 
-def build_of(place: Mapping[str, str], engine: str) -> Build:
+def build_of(place: Mapping[str, str], engine: str, phone: Phone | None = None) -> Build:
     """The build that a side of a comparison names, checked: {"python": environment} or {"program": its path}, or {}.
+
+    A program runs on the phone, where there is one.
 
     Raises SaapError where the engine's child cannot run in that environment, or the program is not the engine's.
     """
@@ -83,5 +89,5 @@ def build_of(place: Mapping[str, str], engine: str) -> Build:
     if program := place.get("program"):
         if record.benchmark is None:
             raise SaapError(f"{record.name} has no benchmark program that saap-edge knows: --llama-bench is for GGUF")
-        return Build(program=resolve(record.benchmark).check(program))
+        return Build(program=resolve(record.benchmark).check(program, phone), phone=phone)
     return Build()

@@ -11,9 +11,10 @@ from saap_edge.artifacts import context_of, engine_of
 from saap_edge.bundle.archive import unpacked
 from saap_edge.bundle.check import file_problems
 from saap_edge.bundle.schema import Bundle, read_bundle
-from saap_edge.documents.bench import Bench
+from saap_edge.documents.bench import Bench, Machine
 from saap_edge.engines.options import check_options
 from saap_edge.errors import SaapError
+from saap_edge.machine.adb import Phone
 from saap_edge.measuring.builds import build_of
 from saap_edge.measuring.conditions import longest_sequence
 from saap_edge.measuring.measure import BenchConditions, Subject, measure, steps_of
@@ -30,8 +31,7 @@ def bench_bundles(
     paths: Sequence[Path], bar: Bar, *, threads: int | None = None, prompt_tokens: int = 64, decode_tokens: int = 32,
     rounds: int = 7, contexts: Sequence[int] = (), max_rounds: int | None = None, kv: str | None = None,
     ubatch: int | None = None, instructions: bool = False, builds: Sequence[Mapping[str, str]] = (),
-    minutes: float | None = None,
-    decided: Callable[[Bench], bool] = lambda document: True,
+    minutes: float | None = None, adb: str | None = None, decided: Callable[[Bench], bool] = lambda document: True,
 ) -> Bench:  # fmt: skip
     """Measure one bundle, or one against another, and return the bench document.
 
@@ -47,6 +47,7 @@ def bench_bundles(
         instructions: count instructions, too.
         builds: which build of the runtime runs each bundle (builds.py); this environment's where there is none.
         minutes: decode one bundle without a pause for so long, in place of rounds (sustained.py).
+        adb: serial number of a phone, on which the programs of `builds` run.
         decided: as in `measuring.measure`.
 
     Raises SaapError when a bundle is damaged (every file's sha256 is checked first), when the two are of different
@@ -57,10 +58,11 @@ def bench_bundles(
         folders = [path if path.is_dir() else stack.enter_context(unpacked(path)) for path in paths]
         bundles = [_checked(path, folder) for path, folder in zip(paths, folders, strict=True)]
         places = [*builds, *({} for _ in bundles)][: len(bundles)]
-        subjects = [_subject(*each) for each in zip(ROLES, folders, bundles, places, strict=False)]
+        phone = stack.enter_context(Phone(adb)) if adb else None
+        subjects = [_subject(*each, phone) for each in zip(ROLES, folders, bundles, places, strict=False)]
         if len(bundles) > 1:
             _check_same_model(paths, bundles)
-        threads = threads or min(bundles[0].board.threads, os.cpu_count() or 1)
+        threads = threads or min(bundles[0].board.threads, phone.cores if phone else os.cpu_count() or 1)
         conditions = BenchConditions(
             threads, prompt_tokens, decode_tokens, rounds, contexts=tuple(sorted(set(contexts))),
             max_rounds=max_rounds, instructions=instructions, kv=kv or _kv(paths, bundles),
@@ -72,9 +74,27 @@ def bench_bundles(
         if minutes is not None:
             return bench_sustained(subjects[0], conditions, minutes, bar)
         comparisons = [(subjects[1].name, subjects[0].name)] if len(subjects) > 1 else []
+        there = _on_phone(phone) if phone else _here
         # In the order people read: baseline => candidate.
         with bar("bench: rounds", steps_of(len(subjects), conditions)) as advance:
-            return measure(subjects[::-1], comparisons, conditions, advance, decided)
+            found = measure(subjects[::-1], comparisons, conditions, advance, lambda document: decided(there(document)))
+        return there(found)
+
+
+def _here(document: Bench) -> Bench:
+    return document
+
+
+def _on_phone(phone: Phone) -> Callable[[Bench], Bench]:
+    """A function that puts the phone's facts and state in the place of this machine's."""
+    facts, before = phone.facts(), phone.sensors()
+
+    def told(document: Bench) -> Bench:
+        machine = Machine.model_validate(facts | {"before": before, "after": phone.sensors()})
+        conditions = document.conditions.model_copy(update={"cores": None})  # the phone placed the threads
+        return document.model_copy(update={"machine": machine, "conditions": conditions})
+
+    return told
 
 
 def _checked(path: Path, folder: Path) -> Bundle:
@@ -87,12 +107,12 @@ def _checked(path: Path, folder: Path) -> Bundle:
     return bundle
 
 
-def _subject(role: str, folder: Path, bundle: Bundle, place: Mapping[str, str]) -> Subject:
+def _subject(role: str, folder: Path, bundle: Bundle, place: Mapping[str, str], phone: Phone | None) -> Subject:
     cost, engine = artifact_cost(folder / bundle.model, bundle.format), engine_of(bundle.format)
     return Subject(
         name=f"{role} {bundle.format}", role=role, engine=engine, format=bundle.format,
         path=folder / bundle.model, projection_bytes=cost.projection_bytes, file_bytes=cost.file_bytes,
-        parameters=cost.parameters, model=bundle.lineage.get("model"), build=build_of(place, engine),
+        parameters=cost.parameters, model=bundle.lineage.get("model"), build=build_of(place, engine, phone),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import RenderableType
 from rich.markup import escape
 
-from saap_edge.documents.bench import Bench, Runtime
+from saap_edge.documents.bench import Bench, Pair
 from saap_edge.report.tables import new_table
 
 __all__ = ["render_builds"]
@@ -26,17 +26,18 @@ def render_builds(bench: Bench) -> list[RenderableType]:
         build = runtime.build or "-"
         shown = build if len(build) <= LONGEST else f"{build[:LONGEST]}..."
         table.add_row(name, escape(versions), escape(runtime.program or "-"), escape(shown))
-    pairs = [(named.get(pair.base), named.get(pair.candidate)) for pair in bench.comparisons]
-    return [table, *dict.fromkeys(line for base, candidate in pairs for line in _lines(base, candidate))]
+    return [table, *dict.fromkeys(line for pair in bench.pairs() for line in _lines(pair))]
 
 
-def _lines(base: Runtime | None, candidate: Runtime | None) -> list[str]:
+def _lines(pair: Pair) -> list[str]:
     """What one should know of a pair."""
+    base, candidate = pair.base.runtime, pair.candidate.runtime
     if base is None or candidate is None:
         return []
+    files = [(side.format, side.metrics.file_bytes, side.metrics.parameters) for side in (pair.base, pair.candidate)]
     lines = []
     places = [runtime.module or runtime.program for runtime in (base, candidate)]
-    if places[0] == places[1]:
+    if places[0] == places[1] and files[0] == files[1]:
         lines.append("  [yellow]the same build[/]: both sides ran the same files of the runtime, so the ratio is noise")
     if base.own_loop != candidate.own_loop:
         lines.append(

@@ -14,6 +14,7 @@ from saap_edge.engines.llama_bench import FIXED, parse_rows
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.measuring.bundles import bench_bundles
+from saap_edge.report.builds import render_builds
 from saap_edge.targets import dump_yaml, this_machine
 from tests.bundle.test_bench import SMALL, bar, one_load  # noqa: F401 (a fixture)
 from tests.environments import ROOT, make_environment, write_llama_bench
@@ -147,6 +148,14 @@ def test_in_the_real_llama_bench(made):
     builds = [{"program": shutil.which("llama-bench")}]
     _, candidate = bench_bundles([made["gguf-q4_0"]] * 2, bar, builds=builds, **SMALL).artifacts
     assert candidate.metrics.decode_tok_s.median > 0 and candidate.runtime.versions["llama-bench"]
+
+
+def test_two_files_in_one_build_are_no_noise(made):
+    document = bench_bundles([made["gguf-q4_0"], made["gguf-q4_0"]], bar, builds=[{"python": sys.prefix}], **SMALL)
+    assert any("the same build" in str(part) for part in render_builds(document))
+    larger = document.artifacts[0].metrics.model_copy(update={"file_bytes": 10**9})
+    other = [document.artifacts[0].model_copy(update={"metrics": larger}), document.artifacts[1]]
+    assert not any("the same" in str(part) for part in render_builds(document.model_copy(update={"artifacts": other})))
 
 
 def test_two_llama_benches_by_the_command_line(made, binary, saap, tmp_path):
