@@ -137,7 +137,6 @@ class Program:
         script: text of run.py.
         native: lines of run.sh that come before run.py is started, to try the runtime's own program.
         packages: packages that run.py needs beside saap-edge[device].
-        copies: the runtime holds a packed copy of the weights, whatever the format.
 
     `str.format` puts `model`, `threads`, `context`, `mapped`, `reading` and `how` into the texts, and what `asked`
     makes of the runtime's options: `flags` of its program and `arguments` of its class.
@@ -146,7 +145,6 @@ class Program:
     script: str
     native: str = ""
     packages: tuple[str, ...] = ()
-    copies: bool = False
     asked: Callable[[EngineOptions], dict[str, str]] = lambda options: {}
 
 
@@ -168,7 +166,7 @@ def _of_llama_cpp(options: EngineOptions) -> dict[str, str]:
 
 
 IN_LLAMA_CPP = Program(GGUF, NATIVE, asked=_of_llama_cpp)
-IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",), copies=True)
+IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",))
 IN_OPENVINO = Program(OPENVINO, packages=("openvino", "openvino-tokenizers", "openvino-genai"))
 
 
@@ -200,7 +198,7 @@ def launch_files(
         **program.asked(options),
     }  # fmt: skip
     native = program.native.format(**values)
-    pages = "".join(PAGES.format(*pair) for pair in HUGE_PAGES.items()) if record.repacked or program.copies else ""
+    pages = "".join(PAGES.format(*pair) for pair in HUGE_PAGES.items()) if record.repacked else ""
     shell = SHELL.format(native=native, pages=pages, tokens=TOKENS, prompt=shlex.quote(prompt))
     requirements = [f"saap-edge[device]=={__version__}"]
     requirements += [f"{package}=={importlib.metadata.version(package)}" for package in program.packages]

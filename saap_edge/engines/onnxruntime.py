@@ -16,7 +16,6 @@ from saap_edge.engines.onnx_folder import GENAI_FILE
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.engines.shortage import advice, is_shortage
 from saap_edge.errors import SaapError
-from saap_edge.machine.pages import HUGE_PAGES
 from saap_edge.machine.sharing import free_cpus, shared
 
 __all__ = ["SPINNING", "OnnxEngine", "OnnxRuntimeEngine", "environment", "spinning"]
@@ -201,7 +200,7 @@ register_engine(
         kind="onnx", opens=lambda path: (path / GENAI_FILE).is_file() and (path / GRAPH_FILE).is_file(),
         context=folder_context, vocab_size=folder_vocab_size, cost=onnx_cost,
         chat="saap_edge.engines.chat:GenaiChat", chat_module="onnxruntime_genai",
-        environment=lambda path: environment() | HUGE_PAGES,  # packed matrices are copies
+        environment=lambda path: environment(),
         no_kv_types="the graph's own inputs say that keys and values are float32; GGUF files, in llama.cpp, can",
     )
 )  # fmt: skip

@@ -223,10 +223,6 @@ def test_only_files_that_llama_cpp_repacks_are_read_without_a_mapping():
         assert [words in files["run.sh"] for files in scripts.values()] == [True, False]
 
 
-def test_run_asks_for_huge_pages_where_the_runtime_packs_the_weights():
-    assert "export GLIBC_TUNABLES" in launch_files("onnx-int4", "model", 4, 512, "Once")["run.sh"]
-
-
 def test_command_line(run, tmp_path, monkeypatch, capsys):
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["saap-edge", *map(str, arguments)])

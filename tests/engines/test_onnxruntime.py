@@ -11,7 +11,6 @@ import pytest
 
 from saap_edge.engines.base import Engine
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
-from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.exporting.onnx import write_onnx
 from saap_edge.model.checkpoint import read_spec
@@ -93,17 +92,6 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(SaapError, match="cannot load it"):
         OnnxRuntimeEngine(tmp_path, 1, 8)
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the system does not tell a process's variables")
-@pytest.mark.parametrize("asked", [None, "glibc.malloc.tcache_count=1"])
-def test_its_process_asks_for_huge_pages_unless_the_user_tunes_glibc(onnx_folder, monkeypatch, asked) -> None:
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    if asked:
-        monkeypatch.setenv("GLIBC_TUNABLES", asked)
-    with Worker("onnxruntime", onnx_folder, 1, 16) as worker:
-        found = Path(f"/proc/{worker._process.pid}/environ").read_bytes().split(b"\0")
-    assert f"GLIBC_TUNABLES={asked or 'glibc.malloc.hugetlb=1'}".encode() in found
 
 
 def test_needs_nothing_of_the_compiler() -> None:
