@@ -58,7 +58,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose table is to be this")
+    parser.add_argument("--show", type=Path, help="a result of before: fill the pages with it, measure nothing")
     args = parser.parse_args()
+    if args.show:
+        for page in args.pages:
+            fill(page, "memory onnx", table(json.loads(args.show.read_text(encoding="utf-8"))["rows"]))
+        return
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for name, folder in folders(args, Path(work)):
