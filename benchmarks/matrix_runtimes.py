@@ -45,7 +45,7 @@ class Runtime:
 
 
 RUNTIMES = (  # the references first
-    Runtime("transformers", "transformers_.py", (HF, GGUF)),
+    Runtime("transformers", "transformers_.py", (HF,)),
     Runtime("llama-cpp-python", "llama_cpp_python.py", (GGUF,)),
     Runtime("ONNX Runtime", "onnxruntime_.py", (ONNX,)),
     Runtime("llama-cpp-python, a year old", "llama_cpp_python.py", (GGUF,), ("llama-cpp-python==0.3.16",)),
@@ -53,6 +53,7 @@ RUNTIMES = (  # the references first
     Runtime("node-llama-cpp", "node_llama_cpp.mjs", (GGUF,), ("node-llama-cpp@3.22.1",)),
     Runtime("wllama, in Chromium", "wllama_.py", (GGUF,), ("@wllama/wllama@3.13.0",)),
     Runtime("OpenVINO GenAI", "openvino_genai_.py", (GGUF,), ("openvino-genai==2026.4.1",)),
+    Runtime("transformers, gguf_file", "transformers_.py", (GGUF,)),
     Runtime("mistralrs", "mistralrs_.py", (GGUF, HF), ("mistralrs==0.9.5",)),
     Runtime("gpt4all", "gpt4all_.py", (GGUF,), ("gpt4all==2.8.2",)),
     Runtime("ctransformers", "ctransformers_.py", (GGUF,), ("ctransformers==0.2.27",)),
