@@ -54,6 +54,7 @@ class Cell:
         agreed: how many of the first tokens are the reference's.
         error: of the prompt's logits; None where the runtime gives none.
         message: what it said, where it failed.
+        text: what it answered, where it gives no tokens.
     """
 
     runtime: str
@@ -67,6 +68,7 @@ class Cell:
     message: str = ""
     command: str = ""
     tokens: list[int] = field(default_factory=list)
+    text: str | None = None
 
 
 def main() -> None:
@@ -158,7 +160,7 @@ def run_cell(runtime: Runtime, command: list[str], model: str, file: str, folder
         return cell
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     cell.version = answer["version"]
-    cell.tokens = answer["tokens"] if "tokens" in answer else ids_of(answer["text"])
+    cell.tokens, cell.text = answer.get("tokens", []), answer.get("text")
     return cell
 
 
@@ -171,6 +173,10 @@ def judged(cell: Cell, cells: list[Cell], work: Path) -> Cell:
     found = [other for other in cells if (other.runtime, other.model, other.file) == (name, cell.model, file)]
     if not found or not found[0].tokens:
         raise SystemExit(f"run {name} first: it is the reference for {cell.file}")
+    if cell.text is not None:  # the same text may be other tokens, where they are joined anew
+        whole = load_tokenizer(bundled_model()).decode(found[0].tokens)
+        same = cell.text.strip() == whole.strip()
+        cell.tokens = found[0].tokens if same else ids_of(cell.text)
     pairs = list(zip(cell.tokens, found[0].tokens, strict=False))
     cell.agreed = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), len(pairs))
     cell.outcome = "works" if cell.agreed == NEW else "differs"
