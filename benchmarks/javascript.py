@@ -19,10 +19,9 @@ import time
 from pathlib import Path
 
 import onnx
-import onnxruntime
 from result import publish
 
-from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
+from saap_edge.engines.onnxruntime import OnnxRuntimeEngine, ort
 from saap_edge.exporting.write import write_artifact
 from saap_edge.layouts.onnx_graph import standard_embedding
 from saap_edge.measuring.statistics import paired_ratio
@@ -59,7 +58,7 @@ def main() -> None:
     publish(
         {
             "benchmark": "javascript", "model": args.model.name, "format": args.format, "rounds": args.rounds,
-            "tokens": TOKENS, "onnxruntime": onnxruntime.__version__, "ratio": ratio,
+            "tokens": TOKENS, "onnxruntime": ort.__version__, "ratio": ratio,
         },
         args.out,
     )  # fmt: skip

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from saap_edge.engines import onnxruntime as engines
 from saap_edge.engines.child import kilobytes
@@ -24,7 +23,7 @@ WAYS = ("plain", "no arena", "own allocator", "dropped", "prepacked", "write")
 
 def options_of(way: str, folder: Path) -> Any:
     """Settings of a session: what a way is, beside which file it opens."""
-    options = onnxruntime.SessionOptions()
+    options = engines.ort.SessionOptions()
     if way == "no arena":
         options.enable_cpu_mem_arena = False
     if way == "own allocator":
@@ -62,8 +61,8 @@ def main() -> None:
     for name in ("threads", "context", "prompt", "steps"):
         parser.add_argument(name, type=int)
     args = parser.parse_args()
-    onnxruntime.set_default_logger_severity(3)
-    made: Any = onnxruntime.SessionOptions
+    engines.ort.set_default_logger_severity(3)
+    made: Any = engines.ort.SessionOptions
     settings = options_of(args.way, args.folder)
     engines.ort.SessionOptions = lambda: settings  # the engine sets threads and the rest on them
     base = resident()

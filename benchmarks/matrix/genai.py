@@ -1,8 +1,11 @@
 """An ONNX folder in onnxruntime-genai."""
 
 import json
+import os
 import sys
 from importlib.metadata import version
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime_genai as og
 

@@ -1,7 +1,10 @@
 """An ONNX folder in a plain onnxruntime session. Every cache shape comes from the graph."""
 
 import json
+import os
 import sys
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime

@@ -4,9 +4,11 @@ import json
 import sys
 from importlib.metadata import version
 
-import numpy as np
-import openvino
-import openvino_genai
+sys.modules["openvino_telemetry"] = None
+
+import numpy as np  # noqa: E402
+import openvino  # noqa: E402
+import openvino_genai  # noqa: E402
 
 asked = json.loads(sys.argv[1])
 pipeline = openvino_genai.LLMPipeline(asked["path"], "CPU", INFERENCE_NUM_THREADS=1)

@@ -1,8 +1,11 @@
 """An ONNX folder in optimum's ORTModelForCausalLM."""
 
 import json
+import os
 import sys
 from importlib.metadata import version
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import torch
 from optimum.onnxruntime import ORTModelForCausalLM

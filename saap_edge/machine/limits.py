@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from saap_edge.machine.sensors import read_text
 
 __all__ = ["allowed", "memory"]
@@ -59,6 +57,8 @@ def memory() -> tuple[int, int]:
 
     The first is the limit of its control group; without one, RAM and swap together.
     """
+    import psutil  # which not every environment has that an engine's child runs in
+
     ram, swap = psutil.virtual_memory(), psutil.swap_memory()
     limits = [(folder, limit) for folder in _folders("memory") if (limit := _memory(folder)) is not None]
     total = min((limit for _, limit in limits), default=ram.total + swap.total)

@@ -103,7 +103,7 @@ def test_every_round_has_processes_of_its_own(made, whole, monkeypatch):
 
         def __init__(self, *arguments):
             super().__init__(*arguments)
-            self.python = arguments[4]
+            self.python = arguments[5]
 
     monkeypatch.setattr("saap_edge.measuring.builds.Worker", Watched)
     monkeypatch.setattr("saap_edge.measuring.measure.Worker", Watched)

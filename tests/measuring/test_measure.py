@@ -161,15 +161,16 @@ def test_perplexity_keeps_its_micro_batch(subjects, monkeypatch):
     asked = []
 
     class Watched(Worker):
-        def __init__(self, engine, path, threads, context, options):
+        def __init__(self, engine, path, threads, context, options, python=None):
             asked.append(options.ubatch)
-            super().__init__(engine, path, threads, context, options)
+            super().__init__(engine, path, threads, context, options, python)
 
         def score(self, requests):
             assert self.loaded["ubatch"] == 12
             return super().score(requests)
 
-    monkeypatch.setattr("saap_edge.measuring.measure.Worker", Watched)
+    for place in ("builds", "measure"):
+        monkeypatch.setattr(f"saap_edge.measuring.{place}.Worker", Watched)
     found = measure(subjects[:1], [], replace(CONDITIONS, contexts=(), ubatch=4))
     assert sorted(asked, key=str) == [4, 4, None] and found.conditions.ubatch == 4
     assert found.artifacts[0].metrics.perplexity > 1
