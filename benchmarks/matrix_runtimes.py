@@ -92,7 +92,19 @@ def _by_npm(runtime: Runtime, folder: Path) -> None:
     if shutil.which("npm") is None:
         raise RuntimeError("npm is not installed")
     (folder / "package.json").write_text("{}", encoding="utf-8")
-    _run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), *runtime.packages])
+    _run(
+        [
+            "npm",
+            "install",
+            "--silent",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--prefix",
+            str(folder),
+            *runtime.packages,
+        ]
+    )
 
 
 def _by_pip(runtime: Runtime, folder: Path) -> None:
