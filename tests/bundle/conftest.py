@@ -55,16 +55,19 @@ def write_run(out: Path, base: Path, pruned: Path, formats: tuple[str, ...] = FO
     return out
 
 
-@pytest.fixture(scope="package")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(root: Path) -> Path:
     """The --out folder of a run of a tiny Llama whose layers all have different widths."""
-    root = tmp_path_factory.mktemp("run")
     dense = tiny_model("llama")
     base = write_folder(dense, root / "base")
     (base / "README.md").write_text(FRONT_MATTER)
     (base / "LICENSE").write_text("Apache License, version 2.0\n")
     pruned = write_folder(randomise_projections(build_pruned(dense, WIDTHS)), root / "pruned")
     return write_run(root / "out", base, pruned)
+
+
+@pytest.fixture(scope="package")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="package")

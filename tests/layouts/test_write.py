@@ -16,8 +16,14 @@ from saap_edge.layouts.document import LAYOUT_FILE, Written
 from saap_edge.layouts.registry import LAYOUTS, OWN, Layout
 from saap_edge.layouts.write import write_layout
 from saap_edge.registry import Registry
-from tests.bundle.conftest import one_thread, run  # noqa: F401 (fixtures)
+from tests.bundle.conftest import tiny_run
 from tests.test_cli import call
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Its own, because a package's fixtures that another folder imports stay until the session ends."""
+    return tiny_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -38,7 +44,7 @@ def fails(given, out):
     raise SaapError("no")
 
 
-def test_by_the_command(run, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_by_the_command(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "ollama"
     arguments = ("export", run, "--for", "ollama", "--out", out)
     code, printed, told = call(monkeypatch, capsys, *arguments, "--json")
@@ -68,14 +74,14 @@ def test_by_the_command(run, tmp_path, monkeypatch, capsys):  # noqa: F811
         (("--for", "ollama", "--out", "x", "--packages", "y"), "needs no packages"),
     ],
 )
-def test_bad_input(run, tmp_path, monkeypatch, capsys, arguments, reason):  # noqa: F811
+def test_bad_input(run, tmp_path, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     code, _, told = call(monkeypatch, capsys, "export", run, *arguments)
     assert code == 2 and reason in " ".join(told.split()) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(find_spec("executorch") is not None, reason="ExecuTorch is installed here")
-def test_a_runtime_that_is_not_installed(run, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_runtime_that_is_not_installed(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, _, told = call(monkeypatch, capsys, "export", run, "--for", "executorch", "--out", "phone")
     assert code == 2 and "pip install 'saap-edge[executorch]'" in " ".join(told.split())
@@ -83,7 +89,7 @@ def test_a_runtime_that_is_not_installed(run, tmp_path, monkeypatch, capsys):  #
 
 
 @pytest.mark.parametrize("there", ["file", "others", "link"])
-def test_what_is_in_the_way(run, tmp_path, there):  # noqa: F811
+def test_what_is_in_the_way(run, tmp_path, there):
     out = tmp_path / "out"
     if there == "file":
         out.write_text("mine")
@@ -99,7 +105,7 @@ def test_what_is_in_the_way(run, tmp_path, there):  # noqa: F811
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_writer_that_fails_leaves_nothing(run, layouts, tmp_path):  # noqa: F811
+def test_a_writer_that_fails_leaves_nothing(run, layouts, tmp_path):
     layouts.register(Layout("fails", "nobody", "nothing", f"{__name__}:fails", ("gguf-q4_0",)))
     with pytest.raises(SaapError, match="no"):
         write_layout(run, "fails", tmp_path / "new" / "out")
@@ -112,7 +118,7 @@ def test_a_writer_that_fails_leaves_nothing(run, layouts, tmp_path):  # noqa: F8
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_layout_of_the_model(run, layouts, tmp_path):  # noqa: F811
+def test_a_layout_of_the_model(run, layouts, tmp_path):
     record = Layout("model", "me", "it", f"{__name__}:takes_the_model", ("small", "large"), takes_model=True)
     layouts.register(record)
     written = write_layout(run, "model", tmp_path / "out")
