@@ -60,6 +60,9 @@ def main() -> None:
     for each in (third, fourth, fifth):
         each.add_argument("--threads", type=int, default=1)
     sixth = part(parts, "show", show, "print what there is")
+    sixth.add_argument(
+        "--earlier", type=Path, metavar="RESULT", help="take rows that WORK lacks from an earlier result"
+    )
     sixth.add_argument("--out", type=Path)
     sixth.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose tables are to be these")
     arguments = parser.parse_args()

@@ -12,8 +12,9 @@ from real_frame import KNOWN_BY, Rows
 from result import fill, publish
 from scipy.stats import bootstrap
 
-MARK, MARK_FILES = "real methods", "real files"
+MARK, MARK_FILES, MARK_TRAINED = "real methods", "real files", "real recovered"
 STATES = ("cut", "repaired")
+ALIKE = ("ratio", "tokens", "written")  # of rows that are compared after training
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -24,12 +25,30 @@ def show(arguments: argparse.Namespace) -> None:
     result: dict[str, Any] = {"benchmark": "real"} | conditions
     result["methods"] = [method_row(row, methods) for row in methods]
     result["recovered"] = [recovered_row(row, recovered, others) for row in recovered]
-    for line in [*tables(result), "", *files(result["recovered"], list(result["windows"]))]:
-        print(line)
-    for page in arguments.pages:
-        fill(page, MARK, tables(result))
-        fill(page, MARK_FILES, files(result["recovered"], list(result["windows"])))
+    if arguments.earlier:
+        add_earlier(result, conditions, json.loads(arguments.earlier.read_text(encoding="utf-8")))
+    texts = list(result["windows"])
+    parts = {
+        MARK: tables(result),
+        MARK_TRAINED: trained(result["recovered"], texts),
+        MARK_FILES: files([row for row in result["recovered"] if row["tasks"]], texts),
+    }
+    for mark, lines in parts.items():
+        print("\n".join([*lines, ""]))
+        for page in arguments.pages:
+            fill(page, mark, lines)
     publish(result, arguments.out)
+
+
+def add_earlier(result: dict[str, Any], conditions: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Put the earlier result's rows first, and of this one those that it lacks. Rows of different conditions are not
+    put beside each other."""
+    changed = [name for name, value in conditions.items() if earlier[name] != value]
+    if changed:
+        raise SystemExit(f"the earlier result was measured otherwise: {', '.join(changed)}")
+    for part, known_by in (("methods", ("ratio", "method")), ("recovered", KNOWN_BY)):
+        there = [[row[name] for name in known_by] for row in earlier[part]]
+        result[part] = earlier[part] + [row for row in result[part] if [row[name] for name in known_by] not in there]
 
 
 def perplexities(losses: dict[str, list[float]]) -> dict[str, float]:
@@ -101,6 +120,24 @@ def tables(result: dict[str, Any]) -> list[str]:
             other = row.get("repaired_over_auto")
             figures.append("{:.2f} [{:.2f}, {:.2f}]".format(*other[texts[0]]) if other else "")
             lines.append(f"| {row['method']} | {row['removed']:.1%} | {' | '.join(figures)} |")
+    return lines
+
+
+def trained(rows: list[dict[str, Any]], texts: list[str]) -> list[str]:
+    """The table of methods that were trained with the same tokens on the same text, by what training left of the
+    divergence from the dense model."""
+    heads = ["divergence, repaired", "recovered", "perplexity, repaired", "recovered", *(f"Q4_0, {t}" for t in texts)]
+    lines: list[str] = []
+    for ratio, tokens, written in dict.fromkeys(tuple(row[name] for name in ALIKE) for row in rows if row["tokens"]):
+        mine = [row for row in rows if tuple(row[name] for name in ALIKE) == (ratio, tokens, written)]
+        if len(mine) < 2:
+            continue
+        lines += ["", f"| {ratio:.0%}, {tokens:,} tokens | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+        for row in sorted(mine, key=lambda row: row["after"]["divergence_fp"]):
+            figures = [f"{row[when]['divergence_fp']:.3f}" for when in ("before", "after")]
+            figures += [f"{row[when]['perplexity_fp']:.1f}" for when in ("before", "after")]
+            figures += [f"{row['perplexity'][text]:.1f}" for text in texts]
+            lines.append(f"| {row['method']} | {' | '.join(figures)} |")
     return lines
 
 
