@@ -4,7 +4,8 @@
     python benchmarks/memory.py --files MODEL.gguf …
 
 llama.cpp repacks the matrices of some types as it loads them. Pages of a mapped file stay beside the copy; a file that
-is read leaves none, but its memory is in small pages unless glibc asks for huge ones. Every measurement has a process
+is read leaves none, but its memory is in small pages, unless glibc asks for huge ones, or the filled ones are put into
+huge ones after loading (*collapsed*, as saap-edge's engine does). Every measurement has a process
 of its own. *Peak* is its highest resident memory less that before the file was opened; *anonymous* is the part that the
 kernel cannot drop and read again (locked pages included), *pss* the memory at the end with shared pages in part. `over`
 is (peak - KV) / file, where KV is that of the whole context. The ways take turns: the ratio of decode speeds, by CPU
@@ -35,7 +36,8 @@ from saap_edge.machine.facts import machine_facts, versions
 from saap_edge.machine.pages import HUGE_PAGES
 
 WAYS: dict[str, tuple[str, dict[str, str]]] = {
-    "mapped": ("mapped", {}), "read": ("read", {}), "read, huge pages": ("read", HUGE_PAGES),
+    "mapped": ("mapped", {}), "read": ("read", {}), "read, glibc's huge pages": ("read", HUGE_PAGES),
+    "read, collapsed": ("collapsed", {}),
 }  # fmt: skip
 REMOVED = (0.0, 0.25, 0.5)
 MIB = 2**20

@@ -1,6 +1,6 @@
 """A process that runs one GGUF file in llama.cpp, mapped or read, for memory.py and kv.py. It prints one JSON line.
 
-python benchmarks/memory_child.py FILE mapped|read|auto THREADS CONTEXT PROMPT STEPS [--kv TYPE] [--ubatch N]
+python benchmarks/memory_child.py FILE mapped|read|collapsed|auto THREADS CONTEXT PROMPT STEPS [--kv TYPE] [--ubatch N]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import llama_cpp
 from saap_edge.engines.child import held_bytes, kilobytes
 from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.options import KV_TYPES, UBATCH
+from saap_edge.machine.pages import collapse
 
 
 class Mapped(LlamaCppEngine):
@@ -25,7 +26,8 @@ class Read(LlamaCppEngine):
     mapped = False
 
 
-WAYS = {"mapped": Mapped, "read": Read, "auto": LlamaCppEngine}
+WAYS = {"mapped": Mapped, "read": Read, "collapsed": Read, "auto": LlamaCppEngine}
+COLLAPSED = ("collapsed", "auto")  # as an engine's process does it
 
 
 def resident() -> dict[str, int]:
@@ -47,6 +49,8 @@ def main() -> None:
     base = resident()
     begin = time.perf_counter()
     engine = WAYS[args.way](args.file, args.threads, args.context, args.kv, args.ubatch)
+    if args.way in COLLAPSED:
+        collapse()
     loaded = time.perf_counter() - begin
     engine.forward(list(range(5, 5 + args.prompt)))
     cpu = time.process_time()

@@ -6,12 +6,13 @@
 ONNX Runtime maps model.onnx.data, and packs the matrices into the order in which its kernels read them: memory that
 the kernel cannot drop, beside mapped pages that it can. Ways: as it is (*plain*); without its arena; with an
 allocator of their own for packed matrices; mapped pages given back after loading (*dropped*); glibc asked for huge
-pages; and a folder whose file holds the packed matrices, which ONNX Runtime wrote before on the same processor
-(*prepacked*): they are mapped then, too. Every measurement has a process of its own. *Peak* is its highest resident
-memory less that before the folder was opened, *held* what the kernel cannot drop at the end, both less what the KV
-cache took, over the folder's model files. The ways take turns: the ratio of decode speeds, by CPU time of steps, is
-the median of turns, with the lowest and highest. All ways must give the same tokens. Shapes have random weights,
-dense and with half of their widths removed. Ends with one JSON line.
+pages; filled pages put into huge ones after loading, as saap-edge's engine does (*collapsed*); and a folder whose
+file holds the packed matrices, which ONNX Runtime wrote before on the same processor (*prepacked*): they are mapped
+then, too. Every measurement has a process of its own. *Peak* is its highest resident memory less that before the
+folder was opened, *held* what the kernel cannot drop at the end, both less what the KV cache took, over the folder's
+model files. The ways take turns: the ratio of decode speeds, by CPU time of steps, is the median of turns, with the
+lowest and highest. All ways must give the same tokens. Shapes have random weights, dense and with half of their
+widths removed. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ from saap_edge.machine.pages import HUGE_PAGES
 
 WAYS: dict[str, tuple[str, dict[str, str]]] = {
     "plain": ("plain", {}), "no arena": ("no arena", {}), "own allocator": ("own allocator", {}),
-    "dropped": ("dropped", {}), "huge pages": ("plain", HUGE_PAGES), "prepacked": ("prepacked", {}),
+    "dropped": ("dropped", {}), "glibc's huge pages": ("plain", HUGE_PAGES), "collapsed": ("collapsed", {}),
+    "prepacked": ("prepacked", {}),
 }  # fmt: skip
+SHOWN = ("plain", "no arena", "dropped", "glibc's huge pages", "collapsed", "prepacked")  # in the table
+FASTER = ("glibc's huge pages", "collapsed", "prepacked")
 REMOVED = (0.0, 0.5)
 MIB = 2**20
 console = Console(width=150, stderr=True)
@@ -151,17 +155,17 @@ def summary(runs: list[dict[str, Any]], plain: list[dict[str, Any]], size: int, 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Of the ways that differ: peak and held memory over the file, and decode speed over plain."""
-    columns = ["folder", "MiB", "prompt", *(f"{way}: peak / held" for way in WAYS), "load: prepacked, over plain"]
-    columns += [f"decode: {way}" for way in ("huge pages", "prepacked")]
+    columns = ["folder", "MiB", "prompt", *(f"{way}: peak / held" for way in SHOWN), "load: prepacked, over plain"]
+    columns += [f"decode: {way}" for way in FASTER]
     lines = [columns, ["---"] * len(columns), *map(cells_of, rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def cells_of(row: dict[str, Any]) -> list[str]:
-    ratios = [row[way]["faster"] for way in ("huge pages", "prepacked")]
+    ratios = [row[way]["faster"] for way in FASTER]
     return [
         row["name"], f"{row['file_bytes'] / MIB:.1f}", str(row["prompt"]),
-        *(f"{row[way]['peak_over']:.2f} / {row[way]['held_over']:.2f}" for way in WAYS),
+        *(f"{row[way]['peak_over']:.2f} / {row[way]['held_over']:.2f}" for way in SHOWN),
         f"{row['prepacked']['load_s'] / row['plain']['load_s']:.2f}",
         *(f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else "" for ratio in ratios),
     ]  # fmt: skip

@@ -16,9 +16,10 @@ import numpy as np
 
 from saap_edge.engines import onnxruntime as engines
 from saap_edge.engines.child import kilobytes
+from saap_edge.machine.pages import collapse
 
 DATA = "model.onnx.data"
-WAYS = ("plain", "no arena", "own allocator", "dropped", "prepacked", "write")
+WAYS = ("plain", "no arena", "own allocator", "dropped", "collapsed", "prepacked", "write")
 
 
 def options_of(way: str, folder: Path) -> Any:
@@ -69,6 +70,8 @@ def main() -> None:
     begin = time.perf_counter()
     where = args.folder / "prepacked" if args.way == "prepacked" else args.folder
     engine = engines.OnnxRuntimeEngine(where, args.threads, args.context)
+    if args.way == "collapsed":
+        collapse()
     loaded = time.perf_counter() - begin
     engines.ort.SessionOptions = made
     if args.way == "dropped":

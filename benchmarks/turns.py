@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from saap_edge.engines.gguf_memory import environment_for
 from saap_edge.engines.options import EngineOptions
 from saap_edge.engines.worker import Worker, child_environment
 
@@ -64,8 +63,7 @@ def told(ratio: list[float]) -> str:
 
 
 def child(script: str, path: Path, *arguments: Any) -> Any:
-    """The JSON line of a script beside this one, in a process with the variables of an engine's process for `path`."""
+    """The JSON line of a script beside this one, in a process with the variables of an engine's process."""
     command = [sys.executable, str(Path(__file__).with_name(script)), str(path), *map(str, arguments)]
-    environment = environment_for(path) | child_environment()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
     return json.loads(done.stdout.splitlines()[-1])

@@ -26,14 +26,14 @@ SHELL = """\
 cd "$(dirname "$0")" || exit 1
 text=${{1:-{prompt}}}
 tokens=${{2:-{tokens}}}
-{pages}{native}exec "${{PYTHON:-python3}}" run.py "$text" "$tokens"
+{native}exec "${{PYTHON:-python3}}" run.py "$text" "$tokens"
 """
 
 # llama-cli is for chats: it ignores -no-cnv and waits for input (ggml-org/llama.cpp#27214).
 NATIVE = """\
 # llama.cpp's own program, if it is installed. For a chat: llama-cli -m {model} -t {threads} -c {context} -fa on{flags}
 if command -v llama-completion > /dev/null; then
-{reading}  exec llama-completion{how} -m {model} -t {threads} -c {context} -fa on{flags} -no-cnv --temp 0 \\
+{reading}{pages}  exec llama-completion{how} -m {model} -t {threads} -c {context} -fa on{flags} -no-cnv --temp 0 \\
     --repeat-penalty 1 -n "$tokens" -p "$text"
 fi
 """
@@ -46,8 +46,8 @@ READING = """\
 """
 
 PAGES = """\
-# Large blocks of memory in huge pages, where the C library is glibc and the kernel has them: decoding is faster.
-export {0}="${{{0}:-{1}}}"
+  # Large blocks of memory in huge pages, where the C library is glibc and the kernel has them: decoding is faster.
+  export {0}="${{{0}:-{1}}}"
 """
 
 GGUF = '''\
@@ -58,10 +58,13 @@ from pathlib import Path
 
 import llama_cpp
 
+from saap_edge.machine.pages import collapse
+
 model = llama_cpp.Llama(
     str(Path(__file__).with_name("{model}")), n_threads={threads}, n_threads_batch={threads}, n_ctx={context},
     flash_attn=True, verbose=False, use_mmap={mapped},{arguments}
 )
+collapse()
 text, tokens = sys.argv[1], int(sys.argv[2])
 print(text, end="", flush=True)
 for piece in model(text, max_tokens=tokens, temperature=0.0, repeat_penalty=1.0, stream=True):
@@ -83,12 +86,14 @@ if os.environ.get("SAAP_EDGE_TELEMETRY") != "1":  # before the import: it sends 
 import onnxruntime_genai as genai
 
 from saap_edge.engines.onnxruntime import environment, spinning
+from saap_edge.machine.pages import collapse
 
 os.environ.update({{**environment(), **os.environ}})
 config = genai.Config(str(Path(__file__).with_name("{model}")))
 options = {{"intra_op_num_threads": {threads}, "session.intra_op.allow_spinning": str(int(spinning({threads})))}}
 config.overlay(json.dumps({{"model": {{"decoder": {{"session_options": options}}}}}}))
 model = genai.Model(config)
+collapse()
 tokenizer = genai.Tokenizer(model)
 tokenizer.update_options(add_special_tokens="true")
 text, tokens = sys.argv[1], int(sys.argv[2])
@@ -118,7 +123,10 @@ if os.environ.get("SAAP_EDGE_TELEMETRY") != "1":  # before the import: it sends 
 
 import openvino_genai as genai
 
+from saap_edge.machine.pages import collapse
+
 model = genai.LLMPipeline(str(Path(__file__).with_name("{model}")), "CPU", INFERENCE_NUM_THREADS={threads})
+collapse()
 text, tokens = sys.argv[1], int(sys.argv[2])
 search = model.get_generation_config()
 search.apply_chat_template, search.do_sample, search.repetition_penalty = False, False, 1.0
@@ -138,8 +146,8 @@ class Program:
         native: lines of run.sh that come before run.py is started, to try the runtime's own program.
         packages: packages that run.py needs beside saap-edge[device].
 
-    `str.format` puts `model`, `threads`, `context`, `mapped`, `reading` and `how` into the texts, and what `asked`
-    makes of the runtime's options: `flags` of its program and `arguments` of its class.
+    `str.format` puts `model`, `threads`, `context`, `mapped`, `reading`, `pages` and `how` into the texts, and what
+    `asked` makes of the runtime's options: `flags` of its program and `arguments` of its class.
     """
 
     script: str
@@ -197,9 +205,9 @@ def launch_files(
         "reading": READING if record.repacked else "", "how": " $how" if record.repacked else "",
         **program.asked(options),
     }  # fmt: skip
-    native = program.native.format(**values)
     pages = "".join(PAGES.format(*pair) for pair in HUGE_PAGES.items()) if record.repacked else ""
-    shell = SHELL.format(native=native, pages=pages, tokens=TOKENS, prompt=shlex.quote(prompt))
+    native = program.native.format(pages=pages, **values)
+    shell = SHELL.format(native=native, tokens=TOKENS, prompt=shlex.quote(prompt))
     requirements = [f"saap-edge[device]=={__version__}"]
     requirements += [f"{package}=={importlib.metadata.version(package)}" for package in program.packages]
     return {

@@ -45,6 +45,9 @@ class Metrics(Part):
     held_mib: Summary | None = Field(
         default=None, description="memory of a process that the kernel cannot drop and read again, MiB"
     )
+    huge_pages_mib: Number = Field(
+        default=None, description="memory that was put into huge pages after loading, MiB; null: not by saap-edge"
+    )
     file_bytes: int | None = Field(default=None, description="size of the artifact, bytes")
     projection_bytes: int | None = Field(
         default=None, description="weights that decoding a token reads, bytes; missing in older documents"

@@ -23,6 +23,7 @@ import numpy as np
 from saap_edge.engines.base import Engine
 from saap_edge.engines.registry import VOCABULARY, engine_named
 from saap_edge.errors import SaapError
+from saap_edge.machine.pages import collapse
 from saap_edge.registry import resolve
 
 __all__ = ["VOCABULARY", "Server", "held_bytes", "kilobytes", "log_probabilities", "main"]
@@ -64,7 +65,8 @@ class Server:
         self, engine: str, path: str, threads: int, context: int, entry: str | None = None, module: str | None = None,
         package: str | None = None, options: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Load an artifact and describe it; `seconds` leaves out the import of the runtime.
+        """Load an artifact, put what that filled into huge pages, and describe it; `seconds` leaves out the import of
+        the runtime.
 
         `entry`, `module` and `package` are those of the engine's record, for an engine that only the asking process
         knows; `options` are `EngineOptions.given`. `runtime` says which build of it runs.
@@ -77,10 +79,12 @@ class Server:
             self._engine = load_engine(engine, path, threads, context, entry, options)
         except AttributeError as error:
             raise SaapError(f"this version of {package or module} lacks what saap-edge calls: {error}") from None
+        huge = collapse()
         seconds = time.perf_counter() - start
         described: dict[str, Any] = getattr(self._engine, "describe", dict)()
         return {
             "seconds": seconds,
+            "huge_pages_bytes": huge,
             "vocab_size": self._engine.vocab_size,
             "kv_bytes_per_token": self._engine.kv_bytes_per_token(),
             "runtime": _runtime(module, package) | {"build": getattr(self._engine, "build", lambda: None)()},

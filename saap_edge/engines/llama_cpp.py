@@ -13,7 +13,7 @@ import numpy as np
 
 from saap_edge.engines.gguf_cost import gguf_cost
 from saap_edge.engines.gguf_header import read_header
-from saap_edge.engines.gguf_memory import environment_for, keeps_a_copy
+from saap_edge.engines.gguf_memory import keeps_a_copy
 from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.options import KV_TYPES, UBATCH, kv_bytes, kv_refusal, kv_type
@@ -231,7 +231,7 @@ register_engine(
         context=lambda path: read_shape(read_header(path)).context,
         vocab_size=lambda path: read_shape(read_header(path)).vocab_size, cost=gguf_cost, tokenizes=True,
         half_sums=True, chat="saap_edge.engines.chat:LlamaCppChat",
-        writer="saap_edge.engines.llama_writer:LlamaCppWriter", environment=environment_for,
+        writer="saap_edge.engines.llama_writer:LlamaCppWriter",
         benchmark="saap_edge.engines.llama_bench:LlamaBench", kv_types=tuple(KV_TYPES), ubatch=True,
         drafts="saap_edge.engines.llama_draft:LlamaCppDrafted",
     )

@@ -177,6 +177,7 @@ def _artifact(
         peak_rss_mib=summary_of([peak / 2**20 for peak in samples.peak_rss]),
         peak_pss_mib=summary_of([peak / 2**20 for peak in samples.peak_pss]),
         held_mib=summary_of([held / 2**20 for held in samples.held]),
+        huge_pages_mib=loaded["huge_pages_bytes"] / 2**20 if "huge_pages_bytes" in loaded else None,
         **counts(subject, loaded, prompt + decode // 2),
         perplexity=samples.perplexity,
         energy_j_per_token=samples.joules_per_token,

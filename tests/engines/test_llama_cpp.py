@@ -7,7 +7,6 @@ import pytest
 
 from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.llama_cpp import LlamaCppEngine
-from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gguf import write_gguf
 from tests.conftest import WIDTHS
@@ -58,16 +57,10 @@ def test_header_shows_arrays(artifact):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
 @pytest.mark.parametrize(("name", "mapped"), [("q4_0", False), ("q8_0", True)])
-def test_a_file_that_llama_cpp_repacks_is_read_and_others_are_mapped(
-    pruned_folder, tmp_path, monkeypatch, name, mapped
-):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+def test_a_file_that_llama_cpp_repacks_is_read_and_others_are_mapped(pruned_folder, tmp_path, name, mapped):
     path = tmp_path / f"{name}.gguf"
     write_gguf(pruned_folder, path, name)
     engine = LlamaCppEngine(path, 1, 32)
     assert (str(path) in Path("/proc/self/maps").read_text()) == mapped == engine.describe()["mapped"]
-    with Worker("llama.cpp", path, 1, 32) as worker:
-        asked = Path(f"/proc/{worker._process.pid}/environ").read_bytes().split(b"\0")
-    assert (b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in asked) == (not mapped)
     other = type("Other", (LlamaCppEngine,), {"mapped": not mapped})(path, 1, 32)
     assert np.array_equal(engine.forward([5, 6, 7]), other.forward([5, 6, 7]))
