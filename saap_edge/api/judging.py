@@ -158,6 +158,8 @@ def _predicted(
     if threads and threads > 2 * board.core_count:
         raise SaapError(f"--threads {threads}: '{board.name}' has {board.core_count} cores")
     cost = cached_as(artifact_cost(Path(artifact), format), kv)
+    if cost.prepared:
+        raise SaapError(f"'{artifact}' was prepared for one machine: measure it there, or predict the bundle it is of")
     longest = cost.context or 512
     prompt, held = prompt_tokens or min(128, longest), context or min(512, longest)
     conditions = {

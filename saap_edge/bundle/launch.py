@@ -85,11 +85,15 @@ if os.environ.get("SAAP_EDGE_TELEMETRY") != "1":  # before the import: it sends 
 
 import onnxruntime_genai as genai
 
+from saap_edge.engines.onnx_prepared import refusal
 from saap_edge.engines.onnxruntime import environment, spinning
 from saap_edge.machine.pages import collapse
 
+folder = Path(__file__).with_name("{model}")
+if told := refusal(folder):
+    sys.exit(told)
 os.environ.update({{**environment(), **os.environ}})
-config = genai.Config(str(Path(__file__).with_name("{model}")))
+config = genai.Config(str(folder))
 options = {{"intra_op_num_threads": {threads}, "session.intra_op.allow_spinning": str(int(spinning({threads})))}}
 config.overlay(json.dumps({{"model": {{"decoder": {{"session_options": options}}}}}}))
 model = genai.Model(config)

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from saap_edge.errors import SaapError
+from saap_edge.files import file_hash
 
 __all__ = [
     "BUNDLE_FILE", "LIMIT", "LOGITS_FILE", "VERSION", "Answers", "Board", "Bundle", "File", "Licence", "Tokenizer",
-    "is_inside", "read_bundle",
+    "is_inside", "list_files", "read_bundle",
 ]  # fmt: skip
 
 VERSION: Literal[1] = 1
@@ -177,6 +178,15 @@ class Bundle(_Strict):
         if missing:
             raise ValueError(f"files: '{min(missing)}' is not listed")
         return self
+
+
+def list_files(folder: Path) -> list[File]:
+    """All files below the folder but bundle.json, as that lists them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / BUNDLE_FILE)
+    return [
+        File(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_hash(path))
+        for path in paths
+    ]
 
 
 def read_bundle(folder: Path) -> Bundle:

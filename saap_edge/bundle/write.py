@@ -22,8 +22,8 @@ from saap_edge.bundle.schema import (
     Answers,
     Board,
     Bundle,
-    File,
     Tokenizer,
+    list_files,
 )
 from saap_edge.cache import library_versions
 from saap_edge.engines.answers import HARD_TEXT
@@ -31,7 +31,6 @@ from saap_edge.engines.options import AS_IT_IS, EngineOptions, check_options
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import ParityError, SaapError
-from saap_edge.files import file_hash
 
 __all__ = ["write_bundle"]
 
@@ -103,7 +102,7 @@ def _fill(source: Source, folder: Path, options: EngineOptions) -> Bundle:
         group=manifest.group, layers=manifest.layers, lineage=source.lineage, versions=library_versions(),
         board=Board(name=board.name, title=board.title, cpu=board.cpu, threads=board.threads),
         kv=options.kv, ubatch=options.ubatch, base_licence=base_licence(source.base), tokenizer=tokenizer,
-        answers=answers, files=_files(folder),
+        answers=answers, files=list_files(folder),
     )  # fmt: skip
     (folder / BUNDLE_FILE).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
     return bundle
@@ -161,11 +160,3 @@ def _load_tokenizer(path: Path) -> Any:
         return splitter
     except Exception as error:  # the binding raises nothing more specific
         raise SaapError(f"'{path}' cannot be loaded: {error}") from None
-
-
-def _files(folder: Path) -> list[File]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [
-        File(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_hash(path))
-        for path in paths
-    ]

@@ -48,6 +48,10 @@ class Metrics(Part):
     huge_pages_mib: Number = Field(
         default=None, description="memory that was put into huge pages after loading, MiB; null: not by saap-edge"
     )
+    prepared: bool | None = Field(
+        default=None,
+        description="its file holds what the runtime packs (saap-edge prepare); null: not for this runtime",
+    )
     file_bytes: int | None = Field(default=None, description="size of the artifact, bytes")
     projection_bytes: int | None = Field(
         default=None, description="weights that decoding a token reads, bytes; missing in older documents"

@@ -27,6 +27,7 @@ class ArtifactCost:
         head_dims: sizes of its heads.
         kv: type of the KV cache that was asked for; None: the runtime's own.
         batch_bytes: work space of a token of a prompt, of those that are computed at once, bytes; 0: not told.
+        prepared: it also holds what the runtime packs, for one machine (onnx_prepared.py).
     """
 
     format: str
@@ -39,6 +40,7 @@ class ArtifactCost:
     head_dims: tuple[int, ...] = ()
     kv: str | None = None
     batch_bytes: int = 0
+    prepared: bool = False
 
 
 class Engine(Protocol):

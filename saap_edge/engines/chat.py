@@ -20,6 +20,7 @@ from saap_edge.engines.gguf_header import read_header
 from saap_edge.engines.gguf_memory import keeps_a_copy
 from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
+from saap_edge.engines.onnx_prepared import refusal
 from saap_edge.engines.onnxruntime import spinning
 from saap_edge.engines.options import UBATCH, kv_refusal, kv_type
 from saap_edge.engines.registry import engine_named
@@ -201,6 +202,8 @@ class GenaiChat(ChatEngine):
     def __init__(self, path: Path, threads: int, context: int) -> None:
         """Load `path`. Raises SaapError when genai cannot, or it has no template."""
         super().__init__(path, threads, context)
+        if told := refusal(self.path):
+            raise SaapError(told)
         try:
             config = genai.Config(str(self.path))
             options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1,

@@ -7,6 +7,7 @@ from pathlib import Path
 from saap_edge.engines.base import ArtifactCost
 from saap_edge.engines.onnx_folder import onnx_context
 from saap_edge.engines.onnx_header import read_graph
+from saap_edge.engines.onnx_prepared import parameters_before
 
 __all__ = ["folder_context", "folder_vocab_size", "onnx_cost"]
 
@@ -27,9 +28,9 @@ def onnx_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
     Raises SaapError when the graph is damaged, or does not tell how many bytes a token reads.
     """
     path = path.parent if path.suffix == ".onnx" else path
-    graph = read_graph(path / "model.onnx")
+    graph, before = read_graph(path / "model.onnx"), parameters_before(path)
     return ArtifactCost(
         artifact_format or f"onnx-{graph.quantisation}", graph.bytes_per_token, graph.kv_bytes_per_token,
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), graph.parameters,
-        onnx_context(path, graph),
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), before or graph.parameters,
+        onnx_context(path, graph), prepared=before is not None,
     )  # fmt: skip

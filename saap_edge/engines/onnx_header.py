@@ -6,6 +6,7 @@ Files with weights are not read, but must be as large as the graph says. onnx/on
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -213,8 +214,7 @@ def _parse_part(parsed: _Parsed, part: int, body: int | memoryview) -> None:
         name, weight, outside = _initializer(message(body))
         if weight is not None:
             parsed.weights[name] = weight
-        if outside is not None:
-            file, begin, end = outside
+        for file, begin, end in outside:
             parsed.files.setdefault(file, set()).add((begin, end))
     elif part in (11, 12):
         name, kind, sizes = _value(message(body))
@@ -249,8 +249,8 @@ def _node(data: memoryview) -> _Node:
     return node
 
 
-def _initializer(data: memoryview) -> tuple[str, _Weight | None, tuple[str, int, int] | None]:
-    """Name, weight (None: an integer constant), and (file, begin, end) if its bytes lie in another file. Raises
+def _initializer(data: memoryview) -> tuple[str, _Weight | None, list[tuple[str, int, int]]]:
+    """Name, weight (None: an integer constant), and (file, begin, end) of its bytes that lie in another file. Raises
     ValueError where the bytes do not fit the shape."""
     name, kind, shape, outside, held = "", 0, [], {}, None
     for number, value in fields(data):
@@ -270,17 +270,30 @@ def _initializer(data: memoryview) -> tuple[str, _Weight | None, tuple[str, int,
     elements = math.prod(shape)
     size = -(-elements // _HALVES[kind]) if kind in _HALVES else elements * _SIZES[kind]
     place: object = object()
-    where = None
+    where: list[tuple[str, int, int]] = []
     if outside:
         offset, length = int(outside.get("offset", 0)), int(outside.get("length", size))
         if offset < 0 or length != size:
             raise ValueError
-        place, where = (outside["location"], offset), (outside["location"], offset, offset + length)
+        file = outside["location"]
+        place, where = (file, offset), [(file, offset, offset + length), *_packed(file, outside)]
     elif size and held not in (size, -1):
         raise ValueError
     if kind in (6, 7, 9):  # int32, int64, bool
         return name, None, where
     return name, _Weight(place, kind, elements, size), where
+
+
+def _packed(file: str, outside: dict[str, str]) -> Iterator[tuple[str, int, int]]:
+    """(file, begin, end) of a weight's copies that ONNX Runtime packed (onnx_prepared.py). Their key, as "prepacked_0",
+    has "KERNEL|offset;length;…" with as many places as the kernel has buffers."""
+    for key, value in outside.items():
+        if key.startswith("prepacked_"):
+            for place in value.split("|")[1:]:
+                offset, length = (int(number) for number in place.split(";")[:2])
+                if min(offset, length) < 0:
+                    raise ValueError
+                yield file, offset, offset + length
 
 
 def _value(data: memoryview) -> tuple[str, int, list[int]]:

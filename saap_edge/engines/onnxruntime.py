@@ -13,6 +13,7 @@ import numpy as np
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.onnx_cost import folder_context, folder_vocab_size, onnx_cost
 from saap_edge.engines.onnx_folder import GENAI_FILE
+from saap_edge.engines.onnx_prepared import PREPARED_FILE, refusal
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.engines.shortage import advice, is_shortage
 from saap_edge.errors import SaapError
@@ -75,6 +76,7 @@ class OnnxEngine:
             "quantisation": quantisation,
             "threads": self.threads,
             "spinning": spinning(self.threads),
+            "prepared": (self.path.parent / PREPARED_FILE).is_file(),
             "context": self.context,
             "vocab_size": self.vocab_size,
             "kv_type": "f32",
@@ -165,6 +167,8 @@ def open_session(path: Path, threads: int) -> Any:
     """A CPU session of `threads` threads. Raises SaapError when the file is missing or the runtime refuses it."""
     if not path.is_file():
         raise SaapError(f"no ONNX model at '{path}': give the folder of an ONNX export")
+    if told := refusal(path.parent):
+        raise SaapError(told)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning(threads))))

@@ -178,6 +178,7 @@ def _artifact(
         peak_pss_mib=summary_of([peak / 2**20 for peak in samples.peak_pss]),
         held_mib=summary_of([held / 2**20 for held in samples.held]),
         huge_pages_mib=loaded["huge_pages_bytes"] / 2**20 if "huge_pages_bytes" in loaded else None,
+        prepared=loaded.get("prepared"),
         **counts(subject, loaded, prompt + decode // 2),
         perplexity=samples.perplexity,
         energy_j_per_token=samples.joules_per_token,
