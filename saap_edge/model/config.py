@@ -65,6 +65,8 @@ class _Fields(BaseModel):
     max_window_layers: _Width = 0
     sliding_window_pattern: _Count = 1
     layer_types: list[str] | None = None
+    no_rope_layers: list[Annotated[int, Field(strict=True, ge=0, le=1)]] | None = None
+    no_rope_layer_interval: _Count = 1
     query_pre_attn_scalar: _Positive = 1.0
     attn_logit_softcapping: _Positive | None = None
     final_logit_softcapping: _Positive | None = None
@@ -134,6 +136,11 @@ def _check(config: Config, path: Path) -> None:
         if values is not None and len(values) != config.get("num_hidden_layers", len(values)):
             layers = config["num_hidden_layers"]
             raise SaapError(f"{path}: {name} is of {len(values)} layers, num_hidden_layers says {layers}")
+    rotated = fields.no_rope_layers  # transformers takes a longer list
+    if rotated is not None and len(rotated) < config.get("num_hidden_layers", 0):
+        raise SaapError(
+            f"{path}: no_rope_layers is of {len(rotated)} layers, num_hidden_layers says {config['num_hidden_layers']}"
+        )
     for index, (heads, kv_heads, _) in enumerate(fields.layer_widths or ()):
         if bool(heads) != bool(kv_heads) or (heads and heads % kv_heads):
             raise SaapError(

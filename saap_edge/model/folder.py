@@ -192,6 +192,7 @@ def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: 
         gate_up_bias=spec.gate_up_bias,
         down_bias=down_bias,
         qk_norm=spec.family.qk_norm,
+        no_rope_layers=[int(index not in spec.unrotated) for index in stay] if spec.unrotated else None,
     )
     module = MODELING_FILE.stem
     config.auto_map = {
@@ -208,8 +209,9 @@ def _plain_config(dense: Any, spec: ModelSpec, shape: LayerShape, stay: list[int
     config.head_dim = spec.head_dim
     config.num_attention_heads, config.num_key_value_heads = shape.heads, shape.kv_heads
     config.intermediate_size, config.num_hidden_layers = shape.ffn, len(stay)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[index] for index in stay]
+    for by_layer in ("layer_types", "no_rope_layers"):
+        if getattr(config, by_layer, None):
+            setattr(config, by_layer, [getattr(config, by_layer)[index] for index in stay])
     config._attn_implementation = dense.config._attn_implementation
     return config
 

@@ -26,6 +26,7 @@ class SaapEdgeConfig(LlamaConfig):
     `layer_widths` is a list of [heads, kv_heads, ffn], 0 where a layer has no attention or no FFN;
     `num_attention_heads`, `num_key_value_heads` and `intermediate_size` keep the dense model's values.
     `base_model_type` names the family of the dense model. `qk_norm`: queries and keys are normalised, as in Qwen3.
+    `no_rope_layers`: for each layer 1, or 0 where queries and keys are not rotated (SmolLM3); None: all are.
     Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
 
     Caches of transformers 5 take their shapes from `per_layer_config`.
@@ -40,6 +41,7 @@ class SaapEdgeConfig(LlamaConfig):
     gate_up_bias: bool = False
     down_bias: bool = False
     qk_norm: bool = False
+    no_rope_layers: list | None = None  # type: ignore[type-arg]
 
     @property  # type: ignore[misc]
     def per_layer_config(self) -> list[Any]:  # type: ignore[override]
@@ -61,10 +63,12 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
     """A decoder layer with widths of its own. Parts that it lacks are None, norms included.
 
     `cache_index` counts only layers with attention, because transformers takes a cache's length from its first layer.
+    `rotated`: queries and keys are rotated by their positions.
     """
 
-    def __init__(self, config: SaapEdgeConfig, widths: list[int], cache_index: int):
+    def __init__(self, config: SaapEdgeConfig, widths: list[int], cache_index: int, rotated: bool = True):
         super().__init__()
+        self.rotated = rotated
         heads, kv_heads, ffn = widths
         local = copy.copy(config)
         local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
@@ -91,6 +95,9 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **keywords: Any) -> torch.Tensor:
         if self.self_attn is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
+            if not self.rotated:  # by an angle of zero
+                cos, sin = keywords["position_embeddings"]
+                keywords["position_embeddings"] = torch.ones_like(cos), torch.zeros_like(sin)
             hidden_states = hidden_states + self.self_attn(hidden_states=normed, **keywords)[0]
         if self.mlp is not None and self.post_attention_layernorm is not None:
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
@@ -101,8 +108,9 @@ def build_layers(config: SaapEdgeConfig) -> nn.ModuleList:
     """All decoder layers of a configuration."""
     assert config.layer_widths is not None
     layers, attentions = nn.ModuleList(), 0
-    for widths in config.layer_widths:
-        layers.append(SaapEdgeLayer(config, widths, attentions))
+    rotated = config.no_rope_layers or [1] * len(config.layer_widths)
+    for widths, turned in zip(config.layer_widths, rotated, strict=True):
+        layers.append(SaapEdgeLayer(config, widths, attentions, bool(turned)))
         attentions += widths[0] > 0
     return layers
 
