@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config
+from saap_edge.model.by_layer import in_our_form
 
 __all__ = ["read_config", "read_object", "without_odd_ids"]
 
@@ -20,6 +21,8 @@ _Positive = Annotated[float, Field(strict=True, ge=1e-18, le=1e18)]
 _Flag = Annotated[bool, Field(strict=True)]
 _Id = Annotated[int, Field(strict=True)]
 _Width = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+_MAYBE_NULL = ("intermediate_size", "num_key_value_heads")  # where blocks say it
 
 
 def _not_zero(value: float) -> float:
@@ -85,7 +88,7 @@ class _Fields(BaseModel):
 
 
 def read_config(folder: str | Path) -> Config:
-    """The content of a folder's config.json.
+    """The content of a folder's config.json, brought into our own form if it has widths per layer (`in_our_form`).
 
     Raises SaapError when it is missing, is not a JSON object, or has an impossible value in a field that is used.
     """
@@ -93,8 +96,14 @@ def read_config(folder: str | Path) -> Config:
     if not path.is_file():
         raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
     config = read_object(path)
-    _check(config, path)
-    return config
+    try:
+        _check(config | dict.fromkeys(_MAYBE_NULL, 1) if config.get("block_configs") else config, path)
+        ours = in_our_form(config)
+    except SaapError as error:
+        raise error if str(error).startswith(str(path)) else SaapError(f"{path}: {error}") from None
+    if ours is not config:
+        _check(ours, path)
+    return ours
 
 
 def read_object(path: Path, optional: bool = False) -> dict[str, Any]:

@@ -20,6 +20,27 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 __all__ = ["SaapEdgeConfig", "SaapEdgeForCausalLM", "SaapEdgeLayer", "SaapEdgeModel"]
 
 
+AUTO_MAP = {
+    "AutoConfig": "modeling_saap_edge.SaapEdgeConfig",
+    "AutoModelForCausalLM": "modeling_saap_edge.SaapEdgeForCausalLM",
+}
+# transformers' names for the numbers of `layer_widths`, and for what a layer can lack.
+WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+SKIPS = ("attention", "mlp")
+
+
+def widths_by_layer(layers: dict[Any, dict[str, Any]], shape: list[int], count: int) -> list[list[int]]:
+    """`layer_widths` of transformers' `per_layer_config`; `shape` are the widths of layers that it does not name."""
+    named = {int(key): layer for key, layer in layers.items()}
+    widths = []
+    for index in range(count):
+        layer = named.get(index, {})
+        heads, kv_heads, ffn = (layer.get(name, usual) for name, usual in zip(WIDTHS, shape, strict=True))
+        attention, mlp = (name not in layer.get("skip", ()) for name in SKIPS)
+        widths.append([heads * attention, kv_heads * attention, ffn * mlp])
+    return widths
+
+
 class SaapEdgeConfig(LlamaConfig):
     """A Llama configuration with widths per layer.
 
@@ -29,7 +50,8 @@ class SaapEdgeConfig(LlamaConfig):
     `no_rope_layers`: for each layer 1, or 0 where queries and keys are not rotated (SmolLM3); None: all are.
     Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
 
-    Caches of transformers 5 take their shapes from `per_layer_config`.
+    config.json says the widths in transformers' own field `per_layer_config` too, and may say them there alone. In
+    memory, caches of transformers 5 take their shapes from it.
     """
 
     model_type = "saap_edge"
@@ -43,12 +65,12 @@ class SaapEdgeConfig(LlamaConfig):
     qk_norm: bool = False
     no_rope_layers: list | None = None  # type: ignore[type-arg]
 
-    @property  # type: ignore[misc]
-    def per_layer_config(self) -> list[Any]:  # type: ignore[override]
+    @property
+    def per_layer_config(self) -> list[Any]:
         """A configuration for each place in a cache: for each layer with attention, with heads of its own.
 
         transformers 5 makes static caches of it, for `generate(cache_implementation="static")` and torch.export. It is
-        computed, not stored: config.json says `layer_widths`, which any version reads.
+        computed from `layer_widths`.
         """
         configs = []
         for heads, kv_heads, ffn in self.layer_widths or ():
@@ -57,6 +79,29 @@ class SaapEdgeConfig(LlamaConfig):
                 local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
                 configs.append(local)
         return configs
+
+    @per_layer_config.setter
+    def per_layer_config(self, layers: dict[Any, dict[str, Any]] | None) -> None:
+        if layers is None:
+            return
+        widths = widths_by_layer(layers, [getattr(self, name) for name in WIDTHS], self.num_hidden_layers)
+        if self.layer_widths is None:
+            self.layer_widths = widths
+        elif [list(layer) for layer in self.layer_widths] != widths:
+            raise ValueError("layer_widths and per_layer_config say different widths")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', with `per_layer_config`: what layers have that is not as in the dense model."""
+        layers: dict[str, dict[str, Any]] = {}
+        for index, widths in enumerate(self.layer_widths or ()):
+            heads, _, ffn = widths
+            said: dict[str, Any] = {
+                name: width for name, width in zip(WIDTHS, widths, strict=True) if width not in (0, getattr(self, name))
+            }
+            skipped = [name for name, width in zip(SKIPS, (heads, ffn), strict=True) if not width]
+            if said or skipped:
+                layers[str(index)] = said | ({"skip": skipped} if skipped else {})
+        return {**super().to_dict(), "per_layer_config": layers}
 
 
 class SaapEdgeLayer(GradientCheckpointingLayer):
