@@ -50,6 +50,7 @@ EXTRAS: dict[str, dict] = {
     "granite": {
         "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,
     },
+    "smollm3": {"no_rope_layer_interval": 2, "pad_token_id": 0},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "pad_token_id": 0},
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "pad_token_id": 0},
 }  # fmt: skip

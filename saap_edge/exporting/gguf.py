@@ -37,7 +37,8 @@ _FILE_TYPE = gguf.LlamaFileType
 # What distinguishes llama.cpp's architectures (its src/models, and llama_model_rope_type).
 _BY_LAYER = ("deci", "openelm")  # widths are arrays
 _FUSED = ("openelm",)  # q, k and v are one matrix
-_NEIGHBOURS = ("llama", "deci")  # rope pairs neighbouring rows of q and k; all others pair halves, as transformers does
+# Rope pairs neighbouring rows of q and k; all others pair halves, as transformers does.
+_NEIGHBOURS = ("llama", "deci", "smollm3")
 _TABLE = ("llama", "deci")  # they read rope_freqs, a table of any frequencies
 # llama.cpp's projection <- ours, stacked if there are several.
 _QKV = {"attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",)}
@@ -178,9 +179,9 @@ def _add_rope_scaling(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
         writer.add_rope_scaling_factor(float(scaling["factor"]))
         if scaling["rope_type"] == "yarn":
             writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
-            # llama.cpp would multiply keys by it again when it shifts the context. So it is cancelled here and put into
-            # the norm of q instead (`_norm`).
-            factor = 1 / yarn_scale(float(scaling["factor"]))
+            # llama.cpp multiplies by the paper's factor itself. When it shifts the context, it multiplies keys by both
+            # again: they are cancelled here and put into the norm of q instead (`_norm`), if there is one.
+            factor = (1.0 if spec.family.qk_norm else factor) / yarn_scale(float(scaling["factor"]))
     if factor != 1.0:
         writer.add_rope_scaling_attn_factors(factor)
 

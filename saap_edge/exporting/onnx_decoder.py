@@ -173,13 +173,14 @@ class Decoder:
         prefix = f"model.layers.{index}.self_attn."
         packed = self.linear(x, f"{prefix}qkv_proj", [f"{prefix}{name}_proj" for name in "qkv"])
         past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
-        fused, (rotary, attributes) = self.positions is None, self._kind(index)
+        rotary, attributes = self._kind(index)
+        fused, apart = (rotary, None) if self.positions is None else (None, rotary)
         states = [packed, None, None]
-        if spec.family.qk_norm or not fused:
-            states = self._states(packed, prefix, layer, None if fused else rotary)
+        if spec.family.qk_norm or apart:
+            states = self._states(packed, prefix, layer, apart)
         outputs = graph.nodes(
-            3, "GroupQueryAttention", [*states, *past, self.seqlens, self.total, *(rotary if fused else ())], CONTRIB,
-            num_heads=layer.heads, kv_num_heads=layer.kv_heads, do_rotary=int(fused), **attributes,
+            3, "GroupQueryAttention", [*states, *past, self.seqlens, self.total, *(fused or ())], CONTRIB,
+            num_heads=layer.heads, kv_num_heads=layer.kv_heads, do_rotary=int(bool(fused)), **attributes,
         )  # fmt: skip
         for present, kind in zip(outputs[1:], KINDS, strict=True):
             graph.output(present, f"present.{index}.{kind}", *self._cache(layer, "total"))
@@ -199,9 +200,10 @@ class Decoder:
             query, key = self._rotate(query, layer.heads, rotary), self._rotate(key, layer.kv_heads, rotary)
         return [query, key, value]
 
-    def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value], dict[str, Any]]:
-        """Rotary tables and attributes of a layer's attention."""
-        return self.rotary, {"scale": 1 / math.sqrt(self.spec.head_dim)}
+    def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value] | None, dict[str, Any]]:
+        """Rotary tables, None where nothing rotates, and attributes of a layer's attention."""
+        rotary = None if index in self.spec.unrotated else self.rotary
+        return rotary, {"scale": 1 / math.sqrt(self.spec.head_dim)}
 
     def _cache(self, layer: LayerShape, length: str) -> tuple[ir.DataType, list[int | str]]:
         return ir.DataType.FLOAT, ["batch_size", layer.kv_heads, length, self.spec.head_dim]

@@ -42,7 +42,7 @@ class GemmaDecoder(Decoder):
     def _attention(self, x: ir.Value, index: int) -> ir.Value:
         return self._norm(super()._attention(x, index), f"model.layers.{index}.post_attention_layernorm.weight")
 
-    def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value], dict[str, Any]]:
+    def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value] | None, dict[str, Any]]:
         gemma, windowed = self.gemma, self.gemma.windowed[index]
         attributes: dict[str, Any] = {"scale": 1 / math.sqrt(gemma.attention_scalar)}
         if gemma.attention_cap:

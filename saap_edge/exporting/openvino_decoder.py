@@ -112,7 +112,7 @@ class OpenvinoDecoder:
         sizes = graph.integers(*(count * spec.head_dim for count in counts))
         split = ops.variadic_split(packed, graph.integer(-1), sizes)
         heads = [self._heads(split.output(at), prefix, at, count) for at, count in enumerate(counts)]
-        query, key = self._rotated(heads[0]), self._rotated(heads[1])
+        query, key = heads[:2] if index in spec.unrotated else map(self._rotated, heads[:2])
         past = [
             self._cached(value, f"{index}.{kind}", layer) for value, kind in zip((key, heads[2]), KINDS, strict=True)
         ]

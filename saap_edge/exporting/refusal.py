@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from saap_edge.exporting.gemma import gemma_limit
 from saap_edge.families import Refusal
 from saap_edge.formats import Format, format_of
+from saap_edge.gguf_file.architectures import UNROTATED_PERIOD
 from saap_edge.model.blocks import BLOCK
 from saap_edge.model.spec import ModelSpec
 from saap_edge.registry import resolve
@@ -18,7 +19,7 @@ __all__ = [
 
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
-GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "gemma2", "gemma3")
+GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "gemma2", "gemma3", "smollm3")
 ONNX_WRITERS = ("llama", "qk-norm", "gemma")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
@@ -143,6 +144,11 @@ def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | No
 
 def _limit(spec: ModelSpec, architecture: str) -> str | None:
     """What this model has that its architecture in llama.cpp would ignore, or None."""
+    period = UNROTATED_PERIOD.get(architecture, 0)
+    if spec.unrotated != frozenset(range(len(spec.layers))[period - 1 :: period] if period else ()):
+        where = ", ".join(map(str, sorted(spec.unrotated))) or "none"
+        kept = f"in all but every {period}th layer" if period else "in all layers"
+        return f"llama.cpp's '{architecture}' has rotary positions {kept}, this model has none in layers {where}"
     if architecture in ("llama", "deci"):
         return None
     if spec.biased:

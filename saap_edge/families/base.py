@@ -115,6 +115,7 @@ class Family:
         qk_norm: queries and keys are normalised head by head.
         uniform_only: the reason why all layers must keep the same widths, or None.
         gemma: config -> what it has of Gemma's arithmetic; None for all other families.
+        unrotated: config -> the layers without rotary positions.
     """
 
     model_type: str
@@ -131,6 +132,7 @@ class Family:
     qk_norm: bool = False
     uniform_only: str | None = None
     gemma: Callable[[Config], Gemma] | None = None
+    unrotated: Callable[[Config], frozenset[int]] = lambda config: frozenset()
     attention: Coupling = KV_GROUP
     ffn: Coupling = FFN_CHANNEL
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from saap_edge.errors import SaapError
 
-__all__ = ["ARCHITECTURES", "Architecture", "Place", "architecture_of", "place_of"]
+__all__ = ["ARCHITECTURES", "UNROTATED_PERIOD", "Architecture", "Place", "architecture_of", "place_of"]
+
+UNROTATED_PERIOD = {"smollm3": 4}  # every so many layers has no rotary positions (fixed in llama.cpp's src/models)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ ARCHITECTURES = {
     "qwen3": Architecture("qwen3"),
     "openelm": Architecture("qwen3", by_layer=True),
     "phi3": Architecture("phi3", fused=True),
+    "smollm3": Architecture("smollm3", neighbours=True),
     "gemma2": Architecture("gemma2", gemma=True),
     "gemma3": Architecture("gemma3_text", gemma=True),
 }

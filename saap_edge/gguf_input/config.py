@@ -6,7 +6,7 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config
-from saap_edge.gguf_file.architectures import architecture_of
+from saap_edge.gguf_file.architectures import UNROTATED_PERIOD, architecture_of
 from saap_edge.gguf_file.reader import GgufModel
 from saap_edge.gguf_input.rope import rope_parameters
 from saap_edge.model.spec import PRUNED_TYPE
@@ -21,7 +21,8 @@ _SCALES = {
 _LARGEST = {"gemma2": 46, "gemma3": 62}
 # transformers' classes whose o has a bias if q, k and v have one; whose FFN may have biases; and which saap_edge's own
 # class can replace.
-_BIASES_TOGETHER, _MLP_BIASES, _OURS = ("llama", "granite", "qwen3"), ("llama", "granite"), ("llama", "qwen2", "qwen3")
+_BIASES_TOGETHER, _MLP_BIASES = ("llama", "granite", "qwen3", "smollm3"), ("llama", "granite", "smollm3")
+_OURS = ("llama", "qwen2", "qwen3", "smollm3")
 _PERIOD = {"gemma2": 2, "gemma3": 6}  # every second, or sixth, layer has no window
 
 
@@ -62,6 +63,8 @@ def config_of(model: GgufModel) -> Config:
         config |= _granite(model, head_dim)
     if model.architecture == "phi3":
         config |= _phi3(model, rope)
+    if period := UNROTATED_PERIOD.get(model.architecture):
+        config["no_rope_layers"] = [int((index + 1) % period > 0) for index in range(len(widths))]
     config |= _class(model, widths, config)
     return config
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config
+from saap_edge.model.by_layer import in_our_form
 
 __all__ = ["read_config", "read_object", "without_odd_ids"]
 
@@ -20,6 +21,8 @@ _Positive = Annotated[float, Field(strict=True, ge=1e-18, le=1e18)]
 _Flag = Annotated[bool, Field(strict=True)]
 _Id = Annotated[int, Field(strict=True)]
 _Width = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+_MAYBE_NULL = ("intermediate_size", "num_key_value_heads")  # where blocks say it
 
 
 def _not_zero(value: float) -> float:
@@ -65,6 +68,8 @@ class _Fields(BaseModel):
     max_window_layers: _Width = 0
     sliding_window_pattern: _Count = 1
     layer_types: list[str] | None = None
+    no_rope_layers: list[Annotated[int, Field(strict=True, ge=0, le=1)]] | None = None
+    no_rope_layer_interval: _Count = 1
     query_pre_attn_scalar: _Positive = 1.0
     attn_logit_softcapping: _Positive | None = None
     final_logit_softcapping: _Positive | None = None
@@ -83,7 +88,7 @@ class _Fields(BaseModel):
 
 
 def read_config(folder: str | Path) -> Config:
-    """The content of a folder's config.json.
+    """The content of a folder's config.json, brought into our own form if it has widths per layer (`in_our_form`).
 
     Raises SaapError when it is missing, is not a JSON object, or has an impossible value in a field that is used.
     """
@@ -91,8 +96,14 @@ def read_config(folder: str | Path) -> Config:
     if not path.is_file():
         raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
     config = read_object(path)
-    _check(config, path)
-    return config
+    try:
+        _check(config | dict.fromkeys(_MAYBE_NULL, 1) if config.get("block_configs") else config, path)
+        ours = in_our_form(config)
+    except SaapError as error:
+        raise error if str(error).startswith(str(path)) else SaapError(f"{path}: {error}") from None
+    if ours is not config:
+        _check(ours, path)
+    return ours
 
 
 def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
@@ -134,6 +145,11 @@ def _check(config: Config, path: Path) -> None:
         if values is not None and len(values) != config.get("num_hidden_layers", len(values)):
             layers = config["num_hidden_layers"]
             raise SaapError(f"{path}: {name} is of {len(values)} layers, num_hidden_layers says {layers}")
+    rotated = fields.no_rope_layers  # transformers takes a longer list
+    if rotated is not None and len(rotated) < config.get("num_hidden_layers", 0):
+        raise SaapError(
+            f"{path}: no_rope_layers is of {len(rotated)} layers, num_hidden_layers says {config['num_hidden_layers']}"
+        )
     for index, (heads, kv_heads, _) in enumerate(fields.layer_widths or ()):
         if bool(heads) != bool(kv_heads) or (heads and heads % kv_heads):
             raise SaapError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from saap_edge.errors import SaapError
 from saap_edge.model import modeling_saap_edge
+from saap_edge.model.by_layer import pruned_config
 from saap_edge.model.chat import read_generation
 from saap_edge.model.checkpoint import Checkpoint, open_checkpoint
 from saap_edge.model.classes import empty_model, parsed_config
@@ -175,30 +177,10 @@ def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: 
             f"{spec.family.title} is saved as its plain class only: all layers alike, no biases from repair, and a "
             f"number of heads that divides the hidden size {spec.hidden}"
         )
-    source = dense.config.to_dict()
-    keep = (
-        "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_act",
-        "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling",
-        "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
-    )  # fmt: skip
-    config = SaapEdgeConfig(
-        **{name: source[name] for name in keep if name in source},
-        num_hidden_layers=len(shapes),
-        head_dim=spec.head_dim,
-        base_model_type=spec.family.model_type,
-        layer_widths=[[shape.heads, shape.kv_heads, shape.ffn] for shape in shapes],
-        qkv_bias=spec.qkv_bias,
-        o_bias=o_bias,
-        gate_up_bias=spec.gate_up_bias,
-        down_bias=down_bias,
-        qk_norm=spec.family.qk_norm,
-    )
-    module = MODELING_FILE.stem
-    config.auto_map = {
-        "AutoConfig": f"{module}.SaapEdgeConfig",
-        "AutoModelForCausalLM": f"{module}.SaapEdgeForCausalLM",
-    }
-    config.architectures = ["SaapEdgeForCausalLM"]
+    source = {name: value for name, value in dense.config.to_dict().items() if name not in ("dtype", "torch_dtype")}
+    left = replace(spec, unrotated=frozenset(at for at, index in enumerate(stay) if index in spec.unrotated))
+    widths = [[shape.heads, shape.kv_heads, shape.ffn] for shape in shapes]
+    config = SaapEdgeConfig(**_plain(pruned_config(source, left, widths, o_bias, down_bias)))
     config._attn_implementation = dense.config._attn_implementation
     return config
 
@@ -208,8 +190,9 @@ def _plain_config(dense: Any, spec: ModelSpec, shape: LayerShape, stay: list[int
     config.head_dim = spec.head_dim
     config.num_attention_heads, config.num_key_value_heads = shape.heads, shape.kv_heads
     config.intermediate_size, config.num_hidden_layers = shape.ffn, len(stay)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[index] for index in stay]
+    for by_layer in ("layer_types", "no_rope_layers"):
+        if getattr(config, by_layer, None):
+            setattr(config, by_layer, [getattr(config, by_layer)[index] for index in stay])
     config._attn_implementation = dense.config._attn_implementation
     return config
 

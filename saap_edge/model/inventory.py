@@ -104,9 +104,17 @@ def check_inventory(
     for name, shape in expected.items():
         if entries[name].shape != shape:
             raise SaapError(f"{where}: {name} is {entries[name].shape}, config.json says {shape}{lacks}")
-    extra = [name for name in entries if name not in expected and not name.endswith(_COMPUTED)]
+    idle = _idle_norms(spec)
+    extra = [name for name in entries if name not in expected and name not in idle and not name.endswith(_COMPUTED)]
     if extra:
         raise SaapError(f"{where}: {_what_is_extra(extra, spec)}")
+
+
+def _idle_norms(spec: ModelSpec) -> set[str]:
+    """Norms before sublayers that are gone, which some programs store all the same."""
+    idle = [(index, "input_layernorm") for index, layer in enumerate(spec.layers) if not layer.heads]
+    idle += [(index, "post_attention_layernorm") for index, layer in enumerate(spec.layers) if not layer.ffn]
+    return {f"model.layers.{index}.{norm}.weight" for index, norm in idle}
 
 
 def _stored_shapes(spec: ModelSpec, source: Callable[[str], Source]) -> dict[str, tuple[int, ...]]:

@@ -20,15 +20,38 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 __all__ = ["SaapEdgeConfig", "SaapEdgeForCausalLM", "SaapEdgeLayer", "SaapEdgeModel"]
 
 
+AUTO_MAP = {
+    "AutoConfig": "modeling_saap_edge.SaapEdgeConfig",
+    "AutoModelForCausalLM": "modeling_saap_edge.SaapEdgeForCausalLM",
+}
+# transformers' names for the numbers of `layer_widths`, and for what a layer can lack.
+WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+SKIPS = ("attention", "mlp")
+
+
+def widths_by_layer(layers: dict[Any, dict[str, Any]], shape: list[int], count: int) -> list[list[int]]:
+    """`layer_widths` of transformers' `per_layer_config`; `shape` are the widths of layers that it does not name."""
+    named = {int(key): layer for key, layer in layers.items()}
+    widths = []
+    for index in range(count):
+        layer = named.get(index, {})
+        heads, kv_heads, ffn = (layer.get(name, usual) for name, usual in zip(WIDTHS, shape, strict=True))
+        attention, mlp = (name not in layer.get("skip", ()) for name in SKIPS)
+        widths.append([heads * attention, kv_heads * attention, ffn * mlp])
+    return widths
+
+
 class SaapEdgeConfig(LlamaConfig):
     """A Llama configuration with widths per layer.
 
     `layer_widths` is a list of [heads, kv_heads, ffn], 0 where a layer has no attention or no FFN;
     `num_attention_heads`, `num_key_value_heads` and `intermediate_size` keep the dense model's values.
     `base_model_type` names the family of the dense model. `qk_norm`: queries and keys are normalised, as in Qwen3.
+    `no_rope_layers`: for each layer 1, or 0 where queries and keys are not rotated (SmolLM3); None: all are.
     Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
 
-    Caches of transformers 5 take their shapes from `per_layer_config`.
+    config.json says the widths in transformers' own field `per_layer_config` too, and may say them there alone. In
+    memory, caches of transformers 5 take their shapes from it.
     """
 
     model_type = "saap_edge"
@@ -40,13 +63,14 @@ class SaapEdgeConfig(LlamaConfig):
     gate_up_bias: bool = False
     down_bias: bool = False
     qk_norm: bool = False
+    no_rope_layers: list | None = None  # type: ignore[type-arg]
 
-    @property  # type: ignore[misc]
-    def per_layer_config(self) -> list[Any]:  # type: ignore[override]
+    @property
+    def per_layer_config(self) -> list[Any]:
         """A configuration for each place in a cache: for each layer with attention, with heads of its own.
 
         transformers 5 makes static caches of it, for `generate(cache_implementation="static")` and torch.export. It is
-        computed, not stored: config.json says `layer_widths`, which any version reads.
+        computed from `layer_widths`.
         """
         configs = []
         for heads, kv_heads, ffn in self.layer_widths or ():
@@ -56,15 +80,40 @@ class SaapEdgeConfig(LlamaConfig):
                 configs.append(local)
         return configs
 
+    @per_layer_config.setter
+    def per_layer_config(self, layers: dict[Any, dict[str, Any]] | None) -> None:
+        if layers is None:
+            return
+        widths = widths_by_layer(layers, [getattr(self, name) for name in WIDTHS], self.num_hidden_layers)
+        if self.layer_widths is None:
+            self.layer_widths = widths
+        elif [list(layer) for layer in self.layer_widths] != widths:
+            raise ValueError("layer_widths and per_layer_config say different widths")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', with `per_layer_config`: what layers have that is not as in the dense model."""
+        layers: dict[str, dict[str, Any]] = {}
+        for index, widths in enumerate(self.layer_widths or ()):
+            heads, _, ffn = widths
+            said: dict[str, Any] = {
+                name: width for name, width in zip(WIDTHS, widths, strict=True) if width not in (0, getattr(self, name))
+            }
+            skipped = [name for name, width in zip(SKIPS, (heads, ffn), strict=True) if not width]
+            if said or skipped:
+                layers[str(index)] = said | ({"skip": skipped} if skipped else {})
+        return {**super().to_dict(), "per_layer_config": layers}
+
 
 class SaapEdgeLayer(GradientCheckpointingLayer):
     """A decoder layer with widths of its own. Parts that it lacks are None, norms included.
 
     `cache_index` counts only layers with attention, because transformers takes a cache's length from its first layer.
+    `rotated`: queries and keys are rotated by their positions.
     """
 
-    def __init__(self, config: SaapEdgeConfig, widths: list[int], cache_index: int):
+    def __init__(self, config: SaapEdgeConfig, widths: list[int], cache_index: int, rotated: bool = True):
         super().__init__()
+        self.rotated = rotated
         heads, kv_heads, ffn = widths
         local = copy.copy(config)
         local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
@@ -91,6 +140,9 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **keywords: Any) -> torch.Tensor:
         if self.self_attn is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
+            if not self.rotated:  # by an angle of zero
+                cos, sin = keywords["position_embeddings"]
+                keywords["position_embeddings"] = torch.ones_like(cos), torch.zeros_like(sin)
             hidden_states = hidden_states + self.self_attn(hidden_states=normed, **keywords)[0]
         if self.mlp is not None and self.post_attention_layernorm is not None:
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
@@ -101,8 +153,9 @@ def build_layers(config: SaapEdgeConfig) -> nn.ModuleList:
     """All decoder layers of a configuration."""
     assert config.layer_widths is not None
     layers, attentions = nn.ModuleList(), 0
-    for widths in config.layer_widths:
-        layers.append(SaapEdgeLayer(config, widths, attentions))
+    rotated = config.no_rope_layers or [1] * len(config.layer_widths)
+    for widths, turned in zip(config.layer_widths, rotated, strict=True):
+        layers.append(SaapEdgeLayer(config, widths, attentions, bool(turned)))
         attentions += widths[0] > 0
     return layers
 

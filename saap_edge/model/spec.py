@@ -29,6 +29,7 @@ class ModelSpec:
         context: longest text, in tokens.
         qkv_bias, o_bias, gate_up_bias, down_bias: which projections have a bias.
         gemma: what only Gemma's arithmetic has.
+        unrotated: the layers whose queries and keys have no rotary positions.
     """
 
     family: Family
@@ -46,6 +47,7 @@ class ModelSpec:
     gate_up_bias: bool
     down_bias: bool
     gemma: Gemma | None = None
+    unrotated: frozenset[int] = frozenset()
 
     @property
     def no_depth(self) -> str | None:
@@ -179,6 +181,8 @@ def spec_from_config(config: Config) -> ModelSpec:
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)
         layers = (LayerShape(heads, kv_heads, int(config["intermediate_size"])),) * int(config["num_hidden_layers"])
+    # A pruned folder says it itself, whatever its family assumes.
+    said = {index for index, turned in enumerate(config.get("no_rope_layers") or ()) if not turned}
     rope, context = rope_of(config), int(config.get("max_position_embeddings", 2048))
     # Some scalings change with the length of the text, but not up to the context of pretraining, which is all that
     # exports have: there longrope uses its short factors, and dynamic scales nothing.
@@ -201,4 +205,5 @@ def spec_from_config(config: Config) -> ModelSpec:
         gate_up_bias=bool(config.get("gate_up_bias")) if pruned else family.mlp_bias(config),
         down_bias=bool(config["down_bias"]) if pruned else family.mlp_bias(config),
         gemma=family.gemma(config) if family.gemma else None,
+        unrotated=frozenset(said) if pruned else family.unrotated(config),
     )

@@ -31,7 +31,7 @@ from saap_edge.evaluation.parity import logits, relative_error, shipped_model, t
 from saap_edge.exporting.refusal import export_refusal
 from saap_edge.exporting.weights import ExportWeights
 from saap_edge.exporting.write import write_artifact
-from saap_edge.families import FAMILIES
+from saap_edge.families import FAMILIES, Refusal
 from saap_edge.model.folder import load_model, save_model, spec_of
 from saap_edge.model.spec import ModelSpec
 from saap_edge.pruning.plan import check_plan, make_plan
@@ -103,11 +103,13 @@ def dense_model(dice: random.Random, family: str) -> Any:
     }  # fmt: skip
     if declared.gemma:
         overrides |= {"query_pre_attn_scalar": head_dim, "sliding_window_pattern": 6 if family == "gemma3_text" else 2}
+    if family == "smollm3":  # llama.cpp leaves every fourth layer unrotated
+        overrides |= {"num_hidden_layers": dice.randint(3, 6), "no_rope_layer_interval": dice.choice([4, 4, 4, 2])}
     if family in ("llama", "qwen3") and dice.random() < 0.25:
         overrides["attention_bias"] = True
     if family in ("llama", "granite") and dice.random() < 0.25:
         overrides["mlp_bias"] = True
-    if family in ("llama", "mistral", "qwen2", "qwen3") and dice.random() < 0.4:
+    if family in ("llama", "mistral", "qwen2", "qwen3", "smollm3") and dice.random() < 0.4:
         rope = {"rope_theta": 1e4, "original_max_position_embeddings": 32} | dice.choice(ROPES)
         overrides["rope_parameters"] = rope
     tied = family == "gemma2" or dice.random() < 0.5
@@ -124,7 +126,8 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
     """Widths of a random plan: every layer its own, or all alike."""
     uniform = spec.family.uniform_only
     space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True, depth=depth, uniform_only=uniform)
-    alike = bool(uniform) or dice.random() < 0.2
+    only_alike = isinstance(spec.family.exports.gguf_layers, Refusal)  # in GGUF
+    alike = bool(uniform) or dice.random() < (0.5 if only_alike else 0.2)
 
     def layer(index: int) -> dict[str, int]:
         while True:

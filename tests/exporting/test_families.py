@@ -180,6 +180,42 @@ def test_genai_runs_gemma(family: str, tmp_path: Path) -> None:
     assert_genai_answers_as_torch_does(folder, tmp_path / "out")
 
 
+# llama.cpp's `smollm3` leaves every fourth layer unrotated; in ONNX it may be any layer.
+FOURTH = {"num_hidden_layers": 5, "no_rope_layer_interval": 4}
+SMOLLM3: dict[str, tuple[dict, list[LayerShape] | None, tuple[str, ...]]] = {
+    "dense": (FOURTH, None, ("gguf-f16", "gguf-q4_0", "onnx-fp32", "onnx-int4")),
+    "yarn": (FOURTH | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+             "original_max_position_embeddings": 32, "attention_factor": 1.5}}, None, ("gguf-f16", "onnx-fp32")),
+    "uniform": (FOURTH, [LayerShape(4, 2, 64)] * 5, ("gguf-q8_0", "onnx-int8")),
+    "last blocks gone": (FOURTH, [LayerShape(6, 3, 64)] * 4 + [LayerShape(0, 0, 0)], ("gguf-f16", "onnx-fp32")),
+    "per-layer": ({}, WIDTHS, ("onnx-fp32", "onnx-int4")), "depth": ({}, DEPTH, ("onnx-fp32",)),
+    "head-dim-8": ({"head_dim": 8}, None, ("onnx-fp32",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "artifact_format"), [(name, one) for name in SMOLLM3 for one in SMOLLM3[name][2]])
+def test_smollm3_answers_as_torch_does(name: str, artifact_format: str, tmp_path: Path) -> None:
+    overrides, widths, _ = SMOLLM3[name]
+    model = tiny_model("smollm3", **overrides)
+    folder = write_folder(pruned(model, widths) if widths else model, tmp_path / "model")
+    assert assert_parity(folder, tmp_path, artifact_format) == ("smollm3" if "gguf" in artifact_format else "")
+
+
+def test_a_removed_block_moves_the_layers_that_llama_cpp_does_not_rotate(tmp_path: Path) -> None:
+    """The fourth layer of the file would be the fifth of the model, which is rotated."""
+    widths = [LayerShape(0, 0, 0), *[LayerShape(4, 2, 64)] * 4]
+    folder = write_folder(pruned(tiny_model("smollm3", **FOURTH), widths), tmp_path / "model")
+    with pytest.raises(SaapError, match=r"all but every 4th layer, this model has none in layers 2; leave gguf-f16"):
+        write_gguf(folder, tmp_path / "m.gguf", "f16")
+    assert_parity(folder, tmp_path, "onnx-fp32")
+
+
+def test_genai_runs_smollm3(tmp_path: Path) -> None:
+    folder = write_folder(pruned(tiny_model("smollm3"), WIDTHS), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    assert_genai_answers_as_torch_does(folder, tmp_path / "out")
+
+
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
@@ -191,6 +227,9 @@ THETAS = {
 REFUSED = [
     ("qwen3", {"attention_bias": True}, "'qwen3' does not read all of the biases"),
     ("qwen3", {"rope_parameters": LLAMA3}, "no llama3 rope scaling"),
+    ("smollm3", FOURTH | {"mlp_bias": True}, "'smollm3' does not read all of the biases"),
+    ("smollm3", FOURTH | {"rope_parameters": LLAMA3}, "no llama3 rope scaling"),
+    ("smollm3", {}, "in all but every 4th layer, this model has none in layers 1"),
     ("gemma2", {"attention_bias": True}, "'gemma2' does not read all of the biases"),
     ("gemma2", {"query_pre_attn_scalar": 24}, "root of head_dim \\(16\\).*\\(24\\)"),
     ("gemma2", {"num_hidden_layers": 46}, "number of heads"),

@@ -44,7 +44,7 @@ BIASES = [{"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True,
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("biases", BIASES, ids=" ".join)
-@pytest.mark.parametrize("name", ["llama", "granite"])
+@pytest.mark.parametrize("name", ["llama", "granite", "smollm3"])
 def test_biases_are_part_of_the_model(name, biases, tied, tmp_path):
     raw = raw_model(name, tied, **biases)
     loaded, spec = load_model(saved(raw, tmp_path)), read_spec(tmp_path)
@@ -96,6 +96,8 @@ WINDOWS = [
     ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}, 128),
     ("qwen2", {"use_sliding_window": False, "sliding_window": 64}, 128),
     ("qwen3", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, 64),
+    ("smollm3", {"use_sliding_window": True, "sliding_window": 64}, 64),
+    ("smollm3", {"use_sliding_window": True, "sliding_window": 64, "no_rope_layers": [1, 1, 1]}, 128),
 ]
 
 
@@ -124,7 +126,10 @@ def test_what_config_json_leaves_out_is_what_transformers_assumes(family):
     config = AutoConfig.for_model(family).to_dict()
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     full, read = spec_from_config(config), spec_from_config({name: config[name] for name in ("model_type", *names)})
-    same = ("layers", "head_dim", "tied", "context", "rms_norm_eps", "qkv_bias", "o_bias", "rope_theta", "gemma")
+    same = (
+        "layers", "head_dim", "tied", "context", "rms_norm_eps", "qkv_bias", "o_bias", "rope_theta", "gemma",
+        "unrotated",
+    )  # fmt: skip
     assert {name: getattr(read, name) for name in same} == {name: getattr(full, name) for name in same}
 
 

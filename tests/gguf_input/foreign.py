@@ -19,8 +19,9 @@ ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA, "mistral": gguf.MODEL_ARCH.LLAMA, "granite": gguf.MODEL_ARCH.GRANITE,
     "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3, "phi3": gguf.MODEL_ARCH.PHI3,
     "gemma2": gguf.MODEL_ARCH.GEMMA2, "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
 }  # fmt: skip
-_PERMUTED = ("llama", "mistral", "granite")
+_PERMUTED = ("llama", "mistral", "granite", "smollm3")
 TOKENS = ["<|end|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġa", "he", "Ġt", "Ġthe", "in"]
 MERGES = ["Ġ a", "h e", "Ġ t", "Ġt he", "i n"]
 

@@ -31,6 +31,7 @@ from tests.gguf_input.foreign import finish, tensors_of, write_foreign, writer_o
 IDS = list(range(1, 30))  # more than Gemma's window of 8
 # qwen2 and phi3 of llama.cpp have heads that fill the hidden size.
 SHAPE = {"num_attention_heads": 4, "num_key_value_heads": 2}
+SMOLLM3 = {"no_rope_layer_interval": 4, "num_hidden_layers": 5}  # as llama.cpp has it
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
@@ -59,6 +60,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "phi3-longrope": ("phi3", LONG),
     "phi3-partial": ("phi3", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default",
                                                   "partial_rotary_factor": 0.5}}),
+    "smollm3": ("smollm3", SMOLLM3),
+    "smollm3-untied-yarn": ("smollm3", SMOLLM3 | {"tied": False, "rope_parameters": YARN}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 16}),
     "gemma3": ("gemma3_text", {"query_pre_attn_scalar": 16, "sliding_window_pattern": 6, "num_hidden_layers": 6}),
 }  # fmt: skip
@@ -100,6 +103,8 @@ def test_a_file_of_ours_is_the_model_that_shipped(family, quantisation, tmp_path
     overrides = {"query_pre_attn_scalar": 16} if family.startswith("gemma") else {}
     if family == "gemma3_text":
         overrides |= {"sliding_window_pattern": 6, "num_hidden_layers": 6}
+    if family == "smollm3":
+        overrides = SMOLLM3
     folder = write_folder(raw_model(family, **overrides), tmp_path / "hf")
     write_gguf(folder, tmp_path / "m.gguf", quantisation)
     read = load_model(as_folder(tmp_path / "m.gguf", tmp_path / "folder"))

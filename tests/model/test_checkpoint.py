@@ -305,7 +305,8 @@ def test_widths_of_layers_that_are_not_there(pruned_folder, tmp_path):
     widths = json.loads((tmp_path / "config.json").read_text())["layer_widths"]
     refuses(said(tmp_path, layer_widths=widths[:2]), "layer_widths is of 2 layers, num_hidden_layers says 3")
     refuses(said(tmp_path, layer_widths=[[4, 0, 64], *widths[1:]]), "cannot be shared by 0 kv heads")
-    refuses(said(tmp_path, layer_widths=[[8, 4, 64], *widths[1:]]), "layers.0.mlp.gate_proj.weight is")
+    refuses(said(tmp_path, layer_widths=[[8, 4, 64], *widths[1:]]), "layer_widths and per_layer_config say different")
+    refuses(said(tmp_path, per_layer_config=...), "layers.0.mlp.gate_proj.weight is")
 
 
 def test_values_beyond_half_precision(tmp_path):
@@ -327,7 +328,8 @@ def test_what_a_reader_changes_is_its_own(pruned_folder, tmp_path):
     """An ONNX folder has another model_type than the model it is of: that one is opened again, to be compared."""
     write_artifact(pruned_folder, tmp_path / "onnx", "onnx-fp32")
     own = open_checkpoint(pruned_folder).config
-    assert own == json.loads((pruned_folder / "config.json").read_text())
+    said = json.loads((pruned_folder / "config.json").read_text())
+    assert own | {"per_layer_config": said["per_layer_config"]} == said  # which says the widths again
     own["layer_widths"][0][0] += 1
     assert open_checkpoint(pruned_folder).config != own
 

@@ -72,11 +72,14 @@ def plan_of(model: Any) -> str:
     return "widths" if model.config.layer_widths[0][0] else "no first attention"
 
 
-def test_config_json_says_widths_once(model: Any, tmp_path: Any) -> None:
-    """What is computed from `layer_widths` is not stored beside it, and a saved folder is read again."""
+def test_a_saved_folder_is_read_again(model: Any, tmp_path: Any) -> None:
+    """config.json has `per_layer_config` in transformers' form, and not as it is in memory."""
     model.save_pretrained(tmp_path / "again")
     stored = json.loads((tmp_path / "again" / "config.json").read_text(encoding="utf-8"))
-    assert stored["layer_widths"] == model.config.layer_widths and "per_layer_config" not in stored
+    assert stored["layer_widths"] == model.config.layer_widths
+    assert stored["per_layer_config"]["2"] == {
+        "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32,
+    }  # fmt: skip
     again = AutoConfig.from_pretrained(tmp_path / "again")
     assert [shape_of(config) for config in again.per_layer_config] == [
         (shape.heads, shape.kv_heads, shape.ffn) for shape in PLANS[plan_of(model)] if shape.heads
