@@ -138,15 +138,14 @@ def run_all(runtime: Runtime, folders: dict[str, Path], cells: list[Cell], work:
     if not wanted:
         return
     try:
-        command = installed(runtime, work, console.print)
+        run = installed(runtime, work, console.print)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
-        version = " ".join(runtime.packages)
-        cells += [
-            Cell(runtime.name, version, *each, "not tried", runtime.change, message=str(error)) for each in wanted
-        ]
+        packages, told = " ".join(runtime.packages), {"message": str(error), "change": runtime.change}
+        command = f"pip install {packages}"
+        cells += [Cell(runtime.name, packages, *each, "not tried", command=command, **told) for each in wanted]
         return
     for model, file in wanted:
-        cell = run_cell(runtime, command, model, file, folders[model], work)
+        cell = run_cell(runtime, run, model, file, folders[model], work)
         cells.append(judged(cell, cells, work))
         console.print(f"{runtime.name}, {model}, {file}: {cell.outcome} {cell.message}", markup=False)
 
@@ -159,7 +158,8 @@ def run_cell(runtime: Runtime, command: list[str], model: str, file: str, folder
         out = work / f"for-{runtime.layout}" / f"{folder.name}-{file}"
         done = laid_out(runtime, command, Path(files["gguf-f32"]).parent.parent, file, out)
         if done.returncode:
-            cell.outcome, cell.message = "fails", f"{runtime.change}: {last_words(done, work)}"
+            cell.command = f"saap-edge {runtime.change} --format {file}"
+            cell.outcome, cell.message = "fails", last_words(done, work)
             return cell
         inside = sorted(out.glob("*.gguf"))  # a layout of one file
         asked["path"] = str(inside[0] if inside else out)
@@ -233,11 +233,12 @@ def logits_of(work: Path, cell: Cell) -> Path:
 def last_words(done: subprocess.CompletedProcess[str], work: Path) -> str:
     """The sentence that matters of what a runtime said, without folders of this machine and lines of a backtrace."""
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in (done.stderr + "\n" + done.stdout).splitlines()]
-    lines = [line for line in lines if line and not re.match(r"\d+: |at |File ", line)]
+    lines = [line for line in lines if line and not re.match(r"\d+: |at |File |\[transformers\]", line)]
     found = (line for word in TELLING for line in reversed(lines) if word in line.lower())
     said = next(found, lines[-1] if lines else f"ended with {done.returncode}")
     said = re.sub(r"^\[[\d:]+\] :\d+: ", "", said)  # time and line of the source
-    return shorten(said.replace(str(work), "WORK").replace(str(Path.home()), "~"), 200, placeholder=" ...")
+    said = re.sub(re.escape(str(work)) + r"/([^\s'\"]*/)?", "", said).replace(str(Path.home()), "~")
+    return shorten(said, 200, placeholder=" ...")
 
 
 def table(cells: list[Cell]) -> list[str]:
@@ -257,8 +258,7 @@ def failures(cells: list[Cell]) -> list[str]:
     told, rows = versions(cells), ["| | runtime | version | what was run | message |", "|---" * 5 + "|"]
     for (name, message), number in numbered(cells).items():
         first = next(cell for cell in cells if (cell.runtime, cell.message) == (name, message))
-        run = f"`{first.command}`" if first.command else first.change or "pip install"
-        rows.append(f"| {number} | {name} | {told[name]} | {run} | {message.replace('|', '/')} |")
+        rows.append(f"| {number} | {name} | {told[name]} | `{first.command}` | {message.replace('|', '/')} |")
     return rows
 
 
