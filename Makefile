@@ -4,6 +4,7 @@
 # make test-fast     its quick part, under a minute on 2 cores
 # make test-optimum  what optimum does with our ONNX folders, and models under transformers 4.57, in .venv-optimum
 # make test-executorch  our .pte in ExecuTorch's runtime, in .venv-executorch
+# make test-runtimes  our files in 20 other runtimes and versions of them, as docs/runtimes.md has it, in .venv-runtimes
 # make test-device   installs only the board extra (no torch) into .venv-device and runs every board command
 # make quality       ruff and mypy
 # make docs          the documentation as a site, in site/; a broken link fails
@@ -20,6 +21,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 OPTIMUM := .venv-optimum
 EXECUTORCH := .venv-executorch
+RUNTIMES := .venv-runtimes
 DEVICE := .venv-device
 DOCS := .venv-docs
 LOCK := -c requirements.lock
@@ -34,7 +36,7 @@ LLAMA := llama-cpp-python==0.3.36
 NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 LLAMA_CMAKE := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)')
 
-.PHONY: setup demo demo-real test test-fast test-optimum test-executorch test-device quality docs clean
+.PHONY: setup demo demo-real test test-fast test-optimum test-executorch test-runtimes test-device quality docs clean
 
 setup: $(VENV)/.ready
 
@@ -61,6 +63,10 @@ test-optimum: $(OPTIMUM)/.ready
 
 test-executorch: $(EXECUTORCH)/.ready
 	OMP_NUM_THREADS=1 $(EXECUTORCH)/bin/python -m pytest $(EXECUTORCH_TESTS)
+
+# Environments of their own for each runtime, 6 GB in all; one whose packages cannot be had is skipped with a word.
+test-runtimes: setup
+	RUNTIMES_WORK=$(RUNTIMES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/test_runtimes.py
 
 # The wheel is made anew each time: what is tested is this checkout, as it would be installed.
 test-device: setup $(DEVICE)/.ready
@@ -130,4 +136,4 @@ $(DOCS)/.ready: pyproject.toml requirements-docs.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) $(EXECUTORCH) $(DEVICE) $(DOCS) demo-out demo-real-out site
+	rm -rf $(VENV) $(OPTIMUM) $(EXECUTORCH) $(RUNTIMES) $(DEVICE) $(DOCS) demo-out demo-real-out site

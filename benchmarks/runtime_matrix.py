@@ -4,10 +4,10 @@
         --pages docs/runtimes.md
 
 Prunes the bundled model twice by a quarter: to the same shape in every layer (`--method uniform`) and to a shape of
-its own in each. Writes each of the three models as GGUF (float32, Q4_0), as ONNX folders (float32, int4) and as a
-Hugging Face folder. Every runtime then adds 32 tokens to a prompt, greedily, in an environment of its own with pinned
-packages (matrix_runtimes.py), by a program that a user of that runtime might write (the folder `matrix`), and gives
-its logits of the prompt where it can.
+its own in each. Writes each of the three models as GGUF (float32, Q4_0), as ONNX folders (float32, int4), as an
+OpenVINO folder (int8), as ExecuTorch's .pte (float32) and as a Hugging Face folder. Every runtime then adds 32 tokens
+to a prompt, greedily, in an environment of its own with pinned packages (matrix_runtimes.py), by a program that a user
+of that runtime might write (the folder `matrix`), and gives its logits of the prompt where it can.
 
 A cell "works" where the runtime's tokens are the reference's: those of torch for float32 files, those of llama-cpp-
 python and of ONNX Runtime for Q4_0 and int4, whose arithmetic is their runtime's. It "differs" where they are not,
@@ -15,7 +15,7 @@ and says from which token on; it "fails" with the runtime's message. "error" is 
 over the RMS of the reference's, centred.
 
 WORK keeps environments, files and cells; a run that was stopped goes on, and `--again NAME` runs a runtime anew. A
-package that cannot be had is a row that says so. Downloads about 1.5 GB; llama.cpp of another year is built from
+package that cannot be had is a row that says so. Downloads about 2.5 GB; llama.cpp of another year is built from
 source (about 7 minutes). Ends with one JSON line.
 """
 
@@ -23,9 +23,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import subprocess
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -39,9 +43,17 @@ from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.recipe import bundled_model
 
 MODELS = ("dense", "uniform", "per layer")
-FILES = {"gguf": ("gguf-f32", "gguf-q4_0"), "onnx": ("onnx-fp32", "onnx-int4"), "hf": ("hf",)}
+FILES = {
+    "gguf": ("gguf-f32", "gguf-q4_0"), "onnx": ("onnx-fp32", "onnx-int4"), "openvino": ("openvino-int8",),
+    "pte": ("xnnpack-fp32",), "hf": ("hf",),
+}  # fmt: skip
+WRITTEN = ("gguf-f32", "gguf-q4_0", "onnx-fp32", "onnx-int4", "openvino-int8")  # by a run; others: `export --for`
 REFERENCE = {"gguf-q4_0": "llama-cpp-python", "onnx-int4": "ONNX Runtime"}  # of others: torch, by transformers
 PROMPT, NEW, RATIO = "The river flows through the old town and", 32, 0.25
+# Words of the line that says why something failed, the more telling first.
+TELLING = (
+    "wrong shape", "shape mismatch", "not support", "unsupported", "unknown", "cannot", "is not a", "error",
+)  # fmt: skip
 console = Console(width=120, stderr=True)
 
 
@@ -92,7 +104,8 @@ def main() -> None:
     result = {"machine": machine_facts(), "prompt": PROMPT, "ratio": RATIO, "cells": [asdict(cell) for cell in cells]}
     for page in args.pages:
         fill(page, "runtime matrix", table(cells))
-    console.print("\n".join(table(cells)), markup=False)
+        fill(page, "runtime failures", failures(cells))
+    console.print("\n".join([*table(cells), "", *failures(cells)]), markup=False, soft_wrap=True)
     publish(result, args.out)
 
 
@@ -101,9 +114,8 @@ def made(model: str, work: Path) -> Path:
     out = work / model.replace(" ", "-")
     if (out / "files.json").exists():
         return out
-    formats = [name for names in FILES.values() for name in names if name != "hf"]
     recipe: dict[str, Any] = {
-        "model": str(bundled_model()), "export": {"formats": formats}, "recover": {"tokens": 0},
+        "model": str(bundled_model()), "export": {"formats": list(WRITTEN)}, "recover": {"tokens": 0},
     }  # fmt: skip
     console.print(f"making the {model} model")
     if model == "dense":
@@ -126,25 +138,31 @@ def run_all(runtime: Runtime, folders: dict[str, Path], cells: list[Cell], work:
     if not wanted:
         return
     try:
-        command = installed(runtime, work, console.print)
+        run = installed(runtime, work, console.print)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
-        version = " ".join(runtime.packages)
-        cells += [Cell(runtime.name, version, *each, "not tried", message=str(error)) for each in wanted]
+        packages, told = " ".join(runtime.packages), {"message": str(error), "change": runtime.change}
+        command = f"pip install {packages}"
+        cells += [Cell(runtime.name, packages, *each, "not tried", command=command, **told) for each in wanted]
         return
     for model, file in wanted:
-        cell = run_cell(runtime, command, model, file, folders[model], work)
+        cell = run_cell(runtime, run, model, file, folders[model], work)
         cells.append(judged(cell, cells, work))
         console.print(f"{runtime.name}, {model}, {file}: {cell.outcome} {cell.message}", markup=False)
 
 
 def run_cell(runtime: Runtime, command: list[str], model: str, file: str, folder: Path, work: Path) -> Cell:
-    path = Path(json.loads((folder / "files.json").read_text())[file])
+    files = json.loads((folder / "files.json").read_text())
     cell = Cell(runtime.name, " ".join(runtime.packages), model, file, "works", runtime.change)
-    asked = {"path": str(path), "text": PROMPT, "ids": ids_of(PROMPT), "new": NEW}
+    asked = {"path": files.get(file), "text": PROMPT, "ids": ids_of(PROMPT), "new": NEW}
     if runtime.change:
-        out = work / f"{runtime.change.split()[-1]} {folder.name} {file}"
-        se.export_for(folder / "stages" / path.parent.parent.name, runtime.change.split()[-1], out=out, format=file)
-        asked["path"] = str(out)
+        out = work / f"for-{runtime.layout}" / f"{folder.name}-{file}"
+        done = laid_out(runtime, command, Path(files["gguf-f32"]).parent.parent, file, out)
+        if done.returncode:
+            cell.command = f"saap-edge {runtime.change} --format {file}"
+            cell.outcome, cell.message = "fails", last_words(done, work)
+            return cell
+        inside = sorted(out.glob("*.gguf"))  # a layout of one file
+        asked["path"] = str(inside[0] if inside else out)
     logits = logits_of(work, cell)
     logits.unlink(missing_ok=True)
     cell.command = f"{Path(command[0]).name} {runtime.program} {model} {file}"
@@ -162,6 +180,18 @@ def run_cell(runtime: Runtime, command: list[str], model: str, file: str, folder
     cell.version = answer["version"]
     cell.tokens, cell.text = answer.get("tokens", []), answer.get("text")
     return cell
+
+
+def laid_out(
+    runtime: Runtime, command: list[str], stage: Path, file: str, out: Path
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """`saap-edge export --for`, in the runtime's environment where that sees ours."""
+    python = command[0] if runtime.beside else sys.executable
+    given = [str(stage), "--for", runtime.layout, "--format", file, "--out", str(out)]
+    there = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(
+        [python, "-m", "saap_edge", "export", *given], capture_output=True, text=True, timeout=900, env=there
+    )  # fmt: skip
 
 
 def judged(cell: Cell, cells: list[Cell], work: Path) -> Cell:
@@ -201,31 +231,55 @@ def logits_of(work: Path, cell: Cell) -> Path:
 
 
 def last_words(done: subprocess.CompletedProcess[str], work: Path) -> str:
-    """What a runtime said last that is a message: an error if there is one, without folders of this machine."""
-    lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
-    telling = [line for line in lines if any(word in line.lower() for word in ("error", "unknown", "unsupported"))]
-    said = (telling or lines or [f"ended with {done.returncode}"])[-1]
-    return said.replace(str(work), "WORK").replace(str(Path.home()), "~")[:200]
+    """The sentence that matters of what a runtime said, without folders of this machine and lines of a backtrace."""
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in (done.stderr + "\n" + done.stdout).splitlines()]
+    lines = [line for line in lines if line and not re.match(r"\d+: |at |File |\[transformers\]", line)]
+    found = (line for word in TELLING for line in reversed(lines) if word in line.lower())
+    said = next(found, lines[-1] if lines else f"ended with {done.returncode}")
+    said = re.sub(r"^\[[\d:]+\] :\d+: ", "", said)  # time and line of the source
+    said = re.sub(re.escape(str(work)) + r"/([^\s'\"]*/)?", "", said).replace(str(Path.home()), "~")
+    return shorten(said, 200, placeholder=" ...")
 
 
 def table(cells: list[Cell]) -> list[str]:
-    """A row for each runtime and file, a column for each model."""
+    """A row for each runtime and file, a column for each model; numbers are those of `failures`."""
     rows = ["| runtime | version | file | " + " | ".join(MODELS) + " |", "|---" * (3 + len(MODELS)) + "|"]
+    numbers, told = numbered(cells), versions(cells)
     for name, file in dict.fromkeys((cell.runtime, cell.file) for cell in cells):
         found = {cell.model: cell for cell in cells if (cell.runtime, cell.file) == (name, file)}
-        first = next(iter(found.values()))
-        told = f"{file}, after `{first.change}`" if first.change else file
-        row = [name, first.version, told, *(said(found[model]) for model in MODELS)]
-        rows.append("| " + " | ".join(row) + " |")
+        change = next(iter(found.values())).change
+        row = [name, told[name], f"{file}, after `{change}`" if change else file]
+        rows.append("| " + " | ".join([*row, *(said(found[model], numbers) for model in MODELS)]) + " |")
     return rows
 
 
-def said(cell: Cell) -> str:
+def failures(cells: list[Cell]) -> list[str]:
+    """What each runtime said where it failed, with what was run."""
+    told, rows = versions(cells), ["| | runtime | version | what was run | message |", "|---" * 5 + "|"]
+    for (name, message), number in numbered(cells).items():
+        first = next(cell for cell in cells if (cell.runtime, cell.message) == (name, message))
+        rows.append(f"| {number} | {name} | {told[name]} | `{first.command}` | {message.replace('|', '/')} |")
+    return rows
+
+
+def numbered(cells: list[Cell]) -> dict[tuple[str, str], int]:
+    """A number for every message of a runtime."""
+    found = dict.fromkeys((cell.runtime, cell.message) for cell in cells if cell.message)
+    return {key: number for number, key in enumerate(found, 1)}
+
+
+def versions(cells: list[Cell]) -> dict[str, str]:
+    """What a runtime says it is; where none of its cells ran, its package."""
+    found = {cell.runtime: cell.version for cell in cells}
+    return found | {cell.runtime: cell.version for cell in cells if cell.tokens or cell.text is not None}
+
+
+def said(cell: Cell, numbers: dict[tuple[str, str], int]) -> str:
     if cell.outcome == "works":
         return "works" if cell.error is None else f"works, {cell.error:.0e}"
     if cell.outcome == "differs":
         return f"differs from token {(cell.agreed or 0) + 1} on"
-    return f"{cell.outcome}: {cell.message.replace('|', '/')}"
+    return f"{cell.outcome} ({numbers[cell.runtime, cell.message]})"
 
 
 if __name__ == "__main__":

@@ -165,6 +165,7 @@ def export(
     \b
         saap-edge export out/stages/recover-HASH                       the stage
         saap-edge export out --for ollama --out ollama                 GGUF and Modelfile
+        saap-edge export out --for gpt4all --out gpt4all               GGUF with heads of zeros, mistralrs too
         saap-edge export out --for transformers.js --format onnx-int4 --out web-model
         saap-edge export out --for browser --out page                  a page that runs the model
         saap-edge export out --for executorch --out phone              a .pte for phones, in 4 bits

@@ -78,7 +78,7 @@ class _Tensor:
         return int(np.prod(self.shape)) // block * size
 
 
-def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
+def write_gguf(folder: Path, out: Path, quantisation: str, whole_heads: bool = False) -> dict[str, Any]:
     """Write the model in `folder` as one GGUF file.
 
     Projections are floats or blocks. If the folder has tuned blocks of that format, these are written; the scale of a
@@ -89,6 +89,7 @@ def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
         folder: Hugging Face folder, dense or pruned.
         out: the file.
         quantisation: of a GGUF format that we write, such as "q4_0" (those of kquants.py are made by llama.cpp).
+        whole_heads: as of ExportWeights.
 
     Returns a summary: architecture, bytes by type, file bytes, and `projection_bytes`, the weight bytes that decoding
     one token reads. Raises SaapError for a model or tokenizer that llama.cpp cannot run.
@@ -96,7 +97,7 @@ def write_gguf(folder: Path, out: Path, quantisation: str) -> dict[str, Any]:
     known = written_by(WRITER)
     if quantisation not in known:
         raise SaapError(f"GGUF quantisation '{quantisation}' is unknown (known: {', '.join(known)})")
-    weights = ExportWeights(folder)
+    weights = ExportWeights(folder, whole_heads)
     spec = weights.spec
     refusal = export_refusal(spec, f"gguf-{quantisation}")
     if refusal:

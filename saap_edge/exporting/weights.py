@@ -47,6 +47,22 @@ def _mended(layer: LayerShape, head_dim: int) -> LayerShape:
     return replace(layer, ffn=max(-(-layer.ffn // BLOCK), 1) * BLOCK)
 
 
+def _with_whole_heads(spec: ModelSpec) -> ModelSpec:
+    """The model with as many heads as fill the hidden size, and KV heads in proportion."""
+    first, heads = spec.layers[0], spec.hidden // spec.head_dim
+    reason = None
+    if not spec.uniform:
+        reason = "its layers have different widths (use --method uniform)"
+    elif spec.hidden % spec.head_dim or heads < first.heads:
+        reason = f"{first.heads} heads of {spec.head_dim} cannot fill a hidden size of {spec.hidden}"
+    elif heads * first.kv_heads % first.heads:
+        reason = f"{heads} heads are no multiple of the {first.heads // first.kv_heads} that share a KV head"
+    if reason:
+        raise SaapError(f"heads cannot be padded with zeros: {reason}")
+    layer = replace(first, heads=heads, kv_heads=heads * first.kv_heads // first.heads)
+    return replace(spec, layers=(layer,) * len(spec.layers))
+
+
 class ExportWeights:
     """A Hugging Face folder (dense or pruned, tuned or not) as the exporters see it.
 
@@ -56,13 +72,18 @@ class ExportWeights:
     load a first layer without heads. `spec` has these widths. Nothing is kept in memory between calls; while a tensor
     is read, only the result and a piece of the stored tensor are.
 
-    Raises SaapError when the folder is not a model, or when a width cannot be padded to the grid.
+    `whole_heads`: a uniform model also gets KV groups of zeros, until its heads fill the hidden size again. They change
+    no output: their values and their columns of o_proj are zero. Some runtimes take hidden / heads for the head size.
+
+    Raises SaapError when the folder is not a model, or when a width cannot be padded.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, whole_heads: bool = False) -> None:
         self.folder = Path(folder)
         source = self._source = read_spec(folder)
         self.spec: ModelSpec = replace(source, layers=tuple(_mended(layer, source.head_dim) for layer in source.layers))
+        if whole_heads:
+            self.spec = _with_whole_heads(self.spec)
         self._blank = tuple(
             f"model.layers.{index}.{part}."
             for index, layer in enumerate(source.layers)
@@ -176,7 +197,7 @@ class ExportWeights:
             return made
         blocks = self._codes.get(name)
         self._require_near(name, blocks)
-        # Channels that pad an FFN are zero in gate_proj and up_proj, so their columns of down_proj may have any codes.
+        # Added channels are zero in gate_proj and up_proj, added heads in v_proj: their columns may have any codes.
         shape = self.shape(name)
         if shape == blocks.codes.shape:
             return blocks

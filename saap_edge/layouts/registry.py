@@ -89,6 +89,12 @@ OWN: tuple[Layout, ...] = (
         formats=("gguf-q4_0", "gguf-q4_k_m", "gguf-q8_0"), kind="gguf",
     ),
     Layout(
+        "gpt4all", about="gpt4all and mistralrs, which know no head size but hidden size / heads (docs/runtimes.md)",
+        writes="the GGUF file of a uniform model, with heads of zeros for those that were removed",
+        writer="saap_edge.layouts.gpt4all:write",
+        formats=("gguf-q4_0", "gguf-q8_0", "gguf-q4_1", "gguf-f16", "gguf-bf16", "gguf-f32"),
+    ),
+    Layout(
         "transformers.js", about="@huggingface/transformers 4, in node and in browsers",
         writes="onnx/model.onnx with its data, config.json and the tokenizer",
         writer="saap_edge.layouts.transformers_js:write", formats=_IN_JAVASCRIPT, kind="onnx",
