@@ -56,18 +56,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose table is to be this")
+    parser.add_argument("--mark", default="memory", help="the table's name in the pages")
     parser.add_argument("--show", type=Path, help="a result of before: show it, measure nothing")
     args = parser.parse_args()
     if args.show:
         result = json.loads(args.show.read_text(encoding="utf-8"))
-        return show(result["rows"], args.pages)
+        return show(result["rows"], args)
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for name, path in files(args, Path(work)):
             for row in measured(name, path, args):
                 rows.append(row)
                 console.print(row, highlight=False)
-    show(rows, args.pages)
+    show(rows, args)
     conditions = {"threads": args.threads, "steps": args.steps}
     publish({"benchmark": "memory", "machine": machine_facts(), "versions": versions(), **conditions, "rows": rows},
             args.out)  # fmt: skip
@@ -126,25 +127,26 @@ def summary(runs: list[dict[str, float]], mapped: list[dict[str, float]], size: 
     }  # fmt: skip
 
 
-def show(rows: list[dict[str, Any]], pages: list[Path]) -> None:
+def show(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """The table on the terminal and in pages: memory over file less KV, and decode speed over that of mapped."""
-    columns = ["file", "MiB", "context", "prompt", "KV, MiB", *(f"{way}, x file" for way in WAYS)]
-    columns += [f"decode: {way}" for way in list(WAYS)[1:]]
-    cells = [cells_of(row) for row in rows]
+    ways = [name for name, found in rows[0].items() if isinstance(found, dict)]
+    columns = ["file", "MiB", "context", "prompt", "KV, MiB", *(f"{way}, x file" for way in ways)]
+    columns += [f"decode: {way}" for way in ways[1:]]
+    cells = [cells_of(row, ways) for row in rows]
     found = Table(*columns, title="memory of a process in llama.cpp, less its base and its KV cache, over the file")
     for line in cells:
         found.add_row(*line)
     console.print(found)
     lines = ["| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]]
-    for page in pages:
-        fill(page, "memory", lines)
+    for page in args.pages:
+        fill(page, args.mark, lines)
 
 
-def cells_of(row: dict[str, Any]) -> list[str]:
-    ratios = [row[way]["faster"] for way in list(WAYS)[1:]]
+def cells_of(row: dict[str, Any], ways: list[str]) -> list[str]:
+    ratios = [row[way]["faster"] for way in ways[1:]]
     return [
         row["name"], f"{row['file_bytes'] / MIB:.1f}", str(row["context"]), str(row["prompt"]),
-        f"{row['mapped']['kv_mib']:.1f}", *(f"{row[way]['over']:.2f}" for way in WAYS),
+        f"{row['mapped']['kv_mib']:.1f}", *(f"{row[way]['over']:.2f}" for way in ways),
         *(f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else "" for ratio in ratios),
     ]  # fmt: skip
 
