@@ -38,6 +38,7 @@ ARCHITECTURES = {
     "qwen3": Architecture("qwen3"),
     "openelm": Architecture("qwen3", by_layer=True),
     "phi3": Architecture("phi3", fused=True),
+    "ernie4_5": Architecture("ernie4_5"),  # rope turns neighbouring rows in both, as they are stored
     "gemma2": Architecture("gemma2", gemma=True),
     "gemma3": Architecture("gemma3_text", gemma=True),
 }

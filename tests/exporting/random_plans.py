@@ -107,7 +107,9 @@ def dense_model(dice: random.Random, family: str) -> Any:
         overrides["attention_bias"] = True
     if family in ("llama", "granite") and dice.random() < 0.25:
         overrides["mlp_bias"] = True
-    if family in ("llama", "mistral", "qwen2", "qwen3") and dice.random() < 0.4:
+    if family == "ernie4_5" and dice.random() < 0.25:
+        overrides["use_bias"] = True
+    if family in ("llama", "mistral", "qwen2", "qwen3", "ernie4_5") and dice.random() < 0.4:
         rope = {"rope_theta": 1e4, "original_max_position_embeddings": 32} | dice.choice(ROPES)
         overrides["rope_parameters"] = rope
     tied = family == "gemma2" or dice.random() < 0.5

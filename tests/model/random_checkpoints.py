@@ -31,7 +31,7 @@ __all__ = ["KINDS", "Draft", "write_valid"]
 KINDS = (*FAMILIES, *(f"{PRUNED_TYPE}/{name}" for name in ("llama", "qwen2", "qwen3")))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # What transformers' own class has for a field that a folder leaves out is not always that of a tiny model.
-_BIASED = ("llama", "qwen3", "granite", "gemma2", "gemma3_text")
+_BIASED = ("llama", "qwen3", "granite", "granitemoehybrid", "gemma2", "gemma3_text")
 _ROPES: tuple[dict[str, Any], ...] = (
     {"rope_type": "default"},
     {"rope_type": "linear", "factor": 3.0},
@@ -85,7 +85,9 @@ def _dense(dice: random.Random, family: str) -> Any:
     }  # fmt: skip
     if family in _BIASED and dice.random() < 0.3:
         overrides["attention_bias"] = True
-    if family in ("llama", "mistral", "qwen2", "qwen3", "granite"):
+    if family == "ernie4_5" and dice.random() < 0.3:
+        overrides["use_bias"] = True
+    if family in ("llama", "mistral", "qwen2", "qwen3", "granite", "granitemoehybrid", "ernie4_5"):
         overrides["rope_parameters"] = {"rope_theta": dice.choice([1e4, 5e5]), **dice.choice(_ROPES)}
     if family in ("qwen2", "qwen3") and dice.random() < 0.3:
         overrides |= {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": dice.choice([0, 1, 2])}
