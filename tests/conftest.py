@@ -51,6 +51,9 @@ EXTRAS: dict[str, dict] = {
     "phi3": {"sliding_window": None, "pad_token_id": 0, "original_max_position_embeddings": 128},
     "granite": GRANITE,
     "granitemoehybrid": GRANITE | {"num_local_experts": 0, "position_embedding_type": "rope", "mamba_n_heads": 32},
+    "hunyuan_v1_dense": {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 5.0, "factor": 1.0},
+    },
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "pad_token_id": 0},
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "pad_token_id": 0},
 }  # fmt: skip

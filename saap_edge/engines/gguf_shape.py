@@ -16,7 +16,8 @@ __all__ = ["Shape", "read_shape"]
 # Architectures whose blocks all have the same tensors, except biases, which are optional. A block that lacks a tensor
 # shows that the file is incomplete.
 _UNIFORM = (
-    "llama", "qwen2", "qwen3", "phi3", "granite", "ernie4_5", "gemma", "gemma2", "gemma3", "deci", "openelm",
+    "llama", "qwen2", "qwen3", "phi3", "granite", "ernie4_5", "hunyuan-dense", "gemma", "gemma2", "gemma3", "deci",
+    "openelm",
 )  # fmt: skip
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from saap_edge.errors import SaapError
-from saap_edge.families import ernie, gemma2, gemma3, granite, granite4, llama, mistral, phi3, qwen2, qwen3
+from saap_edge.families import ernie, gemma2, gemma3, granite, granite4, hunyuan, llama, mistral, phi3, qwen2, qwen3
 from saap_edge.families.base import Config, Coupling, Family, Gemma, Refusal, Source
 from saap_edge.registry import Registry
 
 __all__ = ["FAMILIES", "Config", "Coupling", "Family", "Gemma", "Refusal", "Source", "family_of", "register_family"]
 
-_MODULES = (llama, mistral, qwen2, qwen3, phi3, granite, granite4, ernie, gemma2, gemma3)
+_MODULES = (llama, mistral, qwen2, qwen3, phi3, granite, granite4, ernie, hunyuan, gemma2, gemma3)
 FAMILIES: Registry[Family] = Registry("model family", "saap_edge.families", own=[module.FAMILY for module in _MODULES])
 
 

@@ -83,6 +83,7 @@ class _Fields(BaseModel):
     gate_up_bias: _Flag = False
     down_bias: _Flag = False
     qk_norm: _Flag = False
+    norms_after_rope: _Flag = False
     quantization_config: dict[str, Any] | None = None
 
 

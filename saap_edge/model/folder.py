@@ -192,6 +192,7 @@ def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: 
         gate_up_bias=spec.gate_up_bias,
         down_bias=down_bias,
         qk_norm=spec.family.qk_norm,
+        norms_after_rope=spec.family.norms_after_rope,
     )
     module = MODELING_FILE.stem
     config.auto_map = {

@@ -165,6 +165,10 @@ SHAPES: dict[str, Shape] = {
         load_as="LlamaTokenizerFast", form="<｜{role}｜>{content}", family="qwen2",
     ),
     "DeepSeek V3": Shape(by(*_DEEPSEEK), DEEPSEEK, ("<｜User｜>",), EMPTY, DEEPSEEK[0], load_as="LlamaTokenizerFast"),
+    "Hunyuan": Shape(
+        by(*_DEEPSEEK), ("<｜hy_begin▁of▁sentence｜>", "<｜hy_Assistant｜>", "<｜hy_User｜>"),
+        before="<｜hy_begin▁of▁sentence｜>", form="<｜hy_{role}｜>{content}", family="hunyuan_v1_dense",
+    ),
     "StableLM 2": Shape(by(_QWEN2), (*GPT, *IM), load_as="GPT2Tokenizer", form=CHATML),
     "MiniCPM 5": Shape(by(r"\p{N}{1,3}", _LLAMA3.replace("{1,3}", "+")), (*SP, *IM), THINKING, whole=True, form=CHATML,
         genai="Invalid regex"),

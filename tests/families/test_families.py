@@ -148,7 +148,27 @@ def test_what_config_json_leaves_out_is_what_transformers_assumes(family):
     assert {name: getattr(read, name) for name in same} == {name: getattr(full, name) for name in same}
 
 
+ALPHA = {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 5.0, "factor": 1.0}
+
+
+@pytest.mark.parametrize("rope", [ALPHA, ALPHA | {"factor": 2.0}, ALPHA | {"alpha": None}])
+def test_alpha_of_hunyuan_is_a_larger_rotary_base_at_any_length(rope, tmp_path):
+    """Beside it the factor means nothing. Without it, dynamic scaling is that of all families."""
+    raw = raw_model("hunyuan_v1_dense", rope_parameters=dict(rope))
+    loaded, ids = load_model(saved(raw, tmp_path)), torch.randint(1, 320, (1, 300))  # more than the model's 128
+    torch.testing.assert_close(loaded(ids).logits, raw(ids).logits, atol=1e-5, rtol=1e-5)
+    scaled = 100 * 5.0 ** (16 / 14)
+    assert loaded.config.rope_parameters["rope_theta"] == pytest.approx(scaled if rope["alpha"] else 100.0)
+
+
 REFUSED = [
+    (
+        "hunyuan_v1_dense",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 1.0, "alpha": -1.0}},
+        ".*has alpha -1.0",
+    ),
+    ("hunyuan_v1_dense", {"rope_parameters": {"rope_type": "dynamic"}}, "rope scaling 'dynamic' lacks factor"),
+    ("hunyuan_v1_dense", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
     ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "rope scaling 'longrope'"),
     ("phi3", {"rope_scaling": {"type": "su"}, "rope_parameters": None}, "rope scaling 'longrope' lacks short_factor"),
     (
