@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from saap_edge.cli import base
 from saap_edge.families import FAMILIES
+from saap_edge.model.classes import TRANSFORMERS_4
 from saap_edge.model.folder import build_pruned, load_model, save_model
 from saap_edge.model.spec import LayerShape, for_transformers_4
 from tests.fast import pytest_collection_modifyitems, pytest_ignore_collect  # noqa: F401
@@ -43,12 +44,15 @@ def tiny_tokenizer(family: str = "llama", size: int = VOCABULARY) -> PreTrainedT
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>")
 
 
+GRANITE = {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1}
 # What makes a family itself, with values that matter to the answers.
 EXTRAS: dict[str, dict] = {
     "mistral": {"sliding_window": 64},
     "phi3": {"sliding_window": None, "pad_token_id": 0, "original_max_position_embeddings": 128},
-    "granite": {
-        "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,
+    "granite": GRANITE,
+    "granitemoehybrid": GRANITE | {"num_local_experts": 0, "position_embedding_type": "rope", "mamba_n_heads": 32},
+    "hunyuan_v1_dense": {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 5.0, "factor": 1.0},
     },
     "smollm3": {"no_rope_layer_interval": 2, "pad_token_id": 0},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "pad_token_id": 0},
@@ -64,6 +68,11 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 128,
         "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1,
     } | EXTRAS.get(family, {}) | overrides  # fmt: skip
+    if family == "granitemoehybrid":  # without Mamba
+        layers = ["attention"] * shape["num_hidden_layers"]
+        shape = {"layer_types": layers, "shared_intermediate_size": shape["intermediate_size"]} | shape
+        if TRANSFORMERS_4:  # whose class reads no head_dim
+            shape["head_dim"] = shape["hidden_size"] // shape["num_attention_heads"]
     config = AutoConfig.for_model(family, **for_transformers_4(shape))
     # The default of transformers 4 drops Gemma 2's cap on scores.
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
@@ -115,7 +124,7 @@ def cut_short(folder: Path, name: str, rows: int) -> Path:
 
 
 # Enter as Llama: their exports are Llama's, so that one of them shows the way through both exporters.
-AS_LLAMA = ("mistral", "phi3", "granite")
+AS_LLAMA = ("mistral", "phi3", "granite", "granitemoehybrid", "ernie4_5")
 PER_LAYER = [name for name, family in FAMILIES.items() if not family.uniform_only]
 
 

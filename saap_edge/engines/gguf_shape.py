@@ -15,7 +15,10 @@ __all__ = ["Shape", "read_shape"]
 
 # Architectures whose blocks all have the same tensors, except biases, which are optional. A block that lacks a tensor
 # shows that the file is incomplete.
-_UNIFORM = ("llama", "qwen2", "qwen3", "phi3", "granite", "gemma", "gemma2", "gemma3", "deci", "openelm", "smollm3")
+_UNIFORM = (
+    "llama", "qwen2", "qwen3", "phi3", "granite", "ernie4_5", "hunyuan-dense", "gemma", "gemma2", "gemma3", "deci",
+    "openelm", "smollm3",
+)  # fmt: skip
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 

@@ -235,13 +235,11 @@ def _norms(spec: ModelSpec) -> dict[str, str]:
     if spec.gemma:
         norms |= {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
         norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
-    if spec.family.qk_norm:
-        norms |= {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-    return norms
+    return norms | dict(zip(("attn_q_norm", "attn_k_norm"), spec.family.qk_norms, strict=False))
 
 
 def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:
-    # The factor on rotated queries and keys, both on the queries.
+    # The factor on rotated queries and keys, both on the queries. A norm after rope takes any factor out again.
     factor = attention_factor(weights.spec.rope_scaling) ** 2 if "q_norm" in source else 1.0
 
     def read() -> np.ndarray:

@@ -73,7 +73,8 @@ class Decoder:
         self.seqlens = graph.node("Cast", [last], to=ir.DataType.INT32)
         total = graph.node("Gather", [graph.node("Shape", [mask]), graph.constant("index_1", 1)], axis=0)
         self.total = graph.node("Cast", [total], to=ir.DataType.INT32)
-        self.positions = None if self.spec.head_dim % 16 == 0 else self._positions(ids, lengths)
+        inside = spec.head_dim % 16 == 0 and not spec.family.norms_after_rope  # attention itself can rotate
+        self.positions = None if inside else self._positions(ids, lengths)
         self.rotary = self._rotary(spec)
 
     def _rotary(self, spec: ModelSpec, suffix: str = "cache") -> tuple[ir.Value, ir.Value]:
@@ -92,7 +93,7 @@ class Decoder:
         return graph.node("Add", [graph.node("Unsqueeze", [start, graph.constant("column", [1])]), steps])
 
     def _rotate(self, x: ir.Value, heads: int, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
-        """Rotary embedding outside of attention, whose own needs a head_dim that is a multiple of 16."""
+        """Rotary embedding outside of attention, whose own needs a head_dim that is a multiple of 16 and comes last."""
         return self.graph.node("RotaryEmbedding", [x, self.positions, *rotary], CONTRIB, num_heads=heads)
 
     def _embedding(self, ids: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ...]]:
@@ -193,12 +194,20 @@ class Decoder:
         widths = [heads * self.spec.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
         sizes = self.graph.constant(f"{prefix}qkv.widths", widths)
         query, key, value = self.graph.nodes(3, "Split", [packed, sizes], axis=-1)
-        if self.spec.family.qk_norm:
-            query = self._head_norm(query, f"{prefix}q_norm.weight", layer.heads)
-            key = self._head_norm(key, f"{prefix}k_norm.weight", layer.kv_heads)
-        if rotary:
-            query, key = self._rotate(query, layer.heads, rotary), self._rotate(key, layer.kv_heads, rotary)
-        return [query, key, value]
+        both, family, layer_prefix = [query, key], self.spec.family, prefix.removesuffix("self_attn.")
+        heads = (layer.heads, layer.kv_heads)
+
+        def normed() -> None:
+            for at, norm in enumerate(family.qk_norms):
+                both[at] = self._head_norm(both[at], f"{layer_prefix}{norm}.weight", heads[at])
+
+        def rotated() -> None:
+            if rotary:
+                both[:] = [self._rotate(x, count, rotary) for x, count in zip(both, heads, strict=True)]
+
+        for step in (rotated, normed) if family.norms_after_rope else (normed, rotated):
+            step()
+        return [*both, value]
 
     def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value] | None, dict[str, Any]]:
         """Rotary tables, None where nothing rotates, and attributes of a layer's attention."""

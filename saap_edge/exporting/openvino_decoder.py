@@ -111,8 +111,10 @@ class OpenvinoDecoder:
         counts = (layer.heads, layer.kv_heads, layer.kv_heads)
         sizes = graph.integers(*(count * spec.head_dim for count in counts))
         split = ops.variadic_split(packed, graph.integer(-1), sizes)
-        heads = [self._heads(split.output(at), prefix, at, count) for at, count in enumerate(counts)]
+        heads = [self._heads(split.output(at), index, at, count) for at, count in enumerate(counts)]
         query, key = heads[:2] if index in spec.unrotated else map(self._rotated, heads[:2])
+        if spec.family.norms_after_rope:
+            query, key = self._head_norm(query, index, 0), self._head_norm(key, index, 1)
         past = [
             self._cached(value, f"{index}.{kind}", layer) for value, kind in zip((key, heads[2]), KINDS, strict=True)
         ]
@@ -125,12 +127,16 @@ class OpenvinoDecoder:
         )
         return self.linear(merged, f"{prefix}o_proj")
 
-    def _heads(self, x: Any, prefix: str, at: int, count: int) -> Any:
-        """[batch, heads, tokens, head_dim] of queries (`at` 0), keys or values, with the norms of queries and keys."""
-        apart = ops.reshape(x, self.graph.integers(0, 0, count, self.spec.head_dim), True)
-        if self.spec.family.qk_norm and at < 2:
-            apart = self._norm(apart, f"{prefix}{'qk'[at]}_norm.weight")
+    def _heads(self, x: Any, index: int, at: int, count: int) -> Any:
+        """[batch, heads, tokens, head_dim] of queries (`at` 0), keys or values, with norms of q and k before rope."""
+        apart, family = ops.reshape(x, self.graph.integers(0, 0, count, self.spec.head_dim), True), self.spec.family
+        if family.qk_norm and not family.norms_after_rope and at < 2:
+            apart = self._head_norm(apart, index, at)
         return ops.transpose(apart, self.graph.integers(0, 2, 1, 3))
+
+    def _head_norm(self, x: Any, index: int, at: int) -> Any:
+        """The norm of every head of queries (`at` 0) or keys."""
+        return self._norm(x, f"model.layers.{index}.{self.spec.family.qk_norms[at]}.weight")
 
     def _rotated(self, x: Any) -> Any:
         graph, half = self.graph, self.spec.head_dim // 2

@@ -19,7 +19,7 @@ __all__ = [
 
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
-GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "gemma2", "gemma3", "smollm3")
+GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3")
 ONNX_WRITERS = ("llama", "qk-norm", "gemma")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
@@ -136,6 +136,8 @@ def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | No
     """Why optimum's exporter cannot write a model, or None."""
     if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
         return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
+    if spec.family.norms_after_rope:
+        return f"optimum's exporter does not know {spec.family.title}"
     repaired = (spec.o_bias and not spec.qkv_bias) or (spec.down_bias and not spec.gate_up_bias)
     if per_layer or not spec.uniform or repaired:
         return "optimum's exporter knows the families' plain classes only, whose layers are all alike"

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from saap_edge.errors import SaapError
-from saap_edge.families import gemma2, gemma3, granite, llama, mistral, phi3, qwen2, qwen3, smollm3
+from saap_edge.families import (
+    ernie,
+    gemma2,
+    gemma3,
+    granite,
+    granite4,
+    hunyuan,
+    llama,
+    mistral,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from saap_edge.families.base import Config, Coupling, Family, Gemma, Refusal, Source
 from saap_edge.registry import Registry
 
 __all__ = ["FAMILIES", "Config", "Coupling", "Family", "Gemma", "Refusal", "Source", "family_of", "register_family"]
 
-_MODULES = (llama, mistral, qwen2, qwen3, phi3, granite, gemma2, gemma3, smollm3)
+_MODULES = (
+    llama, mistral, qwen2, qwen3, phi3, granite, smollm3, granite4, ernie, hunyuan, gemma2, gemma3,
+)  # fmt: skip
 FAMILIES: Registry[Family] = Registry("model family", "saap_edge.families", own=[module.FAMILY for module in _MODULES])
 
 

@@ -113,6 +113,7 @@ class Family:
         canonical: config -> the config of the canonical form, to which tensors and widths are brought.
         source: (config, canonical tensor name) -> where it comes from, for families stored in another layout.
         qk_norm: queries and keys are normalised head by head.
+        norms_after_rope: that is after they were rotated, not before.
         uniform_only: the reason why all layers must keep the same widths, or None.
         gemma: config -> what it has of Gemma's arithmetic; None for all other families.
         unrotated: config -> the layers without rotary positions.
@@ -130,6 +131,7 @@ class Family:
     canonical: Callable[[Config], Config] = lambda config: config
     source: Callable[[Config, str], Source] | None = None
     qk_norm: bool = False
+    norms_after_rope: bool = False
     uniform_only: str | None = None
     gemma: Callable[[Config], Gemma] | None = None
     unrotated: Callable[[Config], frozenset[int]] = lambda config: frozenset()
@@ -140,6 +142,14 @@ class Family:
     def name(self) -> str:
         """The name under which it is registered."""
         return self.model_type
+
+    @property
+    def qk_norms(self) -> tuple[str, ...]:
+        """Names within a layer of the norms of q and of k, as transformers' class has them; empty without `qk_norm`."""
+        if not self.qk_norm:
+            return ()
+        names = ("query_layernorm", "key_layernorm") if self.norms_after_rope else ("q_norm", "k_norm")
+        return tuple(f"self_attn.{name}" for name in names)
 
     def projections(self, layer: Any) -> Iterator[tuple[Coupling, str]]:
         """Every projection of a decoder layer and its coupling; a pruned layer may lack a whole sublayer."""

@@ -22,6 +22,7 @@ class Architecture:
             llama_model_rope_type: NORM). transformers pairs a row of one half with the same row of the other.
         by_layer: heads and widths may differ from layer to layer.
         fused: in transformers q, k and v are one matrix, and gate and up another.
+        late_norms: q and k are normalised after rope, and transformers' class has other names for these norms.
         gemma: norms before and after sublayers, stored as 1 + weight.
     """
 
@@ -29,6 +30,7 @@ class Architecture:
     neighbours: bool = False
     by_layer: bool = False
     fused: bool = False
+    late_norms: bool = False
     gemma: bool = False
 
 
@@ -41,6 +43,8 @@ ARCHITECTURES = {
     "openelm": Architecture("qwen3", by_layer=True),
     "phi3": Architecture("phi3", fused=True),
     "smollm3": Architecture("smollm3", neighbours=True),
+    "ernie4_5": Architecture("ernie4_5"),  # rope turns neighbouring rows in both, as they are stored
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", late_norms=True),
     "gemma2": Architecture("gemma2", gemma=True),
     "gemma3": Architecture("gemma3_text", gemma=True),
 }
@@ -88,6 +92,7 @@ _GEMMA = {
     "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }  # fmt: skip
+_LATE_NORMS = {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
 _FUSED = {
     "attn_q": ("self_attn.qkv_proj", "q"), "attn_k": ("self_attn.qkv_proj", "k"), "attn_v": ("self_attn.qkv_proj", "v"),
     "ffn_gate": ("mlp.gate_up_proj", "gate"), "ffn_up": ("mlp.gate_up_proj", "up"),
@@ -116,4 +121,5 @@ def place_of(name: str, architecture: Architecture) -> Place | None:
     if architecture.fused and stem in _FUSED:
         module, part = _FUSED[stem]
         return Place(module, leaf, layer, part)
-    return Place((_LAYER | (_GEMMA if architecture.gemma else {}))[stem], leaf, layer)
+    own = (_GEMMA if architecture.gemma else {}) | (_LATE_NORMS if architecture.late_norms else {})
+    return Place((_LAYER | own)[stem], leaf, layer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saap_edge.errors import SaapError
-from saap_edge.families import Config
+from saap_edge.families import Config, family_of
 from saap_edge.gguf_file.architectures import UNROTATED_PERIOD, architecture_of
 from saap_edge.gguf_file.reader import GgufModel
 from saap_edge.gguf_input.rope import rope_parameters
@@ -21,8 +21,10 @@ _SCALES = {
 _LARGEST = {"gemma2": 46, "gemma3": 62}
 # transformers' classes whose o has a bias if q, k and v have one; whose FFN may have biases; and which saap_edge's own
 # class can replace.
-_BIASES_TOGETHER, _MLP_BIASES = ("llama", "granite", "qwen3", "smollm3"), ("llama", "granite", "smollm3")
-_OURS = ("llama", "qwen2", "qwen3", "smollm3")
+_BIASES_TOGETHER, _MLP_BIASES, _OURS = (
+    ("llama", "granite", "qwen3", "smollm3", "hunyuan_v1_dense"), ("llama", "granite", "smollm3"),
+    ("llama", "qwen2", "qwen3", "smollm3", "hunyuan_v1_dense"),
+)  # fmt: skip
 _PERIOD = {"gemma2": 2, "gemma3": 6}  # every second, or sixth, layer has no window
 
 
@@ -153,6 +155,7 @@ def _class(model: GgufModel, widths: list[list[int]], config: Config) -> Config:
     return named | {
         "model_type": PRUNED_TYPE, "base_model_type": base, "layer_widths": widths, "qkv_bias": qkv, "o_bias": o,
         "gate_up_bias": gate, "down_bias": down, "qk_norm": "blk.0.attn_q_norm.weight" in model.tensors,
+        "norms_after_rope": family_of(base).norms_after_rope,
         "hidden_act": "silu",
     }  # fmt: skip
 

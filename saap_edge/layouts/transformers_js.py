@@ -20,7 +20,7 @@ from saap_edge.layouts.onnx_graph import rewrite, standard_embedding
 from saap_edge.layouts.registry import Given
 from saap_edge.model.chat import DEFAULT, read_chat
 from saap_edge.model.checkpoint import read_spec
-from saap_edge.model.spec import ModelSpec
+from saap_edge.model.spec import PRUNED_TYPE, ModelSpec
 
 __all__ = ["complete_tokenizer", "copy_rest", "dtype_of", "write", "write_graph"]
 
@@ -88,9 +88,11 @@ def complete_tokenizer(model: Path, path: Path) -> None:
 
 
 def _config(config: dict[str, Any], spec: ModelSpec, dtype: str) -> dict[str, Any]:
-    """config.json under the family's own type, which transformers.js knows; it reads no widths from it."""
+    """config.json under the type of the graph's arithmetic, which transformers.js knows; it reads no widths from it."""
+    said = config["model_type"]
     own = {
-        "model_type": spec.family.model_type, "architectures": None, "num_hidden_layers": len(spec.layers),
+        "model_type": spec.family.model_type if said == PRUNED_TYPE else said, "architectures": None,
+        "num_hidden_layers": len(spec.layers),
         "head_dim": spec.head_dim, "num_key_value_heads": max(layer.kv_heads for layer in spec.layers),
     }  # fmt: skip
     for name in ("layer_widths", "base_model_type", "auto_map"):

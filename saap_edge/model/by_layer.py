@@ -38,7 +38,7 @@ def pruned_config(source: Config, spec: ModelSpec, widths: list[list[int]], o_bi
         "model_type": PRUNED_TYPE, "base_model_type": spec.family.model_type, "num_hidden_layers": len(widths),
         "head_dim": spec.head_dim, "layer_widths": widths, "qkv_bias": spec.qkv_bias, "o_bias": o_bias,
         "gate_up_bias": spec.gate_up_bias, "down_bias": down_bias, "qk_norm": spec.family.qk_norm,
-        "no_rope_layers": rotated if spec.unrotated else None,
+        "norms_after_rope": spec.family.norms_after_rope, "no_rope_layers": rotated if spec.unrotated else None,
         "auto_map": AUTO_MAP, "architectures": ["SaapEdgeForCausalLM"],
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,15 +25,25 @@ AutoConfig.register(PRUNED_TYPE, SaapEdgeConfig)
 AutoModelForCausalLM.register(SaapEdgeConfig, SaapEdgeForCausalLM)
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+# Numbers that JSON does not have are objects in the files that transformers 5 writes: {"__float__": "Infinity"}.
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 def parsed_config(config: Config) -> Any:
     """transformers' config object of a config.json. Raises whatever transformers raises when it refuses it."""
-    words = for_transformers_4(config)
+    words = {name: _with_floats(value) for name, value in for_transformers_4(config).items()}
     parsed = AutoConfig.for_model(**{name: value for name, value in words.items() if name != "architectures"})
     if getattr(parsed, "attn_logit_softcapping", None):
         parsed._attn_implementation = "eager"  # the default of transformers 4 silently drops the cap
     return parsed
+
+
+def _with_floats(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_floats(each) for each in value]
+    if isinstance(value, dict) and value.keys() == {"__float__"}:
+        return _FLOATS.get(value["__float__"], value)
+    return value
 
 
 def empty_model(parsed: Any) -> Any:

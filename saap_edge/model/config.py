@@ -77,6 +77,10 @@ class _Fields(BaseModel):
     logits_scaling: _Factor = 1.0
     residual_multiplier: _Number = 1.0
     attention_multiplier: _Number = 1.0
+    shared_intermediate_size: _Count = 1
+    num_local_experts: _Width | None = 0
+    position_embedding_type: str | None = None
+    use_bias: _Flag | None = False
     base_model_type: str | None = None
     layer_widths: list[tuple[_Width, _Width, _Width]] | None = None
     qkv_bias: _Flag = False
@@ -84,6 +88,7 @@ class _Fields(BaseModel):
     gate_up_bias: _Flag = False
     down_bias: _Flag = False
     qk_norm: _Flag = False
+    norms_after_rope: _Flag = False
     quantization_config: dict[str, Any] | None = None
 
 

@@ -54,8 +54,8 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     if spec.gemma:
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
     shapes |= {f"{prefix}{norm}.weight": (spec.hidden,) for norm in norms}
-    if spec.family.qk_norm and layer.heads:
-        shapes |= {f"{prefix}self_attn.{part}_norm.weight": (spec.head_dim,) for part in "qk"}
+    if layer.heads:
+        shapes |= {f"{prefix}{norm}.weight": (spec.head_dim,) for norm in spec.family.qk_norms}
     return shapes
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1Attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
@@ -47,6 +48,7 @@ class SaapEdgeConfig(LlamaConfig):
     `layer_widths` is a list of [heads, kv_heads, ffn], 0 where a layer has no attention or no FFN;
     `num_attention_heads`, `num_key_value_heads` and `intermediate_size` keep the dense model's values.
     `base_model_type` names the family of the dense model. `qk_norm`: queries and keys are normalised, as in Qwen3.
+    `norms_after_rope`: they are so after they were rotated, as in Hunyuan.
     `no_rope_layers`: for each layer 1, or 0 where queries and keys are not rotated (SmolLM3); None: all are.
     Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
 
@@ -63,6 +65,7 @@ class SaapEdgeConfig(LlamaConfig):
     gate_up_bias: bool = False
     down_bias: bool = False
     qk_norm: bool = False
+    norms_after_rope: bool = False
     no_rope_layers: list | None = None  # type: ignore[type-arg]
 
     @property
@@ -121,6 +124,7 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         local.layer_types = ["full_attention"] * (cache_index + 1)  # Qwen3's attention in transformers 4 reads it
         self.input_layernorm = self.self_attn = self.post_attention_layernorm = self.mlp = None
         attention: Any = Qwen3Attention if config.qk_norm else LlamaAttention
+        attention = HunYuanDenseV1Attention if config.norms_after_rope else attention
         if heads:
             self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.self_attn = attention(local, cache_index)
@@ -179,7 +183,9 @@ class SaapEdgeModel(LlamaModel):
 
     config_class = SaapEdgeConfig
     _no_split_modules = ["SaapEdgeLayer"]  # noqa: RUF012 (as transformers has it)
-    _can_record_outputs = {"hidden_states": SaapEdgeLayer, "attentions": [LlamaAttention, Qwen3Attention]}  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": SaapEdgeLayer, "attentions": [LlamaAttention, Qwen3Attention, HunYuanDenseV1Attention],
+    }  # fmt: skip
 
     def __init__(self, config: SaapEdgeConfig):
         with without_layers(config):

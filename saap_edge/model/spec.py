@@ -110,10 +110,9 @@ def config_family(config: Config) -> tuple[Family, Config]:
     family = family_of(str(config.get("base_model_type", "llama") if pruned else config.get("model_type")))
     if pruned and (family.source or family.uniform_only):
         raise SaapError(f"base_model_type '{family.model_type}': no model of widths per layer is of this family")
-    if pruned and bool(config.get("qk_norm")) != family.qk_norm:
-        raise SaapError(
-            f"qk_norm is {bool(config.get('qk_norm'))}, and not so in base_model_type '{family.model_type}'"
-        )
+    for name in ("qk_norm", "norms_after_rope") if pruned else ():
+        if (said := bool(config.get(name))) != getattr(family, name):
+            raise SaapError(f"{name} is {said}, and not so in base_model_type '{family.model_type}'")
     full = family.defaults | config
     reason = family.refuse(full)
     if reason:

@@ -105,11 +105,14 @@ def dense_model(dice: random.Random, family: str) -> Any:
         overrides |= {"query_pre_attn_scalar": head_dim, "sliding_window_pattern": 6 if family == "gemma3_text" else 2}
     if family == "smollm3":  # llama.cpp leaves every fourth layer unrotated
         overrides |= {"num_hidden_layers": dice.randint(3, 6), "no_rope_layer_interval": dice.choice([4, 4, 4, 2])}
-    if family in ("llama", "qwen3") and dice.random() < 0.25:
+    if family in ("llama", "qwen3", "hunyuan_v1_dense") and dice.random() < 0.25:
         overrides["attention_bias"] = True
     if family in ("llama", "granite") and dice.random() < 0.25:
         overrides["mlp_bias"] = True
-    if family in ("llama", "mistral", "qwen2", "qwen3", "smollm3") and dice.random() < 0.4:
+    if family == "ernie4_5" and dice.random() < 0.25:
+        overrides["use_bias"] = True
+    scaled = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "ernie4_5", "hunyuan_v1_dense")
+    if family in scaled and dice.random() < 0.4:
         rope = {"rope_theta": 1e4, "original_max_position_embeddings": 32} | dice.choice(ROPES)
         overrides["rope_parameters"] = rope
     tied = family == "gemma2" or dice.random() < 0.5

@@ -25,7 +25,7 @@ def answers(engine: Engine, tokens: list[int]) -> dict[str, np.ndarray]:
 def main() -> None:
     folder = Path(sys.argv[1])
     for index, job in enumerate(json.loads((folder / "jobs.json").read_text(encoding="utf-8"))):
-        path, context = Path(job["path"]), 64
+        path, context = Path(job["path"]), job.get("context", 64)
         engine = ExactEngine(path, 1, context) if job["engine"] == "exact" else load_engine(
             job["engine"], str(path), 1, context
         )  # fmt: skip

@@ -132,6 +132,27 @@ def assert_genai_answers_as_torch_does(folder: Path, out: Path) -> None:
     assert genai_tokens(out, prompt, len(prompt) + 16, True)[: len(expected)] == expected
 
 
+HUNYUAN = {
+    "dense": (None, ["gguf-f16", "gguf-q4_0", "onnx-fp32"]),
+    "uniform": ([LayerShape(4, 2, 64)] * 3, ["gguf-f16", "gguf-q4_1", "onnx-int4"]),
+    "per-layer": (WIDTHS, ["onnx-fp32", "onnx-int4"]), "depth": (DEPTH, ["onnx-fp32"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "artifact_format"), [(kind, each) for kind in HUNYUAN for each in HUNYUAN[kind][1]])
+def test_hunyuan_answers_as_torch_does(kind: str, artifact_format: str, tmp_path: Path) -> None:
+    model, widths = tiny_model("hunyuan_v1_dense", tied=kind != "dense"), HUNYUAN[kind][0]
+    folder = write_folder(pruned(model, widths) if widths else model, tmp_path / "model")
+    written = assert_parity(folder, tmp_path, artifact_format)
+    assert written == ("hunyuan-dense" if artifact_format.startswith("gguf") else "")
+
+
+def test_genai_runs_hunyuan(tmp_path: Path) -> None:
+    folder = write_folder(pruned(tiny_model("hunyuan_v1_dense"), WIDTHS), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    assert_genai_answers_as_torch_does(folder, tmp_path / "out")
+
+
 @pytest.fixture(scope="module", params=[(family, kind) for family in GEMMA for kind in ("dense", "uniform")], ids=str)
 def gemma(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     family, kind = request.param
@@ -230,6 +251,8 @@ REFUSED = [
     ("smollm3", FOURTH | {"mlp_bias": True}, "'smollm3' does not read all of the biases"),
     ("smollm3", FOURTH | {"rope_parameters": LLAMA3}, "no llama3 rope scaling"),
     ("smollm3", {}, "in all but every 4th layer, this model has none in layers 1"),
+    ("hunyuan_v1_dense", {"attention_bias": True}, "'hunyuan-dense' does not read all of the biases"),
+    ("hunyuan_v1_dense", {"rope_parameters": LLAMA3}, "no llama3 rope scaling"),
     ("gemma2", {"attention_bias": True}, "'gemma2' does not read all of the biases"),
     ("gemma2", {"query_pre_attn_scalar": 24}, "root of head_dim \\(16\\).*\\(24\\)"),
     ("gemma2", {"num_hidden_layers": 46}, "number of heads"),

@@ -124,9 +124,10 @@ def test_logits_equal_torch_with_a_different_width_in_every_layer(
         ("granite", True, {"mlp_bias": True, "intermediate_size": 44}), ("llama", True, {"head_dim": 8}),
         ("llama", True, {"rope_parameters": LLAMA3}), ("llama", True, {"rope_parameters": YARN}),
         ("qwen2", False, {"intermediate_size": 44}), ("llama", True, {"num_key_value_heads": 8}),
-        ("qwen3", True, {"num_key_value_heads": 1}),
+        ("qwen3", True, {"num_key_value_heads": 1}), ("hunyuan_v1_dense", False, {"attention_bias": True}),
     ],
-    ids=["untied", "biases", "ffn-44-bias", "head-dim-8", "llama3", "yarn", "ffn-44", "no-groups", "one-kv-head"],
+    ids=["untied", "biases", "ffn-44-bias", "head-dim-8", "llama3", "yarn", "ffn-44", "no-groups", "one-kv-head",
+         "norms-after-rope"],
 )  # fmt: skip
 def test_variants(family: str, tied: bool, overrides: dict, tmp_path: Path) -> None:
     folder, out = written(tiny_model(family, tied=tied, **overrides), tmp_path)

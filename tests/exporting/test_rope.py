@@ -201,11 +201,15 @@ def shift_error(path: Path) -> float:
     ("family", "kind", "right"),
     [
         ("llama", "linear", True), ("llama", "yarn", False), ("llama", "longrope", False), ("qwen3", "linear", True),
-        ("qwen3", "yarn", True), ("phi3", "longrope", True), ("phi3", "three-quarters-longrope", True),
+        ("qwen3", "yarn", True), ("hunyuan_v1_dense", "linear", False),
+        ("phi3", "longrope", True), ("phi3", "three-quarters-longrope", True),
     ],
 )  # fmt: skip
 def test_a_shifted_context(family: str, kind: str, right: bool, tmp_path: Path) -> None:
-    """llama.cpp multiplies keys by the attention factor at every shift. Where q can take all of it, none is left."""
+    """llama.cpp multiplies keys by the attention factor at every shift. Where q can take all of it, none is left.
+
+    It also turns Hunyuan's keys again, which already have the factors of their norm.
+    """
     rope = dict((PARTIAL if family == "phi3" else ALL)[kind], **THETA)
     raw = raw_model(family, num_hidden_layers=1, rope_parameters=rope, **(PHI if family == "phi3" else {}))
     folder = write_folder(raw, tmp_path / "model")

@@ -126,6 +126,10 @@ SHAPES: dict[str, Shape] = {
         DIGITS, ("<|end_of_text|>", "<fim_prefix>", "<|start_of_role|>", "<|end_of_role|>"), load_as="GPT2Tokenizer",
         form="<|start_of_role|>{role}<|end_of_role|>{content}<|end_of_text|>\n", family="granite", genai={PLAIN, CHAT},
     ),
+    "Granite 4": Shape(
+        by(_LLAMA3), ("<|pad|>", "<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"), load_as="GPT2Tokenizer",
+        form="<|start_of_role|>{role}<|end_of_role|>{content}<|end_of_text|>\n", family="granitemoehybrid",
+    ),
     "EXAONE 3.5": Shape(
         sequence(split(r"\p{N}"), byte_level(use_regex=True)), ("[PAD]", "[BOS]", "[EOS]", "[|system|]", "[|user|]"),
         normalizer=NFC, form="[|{role}|]{content}[EOS]\n", told={ACCENTS},
@@ -161,6 +165,10 @@ SHAPES: dict[str, Shape] = {
         load_as="LlamaTokenizerFast", form="<｜{role}｜>{content}", family="qwen2",
     ),
     "DeepSeek V3": Shape(by(*_DEEPSEEK), DEEPSEEK, ("<｜User｜>",), EMPTY, DEEPSEEK[0], load_as="LlamaTokenizerFast"),
+    "Hunyuan": Shape(
+        by(*_DEEPSEEK), ("<｜hy_begin▁of▁sentence｜>", "<｜hy_Assistant｜>", "<｜hy_User｜>"),
+        before="<｜hy_begin▁of▁sentence｜>", form="<｜hy_{role}｜>{content}", family="hunyuan_v1_dense",
+    ),
     "StableLM 2": Shape(by(_QWEN2), (*GPT, *IM), load_as="GPT2Tokenizer", form=CHATML),
     "MiniCPM 5": Shape(by(r"\p{N}{1,3}", _LLAMA3.replace("{1,3}", "+")), (*SP, *IM), THINKING, whole=True, form=CHATML,
         genai="Invalid regex"),
@@ -199,6 +207,11 @@ SHAPES: dict[str, Shape] = {
     "Yi 1.5": llama2(
         normalizer=MARK, special=(*SP, *IM), config={"legacy": True, "add_prefix_space": False}, form=CHATML,
         prefix=False,
+    ),
+    "ERNIE 4.5": llama2(
+        normalizer={"type": "Sequence", "normalizers": [MARK]}, special=(*SP, "<|end_of_sentence|>", "<mask:1>"),
+        before=None, config={"legacy": True, "add_prefix_space": False}, form="User: {content}\nAssistant: ",
+        family="ernie4_5", prefix=False,
     ),
     "InternLM2": llama2(special=(*SP, *IM), load_as="PreTrainedTokenizerFast", form=CHATML),
     "Nemotron mini": llama2(

@@ -59,6 +59,16 @@ def test_biases_are_part_of_the_model(name, biases, tied, tmp_path):
     torch.testing.assert_close(again(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_biases_of_granite_4_and_ernie(tmp_path):
+    """Granite 4's MLP never has one; ERNIE has all or none, and those of q and k change places with their rows."""
+    cases = {"granitemoehybrid": {"attention_bias": True, "mlp_bias": True}, "ernie4_5": {"use_bias": True}}
+    for name, words in cases.items():
+        raw = raw_model(name, **words)
+        loaded, spec = load_model(saved(raw, tmp_path / name)), read_spec(tmp_path / name)
+        assert spec.qkv_bias and spec.o_bias and spec.gate_up_bias == spec.down_bias == (name == "ernie4_5")
+        torch.testing.assert_close(loaded(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["mistral", "phi3", "qwen2", "qwen3", "gemma2"])
 def test_mlp_bias_means_nothing_where_the_class_has_none(name, tmp_path):
     """As in transformers; but biases that are stored have no place, and are not passed over."""
@@ -113,7 +123,7 @@ def test_a_sliding_window_bounds_the_context_and_within_it_nothing_changes(name,
     assert same == (context == 128)
 
 
-@pytest.mark.parametrize("name", ["mistral", "phi3", "granite"])
+@pytest.mark.parametrize("name", AS_LLAMA)
 def test_rope_theta_where_older_folders_keep_it(name, tmp_path):
     raw = raw_model(name, rope_parameters={"rope_type": "default", "rope_theta": 777.0})
     folder = saved(raw, tmp_path, rope_parameters=..., rope_theta=777.0, rope_scaling=None)
@@ -121,11 +131,21 @@ def test_rope_theta_where_older_folders_keep_it(name, tmp_path):
     torch.testing.assert_close(load_model(folder)(IDS).logits, raw(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
+# Granite 4's defaults are those of a hybrid.
+SAID = {
+    "granitemoehybrid": {
+        "layer_types": ["attention"] * 32, "num_local_experts": 0, "position_embedding_type": "rope",
+    },
+}  # fmt: skip
+
+
 def test_what_config_json_leaves_out_is_what_transformers_assumes(family):
     """Hub folders leave out what is default; a spec read from such a folder must be transformers' own."""
-    config = AutoConfig.for_model(family).to_dict()
+    said = SAID.get(family, {})
+    config = AutoConfig.for_model(family, **said).to_dict()
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    full, read = spec_from_config(config), spec_from_config({name: config[name] for name in ("model_type", *names)})
+    kept = {name: config[name] for name in ("model_type", *names, *said)}
+    full, read = spec_from_config(config), spec_from_config(kept)
     same = (
         "layers", "head_dim", "tied", "context", "rms_norm_eps", "qkv_bias", "o_bias", "rope_theta", "gemma",
         "unrotated",
@@ -133,7 +153,27 @@ def test_what_config_json_leaves_out_is_what_transformers_assumes(family):
     assert {name: getattr(read, name) for name in same} == {name: getattr(full, name) for name in same}
 
 
+ALPHA = {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 5.0, "factor": 1.0}
+
+
+@pytest.mark.parametrize("rope", [ALPHA, ALPHA | {"factor": 2.0}, ALPHA | {"alpha": None}])
+def test_alpha_of_hunyuan_is_a_larger_rotary_base_at_any_length(rope, tmp_path):
+    """Beside it the factor means nothing. Without it, dynamic scaling is that of all families."""
+    raw = raw_model("hunyuan_v1_dense", rope_parameters=dict(rope))
+    loaded, ids = load_model(saved(raw, tmp_path)), torch.randint(1, 320, (1, 300))  # more than the model's 128
+    torch.testing.assert_close(loaded(ids).logits, raw(ids).logits, atol=1e-5, rtol=1e-5)
+    scaled = 100 * 5.0 ** (16 / 14)
+    assert loaded.config.rope_parameters["rope_theta"] == pytest.approx(scaled if rope["alpha"] else 100.0)
+
+
 REFUSED = [
+    (
+        "hunyuan_v1_dense",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 1.0, "alpha": -1.0}},
+        ".*has alpha -1.0",
+    ),
+    ("hunyuan_v1_dense", {"rope_parameters": {"rope_type": "dynamic"}}, "rope scaling 'dynamic' lacks factor"),
+    ("hunyuan_v1_dense", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
     ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "rope scaling 'longrope'"),
     ("phi3", {"rope_scaling": {"type": "su"}, "rope_parameters": None}, "rope scaling 'longrope' lacks short_factor"),
     (
@@ -146,6 +186,13 @@ REFUSED = [
     ("granite", {"rope_parameters": {"rope_type": "linear"}}, "rope scaling 'linear' lacks factor"),
     ("qwen2", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}, "partial rotary"),
     ("llama", {"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial rotary"),
+    ("granitemoehybrid", {"layer_types": ["attention", "mamba", "attention"]}, "layers of type 'mamba'.*take a Gran"),
+    ("granitemoehybrid", {"layer_types": ...}, "layers of type 'mamba'"),
+    ("granitemoehybrid", {"num_local_experts": 4}, "experts are not.*num_local_experts is 4.*take a Granite 4"),
+    ("granitemoehybrid", {"position_embedding_type": "nope"}, "position_embedding_type is 'nope'.*take a Granite 4"),
+    ("granitemoehybrid", {"position_embedding_type": ...}, "position_embedding_type is None"),
+    ("granitemoehybrid", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported.*silu"),
+    ("ernie4_5", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial rotary"),
     ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported.*silu"),
     ("gemma2", {"hidden_activation": "silu"}, "hidden_act 'silu'.*gelu_pytorch_tanh"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "bidirectional"),

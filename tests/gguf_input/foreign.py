@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA, "mistral": gguf.MODEL_ARCH.LLAMA, "granite": gguf.MODEL_ARCH.GRANITE,
     "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3, "phi3": gguf.MODEL_ARCH.PHI3,
+    "ernie4_5": gguf.MODEL_ARCH.ERNIE4_5, "hunyuan_v1_dense": gguf.MODEL_ARCH.HUNYUAN_DENSE,
     "gemma2": gguf.MODEL_ARCH.GEMMA2, "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
 }  # fmt: skip
@@ -62,7 +63,8 @@ def writer_of(model: PreTrainedModel, path: Path) -> gguf.GGUFWriter:
 def _add_rope(writer: gguf.GGUFWriter, config: Any, family: str) -> None:
     rope = config.rope_parameters
     rope = rope.get("full_attention", rope)
-    writer.add_rope_freq_base(rope["rope_theta"])
+    alpha = rope.get("alpha", 1.0) ** (config.head_dim / (config.head_dim - 2))
+    writer.add_rope_freq_base(rope["rope_theta"] * alpha)
     if family not in ("gemma2", "gemma3_text"):
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))

@@ -57,6 +57,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "qwen3": ("qwen3", {}),
     "qwen3-untied-yarn": ("qwen3", {"tied": False, "rope_parameters": YARN}),
     "phi3": ("phi3", {"tied": False}),
+    "ernie4_5": ("ernie4_5", {}),
+    "hunyuan": ("hunyuan_v1_dense", {}),
     "phi3-longrope": ("phi3", LONG),
     "phi3-partial": ("phi3", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default",
                                                   "partial_rotary_factor": 0.5}}),

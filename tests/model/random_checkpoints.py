@@ -28,10 +28,10 @@ from tests.conftest import VOCABULARY, randomise_projections, raw_model, tiny_mo
 
 __all__ = ["KINDS", "Draft", "write_valid"]
 
-KINDS = (*FAMILIES, *(f"{PRUNED_TYPE}/{name}" for name in ("llama", "qwen2", "qwen3")))
+KINDS = (*FAMILIES, *(f"{PRUNED_TYPE}/{name}" for name in ("llama", "qwen2", "qwen3", "hunyuan_v1_dense")))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # What transformers' own class has for a field that a folder leaves out is not always that of a tiny model.
-_BIASED = ("llama", "qwen3", "granite", "gemma2", "gemma3_text")
+_BIASED = ("llama", "qwen3", "granite", "granitemoehybrid", "hunyuan_v1_dense", "gemma2", "gemma3_text")
 _ROPES: tuple[dict[str, Any], ...] = (
     {"rope_type": "default"},
     {"rope_type": "linear", "factor": 3.0},
@@ -85,7 +85,9 @@ def _dense(dice: random.Random, family: str) -> Any:
     }  # fmt: skip
     if family in _BIASED and dice.random() < 0.3:
         overrides["attention_bias"] = True
-    if family in ("llama", "mistral", "qwen2", "qwen3", "granite"):
+    if family == "ernie4_5" and dice.random() < 0.3:
+        overrides["use_bias"] = True
+    if family in ("llama", "mistral", "qwen2", "qwen3", "granite", "granitemoehybrid", "ernie4_5"):
         overrides["rope_parameters"] = {"rope_theta": dice.choice([1e4, 5e5]), **dice.choice(_ROPES)}
     if family in ("qwen2", "qwen3") and dice.random() < 0.3:
         overrides |= {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": dice.choice([0, 1, 2])}
@@ -96,6 +98,9 @@ def _dense(dice: random.Random, family: str) -> Any:
             "short_factor": [1.0 + index / half for index in range(half)], "long_factor": [2.0] * half,
         }  # fmt: skip
         overrides["original_max_position_embeddings"] = 64
+    if family == "hunyuan_v1_dense":
+        alpha = {"rope_type": "dynamic", "factor": 1.0, "alpha": dice.choice([5.0, 1000.0])}
+        overrides["rope_parameters"] = {"rope_theta": 1e4, **dice.choice([alpha, alpha, *_ROPES])}
     if gemma:
         overrides |= {"query_pre_attn_scalar": dice.choice([head_dim, 24]), "sliding_window": dice.choice([8, 64])}
         overrides["sliding_window_pattern"] = 2
