@@ -35,7 +35,7 @@ def show(arguments: argparse.Namespace) -> None:
     }
     for mark, lines in parts.items():
         print("\n".join([*lines, ""]))
-        for page in arguments.pages:
+        for page in arguments.pages if lines else ():
             fill(page, mark, lines)
     publish(result, arguments.out)
 
