@@ -8,8 +8,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from saap_edge.machine.limits import allowed
 
 __all__ = ["cpu_flags", "cpu_name", "device_tree", "machine_facts", "versions"]
@@ -20,6 +18,8 @@ _RUNTIMES = ("saap-edge", "llama-cpp-python", "onnxruntime", "openvino", "numpy"
 def machine_facts() -> dict[str, Any]:
     """The machine's CPU, board, cores, limits of this process (limits.py), memory in bytes, frequency governor, load of
     the last minute, architecture, system and Python. What the system does not state is None."""
+    import psutil  # which not every environment has that an engine's child runs in
+
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "cpu": cpu_name(),
