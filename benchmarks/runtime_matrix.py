@@ -101,6 +101,8 @@ def main() -> None:
         if args.only is None or runtime.name in args.only:
             run_all(runtime, folders, cells, args.work)
             kept.write_text(json.dumps([asdict(cell) for cell in cells]), encoding="utf-8")
+    order = [runtime.name for runtime in RUNTIMES]
+    cells.sort(key=lambda cell: order.index(cell.runtime))
     result = {"machine": machine_facts(), "prompt": PROMPT, "ratio": RATIO, "cells": [asdict(cell) for cell in cells]}
     for page in args.pages:
         fill(page, "runtime matrix", table(cells))
@@ -236,7 +238,7 @@ def last_words(done: subprocess.CompletedProcess[str], work: Path) -> str:
     lines = [line for line in lines if line and not re.match(r"\d+: |at |File |\[transformers\]", line)]
     found = (line for word in TELLING for line in reversed(lines) if word in line.lower())
     said = next(found, lines[-1] if lines else f"ended with {done.returncode}")
-    said = re.sub(r"^\[[\d:]+\] :\d+: ", "", said)  # time and line of the source
+    said = re.sub(r"^(\[[\d:]+\] :\d+: |\S+Z +ERROR \S+: )", "", said)  # time and place in the source
     said = re.sub(re.escape(str(work)) + r"/([^\s'\"]*/)?", "", said).replace(str(Path.home()), "~")
     return shorten(said, 200, placeholder=" ...")
 
@@ -270,7 +272,7 @@ def numbered(cells: list[Cell]) -> dict[tuple[str, str], int]:
 
 def versions(cells: list[Cell]) -> dict[str, str]:
     """What a runtime says it is; where none of its cells ran, its package."""
-    found = {cell.runtime: cell.version for cell in cells}
+    found = {cell.runtime: cell.version.partition(" ")[0].rpartition("==")[2] for cell in cells}
     return found | {cell.runtime: cell.version for cell in cells if cell.tokens or cell.text is not None}
 
 

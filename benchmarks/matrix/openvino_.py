@@ -31,4 +31,4 @@ while len(tokens) <= asked["new"]:
     past = {name: found[name.replace("past_key_values", "present")] for name in past}
     tokens.append(int(found["logits"][0, -1].argmax()))
     ids = tokens[-1:]
-print(json.dumps({"version": openvino.__version__, "tokens": tokens[: asked["new"]]}))
+print(json.dumps({"version": openvino.__version__.partition("-")[0], "tokens": tokens[: asked["new"]]}))
