@@ -15,7 +15,7 @@ from saap_edge.cli import base
 from saap_edge.families import FAMILIES
 from saap_edge.model.classes import TRANSFORMERS_4
 from saap_edge.model.folder import build_pruned, load_model, save_model
-from saap_edge.model.spec import LayerShape, for_transformers_4
+from saap_edge.model.spec import LayerShape, canonical_config, for_transformers_4
 from tests.fast import pytest_collection_modifyitems, pytest_ignore_collect  # noqa: F401
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs, 12345 times!\n" * 40
@@ -89,7 +89,8 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
 def tiny_model(family: str, tied: bool = True, seed: int = 0, **overrides: object) -> PreTrainedModel:
     """`raw_model` as saap-edge loads it: in its canonical form."""
     model = raw_model(family, tied, seed, **overrides)
-    if FAMILIES[family].source is None and family != "mistral":
+    config = model.config.to_dict()
+    if canonical_config(config) == config:
         return model
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

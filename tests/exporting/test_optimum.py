@@ -220,6 +220,8 @@ def test_optimums_exporter_refuses_per_layer_widths(tmp_path: Path) -> None:
     with pytest.raises(SaapError, match=r"saved as saap_edge.*use onnx-fp32"):
         write_optimum(pruned("llama", [LayerShape(6, 3, 64)] * 3, tmp_path / "6"), tmp_path / "out")
     assert "use --method uniform" in str(export_refusal(read_spec(bundled_model()), "onnx-optimum", per_layer=True))
+    with pytest.raises(SaapError, match="optimum's exporter does not know Hunyuan; leave onnx-optimum out"):
+        write_optimum(write_folder(tiny_model("hunyuan_v1_dense"), tmp_path / "hunyuan"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -150,7 +150,7 @@ def _another_layer(dice: random.Random, folder: Path) -> tuple[str, ...]:
 
 def _head_type(dice: random.Random, folder: Path) -> tuple[str, ...]:
     """A head that is the embedding in other numbers: rounded on its way."""
-    name, tensor = _pick(dice, folder, "embed_tokens")
+    name, tensor = _pick(dice, folder, "embed_tokens" if _has(folder, "embed_tokens") else HEAD)
     with _file_with(folder, name) as tensors:
         tensors[HEAD] = (tensor.float() + 1e-3).to(torch.bfloat16)
     return (HEAD, name)
