@@ -164,7 +164,7 @@ def test_config_json(family: str, widths: list[LayerShape] | None, expected: dic
     assert "auto_map" not in config and config["vocab_size"] == VOCABULARY
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "hunyuan_v1_dense"])
 @with_optimum
 def test_optimums_exporter(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Gemma's window of 8 binds here."""
