@@ -98,7 +98,7 @@ def test_rounds_are_gathered_into_blocks():
         return {"decode_s": [0.001 * (1 + next(steps) % 2), 0.004], "decode_cpu_s": [0.001, 0.001]}
 
     blocks = _decode(once, 0.3, 2, lambda seconds, rate: told.append((seconds, rate)))
-    assert sum(seconds for seconds, _ in told) == pytest.approx(0.3) and len(told) == len(blocks)
+    assert sum(seconds for seconds, _ in told) == pytest.approx(0.3, abs=0.01) and len(told) == len(blocks)
     assert all(0.001 <= block.step_s <= 0.004 and block.p95_s <= 0.004 for block in blocks)
     assert all(0.15 < block.cpu_share < 0.21 for block in blocks) and 0 < blocks[0].at < blocks[-1].at < 0.4
 
