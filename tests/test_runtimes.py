@@ -25,12 +25,17 @@ sys.path.insert(0, str(FOLDER))
 
 @pytest.fixture(scope="module")
 def matrix() -> Any:
-    """The benchmark, its models, and the cells that are run here."""
+    """The benchmark, its models, and the cells that are run here: at first those that others are compared with."""
     import runtime_matrix
 
     work = Path(str(WORK)).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    return runtime_matrix, work, {model: runtime_matrix.made(model, work) for model in runtime_matrix.MODELS}, []
+    folders: dict[str, Path] = {model: runtime_matrix.made(model, work) for model in runtime_matrix.MODELS}
+    cells: list[Any] = []
+    for runtime in runtime_matrix.RUNTIMES:
+        if runtime.name in {"transformers", *runtime_matrix.REFERENCE.values()}:
+            runtime_matrix.run_all(runtime, folders, cells, work)
+    return runtime_matrix, work, folders, cells
 
 
 @with_runtimes
