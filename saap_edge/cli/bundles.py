@@ -11,7 +11,6 @@ import typer
 from rich.markup import escape
 
 from saap_edge import api
-from saap_edge.bundle.schema import read_bundle
 from saap_edge.cli.base import (
     JsonOption,
     KvOption,
@@ -75,6 +74,7 @@ def prepare_for_board(
         prepared/run.sh "Once upon a time"
     """
     from saap_edge.bundle.prepare import prepare_bundle
+    from saap_edge.bundle.schema import read_bundle
 
     with bar(f"preparing {out}", None):
         made = prepare_bundle(folder, out)

@@ -194,20 +194,18 @@ class Decoder:
         widths = [heads * self.spec.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
         sizes = self.graph.constant(f"{prefix}qkv.widths", widths)
         query, key, value = self.graph.nodes(3, "Split", [packed, sizes], axis=-1)
-        both, family, layer_prefix = [query, key], self.spec.family, prefix.removesuffix("self_attn.")
-        heads = (layer.heads, layer.kv_heads)
-
-        def normed() -> None:
-            for at, norm in enumerate(family.qk_norms):
-                both[at] = self._head_norm(both[at], f"{layer_prefix}{norm}.weight", heads[at])
-
-        def rotated() -> None:
+        late, norms = self.spec.family.norms_after_rope, self.spec.family.qk_norms or (None, None)
+        states = []
+        for x, heads, norm in ((query, layer.heads, norms[0]), (key, layer.kv_heads, norms[1])):
+            weight = norm and f"{prefix.removesuffix('self_attn.')}{norm}.weight"
+            if weight and not late:
+                x = self._head_norm(x, weight, heads)
             if rotary:
-                both[:] = [self._rotate(x, count, rotary) for x, count in zip(both, heads, strict=True)]
-
-        for step in (rotated, normed) if family.norms_after_rope else (normed, rotated):
-            step()
-        return [*both, value]
+                x = self._rotate(x, heads, rotary)
+            if weight and late:
+                x = self._head_norm(x, weight, heads)
+            states.append(x)
+        return [*states, value]
 
     def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value] | None, dict[str, Any]]:
         """Rotary tables, None where nothing rotates, and attributes of a layer's attention."""
