@@ -17,7 +17,9 @@ from saap_edge.formats import FORMATS, KINDS
 from saap_edge.sources import LICENCES, resolve_model
 from saap_edge.targets import Target, load_target
 
-__all__ = ["Source", "base_licence", "find_artifact", "find_model", "find_source", "licence_files"]
+__all__ = [
+    "Source", "base_licence", "find_artifact", "find_model", "find_source", "front_matter", "licence_files",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,21 +142,24 @@ def licence_files(folder: Path) -> list[Path]:
 def base_licence(folder: Path) -> Licence:
     """What a model folder says of its licence: README.md's front matter (`license`, or `license_name` where that is
     "other"), and the licence files."""
-    return Licence(
-        name=_front_matter_licence(folder / "README.md"), files=[path.name for path in licence_files(folder)]
-    )
+    return Licence(name=_licence_name(front_matter(folder)), files=[path.name for path in licence_files(folder)])
 
 
-def _front_matter_licence(readme: Path) -> str | None:
+def front_matter(folder: Path) -> dict[str, Any]:
+    """The YAML at the head of a model folder's README.md; empty where there is none, or it is damaged."""
+    readme = folder / "README.md"
     if not readme.is_file():
-        return None
+        return {}
     head, *rest = readme.read_text(encoding="utf-8", errors="replace").split("\n---", 1)
     if not head.startswith("---") or not rest:
-        return None
+        return {}
     try:
         document = yaml.safe_load(head.removeprefix("---"))
     except yaml.YAMLError:
-        return None
-    fields = document if isinstance(document, dict) else {}
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _licence_name(fields: dict[str, Any]) -> str | None:
     name = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
     return ", ".join(map(str, name)) if isinstance(name, list) else str(name) if name else None

@@ -20,9 +20,9 @@ from saap_edge.layouts.onnx_graph import rewrite, standard_embedding
 from saap_edge.layouts.registry import Given
 from saap_edge.model.chat import DEFAULT, read_chat
 from saap_edge.model.checkpoint import read_spec
-from saap_edge.model.spec import PRUNED_TYPE, ModelSpec
+from saap_edge.model.spec import PRUNED_TYPE
 
-__all__ = ["complete_tokenizer", "copy_rest", "dtype_of", "write", "write_graph"]
+__all__ = ["GRAPH", "complete_tokenizer", "config_of", "copy_rest", "dtype_of", "file_of", "write", "write_graph"]
 
 GRAPH, DATA, CONFIG = "model.onnx", "model.onnx.data", "config.json"
 # Its name of a type of weights, and what that adds to the name of the graph's file: by torch's name of the type, and by
@@ -47,14 +47,21 @@ def dtype_of(record: Format) -> tuple[str, str]:
 
 def write(given: Given, out: Path) -> list[str]:
     """Write the layout of an ONNX folder into the empty folder `out`; returns what the user should read."""
-    dtype, suffix = dtype_of(format_of(given.format))
-    write_graph(given, out / "onnx" / f"model{suffix}.onnx", standard_embedding)
+    dtype, _ = dtype_of(format_of(given.format))
+    write_graph(given, out / file_of(given.format), standard_embedding)
     copy_rest(given.path, out)
     complete_tokenizer(given.model, out / "tokenizer_config.json")
-    spec = read_spec(given.model)
-    config = _config(json.loads((given.path / CONFIG).read_text(encoding="utf-8")), spec, dtype)
-    (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (out / CONFIG).write_text(json.dumps(config_of(given), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [f"the dtype is {dtype!r}, which config.json says too: no option is needed"]
+
+
+def file_of(format: str) -> str:
+    """Where it looks for a format's graph, in its folder. Raises SaapError as `dtype_of`.
+
+    >>> file_of("onnx-int8")
+    'onnx/model_quantized.onnx'
+    """
+    return f"onnx/model{dtype_of(format_of(format))[1]}.onnx"
 
 
 def write_graph(given: Given, path: Path, *edits: Callable[[Any], object]) -> None:
@@ -87,9 +94,10 @@ def complete_tokenizer(model: Path, path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _config(config: dict[str, Any], spec: ModelSpec, dtype: str) -> dict[str, Any]:
+def config_of(given: Given) -> dict[str, Any]:
     """config.json under the type of the graph's arithmetic, which transformers.js knows; it reads no widths from it."""
-    said = config["model_type"]
+    config, spec = json.loads((given.path / CONFIG).read_text(encoding="utf-8")), read_spec(given.model)
+    said, dtype = config["model_type"], dtype_of(format_of(given.format))[0]
     own = {
         "model_type": spec.family.model_type if said == PRUNED_TYPE else said, "architectures": None,
         "num_hidden_layers": len(spec.layers),
@@ -97,4 +105,5 @@ def _config(config: dict[str, Any], spec: ModelSpec, dtype: str) -> dict[str, An
     }  # fmt: skip
     for name in ("layer_widths", "base_model_type", "auto_map"):
         config.pop(name, None)
-    return config | own | {"transformers.js_config": {"dtype": dtype, "use_external_data_format": True}}
+    found: dict[str, Any] = config | own
+    return found | {"transformers.js_config": {"dtype": dtype, "use_external_data_format": True}}
