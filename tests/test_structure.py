@@ -14,7 +14,7 @@ LAYERS = (
     ("cli",),
     ("api",),
     ("worth",),
-    ("chain",),
+    ("chain", "publishing"),
     ("drafting", "remote", "report"),
     ("recipe",),
     ("measuring",),

@@ -142,12 +142,13 @@ def licence_files(folder: Path) -> list[Path]:
 def base_licence(folder: Path) -> Licence:
     """What a model folder says of its licence: README.md's front matter (`license`, or `license_name` where that is
     "other"), and the licence files."""
-    return Licence(name=_licence_name(front_matter(folder)), files=[path.name for path in licence_files(folder)])
+    return Licence(
+        name=_licence_name(front_matter(folder / "README.md")), files=[path.name for path in licence_files(folder)]
+    )
 
 
-def front_matter(folder: Path) -> dict[str, Any]:
-    """The YAML at the head of a model folder's README.md; empty where there is none, or it is damaged."""
-    readme = folder / "README.md"
+def front_matter(readme: Path) -> dict[str, Any]:
+    """The YAML at the head of a README.md; empty where there is none, or it is damaged."""
     if not readme.is_file():
         return {}
     head, *rest = readme.read_text(encoding="utf-8", errors="replace").split("\n---", 1)

@@ -21,7 +21,7 @@ from saap_edge.documents.measured import Percentiles, Summary
 from saap_edge.documents.plan import Plan
 from saap_edge.formats import KINDS, described, kind_of
 
-__all__ = ["Dot", "depths", "frontier", "latency", "styled", "svg", "widths"]
+__all__ = ["Dot", "both_widths", "depths", "frontier", "latency", "styled", "svg", "widths"]
 
 DENSE, PRUNED, INK = "#8a94a6", "#1f77d0", "#6b7585"
 _LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (10, 3)), (0, (1, 4)))
@@ -118,7 +118,22 @@ def _label(figure: Figure, axis: Axes, dots: Sequence[Dot]) -> None:
 def widths(plan: Plan, name: str, title: str) -> Figure:
     """One kind of width ("kv_heads" or "ffn") of every layer: before as an outline, after filled."""
     figure = Figure(figsize=(_SIZE[0], 3.0), layout="constrained")
-    axis = figure.subplots()
+    _widths(figure.subplots(), plan, name, title)
+    return figure
+
+
+def both_widths(plan: Plan) -> bytes:
+    """KV heads and FFN widths side by side, as PNG on white: pages that show no SVG, or are dark, show it too."""
+    out = io.BytesIO()
+    figure = Figure(figsize=(2 * _SIZE[0], 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _widths(left, plan, "kv_heads", "kv heads")
+    _widths(right, plan, "ffn", "FFN width")
+    figure.savefig(out, format="png", dpi=120, facecolor="white")
+    return out.getvalue()
+
+
+def _widths(axis: Axes, plan: Plan, name: str, title: str) -> None:
     layers = [layer.layer for layer in plan.layers]
     before, after = ([layer[name][side] for layer in plan.layers] for side in (0, 1))
     axis.bar(layers, before, color="none", edgecolor=DENSE, linewidth=1)
@@ -127,7 +142,6 @@ def widths(plan: Plan, name: str, title: str) -> Figure:
     axis.set_ylabel(title)
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_locator(MaxNLocator(integer=True))
-    return figure
 
 
 def latency(artifacts: Sequence[BenchedArtifact]) -> Figure:

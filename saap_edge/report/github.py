@@ -8,7 +8,7 @@ from pathlib import Path
 from saap_edge.documents.gate import Gate, Verdict
 from saap_edge.report.data import overall
 
-__all__ = ["render_annotations", "render_markdown"]
+__all__ = ["cell", "render_annotations", "render_markdown"]
 
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconclusive"}
 
@@ -21,9 +21,9 @@ def render_markdown(gate: Gate) -> str:
         f"## saap-edge gate: {overall(gate)}", "",
         "| verdict | limit | artifact | figure | how |", "|---|---|---|---|---|",
         *(_row(verdict) for verdict in gate.verdicts), "",
-        f"{_cell(gate.model or 'model unknown')}, measured on {_cell(machine.cpu)}, {machine.cores} cores, "
+        f"{cell(gate.model or 'model unknown')}, measured on {cell(machine.cpu)}, {machine.cores} cores, "
         f"{conditions.threads or '?'} threads, prompt {conditions.prompt_tokens} tokens, "
-        f"{conditions.rounds or '?'} rounds{cache}; target: {_cell(gate.target or 'none named')}.", "",
+        f"{conditions.rounds or '?'} rounds{cache}; target: {cell(gate.target or 'none named')}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -51,13 +51,13 @@ def render_annotations(gate: Gate, budget: Path | None, lines: Sequence[int]) ->
 
 def _row(entry: Verdict) -> str:
     cells = (
-        _MARKS[entry.verdict], f"`{entry.metric} {entry.limit}`", _cell(entry.name or entry.artifact or "-"),
-        _cell(entry.reason), entry.kind,
+        _MARKS[entry.verdict], f"`{entry.metric} {entry.limit}`", cell(entry.name or entry.artifact or "-"),
+        cell(entry.reason), entry.kind,
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """The text, escaped so that it neither ends a cell nor is read as HTML."""
     for character, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
         text = text.replace(character, written)

@@ -1,0 +1,1 @@
+"""Results that travel: a model card, and a repository on the hub in the layout that runtimes look for."""
