@@ -27,7 +27,7 @@ from saap_edge.api.drafting import draft
 from saap_edge.api.judging import evaluate, gate, predict, predict_document
 from saap_edge.api.layouts import export_for
 from saap_edge.api.measuring import bench, bench_stage, verify
-from saap_edge.api.publishing import card
+from saap_edge.api.publishing import card, push
 from saap_edge.api.recipes import recipe_of
 from saap_edge.api.registering import register_family, register_metric, register_order
 from saap_edge.api.results import Fit, Frontier, Run
@@ -40,6 +40,6 @@ from saap_edge.progress import Progress
 __all__ = [
     "DOCUMENTS", "RATIOS", "RIVALS", "Fit", "Frontier", "Progress", "Run", "SaapError", "bank", "bench", "bench_stage",
     "card", "compile", "draft", "evaluate", "export", "export_for", "fit", "frontier", "gate", "plan", "predict",
-    "predict_document", "prune", "recipe_of", "recover", "register_family", "register_metric", "register_order",
+    "predict_document", "prune", "push", "recipe_of", "recover", "register_family", "register_metric", "register_order",
     "resume", "schema", "score", "verify", "write", "write_report",
 ]  # fmt: skip

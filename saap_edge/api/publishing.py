@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saap_edge.api.results import Place, folder_of
+from saap_edge.progress import Listener, progress_of
 
 if TYPE_CHECKING:
     from saap_edge.publishing.contents import Contents
     from saap_edge.publishing.evaluations import Figure
+    from saap_edge.publishing.push import Pushed
     from saap_edge.publishing.write import CardFiles
 
-__all__ = ["card"]
+__all__ = ["card", "push"]
 
 
 def card(
@@ -51,6 +53,41 @@ def card(
     name = check_repo(repo) if repo else None
     contents, figures = _contents(place, formats, with_model, license, base_model, evaluations)
     return write_card(contents, name, figures, Path(out) if out else _run_folder(place) / "README.md")
+
+
+def push(
+    place: Place, repo: str, *, private: bool = False, formats: Sequence[str] = (), with_model: bool = True,
+    license: str | None = None, base_model: str | None = None, evaluations: Sequence[str | Path] = (),
+    agreed: bool = False, dry_run: bool = False, progress: Listener = None,
+) -> Pushed:  # fmt: skip
+    """Publish a finished run on the hub in one commit, as `saap-edge push` does (docs/publishing.md).
+
+    Args:
+        place: a finished run, its `out` folder, or the folder of its report stage.
+        repo: OWNER/NAME; it is made where it is not there.
+        private: make it private.
+        formats, with_model, license, base_model, evaluations: as of `card`.
+        agreed: you see to what the base model's licence demands, where it demands more than a command can do.
+        dry_run: send nothing, and only tell what would be sent. Without a token it is always so.
+        progress: as of `compile`.
+
+    Returns the files with their bytes, the licence, lines that the user should read, and `sent`: address and commit, or
+    None where nothing was sent. Raises SaapError as `card`, where no licence is known or the known one forbids it, and
+    for whatever the hub refuses; the repository is then as it was, or made and empty.
+
+    Examples:
+        >>> found = se.push(run, "me/small", license="apache-2.0", dry_run=True)
+        >>> found.sent, [file.path for file in found.files if file.path.endswith(".gguf")]
+        (None, ['small-Q4_0.gguf'])
+    """
+    from saap_edge.publishing.names import check_repo
+    from saap_edge.publishing.push import push as publish
+
+    name, listener = check_repo(repo), progress_of(progress)
+    contents, figures = _contents(place, formats, with_model, license, base_model, evaluations)
+    return publish(
+        contents, name, figures, _run_folder(place), private=private, agreed=agreed, dry_run=dry_run, bar=listener.bar
+    )
 
 
 def _contents(
