@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +69,26 @@ def send(folder: Path, written: Written, repo: str, private: bool, message: str,
                 api.preupload_lfs_files(repo, [operation])
                 advance((folder / operation.path_in_repo).stat().st_size, operation.path_in_repo)
         operations += [CommitOperationDelete(path) for path in there.gone]
-        made = api.create_commit(repo, operations, commit_message=message, parent_commit=there.commit)
+        with _quiet():
+            made = api.create_commit(repo, operations, commit_message=message, parent_commit=there.commit)
     except SaapError:
         raise
     except Exception as error:  # hub versions use three HTTP libraries, and hf_xet raises errors of its own
         raise SaapError(_told(error, repo, there)) from error
     url = f"{api.endpoint}/{repo}"
     return Sent(url, str(made.oid), _is_private(api, repo, there.private), there.commit != made.oid)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own warning on commits that change nothing: `Sent.changed` says so."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _is_private(api: HfApi, repo: str, assumed: bool) -> bool:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saap_edge.cache import clean_leftovers
+from saap_edge.errors import SaapError
 from saap_edge.layouts.document import LAYOUT_FILE, File
 from saap_edge.progress import Bar
 from saap_edge.publishing.contents import Contents
@@ -61,7 +66,8 @@ def push(
         contents: what is published.
         repo: OWNER/NAME.
         figures: of zero-shot tasks, for the card.
-        scratch: a folder, on the run's disk if it may be: the repository is laid out in a folder of its own there.
+        scratch: the run's folder: the repository is laid out in a folder of its own there, so that large files need no
+            copies; or among the system's temporary files, where the run may not be written to.
         private: make it private; refused where it is public already.
         agreed: the user sees to what the licence demands.
         dry_run: only tell what would be sent.
@@ -72,14 +78,32 @@ def push(
     logged_in, licence = has_token(), contents.licence
     sends = logged_in and not dry_run
     check_terms(licence, repo, agreed or not sends)
-    room = scratch if os.access(scratch, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix=".tmp-push-", dir=room) as folder:
-        with bar(f"laying out {repo}", len(contents.artifacts) or None) as advance:
-            written = lay_out(contents, repo, Path(folder), figures, advance)
-        own = File(path=LAYOUT_FILE, bytes=(Path(folder) / LAYOUT_FILE).stat().st_size)
+    with _room(scratch) as folder:
+        try:
+            with bar(f"laying out {repo}", len(contents.artifacts) or None) as advance:
+                written = lay_out(contents, repo, folder, figures, advance)
+        except OSError as error:
+            raise SaapError(f"cannot write to '{folder}': {error.strerror or error}") from error
+        own = File(path=LAYOUT_FILE, bytes=(folder / LAYOUT_FILE).stat().st_size)
         message = f"Upload {written.format} by saap-edge {written.saap_edge}"
-        sent = send(Path(folder), written, repo, private, message, bar) if sends else None
+        sent = send(folder, written, repo, private, message, bar) if sends else None
     notes = [*written.notes, *(f"{licence.shown} demands: {demand}" for demand in licence.demands)]
     if not logged_in:
         notes.append("no token, so nothing was sent: log in with `hf auth login`, or set HF_TOKEN")
     return Pushed(repo, licence.shown, (*written.files, own), tuple(notes), sent)
+
+
+@contextmanager
+def _room(run: Path) -> Iterator[Path]:
+    """An empty folder that is gone afterwards; those of calls that were killed go too."""
+    if not os.access(run, os.W_OK):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    clean_leftovers(run)
+    own = run / f".tmp-push-{os.getpid()}"
+    own.mkdir()
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)

@@ -71,7 +71,7 @@ class CardFiles:
 def write_card(contents: Contents, repo: str | None, figures: tuple[Figure, ...], out: Path) -> CardFiles:
     """Write the card of what is published as the file `out`. Without a repository's name, its lines name a made-up one.
 
-    Raises SaapError where `out` is a file that saap-edge did not write.
+    Raises SaapError where `out` is a file that saap-edge did not write, or cannot be written.
     """
     name = repo or f"OWNER/{_plain(contents.base.name)}-pruned"
     notes = [*contents.notes, *([] if repo else [f"the card's lines name {name}: say the real name with --repo"])]
@@ -81,7 +81,10 @@ def write_card(contents: Contents, repo: str | None, figures: tuple[Figure, ...]
     if out.is_symlink() or (out.exists() and not _is_ours(out)):
         raise SaapError(f"--out '{out}' is a file that saap-edge did not write: move it, or choose another name")
     card = make_card(contents, name, rows_of(contents, name), figures)
-    _save_card(card, out)
+    try:
+        _save_card(card, out)
+    except OSError as error:
+        raise SaapError(f"cannot write to '{out}': {error.strerror or error}") from error
     return CardFiles(out, out.with_name(PICTURE), card.metadata, tuple(notes))
 
 
