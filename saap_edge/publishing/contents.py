@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saap_edge.artifacts import Artifact, read_manifest
+from saap_edge.artifacts import Artifact, Manifest, read_manifest
 from saap_edge.bundle.find import front_matter
 from saap_edge.cache import ancestors, read_stage
 from saap_edge.documents.report import Report
 from saap_edge.errors import SaapError
+from saap_edge.files import folder_hash
 from saap_edge.formats import Format, described
 from saap_edge.publishing.licence import Licence, licence_of
-from saap_edge.sources import resolve_model
+from saap_edge.sources import stated_by
 
 __all__ = ["Base", "Contents", "Shipped", "find_contents"]
 
@@ -94,8 +95,9 @@ def find_contents(
     """
     found = ancestors(_report_folder(path))
     record, report = read_stage(found["report"]), Report.read(found["report"] / _REPORT)
-    base = _base(record["recipe"]["model"], report, base_id)
-    artifacts, notes = _artifacts(found["export"], path, report, formats)
+    manifest = read_manifest(found["export"])
+    base = _base(record["recipe"]["model"], report.model.name, manifest.lineage.get("model"), base_id)
+    artifacts, notes = _artifacts(manifest, found["export"], path, report, formats)
     model = found["recover"] / "model"
     return Contents(
         report=report, recipe=record["recipe"], plan=found["plan"] / "plan.json", base=base,
@@ -114,20 +116,19 @@ def _report_folder(path: Path) -> Path:
     return folder
 
 
-def _base(said: str, report: Report, base_id: str | None) -> Base:
-    folder = resolve_model(said)
+def _base(said: str, name: str, sha256: str | None, base_id: str | None) -> Base:
+    """The base model. Its commit is told only where the folder still is what the run began with (`sha256`)."""
+    folder = stated_by(said)
     cached = _CACHED.search(folder.resolve().as_posix())
     known = f"{cached['owner']}/{cached['name']}" if cached else None
-    return Base(
-        folder, report.model.name, base_id or known, cached["commit"] if cached and base_id in (None, known) else None,
-        front_matter(folder / "README.md"),
-    )  # fmt: skip
+    same = cached is not None and base_id in (None, known) and folder_hash(folder) == sha256
+    commit = cached["commit"] if cached and same else None
+    return Base(folder, name, base_id or known, commit, front_matter(folder / "README.md"))
 
 
 def _artifacts(
-    export: Path, path: Path, report: Report, formats: tuple[str, ...]
+    manifest: Manifest, export: Path, path: Path, report: Report, formats: tuple[str, ...]
 ) -> tuple[tuple[Shipped, ...], list[str]]:  # fmt: skip
-    manifest = read_manifest(export)
     there = {entry.format: Shipped(described(entry.format), export / entry.path, entry) for entry in manifest.artifacts}
     for name in formats:
         if name not in there:

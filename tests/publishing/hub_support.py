@@ -68,6 +68,7 @@ _ROUTES = (
     ("info", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/main)?"), ("create", "POST", r"/api/repos/create"),
     ("validate", "POST", r"/api/validate-yaml"), ("preupload", "POST", r"/api/models/(?P<repo>.+)/preupload/main"),
     ("batch", "POST", r"/(?P<repo>.+)\.git/info/lfs/objects/batch"), ("upload", "PUT", r"/large/(?P<oid>[0-9a-f]{64})"),
+    ("tree", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)"),
     ("commit", "POST", r"/api/models/(?P<repo>.+)/commit/main"),
     ("resolve", "GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
     ("resolve", "HEAD", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
@@ -126,6 +127,12 @@ class _Handler(BaseHTTPRequestHandler):
             "siblings": files,
         }
         self._answer(200, told)
+
+    def _tree(self, found: dict[str, str], body: bytes) -> None:
+        files = self._repository(found["repo"]).files.items()
+        self._answer(200, [
+            {"type": "file", "path": name, "size": len(content), "oid": _oid(content, False)} for name, content in files
+        ])  # fmt: skip
 
     def _create(self, found: dict[str, str], body: bytes) -> None:
         asked = json.loads(body)

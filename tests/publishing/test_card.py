@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 
 import saap_edge as se
 from saap_edge.documents.report import Report
 from saap_edge.errors import SaapError
 from saap_edge.publishing.contents import find_contents
+from saap_edge.sources import stated_by
 from tests.publishing.conftest import FORMATS, STATED
+from tests.publishing.hub_support import Repository, running
 from tests.test_cli import call
 
 
@@ -127,13 +130,33 @@ def test_zero_shot_figures_of_the_run(made, evaluation):
 
 
 def test_the_base_model_of_the_hubs_cache(run, tmp_path, monkeypatch):
+    """Its commit is told where the folder is the one that the run began with."""
     folder = tmp_path / "models--you--large" / "snapshots" / ("0123456789" * 4)
-    folder.mkdir(parents=True)
-    (folder / "README.md").write_text(STATED)
-    monkeypatch.setattr("saap_edge.publishing.contents.resolve_model", lambda name: folder)
+    shutil.copytree(run.parent / "base", folder)
+    monkeypatch.setattr("saap_edge.publishing.contents.stated_by", lambda name: folder)
     base = find_contents(run).base
     assert (base.id, base.commit) == ("you/large", "0123456789" * 4)
     assert find_contents(run, base_id="you/other").base.commit is None
+    (folder / "config.json").write_text("{}")
+    assert find_contents(run).base.id == "you/large" and find_contents(run).base.commit is None
+
+
+def test_of_a_hub_name_no_weights_are_fetched(tmp_path, monkeypatch):
+    with running() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        address = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        files = {"README.md": STATED.encode(), "LICENSE.txt": b"Apache", "model.safetensors": b"0" * 2**20}
+        hub.repositories["you/large"] = Repository(False, files)
+        folder = stated_by("you/large")
+        assert {path.name for path in folder.iterdir()} == {"README.md", "LICENSE.txt"}
+        before = len(hub.calls)
+        assert stated_by("you/large") == folder and len(hub.calls) == before, "the cache is taken as it is"
+        with pytest.raises(SaapError, match="no such model on the hub"):
+            stated_by("you/none")
+    with pytest.raises(SaapError, match="no model folder '/none'"):
+        stated_by("/none")
 
 
 def test_by_the_command(run, tmp_path, monkeypatch, capsys):
