@@ -66,7 +66,11 @@ def push(
         place: a finished run, its `out` folder, or the folder of its report stage.
         repo: OWNER/NAME; it is made where it is not there.
         private: make it private.
-        formats, with_model, license, base_model, evaluations: as of `card`.
+        formats: artifacts to publish; all that a runtime takes from a repository where empty.
+        with_model: publish the Hugging Face folder too.
+        license: as of `card`.
+        base_model: as of `card`.
+        evaluations: as of `card`.
         agreed: you see to what the base model's licence demands, where it demands more than a command can do.
         dry_run: send nothing, and only tell what would be sent. Without a token it is always so.
         progress: as of `compile`.
