@@ -39,9 +39,7 @@ def schema(
 
 @app.command()
 def history(
-    places: Annotated[
-        list[str], typer.Argument(metavar="PLACE...", help="report.json or bench.json, or a folder of such; LABEL=PATH")
-    ],
+    places: Annotated[list[str], typer.Argument(help="report.json or bench.json, or a folder of such; LABEL=PATH")],
     out: Annotated[Path, typer.Option("--out", help="Page to write")] = Path("history.html"),
     as_json: JsonOption = False,
 ) -> None:
