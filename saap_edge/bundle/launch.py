@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from saap_edge import __version__
-from saap_edge.engines.options import AS_IT_IS, KV_TYPES, EngineOptions
+from saap_edge.engines.options import AS_IT_IS, KV_TYPES, PIECE, EngineOptions
 from saap_edge.errors import SaapError
 from saap_edge.formats import format_of
 from saap_edge.machine.pages import HUGE_PAGES
@@ -104,7 +104,7 @@ text, tokens = sys.argv[1], int(sys.argv[2])
 ids = tokenizer.encode(text)
 search = genai.GeneratorParams(model)
 length = min(len(ids) + tokens, {context})
-search.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=length)
+search.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=length, chunk_size={ubatch})
 generator, stream = genai.Generator(model, search), tokenizer.create_stream()
 generator.append_tokens(ids)
 print(text, end="", flush=True)
@@ -151,7 +151,7 @@ class Program:
         packages: packages that run.py needs beside saap-edge[device].
 
     `str.format` puts `model`, `threads`, `context`, `mapped`, `reading`, `pages` and `how` into the texts, and what
-    `asked` makes of the runtime's options: `flags` of its program and `arguments` of its class.
+    `asked` makes of the runtime's options, as `flags` of its program and `arguments` of its class.
     """
 
     script: str
@@ -178,7 +178,9 @@ def _of_llama_cpp(options: EngineOptions) -> dict[str, str]:
 
 
 IN_LLAMA_CPP = Program(GGUF, NATIVE, asked=_of_llama_cpp)
-IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",))
+IN_GENAI = Program(
+    ONNX, packages=("onnxruntime-genai",), asked=lambda options: {"ubatch": str(options.ubatch or PIECE)}
+)
 IN_OPENVINO = Program(OPENVINO, packages=("openvino", "openvino-tokenizers", "openvino-genai"))
 
 

@@ -22,7 +22,7 @@ from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.onnx_prepared import refusal
 from saap_edge.engines.onnxruntime import spinning
-from saap_edge.engines.options import UBATCH, kv_refusal, kv_type
+from saap_edge.engines.options import PIECE, UBATCH, kv_refusal, kv_type
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.torch import load_transformers
 from saap_edge.errors import SaapError
@@ -199,9 +199,13 @@ class GenaiChat(ChatEngine):
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
-        """Load `path`. Raises SaapError when genai cannot, or it has no template."""
+    def __init__(self, path: Path, threads: int, context: int, ubatch: int = PIECE) -> None:
+        """Load `path`; `ubatch` as in `OnnxRuntimeEngine`.
+
+        Raises SaapError when genai cannot, or it has no template.
+        """
         super().__init__(path, threads, context)
+        self.ubatch = ubatch
         if told := refusal(self.path):
             raise SaapError(told)
         try:
@@ -225,7 +229,9 @@ class GenaiChat(ChatEngine):
         prompt = np.asarray(self._tokenizer.encode(text), dtype=np.int32)
         self.check_room(len(prompt), count)
         search = genai.GeneratorParams(self._model)
-        search.set_search_options(max_length=len(prompt) + count, do_sample=False, repetition_penalty=1.0)
+        search.set_search_options(
+            max_length=len(prompt) + count, chunk_size=self.ubatch, do_sample=False, repetition_penalty=1.0
+        )
         generator = genai.Generator(self._model, search)
         generator.append_tokens(prompt[None])
         while not generator.is_done():
