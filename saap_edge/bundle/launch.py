@@ -95,7 +95,8 @@ if told := refusal(folder):
 os.environ.update({{**environment(), **os.environ}})
 config = genai.Config(str(folder))
 options = {{"intra_op_num_threads": {threads}, "session.intra_op.allow_spinning": str(int(spinning({threads})))}}
-config.overlay(json.dumps({{"model": {{"decoder": {{"session_options": options}}}}}}))
+search = {{"chunk_size": {ubatch}}}  # tokens of a prompt that are computed at once
+config.overlay(json.dumps({{"model": {{"decoder": {{"session_options": options}}}}, "search": search}}))
 model = genai.Model(config)
 collapse()
 tokenizer = genai.Tokenizer(model)
@@ -104,7 +105,7 @@ text, tokens = sys.argv[1], int(sys.argv[2])
 ids = tokenizer.encode(text)
 search = genai.GeneratorParams(model)
 length = min(len(ids) + tokens, {context})
-search.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=length, chunk_size={ubatch})
+search.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=length)
 generator, stream = genai.Generator(model, search), tokenizer.create_stream()
 generator.append_tokens(ids)
 print(text, end="", flush=True)

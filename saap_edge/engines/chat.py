@@ -205,14 +205,14 @@ class GenaiChat(ChatEngine):
         Raises SaapError when genai cannot, or it has no template.
         """
         super().__init__(path, threads, context)
-        self.ubatch = ubatch
         if told := refusal(self.path):
             raise SaapError(told)
         try:
             config = genai.Config(str(self.path))
             options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1,
                        "session.intra_op.allow_spinning": str(int(spinning(threads)))}  # fmt: skip
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+            search = {"chunk_size": ubatch}  # not in the folder's own file: with it genai refuses batches of prompts
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}, "search": search}))
             self._model = genai.Model(config)
             self._tokenizer = genai.Tokenizer(self._model)
         except Exception as error:  # the binding raises nothing more specific
@@ -229,9 +229,7 @@ class GenaiChat(ChatEngine):
         prompt = np.asarray(self._tokenizer.encode(text), dtype=np.int32)
         self.check_room(len(prompt), count)
         search = genai.GeneratorParams(self._model)
-        search.set_search_options(
-            max_length=len(prompt) + count, chunk_size=self.ubatch, do_sample=False, repetition_penalty=1.0
-        )
+        search.set_search_options(max_length=len(prompt) + count, do_sample=False, repetition_penalty=1.0)
         generator = genai.Generator(self._model, search)
         generator.append_tokens(prompt[None])
         while not generator.is_done():
