@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="memory is that of the first")
+    parser.add_argument("--threads", type=int, default=1, help="more than one needs an idle machine: waiting counts")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pages", type=Path, nargs="*", default=[], help="pages whose table is to be this")
     parser.add_argument("--show", type=Path, help="a result of before: show it, measure nothing")
@@ -58,14 +58,14 @@ def measured(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What each number takes and gives, of one artifact."""
     context, (script, way) = args.prompt + args.steps, CHILDREN[model.is_file()]
     memory = {
-        number: child(script, model, way, args.threads[0], context, args.prompt, args.steps, "--ubatch", number)
+        number: child(script, model, way, args.threads, context, args.prompt, args.steps, "--ubatch", number)
         for number in args.numbers
     }
     ways = {str(number): (model, EngineOptions(ubatch=number)) for number in args.numbers}
-    speeds = {threads: by_turns(ways, threads, context, args.steps, args.turns) for threads in args.threads}
+    speed = by_turns(ways, args.threads, context, args.steps, args.turns)
     rows = [
         {"ubatch": number, "peak_bytes": memory[number]["peak"], "held_bytes": memory[number]["anonymous"],
-         "speed": {str(threads): found[str(number)] for threads, found in speeds.items()}}
+         **speed[str(number)]}
         for number in args.numbers
     ]  # fmt: skip
     held = {row["ubatch"]: row["held_bytes"] for row in rows}
@@ -78,12 +78,10 @@ def measured(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], pages: list[Path]) -> None:
-    threads = [str(each) for each in result["threads"]]
-    columns = ["artifact", "runtime", "micro-batch", "memory, MiB", "of it held, MiB"]
-    columns += [f"prompts, {each} thread{'s' if each != '1' else ''}" for each in threads]
+    columns = ["artifact", "runtime", "micro-batch", "memory, MiB", "of it held, MiB", "prompts"]
     cells = [
         [model["model"], model["engine"], str(row["ubatch"]), f"{row['peak_bytes'] / MIB:.1f}",
-         f"{row['held_bytes'] / MIB:.1f}", *(told(row["speed"][each]["prefill"]) for each in threads)]
+         f"{row['held_bytes'] / MIB:.1f}", told(row["prefill"])]
         for model in result["models"] for row in model["rows"]
     ]  # fmt: skip
     lines = ["| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]]
