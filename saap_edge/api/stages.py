@@ -225,8 +225,8 @@ def resume(
 ) -> Run:
     """Run the stage named `stage` on the folder of the stage before it.
 
-    The recipe is that of the run which made the folder; `options` are those of `recipe_of` and replace what it says.
-    Raises SaapError where `place` is no stage's folder, or where `stage` does not follow that stage.
+    The recipe is that of the last run which made or used the folder; `options` are those of `recipe_of` and replace
+    what it says. Raises SaapError where `place` is no stage's folder, or where `stage` does not follow that stage.
 
     Examples:
         >>> se.resume(run.folders["verify"], "bench").folder == run.folders["bench"]
