@@ -64,7 +64,7 @@ def test_what_a_launch_cannot_do_is_refused_by_all(command, rank, tmp_path, monk
     out = tmp_path / "out"
     for arguments, reason in (
         (command, "error: recover.batch 4 cannot be shared out over 3 processes\n"),
-        (["compile", "--model", command[1]], "error: accelerate launch is for `saap-edge recover`"),
+        (["compile", "--model", command[1]], "error: a launch of processes is for `saap-edge score` and `recover`"),
     ):
         code, stdout, stderr = call(monkeypatch, capsys, *arguments, "--out", out)
         assert code == 2 and not stdout and not out.exists()
