@@ -162,8 +162,9 @@ def _points(run: int, bench: Bench) -> Iterator[HistoryPoint]:
 def _point(run: int, artifact: BenchedArtifact, pair: Pair | None) -> HistoryPoint:
     metrics = artifact.metrics
     return HistoryPoint(
-        run=run, artifact=artifact.name, against=pair and pair.base.name,
-        decode_ratio=pair and pair.ratios.decode_tok_s, prefill_ratio=pair and pair.ratios.prefill_tok_s,
+        run=run, artifact=artifact.name, against=pair.base.name if pair else None,
+        decode_ratio=pair.ratios.decode_tok_s if pair else None,
+        prefill_ratio=pair.ratios.prefill_tok_s if pair else None,
         decode_tok_s=_without_samples(metrics.decode_tok_s), peak_rss_mib=_median(metrics.peak_rss_mib),
         held_mib=_median(metrics.held_mib), file_mib=metrics.file_bytes and metrics.file_bytes / MIB,
         perplexity=metrics.perplexity,
@@ -171,7 +172,7 @@ def _point(run: int, artifact: BenchedArtifact, pair: Pair | None) -> HistoryPoi
 
 
 def _median(summary: Summary | None) -> float | None:
-    return summary and summary.median
+    return None if summary is None else summary.median
 
 
 def _without_samples(summary: Summary | None) -> Summary | None:

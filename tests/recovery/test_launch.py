@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -51,6 +53,35 @@ def test_two_processes_do_as_one(command, tmp_path, monkeypatch, capsys):
         assert alone["start"] - alone["best"] > 10 * tolerance * alone["start"]
     weights = [load_file(stage / "model" / "model.safetensors") for stage in (one, two)]
     assert all(value.allclose(weights[1][name], atol=1e-5) for name, value in weights[0].items())
+
+
+def test_a_killed_launch_goes_on_in_one_process(command, tmp_path, monkeypatch, capsys):
+    """The checkpoint of two processes is taken up by one, which ends where one alone does."""
+    arguments = [*map(str, command), "--tokens", "8192"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "saap_edge"]
+    with subprocess.Popen(
+        [*launch, *arguments, "--out", str(tmp_path / "two")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as started:  # fmt: skip
+        until = time.monotonic() + 240
+        while not list((tmp_path / "two").rglob("checkpoint-*/trainer_state.json")):
+            assert started.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        launcher = psutil.Process(started.pid)
+        everyone = [*launcher.children(recursive=True), launcher]  # its workers have sessions of their own
+        for process in everyone:
+            process.kill()
+        psutil.wait_procs(everyone[:-1], timeout=30)
+    for name in ("two", "one"):
+        code, stdout, stderr = call(monkeypatch, capsys, *arguments, "--out", tmp_path / name, "--json")
+        assert code == 0 and not json.loads(stdout)["stages"][0]["cached"], stderr
+    both = [
+        json.loads(next((tmp_path / name / "stages").glob("recover-*/recover.json")).read_text())
+        for name in ("two", "one")
+    ]
+    taken_up, alone = (document["phases"]["weights"] for document in both)
+    assert taken_up["tokens"] == alone["tokens"] and taken_up["best"] == pytest.approx(alone["best"], rel=1e-3)
+    assert dict(taken_up["history"]) == pytest.approx(dict(alone["history"]), rel=1e-3)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
