@@ -15,7 +15,7 @@ LAYERS = (
     ("api",),
     ("worth",),
     ("chain", "publishing"),
-    ("drafting", "remote", "report"),
+    ("drafting", "remote", "report", "tracking"),
     ("recipe",),
     ("measuring",),
     ("gating", "probe"),
