@@ -31,7 +31,9 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
         achieved_ratio=space.removed(widths),
         parameters=(weights[0], weights[1]),
         layers=[
-            PlanLayer(layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn))
+            PlanLayer(
+                layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn), conv=b.conv
+            )
             for i, (b, a) in enumerate(zip(space.shapes, after, strict=True))
         ],
     )
@@ -69,7 +71,7 @@ def check_plan(
             raise SaapError(f"{where}: it says layer {layer.layer}; layers must be listed in order")
         if layer.before != shape:
             raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
-        if no_depth and not (layer.after.kv_heads and layer.after.ffn):
+        if no_depth and not ((layer.after.kv_heads or shape.conv) and layer.after.ffn):
             raise SaapError(f"{where}: attention or FFN cannot be removed whole, because {no_depth}: keep some of both")
         _check_layer(where, layer.after, shape, head_dim)
         if uniform_only and layer.after != plan.layers[0].after:

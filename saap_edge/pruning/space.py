@@ -79,11 +79,12 @@ def model_cost(
         known = ", ".join(format.quantisation for format in of_kind("gguf"))
         raise SaapError(f"quantisation '{quantisation}' is unknown (known: {known})")
     weight, numbers = (bits / 8 for bits in record.weight_bits(GRID))
-    table = spec.vocab_size * spec.hidden * numbers
+    table, kept = spec.vocab_size * spec.hidden * numbers, spec.convolution_weights() * weight
     if unit == "bytes":
-        return Cost("bytes", weight, 0.0, table * (1 if spec.tied else 2))
+        return Cost("bytes", weight, 0.0, table * (1 if spec.tied else 2) + kept)
     # Decoding reads the output matrix, and of an untied embedding a single row.
-    return Cost("latency", weight / bandwidth, 2 * spec.head_dim * 2 * context / bandwidth, table / bandwidth)
+    fixed = (table + kept) / bandwidth
+    return Cost("latency", weight / bandwidth, 2 * spec.head_dim * 2 * context / bandwidth, fixed)
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ class Space:
     def options(self, layer: int, kind: str) -> list[int]:
         """Widths that this kind may have in this layer, ascending. The last is the dense one, or the trimmed one."""
         dense = shape_widths(self.shapes[layer])[kind]
+        if not dense:  # a convolution has neither KV groups nor slots
+            return [0]
         if layer in self._protected or (kind == "slots" and not self.slots) or not self._touches(kind):
             return [dense]
         step = self.step(layer, kind)
