@@ -24,11 +24,13 @@ from saap_edge.model.classes import empty_model, parsed_config
 from saap_edge.model.inventory import HEAD
 from saap_edge.model.modeling_saap_edge import SaapEdgeConfig, SaapEdgeForCausalLM
 from saap_edge.model.spec import (
+    ONLY_CONVOLUTIONS,
     PRUNED_TYPE,
     LayerShape,
     ModelSpec,
     convolved,
     for_transformers_4,
+    only_convolutions,
     spec_from_config,
 )
 from saap_edge.model.tensors import TensorStore
@@ -123,6 +125,8 @@ def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrained
     stay = [index for index, shape in enumerate(layers) if not shape.gone]
     if not stay:
         raise SaapError("every layer would be removed whole: keep at least one")
+    if only_convolutions(layers):
+        raise SaapError(ONLY_CONVOLUTIONS)
     config = _pruned_config(dense, spec, layers, stay)
     plain = type(config) is type(dense.config) and not _is_pruned(dense)
     device = cast(torch.Tensor, dense.get_input_embeddings().weight).device

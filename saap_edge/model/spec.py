@@ -12,8 +12,8 @@ from saap_edge.families import Config, Family, Gemma, family_of
 from saap_edge.families.rope import head_dim_of, rope_of
 
 __all__ = [
-    "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "convolved",
-    "for_transformers_4", "linear_shapes", "spec_from_config",
+    "ONLY_CONVOLUTIONS", "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "convolved",
+    "for_transformers_4", "linear_shapes", "only_convolutions", "spec_from_config",
 ]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with widths per layer
@@ -115,6 +115,14 @@ def convolved(layers: Sequence[LayerShape], dense: Sequence[LayerShape]) -> list
         LayerShape(0, 0, shape.ffn, conv=True) if before.conv else shape
         for shape, before in zip(layers, dense, strict=True)
     ]
+
+
+ONLY_CONVOLUTIONS = "no layer with attention would be left, and transformers counts a text's tokens there: keep one"
+
+
+def only_convolutions(layers: Sequence[LayerShape]) -> bool:
+    """Whether a model has convolutions, and attention nowhere."""
+    return any(shape.conv for shape in layers) and not any(shape.heads for shape in layers)
 
 
 def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:

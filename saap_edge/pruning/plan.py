@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saap_edge.documents.plan import Candidate, Plan, PlanLayer, load_plan, save_plan
 from saap_edge.errors import SaapError
-from saap_edge.model.spec import LayerShape, ModelSpec
+from saap_edge.model.spec import ONLY_CONVOLUTIONS, LayerShape, ModelSpec, only_convolutions
 from saap_edge.pruning.space import GRID, Cost, Space, Widths, kv_unit
 
 __all__ = ["Candidate", "Plan", "PlanLayer", "check_fits", "check_plan", "load_plan", "make_plan", "save_plan"]
@@ -80,6 +80,8 @@ def check_plan(
             )
     if all(layer.after.gone for layer in plan.layers):
         raise SaapError("plan: every layer is gone: keep attention or FFN in at least one")
+    if only_convolutions([layer.after for layer in plan.layers]):
+        raise SaapError(f"plan: {ONLY_CONVOLUTIONS}")
 
 
 def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int) -> None:
