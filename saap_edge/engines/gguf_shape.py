@@ -17,8 +17,9 @@ __all__ = ["Shape", "read_shape"]
 # shows that the file is incomplete.
 _UNIFORM = (
     "llama", "qwen2", "qwen3", "phi3", "granite", "ernie4_5", "hunyuan-dense", "gemma", "gemma2", "gemma3", "deci",
-    "openelm", "smollm3",
+    "openelm", "smollm3", "lfm2",
 )  # fmt: skip
+_CONVOLVED = "lfm2"  # short convolutions in layers without KV heads
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 
@@ -134,15 +135,18 @@ class _Reader:
             return
         names = {
             index: frozenset(name for name in self._blocks[index] if not name.endswith(".bias"))
-            for index in range(blocks) if kv_heads[index]
+            for index in range(blocks) if kv_heads[index] or self._name == _CONVOLVED
         }  # fmt: skip
-        all_names = frozenset().union(*(own for index, own in names.items() if index not in no_ffn))
-        for index, own in names.items():
-            if own != all_names and index not in no_ffn:
-                lacking = min(all_names - own)
-                raise SaapError(f"'{self.path}' is incomplete: blk.{index} has no {lacking}, and another layer has")
-        if "output_norm.weight" not in self._tensors:
-            raise SaapError(f"'{self.path}' is incomplete: it has no output_norm.weight")
+        for convolution in (True, False):  # which is a layer without KV heads
+            alike = {index: own for index, own in names.items() if (not kv_heads[index]) == convolution}
+            all_names = frozenset().union(*(own for index, own in alike.items() if index not in no_ffn))
+            for index, own in alike.items():
+                if own != all_names and index not in no_ffn:
+                    lacking = min(all_names - own)
+                    raise SaapError(f"'{self.path}' is incomplete: blk.{index} has no {lacking}, and another layer has")
+        last = "token_embd_norm.weight" if self._name == _CONVOLVED else "output_norm.weight"
+        if last not in self._tensors:
+            raise SaapError(f"'{self.path}' is incomplete: it has no {last}")
 
     def _kv_elements(self, index: int, heads: int, kv_heads: int, key: int, value: int) -> int:
         """Numbers that a token adds to the KV cache of one layer. The projections of the layer have to agree."""

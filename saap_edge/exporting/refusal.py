@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from saap_edge.exporting.gemma import gemma_limit
+from saap_edge.exporting.gguf_lfm2 import lfm2_limit
 from saap_edge.families import Refusal
 from saap_edge.formats import Format, format_of
 from saap_edge.gguf_file.architectures import UNROTATED_PERIOD
@@ -19,7 +20,7 @@ __all__ = [
 
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
-GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3")
+GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2")
 ONNX_WRITERS = ("llama", "qk-norm", "gemma")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
@@ -160,4 +161,6 @@ def _limit(spec: ModelSpec, architecture: str) -> str | None:
         return f"llama.cpp's '{architecture}' has no {scaling['rope_type']} rope scaling"
     if (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1, scaling.get("truncate", True)) != (32, 1, True):
         return f"llama.cpp's '{architecture}' has yarn rope scaling between whole pairs of 32 and 1 turns only"
+    if architecture == "lfm2":
+        return lfm2_limit(spec)
     return gemma_limit(spec, spec.gemma, architecture) if spec.gemma else None
