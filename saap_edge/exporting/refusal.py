@@ -37,7 +37,8 @@ def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal
     ('qwen3', 'openelm')
     """
     exports = spec.family.exports
-    if spec.uniform and not per_layer:
+    one_ffn = len({layer.ffn for layer in spec.layers}) == 1
+    if (spec.uniform or (exports.gguf_kv_by_layer and one_ffn)) and not per_layer:
         return exports.gguf_uniform
     untied = exports.gguf_layers_untied
     return untied if untied is not None and not spec.tied else exports.gguf_layers

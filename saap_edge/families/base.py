@@ -92,12 +92,14 @@ class Exports:
         gguf_layers: for widths that differ from layer to layer.
         onnx: the graph, for both kinds of widths.
         gguf_layers_untied: as `gguf_layers`, for a model with a separate output head; None: no difference.
+        gguf_kv_by_layer: `gguf_uniform` has KV heads of each layer, and needs only FFNs of one width.
     """
 
     gguf_uniform: str | Refusal
     gguf_layers: str | Refusal
     onnx: str | Refusal
     gguf_layers_untied: str | Refusal | None = None
+    gguf_kv_by_layer: bool = False
 
 
 @dataclass(frozen=True)

@@ -121,13 +121,16 @@ def refuse(config: Config) -> str | None:
     return refuse_common({name: value for name, value in config.items() if name != "layer_types"})
 
 
-_FIXED = "llama.cpp's 'lfm2' has one FFN width and one number of query heads for all layers"
+_FIXED = "llama.cpp's 'lfm2' has one FFN width for all layers"
 
 FAMILY = Family(
     model_type="lfm2",
     title="LFM2",
     covers="LFM2 and LFM2.5 350M, 700M, 1.2B, 2.6B (not the mixtures of experts)",
-    exports=Exports(gguf_uniform="lfm2", gguf_layers=Refusal(_FIXED), onnx=Refusal("saap-edge has no graph yet")),
+    exports=Exports(
+        gguf_uniform="lfm2", gguf_layers=Refusal(_FIXED), onnx=Refusal("saap-edge has no graph yet"),
+        gguf_kv_by_layer=True,
+    ),
     refuse=refuse,
     defaults={
         "num_key_value_heads": 8,

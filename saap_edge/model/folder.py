@@ -215,7 +215,7 @@ def _as_plain(model: Any) -> Any:
     family, first = spec.family, spec.attention
     biased = spec.qkv_bias or spec.o_bias or spec.gate_up_bias or spec.down_bias
     fits = spec.uniform and first.heads and first.ffn and spec.hidden % first.heads == 0 and not biased
-    if family.plain is None or not fits:
+    if family.plain is None or not fits or not _is_pruned(model):
         return model
     config = model.config.to_dict()
     named = {str(family.source(config, name).name): parameter for name, parameter in model.named_parameters()}  # type: ignore[misc]
