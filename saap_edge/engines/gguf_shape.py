@@ -35,6 +35,7 @@ class Shape:
         head_dims: sizes of the heads of keys and of values.
         hidden: numbers of the hidden size.
         widest_ffn: numbers of the widest FFN; 0: the metadata do not say.
+        state_elements: numbers that layers without KV heads remember of a text of any length.
     """
 
     blocks: int
@@ -44,6 +45,7 @@ class Shape:
     head_dims: tuple[int, ...]
     hidden: int
     widest_ffn: int
+    state_elements: int = 0
 
 
 def read_shape(header: Header) -> Shape:
@@ -82,8 +84,14 @@ class _Reader:
         widest = max((each for each in (widths if isinstance(widths, list) else [widths]) if _is_int(each)), default=0)
         return Shape(
             blocks, kv_elements, self._number("context_length"), vocab_size, (key, value),
-            self._number("embedding_length"), widest,
+            self._number("embedding_length"), widest, self._state(kv_heads),
         )  # fmt: skip
+
+    def _state(self, kv_heads: list[int]) -> int:
+        if self._name != _CONVOLVED:
+            return 0
+        taps = self._number("shortconv.l_cache")
+        return kv_heads.count(0) * (taps - 1) * self._number("embedding_length")
 
     def _number(self, key: str, default: int | None = None) -> int:
         """A number of the metadata, at least 1."""

@@ -21,7 +21,7 @@ __all__ = [
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
 GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2")
-ONNX_WRITERS = ("llama", "qk-norm", "gemma")
+ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
 WIDENED_AT_LOAD = 1 << 30  # largest result of constant folding, in bytes (ONNX Runtime, constant_folding.cc)
@@ -93,6 +93,8 @@ def openvino_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | N
     reason, carrier = shape_reason(spec), spec.family.exports.onnx
     if reason or isinstance(carrier, Refusal):
         return reason or str(carrier)
+    if spec.taps:
+        return "saap-edge writes no states of convolutions for OpenVINO GenAI"
     if carrier not in OPENVINO_WRITERS:
         return (
             "OpenVINO GenAI's paged attention has no soft caps, and takes sliding windows only from graphs of a form "
@@ -125,7 +127,7 @@ def _onnx_limit(spec: ModelSpec, format: Format) -> str | None:
     """What makes a format slow in ONNX Runtime for this model, or None."""
     # q, k and v are one matrix, gate and up another (onnx_decoder.py).
     stacked = (max((layer.heads + 2 * layer.kv_heads) * spec.head_dim, 2 * layer.ffn) for layer in spec.layers)
-    rows = max(spec.vocab_size, *stacked)
+    rows = max(spec.vocab_size, 3 * spec.hidden if spec.taps else 0, *stacked)
     if format.widened and 4 * rows * spec.hidden > WIDENED_AT_LOAD:
         return (
             f"ONNX Runtime widens matrices of up to 1 GiB in float32 as it loads, and larger ones ({rows} x "
@@ -138,7 +140,7 @@ def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | No
     """Why optimum's exporter cannot write a model, or None."""
     if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
         return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
-    if spec.family.norms_after_rope:
+    if spec.family.norms_after_rope or spec.taps:
         return f"optimum's exporter does not know {spec.family.title}"
     repaired = (spec.o_bias and not spec.qkv_bias) or (spec.down_bias and not spec.gate_up_bias)
     if per_layer or not spec.uniform or repaired:

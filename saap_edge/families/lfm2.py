@@ -128,7 +128,7 @@ FAMILY = Family(
     title="LFM2",
     covers="LFM2 and LFM2.5 350M, 700M, 1.2B, 2.6B (not the mixtures of experts)",
     exports=Exports(
-        gguf_uniform="lfm2", gguf_layers=Refusal(_FIXED), onnx=Refusal("saap-edge has no graph yet"),
+        gguf_uniform="lfm2", gguf_layers=Refusal(_FIXED), onnx="convolutions",
         gguf_kv_by_layer=True,
     ),
     refuse=refuse,
