@@ -41,16 +41,27 @@ def head_places(spec: ModelSpec, layer: LayerShape, queries: bool) -> np.ndarray
 
 def lfm2_limit(spec: ModelSpec) -> str | None:
     """Why llama.cpp's 'lfm2' cannot hold this model, or None."""
+    if not spec.convolutions:
+        return "llama.cpp ends the process at an 'lfm2' without convolutions"
     if spec.hidden % spec.head_dim:
         return f"llama.cpp's 'lfm2' has heads that fill the hidden size {spec.hidden}, which heads of {spec.head_dim} do not"
     for index, layer in enumerate(spec.layers):
-        found = file_heads(spec, layer) if layer.heads else (0, 0)
-        if found is None:
+        if layer.heads and file_heads(spec, layer) is None:
             return (
                 f"llama.cpp's 'lfm2' has {spec.hidden // spec.head_dim} query heads, which {layer.kv_heads} kv heads of "
                 f"{layer.heads // layer.kv_heads} cannot share (layer {index})"
             )
-        kept = layer.heads // max(layer.kv_heads, 1)
-        if found[1] and found[0] // found[1] != kept and kept * spec.head_dim % BLOCK:
-            return f"{kept} query heads of {spec.head_dim} to a kv head fill no blocks of {BLOCK} (layer {index})"
+        if layer.heads and not _in_blocks(head_places(spec, layer, queries=True)):
+            return (
+                f"{layer.heads // layer.kv_heads} query heads of {spec.head_dim} to a kv head, with zeros behind them, fill "
+                f"no blocks of {BLOCK} (layer {index})"
+            )
     return None
+
+
+def _in_blocks(places: np.ndarray) -> bool:
+    """Whether whole blocks of BLOCK columns come to places of whole blocks."""
+    if len(places) % BLOCK:
+        return False
+    blocks = places.reshape(-1, BLOCK)
+    return not (blocks[:, 0] % BLOCK).any() and bool((blocks == blocks[:, :1] + np.arange(BLOCK)).all())
