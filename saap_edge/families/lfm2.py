@@ -126,7 +126,7 @@ _FIXED = "llama.cpp's 'lfm2' has one FFN width for all layers"
 FAMILY = Family(
     model_type="lfm2",
     title="LFM2",
-    covers="LFM2 and LFM2.5 350M, 700M, 1.2B, 2.6B (not the mixtures of experts)",
+    covers="LFM2 and LFM2.5 230M to 2.6B (text; not the mixtures of experts)",
     exports=Exports(
         gguf_uniform="lfm2", gguf_layers=Refusal(_FIXED), onnx="convolutions",
         gguf_kv_by_layer=True,
