@@ -42,7 +42,8 @@ class LayerShape:
 def alike(shapes: Iterable[LayerShape]) -> bool:
     """Whether all layers have the same FFN width, and all with attention the same heads.
 
-    >>> alike([LayerShape(8, 4, 96), LayerShape(0, 0, 96, conv=True)]), alike([LayerShape(8, 4, 96), LayerShape(0, 0, 96)])
+    >>> whole = LayerShape(8, 4, 96)
+    >>> alike([whole, LayerShape(0, 0, 96, conv=True)]), alike([whole, LayerShape(0, 0, 96)])
     (True, False)
     """
     found = list(shapes)

@@ -168,9 +168,10 @@ def _count(parsed: _Parsed) -> Graph:
     context = int(parsed.told["saap_edge.context"]) if "saap_edge.context" in parsed.told else None
     if context is not None and context < 1:
         raise ValueError
+    layers = sum(name.endswith(".key") for name in parsed.past) + len(parsed.state)
     return Graph(
-        sum(read.values()), sum(elements.values()), sum(parsed.past.values()), quantisation,
-        sum(name.endswith(".key") for name in parsed.past) + len(parsed.state), context, parsed.vocab_size, sum(parsed.state.values()),
+        sum(read.values()), sum(elements.values()), sum(parsed.past.values()), quantisation, layers, context,
+        parsed.vocab_size, sum(parsed.state.values()),
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """LFM2 in llama.cpp: q and o are as wide as the model there, whatever heads are left. KV heads are a number per layer.
 
-The heads that are gone become heads of zeros, and query heads stay with their KV head: file KV head k has the query heads
-of the model's KV head k first, then zeros. There are as few KV heads as can share all query heads evenly. The norm of a
-head of zeros is zero, its values are spread evenly, and its columns of o are zero: it adds nothing.
+The heads that are gone become heads of zeros, and query heads stay with their KV head: KV head k of the file has the
+query heads of the model's KV head k first, then zeros. There are as few KV heads as can share all query heads evenly. A
+query head of zeros is zero after its norm too, and its columns of o are zero: it adds nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def file_heads(spec: ModelSpec, layer: LayerShape) -> tuple[int, int] | None:
 
     >>> from types import SimpleNamespace
     >>> spec = SimpleNamespace(hidden=1024, head_dim=64)
-    >>> file_heads(spec, LayerShape(8, 4, 96)), file_heads(spec, LayerShape(6, 3, 96)), file_heads(spec, LayerShape(2, 2, 96))
-    ((16, 4), (16, 4), (16, 2))
+    >>> [file_heads(spec, LayerShape(*heads, ffn=96)) for heads in ((8, 4), (6, 3), (2, 2))]
+    [(16, 4), (16, 4), (16, 2)]
     """
     heads = spec.hidden // spec.head_dim
     slots = layer.heads // layer.kv_heads
@@ -43,18 +43,22 @@ def lfm2_limit(spec: ModelSpec) -> str | None:
     """Why llama.cpp's 'lfm2' cannot hold this model, or None."""
     if not spec.convolutions:
         return "llama.cpp ends the process at an 'lfm2' without convolutions"
-    if spec.hidden % spec.head_dim:
-        return f"llama.cpp's 'lfm2' has heads that fill the hidden size {spec.hidden}, which heads of {spec.head_dim} do not"
+    hidden, width = spec.hidden, spec.head_dim
+    if hidden % width:
+        return f"llama.cpp's 'lfm2' has heads that fill the hidden size {hidden}, which heads of {width} do not"
     for index, layer in enumerate(spec.layers):
-        if layer.heads and file_heads(spec, layer) is None:
+        if not layer.heads:
+            continue
+        slots = layer.heads // layer.kv_heads
+        if file_heads(spec, layer) is None:
             return (
-                f"llama.cpp's 'lfm2' has {spec.hidden // spec.head_dim} query heads, which {layer.kv_heads} kv heads of "
-                f"{layer.heads // layer.kv_heads} cannot share (layer {index})"
+                f"llama.cpp's 'lfm2' has {hidden // width} query heads, which {layer.kv_heads} kv heads of {slots} "
+                f"cannot share (layer {index})"
             )
-        if layer.heads and not _in_blocks(head_places(spec, layer, queries=True)):
+        if not _in_blocks(head_places(spec, layer, queries=True)):
             return (
-                f"{layer.heads // layer.kv_heads} query heads of {spec.head_dim} to a kv head, with zeros behind them, fill "
-                f"no blocks of {BLOCK} (layer {index})"
+                f"{slots} query heads of {width} to a kv head, with zeros behind them, fill no blocks of {BLOCK} "
+                f"(layer {index})"
             )
     return None
 

@@ -32,7 +32,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Decoder:
-    """Writes the Llama-like decoder to a GraphWriter, layer by layer: with norms of q and k, and convolutions, if any."""
+    """Writes the Llama-like decoder to a GraphWriter, layer by layer; norms of q and k, and convolutions, too."""
 
     FFN_NORM = "post_attention_layernorm"
 

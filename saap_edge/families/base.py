@@ -162,7 +162,7 @@ class Family:
         return tuple(f"self_attn.{name}" for name in names)
 
     def projections(self, layer: Any) -> Iterator[tuple[Coupling, str]]:
-        """Every projection that pruning cuts in a decoder layer, and its coupling; a layer may lack a whole sublayer."""
+        """Every projection of a decoder layer that pruning cuts, and its coupling; whole sublayers may be lacking."""
         for coupling in (self.attention, self.ffn):
             if getattr(layer, coupling.module, None) is not None:
                 for name in (*coupling.rows, *coupling.columns):

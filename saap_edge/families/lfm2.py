@@ -128,7 +128,9 @@ FAMILY = Family(
     title="LFM2",
     covers="LFM2 and LFM2.5 230M to 2.6B (text; not the mixtures of experts)",
     exports=Exports(
-        gguf_uniform="lfm2", gguf_layers=Refusal(_FIXED), onnx="convolutions",
+        gguf_uniform="lfm2",
+        gguf_layers=Refusal(_FIXED),
+        onnx="convolutions",
         gguf_kv_by_layer=True,
     ),
     refuse=refuse,

@@ -31,16 +31,17 @@ _KEPT = (
 def pruned_config(source: Config, spec: ModelSpec, widths: list[list[int]], o_bias: bool, down_bias: bool) -> Config:
     """config.json of our own class, with these widths: [heads, kv_heads, ffn] of every layer.
 
-    `source` and `spec` are of the model in its canonical form. Layers that are unrotated or have a convolution in `spec`
-    are and have so here.
+    `source` and `spec` are of the model in its canonical form. Which layers are unrotated, and which have a
+    convolution, is as in `spec`.
     """
     rotated = [int(index not in spec.unrotated) for index in range(len(widths))]
+    conv = [int(layer.conv) for layer in spec.layers]
     return {name: source[name] for name in _KEPT if name in source} | {
         "model_type": PRUNED_TYPE, "base_model_type": spec.family.model_type, "num_hidden_layers": len(widths),
         "head_dim": spec.head_dim, "layer_widths": widths, "qkv_bias": spec.qkv_bias, "o_bias": o_bias,
         "gate_up_bias": spec.gate_up_bias, "down_bias": down_bias, "qk_norm": spec.family.qk_norm,
         "norms_after_rope": spec.family.norms_after_rope, "no_rope_layers": rotated if spec.unrotated else None,
-        "conv_layers": [int(layer.conv) for layer in spec.layers] if spec.taps else None, "conv_taps": spec.taps or None,
+        "conv_layers": conv if spec.taps else None, "conv_taps": spec.taps or None,
         "auto_map": AUTO_MAP, "architectures": ["SaapEdgeForCausalLM"],
     }  # fmt: skip
 

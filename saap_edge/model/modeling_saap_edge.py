@@ -59,7 +59,7 @@ class SaapEdgeConfig(LlamaConfig):
     `base_model_type` names the family of the dense model. `qk_norm`: queries and keys are normalised, as in Qwen3.
     `norms_after_rope`: they are so after they were rotated, as in Hunyuan.
     `no_rope_layers`: for each layer 1, or 0 where queries and keys are not rotated (SmolLM3); None: all are.
-    `conv_layers`: for each layer 0, or 1 where it has a short convolution of `conv_taps` tokens in the place of attention
+    `conv_layers`: for each layer 0, or 1 where a short convolution of `conv_taps` tokens is in the place of attention
     (LFM2); its heads are 0.
     Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
 

@@ -110,7 +110,7 @@ class ModelSpec:
 
 
 def convolved(layers: Sequence[LayerShape], dense: Sequence[LayerShape]) -> list[LayerShape]:
-    """The widths `layers`, with a convolution and no heads where the dense model has one: it stays whatever else goes."""
+    """The widths `layers`, with a convolution and no heads where the dense model has one, which always stays."""
     return [
         LayerShape(0, 0, shape.ffn, conv=True) if before.conv else shape
         for shape, before in zip(layers, dense, strict=True)
@@ -221,7 +221,7 @@ def spec_from_config(config: Config) -> ModelSpec:
     if pruned:
         convolved = config.get("conv_layers") or [0] * len(config["layer_widths"])
         layers = tuple(
-            LayerShape(*widths, bool(conv)) for widths, conv in zip(config["layer_widths"], convolved, strict=True)
+            LayerShape(*widths, conv=bool(conv)) for widths, conv in zip(config["layer_widths"], convolved, strict=True)
         )
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)

@@ -14,8 +14,8 @@ import torch
 from saap_edge.errors import SaapError
 
 __all__ = [
-    "BATCH", "Branch", "attention_branch", "convolution", "ffn_branch", "follow", "layer_arguments", "layer_inputs", "output_norm",
-    "require_finite_sums", "sandwiched",
+    "BATCH", "Branch", "attention_branch", "convolution", "ffn_branch", "follow", "layer_arguments", "layer_inputs",
+    "output_norm", "require_finite_sums", "sandwiched",
 ]  # fmt: skip
 
 BATCH = 8  # windows run together

@@ -132,7 +132,9 @@ def build_bank(
             run = multiplied(precision, branch)
             if sublayer not in modules:  # a convolution
                 states[:] = [state + run(state) for state in states]
-                arrays |= {f"{name}.{index}.{kind}": _NONE for name in ("costs", "obs") for kind in KINDS if kind != "ffn"}
+                arrays |= {
+                    f"{name}.{index}.{kind}": _NONE for name in ("costs", "obs") for kind in KINDS if kind != "ffn"
+                }
                 continue
             module = modules[sublayer]
             gram = _advance(module, run, states)

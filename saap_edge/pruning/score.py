@@ -269,7 +269,9 @@ def _slicing(sublayer: str, size: int, shape: LayerShape, head_dim: int) -> list
 def save_scores(scores: Scores, folder: Path) -> None:
     """Write scores.safetensors (layers.N.kind, [views, B, structures]) and scores.json (shapes and conditions)."""
     arrays = {f"layers.{i}.{kind}": layer[kind] for i, layer in enumerate(scores.values) for kind in KINDS}
-    arrays |= {f"fisher.{i}.{name}": figures for i, layer in enumerate(scores.fisher) for name, figures in layer.items()}
+    arrays |= {
+        f"fisher.{i}.{name}": figures for i, layer in enumerate(scores.fisher) for name, figures in layer.items()
+    }
     save_file(arrays | {"influence": scores.influence}, folder / "scores.safetensors")
     document = {
         "views": VIEWS,

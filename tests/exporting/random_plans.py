@@ -106,9 +106,8 @@ def dense_model(dice: random.Random, family: str) -> Any:
         layers = dice.randint(2, 6)
         kinds = ["full_attention", *(dice.choice(["conv", "conv", "full_attention"]) for _ in range(layers - 1))]
         dice.shuffle(kinds)
-        overrides |= {
-            "num_hidden_layers": layers, "layer_types": kinds, "hidden_size": filled, "conv_L_cache": dice.randint(2, 5),
-        }  # fmt: skip
+        overrides |= {"num_hidden_layers": layers, "layer_types": kinds}
+        overrides |= {"hidden_size": filled, "conv_L_cache": dice.randint(2, 5)}
     if declared.gemma:
         overrides |= {"query_pre_attn_scalar": head_dim, "sliding_window_pattern": 6 if family == "gemma3_text" else 2}
     if family == "smollm3":  # llama.cpp leaves every fourth layer unrotated

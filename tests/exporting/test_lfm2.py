@@ -159,6 +159,14 @@ def test_genai_runs_it(overrides: dict, tmp_path: Path) -> None:
     assert_genai_answers_as_torch_does(folder, tmp_path / "out")
 
 
+def test_genai_wants_one_number_of_kv_heads(tmp_path: Path) -> None:
+    widths = [LayerShape(0, 0, 96), LayerShape(4, 2, 96), LayerShape(2, 1, 96)]
+    folder = write_folder(pruned(tiny_model("lfm2"), widths), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    with pytest.raises(RuntimeError, match=r"invalid dimensions for input: past_key_values\.2\.key"):
+        assert_genai_answers_as_torch_does(folder, tmp_path / "out")
+
+
 def test_a_batch_with_right_padding(tmp_path: Path) -> None:
     """What is remembered of a row is of its own last tokens, not of the padding behind them."""
     folder = write_folder(tiny_model("lfm2", conv_L_cache=4), tmp_path / "model")
@@ -254,9 +262,8 @@ def test_states_are_what_llama_cpp_reserves(tmp_path: Path) -> None:
         "Llama(sys.argv[1], n_ctx=256, n_batch=32, n_threads=1, verbose=True)"
     )
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.gguf")], capture_output=True, text=True)
-    told = {
-        kind: float(size) for kind, size in re.findall(r"(llama_kv_cache|llama_memory_recurrent): size = +([\d.]+) MiB", child.stderr)
-    }  # fmt: skip
+    sizes = re.findall(r"(llama_kv_cache|llama_memory_recurrent): size = +([\d.]+) MiB", child.stderr)
+    told = {kind: float(size) for kind, size in sizes}
     cost = artifact_cost(tmp_path / "m.gguf")
     assert told["llama_memory_recurrent"] == pytest.approx(cost.state_bytes / 2**20, abs=0.006)
     assert told["llama_kv_cache"] == pytest.approx(cost.kv_bytes_per_token * 256 / 2**20, abs=0.006)
@@ -268,7 +275,8 @@ def test_a_plan_in_bytes_knows_what_stays_in_the_file(heads: int, tmp_path: Path
     sizes = []
     for name, ffn in (("wide", 128), ("narrow", 64)):
         folder = write_folder(
-            pruned(tiny_model("lfm2", vocab_size=2048, **WIDE), alike(6, heads, heads // 2, ffn)), tmp_path / f"{name}-m"
+            pruned(tiny_model("lfm2", vocab_size=2048, **WIDE), alike(6, heads, heads // 2, ffn)),
+            tmp_path / f"{name}-m",
         )
         write_gguf(folder, tmp_path / name, "q8_0")
         spec = read_spec(folder)

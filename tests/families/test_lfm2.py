@@ -25,9 +25,7 @@ only_5 = pytest.mark.skipif(TRANSFORMERS_4, reason="the cache of transformers 4 
 def saved(model, folder, **changes):
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(
-        json.dumps({name: value for name, value in config.items() if value is not ...})
-    )
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
     return folder
 
 
