@@ -33,6 +33,10 @@ class LayerShape:
     ffn: int
     conv: bool = False
 
+    def __repr__(self) -> str:
+        conv = ", conv=True" if self.conv else ""
+        return f"LayerShape(heads={self.heads}, kv_heads={self.kv_heads}, ffn={self.ffn}{conv})"
+
     @property
     def gone(self) -> bool:
         """Whether nothing is left: no attention, no FFN, and no convolution."""

@@ -93,9 +93,12 @@ def model_cost(
     return Cost("latency", weight / bandwidth, 2 * spec.head_dim * 2 * context / bandwidth, fixed, queries)
 
 
-def staying_weights(spec: ModelSpec, gguf: bool = True) -> int:
-    """Weights that no pruning takes out of a file: of convolutions and, in GGUF beside them, of q and o."""
-    queries = sum(layer.heads > 0 for layer in spec.layers) * 2 * spec.hidden**2 if spec.taps and gguf else 0
+def staying_weights(spec: ModelSpec, wide: bool = True) -> int:
+    """Weights that no pruning takes out of a file: of convolutions and, beside them, of q and o if these are `wide`.
+
+    They are so in GGUF (formats.py's `Kind.wide_queries`).
+    """
+    queries = sum(layer.heads > 0 for layer in spec.layers) * 2 * spec.hidden**2 if spec.taps and wide else 0
     return spec.convolution_weights() + queries
 
 

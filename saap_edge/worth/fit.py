@@ -18,7 +18,7 @@ from saap_edge.documents.gate import Gate
 from saap_edge.engines.options import kv_type
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
 from saap_edge.files import save_document
-from saap_edge.formats import format_of
+from saap_edge.formats import format_of, kind_of
 from saap_edge.gating import Kind, Limit, Verdict, judge
 from saap_edge.model.spec import ModelSpec
 from saap_edge.prediction.cost import cached_as
@@ -109,9 +109,10 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv:
     """
     record, kept = format_of(artifact_format), 1 - ratio
     weight, table = record.weight_bits(group)
-    count = Cost(queries=not (spec.taps and record.kind == "gguf"))
+    wide = kind_of(record.kind).wide_queries
+    count = Cost(queries=not (spec.taps and wide))
     weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
-    weights += staying_weights(spec, record.kind == "gguf")
+    weights += staying_weights(spec, wide)
     numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
     tables = 1 if spec.tied else 2
     cached = 2 * sum(shape.kv_heads for shape in spec.layers) * kept * spec.head_dim
