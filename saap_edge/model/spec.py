@@ -113,7 +113,7 @@ def convolved(layers: Sequence[LayerShape], dense: Sequence[LayerShape]) -> list
     """The widths `layers`, with a convolution and no heads where the dense model has one, which always stays."""
     return [
         LayerShape(0, 0, shape.ffn, conv=True) if before.conv else shape
-        for shape, before in zip(layers, dense, strict=True)
+        for shape, before in zip(layers, dense, strict=False)
     ]
 
 
