@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from saap_edge.engines.base import Engine
+from saap_edge.engines.options import PIECE
 
 __all__ = ["replay"]
-
-PIECE = 512  # tokens that are run at once
 
 
 def replay(engine: Engine, tokens: Sequence[int]) -> None:
