@@ -115,23 +115,15 @@ def read_config(folder: str | Path) -> Config:
         raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
     config = read_object(path)
     try:
-        config = _spelled(config, path)
         _check(config | dict.fromkeys(_MAYBE_NULL, 1) if config.get("block_configs") else config, path)
+        family = FAMILIES.get(config["model_type"])
+        config = family.spelled(config) if family else config
         ours = in_our_form(config)
     except SaapError as error:
         raise error if str(error).startswith(str(path)) else SaapError(f"{path}: {error}") from None
     if ours is not config:
         _check(ours, path)
     return ours
-
-
-def _spelled(config: Config, path: Path) -> Config:
-    """The config with the names of fields that its family's class prefers (`Family.spelled`)."""
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        return config
-    _check(config, path)
-    return family.spelled(config)
 
 
 def read_object(path: Path, optional: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1Attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
@@ -270,13 +270,15 @@ class SaapEdgeModel(LlamaModel):
         self.layers = build_layers(config)
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def forward(self, *inputs: Any, attention_mask: Any = None, **keywords: Any) -> Any:
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, **keywords: Any) -> Any:
         if self.config.conv_layers:  # attention gets a mask of pairs of tokens, convolutions which tokens are padding
             by_kind = attention_mask if isinstance(attention_mask, dict) else {"conv": attention_mask}
             padding, attention_mask = by_kind.get("conv"), by_kind.get("full_attention", attention_mask)
             if padding is not None and padding.ndim == 2:
                 keywords["padding"] = padding
-        return super().forward(*inputs, attention_mask=attention_mask, **keywords)
+            if not hasattr(DynamicCache, "update_conv_state") and keywords.get("past_key_values") is None:
+                keywords["use_cache"] = False  # the cache that transformers 4 makes holds no states of convolutions
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **keywords)
 
 
 class SaapEdgeForCausalLM(LlamaForCausalLM):

@@ -127,7 +127,8 @@ def test_padding_does_not_reach_the_convolutions(tmp_path):
     mask[1, :5] = 0
     expected, found = raw(ids, attention_mask=mask).logits, loaded(ids, attention_mask=mask).logits
     torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found[1, 5:], expected[1, 5:], atol=1e-5, rtol=1e-4)
+    if not TRANSFORMERS_4:  # whose class lets padding into its convolutions
+        torch.testing.assert_close(found[1, 5:], expected[1, 5:], atol=1e-5, rtol=1e-4)
     alone = loaded(ids[1:, 5:]).logits[0]
     torch.testing.assert_close(found[1, 5:], alone, atol=1e-5, rtol=1e-4)
 
