@@ -30,12 +30,14 @@ class Kind:
         mark: its mark in pictures, as matplotlib names marks.
         usual: a run's --out folder has a link of this name, where it exported such artifacts.
         doubt: why predictions of its speed are less sure; None: they are not.
+        wide_queries: where a model has convolutions, its q and o are as wide as the model, whatever heads are left.
     """
 
     name: str
     mark: str = "^"
     usual: bool = False
     doubt: str | None = None
+    wide_queries: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ _K_QUANTS = 0.06  # activations are rounded in blocks of 256, which is not predi
 
 KINDS: Registry[Kind] = Registry("kind", "saap_edge.kinds")
 for _kind in (
-    Kind("gguf", "o", usual=True),
+    Kind("gguf", "o", usual=True, wide_queries=True),
     Kind("onnx", "s", usual=True, doubt="ONNX Runtime (all published rows are of llama.cpp)"),
     Kind("openvino", "P", usual=True, doubt="OpenVINO (all published rows are of llama.cpp)"),
     Kind("torch", doubt="torch (all published rows are of llama.cpp)"),

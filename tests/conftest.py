@@ -55,6 +55,7 @@ EXTRAS: dict[str, dict] = {
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 5.0, "factor": 1.0},
     },
     "smollm3": {"no_rope_layer_interval": 2, "pad_token_id": 0},
+    "lfm2": {"conv_L_cache": 3, "block_auto_adjust_ff_dim": False, "pad_token_id": 0},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "pad_token_id": 0},
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "pad_token_id": 0},
 }  # fmt: skip
@@ -68,6 +69,9 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 128,
         "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1,
     } | EXTRAS.get(family, {}) | overrides  # fmt: skip
+    if family == "lfm2":
+        kinds = ["conv", "full_attention", "full_attention"]
+        shape = {"layer_types": [kinds[index % 3] for index in range(shape["num_hidden_layers"])]} | shape
     if family == "granitemoehybrid":  # without Mamba
         layers = ["attention"] * shape["num_hidden_layers"]
         shape = {"layer_types": layers, "shared_intermediate_size": shape["intermediate_size"]} | shape

@@ -26,7 +26,7 @@ class PruningWork:
         self.recipe, self.layers, self.hidden = recipe, len(spec.layers), spec.hidden
         self.projections, self.head = spec.layer_parameters(), spec.vocab_size * spec.hidden
         self.parameters = self.projections + self.head * (1 if spec.tied else 2)
-        self.vocabulary, first = spec.vocab_size, spec.layers[0]
+        self.vocabulary, first = spec.vocab_size, spec.attention
         self.q, self.ffn = first.heads * spec.head_dim, first.ffn
         self.kv = first.kv_heads * spec.head_dim
         self.window, self.samples = recipe.score.window, recipe.score.samples

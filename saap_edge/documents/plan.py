@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,9 @@ from pydantic import ConfigDict, Field, ValidationError
 from saap_edge.documents.base import Document, Part, Real, check_version
 from saap_edge.errors import SaapError
 
-__all__ = ["Candidate", "LayerShape", "Plan", "PlanLayer", "Unit", "Widths", "load_plan", "save_plan", "shape_widths"]
+__all__ = [
+    "Candidate", "LayerShape", "Plan", "PlanLayer", "Unit", "Widths", "alike", "load_plan", "save_plan", "shape_widths",
+]  # fmt: skip
 
 Unit = Literal["parameters", "bytes", "latency"]
 Widths = list[dict[str, int]]  # [layer][kind]: structures that stay
@@ -21,16 +23,36 @@ Widths = list[dict[str, int]]  # [layer][kind]: structures that stay
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Widths of one decoder layer: query heads, kv heads, FFN width. 0 where attention or FFN is gone."""
+    """Widths of one decoder layer: query heads, kv heads, FFN width. 0 where attention or FFN is gone.
+
+    `conv`: the layer has a short convolution in place of attention, as in LFM2. It is as wide as the model, and stays.
+    """
 
     heads: int
     kv_heads: int
     ffn: int
+    conv: bool = False
+
+    def __repr__(self) -> str:
+        conv = ", conv=True" if self.conv else ""
+        return f"LayerShape(heads={self.heads}, kv_heads={self.kv_heads}, ffn={self.ffn}{conv})"
 
     @property
     def gone(self) -> bool:
-        """Whether neither attention nor FFN is left."""
-        return not self.heads and not self.ffn
+        """Whether nothing is left: no attention, no FFN, and no convolution."""
+        return not (self.heads or self.ffn or self.conv)
+
+
+def alike(shapes: Iterable[LayerShape]) -> bool:
+    """Whether all layers have the same FFN width, and all with attention the same heads.
+
+    >>> whole = LayerShape(8, 4, 96)
+    >>> alike([whole, LayerShape(0, 0, 96, conv=True)]), alike([whole, LayerShape(0, 0, 96)])
+    (True, False)
+    """
+    found = list(shapes)
+    attention = {(shape.heads, shape.kv_heads) for shape in found if not shape.conv}
+    return len(attention) <= 1 and len({shape.ffn for shape in found}) == 1
 
 
 def shape_widths(shape: LayerShape) -> dict[str, int]:
@@ -52,16 +74,17 @@ class PlanLayer(Part):
     heads: tuple[int, int] = Field(description="query heads, [before, after]; 0: attention is gone")
     kv_heads: tuple[int, int] = Field(description="kv heads, [before, after]; 0: attention is gone")
     ffn: tuple[int, int] = Field(description="FFN width, [before, after]; 0: the FFN is gone")
+    conv: bool = Field(default=False, description="a short convolution is in the place of attention, and stays")
 
     @property
     def before(self) -> LayerShape:
         """Widths before pruning."""
-        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0])
+        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0], self.conv)
 
     @property
     def after(self) -> LayerShape:
         """Widths after pruning."""
-        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1])
+        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1], self.conv)
 
 
 class Candidate(Part):
@@ -119,7 +142,7 @@ class Plan(Document):
     @property
     def uniform(self) -> bool:
         """Whether all layers have the same widths after pruning."""
-        return len(set(self.shapes)) == 1
+        return alike(self.shapes)
 
 
 def load_plan(path: Path) -> Plan:
@@ -142,6 +165,7 @@ def load_plan(path: Path) -> Plan:
 def save_plan(plan: Plan, path: Path) -> None:
     """Write plan.json, one line a layer."""
     document = plan.model_dump(mode="json")
-    layers = ",\n  ".join(json.dumps(layer) for layer in document.pop("layers"))
+    said = [{name: value for name, value in layer.items() if value is not False} for layer in document.pop("layers")]
+    layers = ",\n  ".join(json.dumps(layer) for layer in said)
     head = json.dumps(document, indent=1)[:-2]
     path.write_text(f'{head},\n "layers": [\n  {layers}\n ]\n}}\n', encoding="utf-8")

@@ -27,6 +27,7 @@ class ArtifactCost:
         head_dims: sizes of its heads.
         kv: type of the KV cache that was asked for; None: the runtime's own.
         batch_bytes: work space of a token of a prompt, of those that are computed at once, bytes; 0: not told.
+        state_bytes: what the runtime remembers of a text of any length, beside keys and values, bytes.
         prepared: it also holds what the runtime packs, for one machine (onnx_prepared.py).
     """
 
@@ -41,6 +42,7 @@ class ArtifactCost:
     kv: str | None = None
     batch_bytes: int = 0
     prepared: bool = False
+    state_bytes: int = 0
 
 
 class Engine(Protocol):

@@ -15,6 +15,7 @@ __all__ = ["gguf_cost"]
 
 # Bytes of work space of a token for each number of the widest FFN and of the hidden size, from benchmarks/ubatch.py.
 _FFN_WORK, _HIDDEN_WORK = 14, 6
+_F32 = 4  # of a number of what convolutions remember
 _F16 = 2  # bytes of a number in llama.cpp's KV cache
 _TABLES = {"per_layer_token_embd.weight", "position_embd.weight", "token_types.weight"}
 _KNOWN = re.compile(
@@ -45,5 +46,5 @@ def gguf_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
         artifact_format or f"gguf-{kinds.most_common(1)[0][0]}",
         sum(size for name, size in sizes.items() if name not in tables), _F16 * shape.kv_elements, header.bytes,
         sum(tensor.elements for tensor in header.tensors), shape.context, shape.kv_elements, shape.head_dims,
-        batch_bytes=_FFN_WORK * shape.widest_ffn + _HIDDEN_WORK * shape.hidden,
+        state_bytes=_F32 * shape.state_elements, batch_bytes=_FFN_WORK * shape.widest_ffn + _HIDDEN_WORK * shape.hidden,
     )  # fmt: skip

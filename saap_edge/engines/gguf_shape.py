@@ -17,8 +17,9 @@ __all__ = ["Shape", "read_shape"]
 # shows that the file is incomplete.
 _UNIFORM = (
     "llama", "qwen2", "qwen3", "phi3", "granite", "ernie4_5", "hunyuan-dense", "gemma", "gemma2", "gemma3", "deci",
-    "openelm", "smollm3",
+    "openelm", "smollm3", "lfm2",
 )  # fmt: skip
+_CONVOLVED = "lfm2"  # short convolutions in layers without KV heads
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 
@@ -34,6 +35,7 @@ class Shape:
         head_dims: sizes of the heads of keys and of values.
         hidden: numbers of the hidden size.
         widest_ffn: numbers of the widest FFN; 0: the metadata do not say.
+        state_elements: numbers that layers without KV heads remember of a text of any length.
     """
 
     blocks: int
@@ -43,6 +45,7 @@ class Shape:
     head_dims: tuple[int, ...]
     hidden: int
     widest_ffn: int
+    state_elements: int = 0
 
 
 def read_shape(header: Header) -> Shape:
@@ -81,8 +84,14 @@ class _Reader:
         widest = max((each for each in (widths if isinstance(widths, list) else [widths]) if _is_int(each)), default=0)
         return Shape(
             blocks, kv_elements, self._number("context_length"), vocab_size, (key, value),
-            self._number("embedding_length"), widest,
+            self._number("embedding_length"), widest, self._state(kv_heads),
         )  # fmt: skip
+
+    def _state(self, kv_heads: list[int]) -> int:
+        if self._name != _CONVOLVED:
+            return 0
+        taps = self._number("shortconv.l_cache")
+        return kv_heads.count(0) * (taps - 1) * self._number("embedding_length")
 
     def _number(self, key: str, default: int | None = None) -> int:
         """A number of the metadata, at least 1."""
@@ -134,15 +143,18 @@ class _Reader:
             return
         names = {
             index: frozenset(name for name in self._blocks[index] if not name.endswith(".bias"))
-            for index in range(blocks) if kv_heads[index]
+            for index in range(blocks) if kv_heads[index] or self._name == _CONVOLVED
         }  # fmt: skip
-        all_names = frozenset().union(*(own for index, own in names.items() if index not in no_ffn))
-        for index, own in names.items():
-            if own != all_names and index not in no_ffn:
-                lacking = min(all_names - own)
-                raise SaapError(f"'{self.path}' is incomplete: blk.{index} has no {lacking}, and another layer has")
-        if "output_norm.weight" not in self._tensors:
-            raise SaapError(f"'{self.path}' is incomplete: it has no output_norm.weight")
+        for convolution in (True, False):  # which is a layer without KV heads
+            alike = {index: own for index, own in names.items() if (not kv_heads[index]) == convolution}
+            all_names = frozenset().union(*(own for index, own in alike.items() if index not in no_ffn))
+            for index, own in alike.items():
+                if own != all_names and index not in no_ffn:
+                    lacking = min(all_names - own)
+                    raise SaapError(f"'{self.path}' is incomplete: blk.{index} has no {lacking}, and another layer has")
+        last = "token_embd_norm.weight" if self._name == _CONVOLVED else "output_norm.weight"
+        if last not in self._tensors:
+            raise SaapError(f"'{self.path}' is incomplete: it has no {last}")
 
     def _kv_elements(self, index: int, heads: int, kv_heads: int, key: int, value: int) -> int:
         """Numbers that a token adds to the KV cache of one layer. The projections of the layer have to agree."""

@@ -18,6 +18,7 @@ from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.options import KV_TYPES, UBATCH, kv_bytes, kv_refusal, kv_type
 from saap_edge.engines.registry import EngineRecord, register_engine
+from saap_edge.engines.replay import replay
 from saap_edge.engines.shortage import advice, is_shortage
 from saap_edge.errors import SaapError
 
@@ -163,15 +164,16 @@ class LlamaCppEngine(LlamaCppVocabulary):
     def reset(self) -> None:
         """Forget the sequence; the KV cache is empty again."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
-        self._length = 0
+        self._length, self._held = 0, list[int]()
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot keep {length} of {self._length} tokens")
+        held = self._held[:length]
         if not llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), 0, length, -1):
-            raise SaapError(f"'{self.path}': llama.cpp cannot shorten this model's sequence")
-        self._length = length
+            replay(self, held)  # what convolutions remember has no way back
+        self._length, self._held = length, held
 
     def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
@@ -196,6 +198,7 @@ class LlamaCppEngine(LlamaCppVocabulary):
         if status:
             raise SaapError(f"'{self.path}': llama.cpp could not decode {count} tokens (status {status})")
         self._length += count
+        self._held += tokens
         rows = count if all_logits else 1
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(rows, self.vocab_size))
 

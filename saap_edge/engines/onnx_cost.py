@@ -32,5 +32,5 @@ def onnx_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
     return ArtifactCost(
         artifact_format or f"onnx-{graph.quantisation}", graph.bytes_per_token, graph.kv_bytes_per_token,
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), before or graph.parameters,
-        onnx_context(path, graph), prepared=before is not None,
+        onnx_context(path, graph), prepared=before is not None, state_bytes=graph.state_bytes,
     )  # fmt: skip

@@ -53,6 +53,7 @@ class _Parsed:
     nodes: list[_Node] = field(default_factory=list)
     past: dict[str, int] = field(default_factory=dict)
     present: dict[str, int] = field(default_factory=dict)
+    state: dict[str, int] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
     files: dict[str, set[tuple[int, int]]] = field(default_factory=dict)  # of each, (begin, end) of what it holds
     told: dict[str, str] = field(default_factory=dict)
@@ -69,8 +70,9 @@ class Graph:
         bytes_per_token: weights that decoding one token reads, bytes.
         parameters: weights of matrices and vectors, each counted once.
         kv_bytes_per_token: bytes of a token in all inputs past_key_values.*.
+        state_bytes: bytes of all inputs past.*, which do not grow with a text.
         quantisation: as saap-edge wrote it; else after the bits of the matrices, "fp32" for floats.
-        layers: layers with a KV cache.
+        layers: layers with a KV cache, or with a convolution.
         context: tokens of the longest sequence; None: the graph does not state it.
         vocab_size: logits for a token; None: the graph does not state it.
     """
@@ -82,6 +84,7 @@ class Graph:
     layers: int
     context: int | None
     vocab_size: int | None
+    state_bytes: int = 0
 
 
 def read_graph(path: Path) -> Graph:
@@ -136,8 +139,9 @@ def _check_no_holes(path: Path, files: dict[str, set[tuple[int, int]]]) -> None:
 def _count(parsed: _Parsed) -> Graph:
     """Add up the parts of a graph. Raises ValueError where they contradict each other."""
     weights, nodes = parsed.weights, parsed.nodes
+    held = [*parsed.past.items(), *parsed.state.items()]
     cut = parsed.producer == _OURS and not set(parsed.told) >= _TOLD  # saap-edge writes these at the end of the file
-    if cut or not parsed.opsets or any(parsed.present.get(name, size) != size for name, size in parsed.past.items()):
+    if cut or not parsed.opsets or any(parsed.present.get(name, size) != size for name, size in held):
         raise ValueError
     widened = {
         node.outputs[0]: node.inputs[0]
@@ -164,9 +168,10 @@ def _count(parsed: _Parsed) -> Graph:
     context = int(parsed.told["saap_edge.context"]) if "saap_edge.context" in parsed.told else None
     if context is not None and context < 1:
         raise ValueError
+    layers = sum(name.endswith(".key") for name in parsed.past) + len(parsed.state)
     return Graph(
-        sum(read.values()), sum(elements.values()), sum(parsed.past.values()), quantisation,
-        sum(name.endswith(".key") for name in parsed.past), context, parsed.vocab_size,
+        sum(read.values()), sum(elements.values()), sum(parsed.past.values()), quantisation, layers, context,
+        parsed.vocab_size, sum(parsed.state.values()),
     )  # fmt: skip
 
 
@@ -218,7 +223,9 @@ def _parse_part(parsed: _Parsed, part: int, body: int | memoryview) -> None:
             parsed.files.setdefault(file, set()).add((begin, end))
     elif part in (11, 12):
         name, kind, sizes = _value(message(body))
-        for prefix, found in (("past_key_values.", parsed.past), ("present.", parsed.present)):
+        for prefix, found in (
+            ("past_key_values.", parsed.past), ("past.", parsed.state), ("present.", parsed.present),
+        ):  # fmt: skip
             if not name.startswith(prefix) or not sizes:
                 continue
             if len(sizes) > 1:  # heads and their width

@@ -16,6 +16,7 @@ from saap_edge.engines.onnx_folder import GENAI_FILE
 from saap_edge.engines.onnx_prepared import PREPARED_FILE, refusal
 from saap_edge.engines.options import PIECE
 from saap_edge.engines.registry import EngineRecord, register_engine
+from saap_edge.engines.replay import replay
 from saap_edge.engines.shortage import advice, is_shortage
 from saap_edge.errors import SaapError
 from saap_edge.machine.sharing import free_cpus, shared
@@ -105,12 +106,24 @@ class OnnxRuntimeEngine(OnnxEngine):
         self._mask = np.ones((1, context), dtype=np.int64)
         self._step_logits = np.empty((1, 1, self.vocab_size), dtype=np.float32)
         self._kv_bytes = 0
+        self._states: list[np.ndarray] = []
+        self._held: list[int] = []
         self._bind_cache()
         self.reset()
 
     def reset(self) -> None:
         """Forget the sequence; the KV cache is empty again."""
-        self._length = 0
+        self._length, self._held = 0, []
+        for state in self._states:
+            state.fill(0)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
+        before, held = self._length, self._held[:length]
+        super().truncate(length)
+        if self._states and length < before:  # what convolutions remember has no way back
+            replay(self, held)
+        self._held = held
 
     def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
@@ -126,6 +139,7 @@ class OnnxRuntimeEngine(OnnxEngine):
             piece = ids[:, start : start + self.ubatch]
             self._run(piece, done + start, logits[:, start : start + self.ubatch] if rows > 1 else logits)
         self._length = done + ids.shape[1]
+        self._held += ids[0].tolist()
         return np.asarray(logits[0])
 
     def _run(self, ids: np.ndarray, past: int, logits: np.ndarray) -> None:
@@ -150,25 +164,34 @@ class OnnxRuntimeEngine(OnnxEngine):
     def _check_inputs(self) -> None:
         names = {value.name for value in self._session.get_inputs()}
         optional = {value.name for value in self._session.get_overridable_initializers()}
-        if not {"input_ids", "attention_mask", "past_key_values.0.key"} <= names or "logits_from" not in optional:
+        cached = any(name.startswith("past_key_values.") for name in names)
+        if not (cached and {"input_ids", "attention_mask"} <= names) or "logits_from" not in optional:
             raise SaapError(f"{self.path}: not a decoder that saap-edge wrote: export the model again")
         longest = int(self._session.get_modelmeta().custom_metadata_map.get("saap_edge.context", self.context))
         if not 0 < self.context <= longest:
             raise SaapError(f"{self.path}: a context of {self.context} tokens is outside the model's 1 to {longest}")
 
     def _bind_cache(self) -> None:
-        """One buffer [1, kv heads, context, head_dim] per layer and kind, bound once as past and as present."""
+        """One buffer [1, kv heads, context, head_dim] per layer and kind, bound once as past and as present.
+
+        So is what a convolution remembers, [1, hidden, tokens]: it is read before it is written.
+        """
         self._cache = []
         for value in self._session.get_inputs():
+            if value.name.startswith("past."):
+                self._states.append(np.zeros((1, *value.shape[1:]), dtype=np.float32))
+                self._bind_both(value.name, value.name.replace("past", "present"), self._states[-1])
             if not value.name.startswith("past_key_values."):
                 continue
             _, kv_heads, _, head_dim = value.shape
             buffer = np.zeros((1, kv_heads, self.context, head_dim), dtype=np.float32)
             self._cache.append(buffer)
             self._kv_bytes += kv_heads * head_dim * buffer.itemsize
-            self._bind_input(value.name, buffer)
-            present = value.name.replace("past_key_values", "present")
-            self._binding.bind_output(present, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+            self._bind_both(value.name, value.name.replace("past_key_values", "present"), buffer)
+
+    def _bind_both(self, past: str, present: str, buffer: np.ndarray) -> None:
+        self._bind_input(past, buffer)
+        self._binding.bind_output(present, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
 
     def _bind_input(self, name: str, array: np.ndarray) -> None:
         self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

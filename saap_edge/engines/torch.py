@@ -16,6 +16,7 @@ import numpy as np
 from saap_edge.engines.base import ArtifactCost
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.registry import EngineRecord, register_engine
+from saap_edge.engines.replay import replay
 from saap_edge.errors import SaapError
 
 __all__ = ["TorchEngine", "load_transformers"]
@@ -54,17 +55,25 @@ class TorchEngine:
 
     def reset(self) -> None:
         """Forget the sequence; the KV cache is empty again."""
-        self._length = 0
-        self._cache = transformers.DynamicCache()  # keeps all tokens, of layers with a sliding window too
+        self._length, self._held = 0, list[int]()
+        self._cache = self._new_cache()
+
+    def _new_cache(self) -> Any:
+        """A cache that keeps all tokens, of layers with a sliding window too, and what convolutions remember."""
+        convolved = "conv" in (getattr(self._model.config, "layer_types", None) or ())
+        return transformers.DynamicCache(config=self._model.config) if convolved else transformers.DynamicCache()
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot keep {length} of {self._length} tokens")
+        held = self._held[:length]
+        if length < self._length and any(hasattr(layer, "conv_states") for layer in self._cache.layers):
+            replay(self, held)  # what convolutions remember has no way back
         for layer in self._cache.layers:  # Cache.crop takes the tokens that stay in transformers 4, that go in 5
-            if layer.keys is not None:
+            if getattr(layer, "keys", None) is not None:
                 layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
-        self._length = length
+        self._length, self._held = length, held
 
     def forward(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Append `tokens` and return logits float32: [len(tokens), vocab], or [1, vocab] of the last.
@@ -82,15 +91,17 @@ class TorchEngine:
                 input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=0 if all_logits else 1
             )
         self._length += count
+        self._held += tokens
         logits: np.ndarray = answer.logits[0].float().numpy()
         return logits
 
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one token takes: keys and values of every layer's own kv heads."""
-        cache = transformers.DynamicCache()
+        cache = self._new_cache()
         with torch.inference_mode():
             self._model(input_ids=torch.tensor([[0]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        held = (tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None)
+        layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+        held = (tensor for layer in layers for tensor in (layer.keys, layer.values))
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def describe(self) -> dict[str, Any]:
@@ -131,6 +142,7 @@ def folder_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
         artifact_format or "torch-f32", FLOAT32 * read, FLOAT32 * keys,
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), sum(sizes.values()),
         folder_context(path),
+        state_bytes=FLOAT32 * sum(size for name, size in sizes.items() if name.endswith("conv.conv.weight")),
     )  # fmt: skip
 
 

@@ -84,13 +84,14 @@ def _write_templates(out: Path, templates: dict[str, str]) -> None:
 def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
     """The content of genai_config.json, which onnxruntime-genai needs to load the folder.
 
-    `type` only selects the decoder-only runtime; widths per layer come from the shapes of the graph's inputs. genai's
-    tokenizer adds no BOS unless asked (`tokenizer.update_options(add_special_tokens="true")`), with any model.
-    `context_length` is the model's; `max_length`, which decides the memory, is a usual text's.
+    `type` only selects the decoder-only runtime, and "lfm2" the one with states of convolutions; widths per layer come
+    from the shapes of the graph's inputs, but for the KV heads of an "lfm2". genai's tokenizer adds no BOS unless asked
+    (`tokenizer.update_options(add_special_tokens="true")`), with any model. `context_length` is the model's;
+    `max_length`, which decides the memory, is a usual text's.
     """
     widest = max(spec.layers, key=lambda layer: layer.heads)
     names = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in KINDS}
-    decoder = {
+    decoder: dict[str, Any] = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": graph,
         "head_size": spec.head_dim,
@@ -105,8 +106,15 @@ def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
         "num_hidden_layers": len(spec.layers),
         "num_key_value_heads": widest.kv_heads,
     }
+    if spec.taps:
+        decoder["layer_types"] = ["conv" if layer.conv else "full_attention" for layer in spec.layers]
+        decoder["conv_cache_size"] = spec.taps - 1
+        decoder["inputs"]["past_conv_names"], decoder["outputs"]["present_conv_names"] = (
+            "past.%d.conv",
+            "present.%d.conv",
+        )
     model = {
-        "type": "llama",
+        "type": "lfm2" if spec.taps else "llama",
         "bos_token_id": -1 if chat.bos is None else chat.bos,
         "eos_token_id": chat.ends[0] if len(chat.ends) == 1 else list(chat.ends),
         "pad_token_id": _pad(chat),

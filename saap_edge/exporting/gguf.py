@@ -18,15 +18,16 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gemma import add_gemma
-from saap_edge.exporting.gguf_rows import pack, permute, unpermute
+from saap_edge.exporting.gguf_lfm2 import file_heads, head_places
+from saap_edge.exporting.gguf_rows import pack, permute, placed, unpermute
 from saap_edge.exporting.gguf_tokenizer import add_tokenizer, model_name
 from saap_edge.exporting.refusal import export_refusal, gguf_architecture
 from saap_edge.exporting.rope import rope_frequencies
 from saap_edge.exporting.weights import ExportWeights, floats_of
 from saap_edge.families.rope import attention_factor, yarn_scale
 from saap_edge.formats import written_by
-from saap_edge.model.blocks import BLOCK_FORMATS
-from saap_edge.model.spec import ModelSpec, linear_shapes
+from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS
+from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes
 
 __all__ = ["WRITER", "Projection", "pack", "permute", "projections", "summarise", "unpermute", "write_gguf"]
 
@@ -43,6 +44,7 @@ _TABLE = ("llama", "deci")  # they read rope_freqs, a table of any frequencies
 # llama.cpp's projection <- ours, stacked if there are several.
 _QKV = {"attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",)}
 _FUSED_QKV = {"attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}
+_CONVOLUTION = {"shortconv.in_proj": ("conv.in_proj",), "shortconv.out_proj": ("conv.out_proj",)}
 _REST = {
     "attn_output": ("self_attn.o_proj",), "ffn_gate": ("mlp.gate_proj",), "ffn_up": ("mlp.up_proj",),
     "ffn_down": ("mlp.down_proj",),
@@ -56,11 +58,15 @@ class Projection:
     Attributes:
         sources: the folder's weights that are stacked in it.
         heads: its rows are permuted within so many heads; None: not at all.
+        rows, columns: where the weight's rows or columns are in the file's, which has zeros between them, and how many
+            the file has; None: they are the file's.
     """
 
     name: str
     sources: tuple[str, ...]
     heads: int | None
+    rows: tuple[np.ndarray, int] | None = None
+    columns: tuple[np.ndarray, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,12 +157,17 @@ def summarise(
 
 def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -> None:
     uniform = writer.arch not in _BY_LAYER
-    first = spec.layers[0]
+    first, kv_heads = spec.attention, [layer.kv_heads for layer in spec.layers]
+    heads = first.heads
+    if writer.arch == "lfm2":
+        shared = [(file_heads(spec, layer) or (0, 0)) if layer.heads else (0, 0) for layer in spec.layers]
+        heads, kv_heads = max(shared)[0], [count for _, count in shared]
+        writer.add_shortconv_l_cache(spec.taps)
     writer.add_context_length(spec.context)
     writer.add_embedding_length(spec.hidden)
     writer.add_block_count(len(spec.layers))
-    writer.add_head_count(first.heads if uniform else [layer.heads for layer in spec.layers])
-    writer.add_head_count_kv(first.kv_heads if uniform else [layer.kv_heads for layer in spec.layers])
+    writer.add_head_count(heads if uniform else [layer.heads for layer in spec.layers])
+    writer.add_head_count_kv(kv_heads[0] if uniform and not spec.taps else kv_heads)
     writer.add_feed_forward_length(first.ffn if uniform else [layer.ffn for layer in spec.layers])
     # llama.cpp's default of hidden / heads is wrong once heads are gone.
     writer.add_key_length(spec.head_dim)
@@ -191,7 +202,8 @@ def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> It
     spec = weights.spec
     table = (spec.vocab_size, spec.hidden)
     vocabulary = written_by(WRITER)[quantisation].table_block if quantisation in BLOCK_FORMATS else quantisation
-    yield _matrix(weights, ("model.embed_tokens.weight",), "token_embd.weight", table, vocabulary)
+    embedding = Projection("token_embd.weight", ("model.embed_tokens.weight",), None)
+    yield _matrix(weights, embedding, table, vocabulary)
     if spec.rope_scaling and architecture in _TABLE:
         # llama.cpp divides its plain frequencies by these.
         plain = 1 / spec.rope_theta ** (np.arange(0, spec.head_dim, 2) / spec.head_dim)
@@ -199,21 +211,26 @@ def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> It
         yield _Tensor("rope_freqs.weight", _TYPE.F32, factors.shape, lambda: factors)
     for index in range(len(spec.layers)):
         yield from _layer(weights, index, quantisation, architecture)
-    yield _norm(weights, "model.norm.weight", "output_norm.weight", spec.hidden)
+    last = "token_embd_norm.weight" if architecture == "lfm2" else "output_norm.weight"  # as llama.cpp calls it there
+    yield _norm(weights, "model.norm.weight", last, spec.hidden)
     if not spec.tied:
-        yield _matrix(weights, ("lm_head.weight",), "output.weight", table, vocabulary)
+        yield _matrix(weights, Projection("output.weight", ("lm_head.weight",), None), table, vocabulary)
 
 
 def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: str) -> Iterator[_Tensor]:
     spec, source, target = weights.spec, f"model.layers.{index}.", f"blk.{index}."
     shapes = linear_shapes(spec, index)
-    for ours, theirs in _norms(spec).items():
+    if spec.layers[index].conv:
+        kernel = weights.tensor(f"{source}conv.conv.weight").squeeze(1).numpy()
+        yield _Tensor(f"{target}shortconv.conv.weight", _TYPE.F32, kernel.shape, lambda: kernel)
+    for ours, theirs in _norms(spec, index).items():
         size = spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
         yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", size)
     for matrix in projections(spec, architecture, index):
         first = matrix.sources[0]
         rows, columns = sum(shapes[name][0] for name in matrix.sources), shapes[first][1]
-        yield _matrix(weights, matrix.sources, matrix.name, (rows, columns), quantisation, matrix.heads)
+        shape = matrix.rows[1] if matrix.rows else rows, matrix.columns[1] if matrix.columns else columns
+        yield _matrix(weights, matrix, shape, quantisation)
         module = first.removesuffix(".weight")
         if module.removeprefix(source) in spec.biased:
             name = f"{matrix.name.removesuffix('.weight')}.bias"
@@ -224,17 +241,34 @@ def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Proj
     """The projection matrices of layer `index` in a file of that architecture."""
     layer = spec.layers[index]
     heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads} if architecture in _NEIGHBOURS else {}
-    for ours, stacked in ((_FUSED_QKV if architecture in _FUSED else _QKV) | _REST).items():
+    parts = (_FUSED_QKV if architecture in _FUSED else _QKV) | _REST
+    if layer.conv:
+        parts = _CONVOLUTION | {ours: theirs for ours, theirs in _REST.items() if ours != "attn_output"}
+    for ours, stacked in parts.items():
         sources = tuple(f"model.layers.{index}.{theirs}.weight" for theirs in stacked)
-        yield Projection(f"blk.{index}.{ours}.weight", sources, heads.get(ours))
+        rows, columns = _spread(spec, architecture, layer, ours)
+        yield Projection(f"blk.{index}.{ours}.weight", sources, heads.get(ours), rows, columns)
 
 
-def _norms(spec: ModelSpec) -> dict[str, str]:
+def _spread(spec: ModelSpec, architecture: str, layer: LayerShape, name: str) -> list[tuple[np.ndarray, int] | None]:
+    """`Projection.rows` and `columns` of an attention matrix."""
+    if architecture != "lfm2" or layer.conv or not name.startswith("attn_"):
+        return [None, None]
+    queries = name in ("attn_q", "attn_output")
+    count = (file_heads(spec, layer) or (0, 0))[0 if queries else 1] * spec.head_dim
+    places = head_places(spec, layer, queries)
+    found = None if len(places) == count else (places, count)
+    return [None, found] if name == "attn_output" else [found, None]
+
+
+def _norms(spec: ModelSpec, index: int) -> dict[str, str]:
     """A layer's norms: llama.cpp's name -> the folder's."""
     norms = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
     if spec.gemma:
         norms |= {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
         norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
+    if spec.layers[index].conv:
+        return norms
     return norms | dict(zip(("attn_q_norm", "attn_k_norm"), spec.family.qk_norms, strict=False))
 
 
@@ -256,23 +290,24 @@ def _vector(weights: ExportWeights, source: str, name: str, size: int, heads: in
     return _Tensor(name, _TYPE.F32, (size,), read)
 
 
-def _matrix(
-    weights: ExportWeights,
-    sources: tuple[str, ...],
-    name: str,
-    shape: tuple[int, int],
-    quantisation: str,
-    heads: int | None = None,
-) -> _Tensor:
+def _matrix(weights: ExportWeights, matrix: Projection, shape: tuple[int, int], quantisation: str) -> _Tensor:
     format = BLOCK_FORMATS.get(quantisation)
 
     def part(source: str) -> np.ndarray:
         return pack(weights.blocks(source, format)) if format else _floats(weights, source, quantisation)
 
     def read() -> np.ndarray:
-        return permute(_stack([part(source) for source in sources]), heads)
+        found = permute(_stack([part(source) for source in matrix.sources]), matrix.heads)
+        found = found if matrix.rows is None else placed(found, *matrix.rows)
+        return found if matrix.columns is None else _columns(found, *matrix.columns)
 
-    return _Tensor(name, _TYPE.__members__[quantisation.upper()], shape, read)
+    return _Tensor(matrix.name, _TYPE.__members__[quantisation.upper()], shape, read)
+
+
+def _columns(rows: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+    """Rows of values or blocks with their columns at `places` of `count`, in whole blocks of 32; zeros elsewhere."""
+    blocks = rows.reshape(len(rows), len(places) // BLOCK, -1).swapaxes(0, 1)
+    return placed(blocks, places[::BLOCK] // BLOCK, count // BLOCK).swapaxes(0, 1).reshape(len(rows), -1)
 
 
 def _floats(weights: ExportWeights, source: str, quantisation: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from saap_edge.model.blocks import BLOCK, Blocks
 
-__all__ = ["pack", "permute", "unpermute"]
+__all__ = ["pack", "permute", "placed", "unpermute"]
 
 
 def permute(rows: np.ndarray, heads: int | None) -> np.ndarray:
@@ -28,6 +28,17 @@ def unpermute(rows: np.ndarray, heads: int | None) -> np.ndarray:
     if heads is None:
         return rows
     return rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def placed(rows: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows that have these at `places` and zeros elsewhere; bytes of zeros are zeros in every type of blocks.
+
+    >>> placed(np.array([5, 7]), np.array([0, 2]), 4).tolist()
+    [5, 0, 7, 0]
+    """
+    whole = np.zeros((count, *rows.shape[1:]), dtype=rows.dtype)
+    whole[places] = rows
+    return whole
 
 
 def pack(blocks: Blocks) -> np.ndarray:

@@ -107,7 +107,10 @@ def held_projections(path: Path, weights: ExportWeights) -> Iterator[tuple[str, 
         shapes = linear_shapes(weights.spec, index)
         for projection in projections(weights.spec, _architecture(weights), index):
             tensor = tensors[projection.name]
-            rows = unpermute(gguf.quants.dequantize(tensor.data, tensor.tensor_type), projection.heads)
+            rows = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            rows = rows if projection.rows is None else rows[projection.rows[0]]
+            rows = rows if projection.columns is None else rows[:, projection.columns[0]]
+            rows = unpermute(rows, projection.heads)
             start = 0
             for name in projection.sources:
                 yield name, rows[start : start + shapes[name][0]]
@@ -139,5 +142,10 @@ def _importance(matrix: dict[str, np.ndarray], weights: ExportWeights, path: Pat
                 what = "is missing" if values is None else f"has {values.shape[0]} channels, not {shapes[name][1]}"
                 raise SaapError(f"'{path}': {name} {what}: measure the importance matrix on the model that is exported")
             extra, mean = padded[name][1] - len(values), float(values.mean()) or 1.0
-            found[projection.name] = np.pad(np.maximum(values, FLOOR * mean), (0, extra), constant_values=mean)
+            wide = np.pad(np.maximum(values, FLOOR * mean), (0, extra), constant_values=mean)
+            if projection.columns is not None:
+                places, count = projection.columns
+                wide, kept = np.full(count, mean, dtype=wide.dtype), wide
+                wide[places] = kept
+            found[projection.name] = wide
     return found

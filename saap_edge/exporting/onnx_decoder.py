@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from saap_edge.exporting.onnx_convolution import Convolutions
 from saap_edge.exporting.onnx_graph import GraphWriter
 from saap_edge.exporting.packing import nibbles
 from saap_edge.exporting.rope import rope_frequencies
@@ -31,7 +32,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Decoder:
-    """Writes the Llama-like decoder, with or without norms of q and k, to a GraphWriter, layer by layer."""
+    """Writes the Llama-like decoder to a GraphWriter, layer by layer; norms of q and k, and convolutions, too."""
 
     FFN_NORM = "post_attention_layernorm"
 
@@ -53,11 +54,11 @@ class Decoder:
         self._sequence(ids, mask)
         embedded, table = self._embedding(ids)
         normed = self._norm(embedded, "model.layers.0.input_layernorm.weight")
-        residual = embedded
+        residual, convolved = embedded, Convolutions(self, ids, self.lengths).output
         for index in range(len(spec.layers)):
             prefix = f"model.layers.{index}."
-            attended = self._attention(normed, index)
-            normed, residual = self._skip_norm(residual, attended, f"{prefix}{self.FFN_NORM}.weight")
+            mixed = (convolved if spec.layers[index].conv else self._attention)(normed, index)
+            normed, residual = self._skip_norm(residual, mixed, f"{prefix}{self.FFN_NORM}.weight")
             last = index + 1 == len(spec.layers)
             following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
             normed, residual = self._skip_norm(residual, self._ffn(normed, prefix), following)
@@ -69,6 +70,7 @@ class Decoder:
         """Values that all attention nodes share: lengths from the mask, rotary tables, positions if needed."""
         graph, spec = self.graph, self.spec
         lengths = graph.node("ReduceSum", [mask, graph.constant("axis_1", [1])], keepdims=0)
+        self.lengths = lengths
         last = graph.node("Sub", [lengths, graph.constant("one", 1)])
         self.seqlens = graph.node("Cast", [last], to=ir.DataType.INT32)
         total = graph.node("Gather", [graph.node("Shape", [mask]), graph.constant("index_1", 1)], axis=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from saap_edge.exporting.gemma import gemma_limit
+from saap_edge.exporting.gguf_lfm2 import lfm2_limit
 from saap_edge.families import Refusal
 from saap_edge.formats import Format, format_of
 from saap_edge.gguf_file.architectures import UNROTATED_PERIOD
@@ -19,8 +20,8 @@ __all__ = [
 
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
-GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3")
-ONNX_WRITERS = ("llama", "qk-norm", "gemma")
+GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2")
+ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
 WIDENED_AT_LOAD = 1 << 30  # largest result of constant folding, in bytes (ONNX Runtime, constant_folding.cc)
@@ -36,7 +37,8 @@ def gguf_architecture(spec: ModelSpec, per_layer: bool = False) -> str | Refusal
     ('qwen3', 'openelm')
     """
     exports = spec.family.exports
-    if spec.uniform and not per_layer:
+    one_ffn = len({layer.ffn for layer in spec.layers}) == 1
+    if (spec.uniform or (exports.gguf_kv_by_layer and one_ffn)) and not per_layer:
         return exports.gguf_uniform
     untied = exports.gguf_layers_untied
     return untied if untied is not None and not spec.tied else exports.gguf_layers
@@ -91,6 +93,8 @@ def openvino_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | N
     reason, carrier = shape_reason(spec), spec.family.exports.onnx
     if reason or isinstance(carrier, Refusal):
         return reason or str(carrier)
+    if spec.taps:
+        return "saap-edge writes no states of convolutions for OpenVINO GenAI"
     if carrier not in OPENVINO_WRITERS:
         return (
             "OpenVINO GenAI's paged attention has no soft caps, and takes sliding windows only from graphs of a form "
@@ -123,7 +127,7 @@ def _onnx_limit(spec: ModelSpec, format: Format) -> str | None:
     """What makes a format slow in ONNX Runtime for this model, or None."""
     # q, k and v are one matrix, gate and up another (onnx_decoder.py).
     stacked = (max((layer.heads + 2 * layer.kv_heads) * spec.head_dim, 2 * layer.ffn) for layer in spec.layers)
-    rows = max(spec.vocab_size, *stacked)
+    rows = max(spec.vocab_size, 3 * spec.hidden if spec.taps else 0, *stacked)
     if format.widened and 4 * rows * spec.hidden > WIDENED_AT_LOAD:
         return (
             f"ONNX Runtime widens matrices of up to 1 GiB in float32 as it loads, and larger ones ({rows} x "
@@ -136,7 +140,7 @@ def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | No
     """Why optimum's exporter cannot write a model, or None."""
     if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
         return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
-    if spec.family.norms_after_rope:
+    if spec.family.norms_after_rope or spec.taps:
         return f"optimum's exporter does not know {spec.family.title}"
     repaired = (spec.o_bias and not spec.qkv_bias) or (spec.down_bias and not spec.gate_up_bias)
     if per_layer or not spec.uniform or repaired:
@@ -160,4 +164,6 @@ def _limit(spec: ModelSpec, architecture: str) -> str | None:
         return f"llama.cpp's '{architecture}' has no {scaling['rope_type']} rope scaling"
     if (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1, scaling.get("truncate", True)) != (32, 1, True):
         return f"llama.cpp's '{architecture}' has yarn rope scaling between whole pairs of 32 and 1 turns only"
+    if architecture == "lfm2":
+        return lfm2_limit(spec)
     return gemma_limit(spec, spec.gemma, architecture) if spec.gemma else None

@@ -42,7 +42,7 @@ def floats_of(artifact_format: str) -> torch.dtype | None:
 
 def _mended(layer: LayerShape, head_dim: int) -> LayerShape:
     """The widths in the file: an FFN on the grid and never empty, attention never without heads."""
-    if layer.heads == layer.kv_heads == 0:
+    if layer.heads == layer.kv_heads == 0 and not layer.conv:
         layer = replace(layer, heads=BLOCK // math.gcd(BLOCK, head_dim), kv_heads=1)
     return replace(layer, ffn=max(-(-layer.ffn // BLOCK), 1) * BLOCK)
 
@@ -87,7 +87,7 @@ class ExportWeights:
         self._blank = tuple(
             f"model.layers.{index}.{part}."
             for index, layer in enumerate(source.layers)
-            for part in ((_ATTENTION if not layer.heads else ()) + (_FFN if not layer.ffn else ()))
+            for part in ((_ATTENTION if not (layer.heads or layer.conv) else ()) + (_FFN if not layer.ffn else ()))
         )
         self._shapes = needed(self.spec)
         self._store = TensorStore(folder)

@@ -40,6 +40,9 @@ class Coupling:
 KV_GROUP = Coupling("kv_group", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",))
 FFN_CHANNEL = Coupling("ffn", ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
 
+# The projections of a short convolution, which no pruning cuts.
+CONVOLUTION = ("conv.in_proj", "conv.out_proj")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -89,12 +92,14 @@ class Exports:
         gguf_layers: for widths that differ from layer to layer.
         onnx: the graph, for both kinds of widths.
         gguf_layers_untied: as `gguf_layers`, for a model with a separate output head; None: no difference.
+        gguf_kv_by_layer: `gguf_uniform` has KV heads of each layer, and needs only FFNs of one width.
     """
 
     gguf_uniform: str | Refusal
     gguf_layers: str | Refusal
     onnx: str | Refusal
     gguf_layers_untied: str | Refusal | None = None
+    gguf_kv_by_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,9 @@ class Family:
         uniform_only: the reason why all layers must keep the same widths, or None.
         gemma: config -> what it has of Gemma's arithmetic; None for all other families.
         unrotated: config -> the layers without rotary positions.
+        spelled: config -> the same with other names of its fields, which transformers knows too, replaced.
+        plain: config of our own class with layers that are alike -> that of transformers' class, as which it is saved.
+            Where it is set, the canonical form is our own class, also of a dense model.
     """
 
     model_type: str
@@ -135,6 +143,8 @@ class Family:
     uniform_only: str | None = None
     gemma: Callable[[Config], Gemma] | None = None
     unrotated: Callable[[Config], frozenset[int]] = lambda config: frozenset()
+    spelled: Callable[[Config], Config] = lambda config: config
+    plain: Callable[[Config], Config] | None = None
     attention: Coupling = KV_GROUP
     ffn: Coupling = FFN_CHANNEL
 
@@ -152,11 +162,16 @@ class Family:
         return tuple(f"self_attn.{name}" for name in names)
 
     def projections(self, layer: Any) -> Iterator[tuple[Coupling, str]]:
-        """Every projection of a decoder layer and its coupling; a pruned layer may lack a whole sublayer."""
+        """Every projection of a decoder layer that pruning cuts, and its coupling; whole sublayers may be lacking."""
         for coupling in (self.attention, self.ffn):
             if getattr(layer, coupling.module, None) is not None:
                 for name in (*coupling.rows, *coupling.columns):
                     yield coupling, name
+
+    def linears(self, layer: Any) -> list[str]:
+        """Names of all projections of a decoder layer: those of `projections`, and those of a convolution."""
+        convolution = CONVOLUTION if getattr(layer, "conv", None) is not None else ()
+        return [*convolution, *(name for _, name in self.projections(layer))]
 
 
 _SAME = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}  # other names

@@ -24,6 +24,7 @@ class Architecture:
         fused: in transformers q, k and v are one matrix, and gate and up another.
         late_norms: q and k are normalised after rope, and transformers' class has other names for these norms.
         gemma: norms before and after sublayers, stored as 1 + weight.
+        convolved: layers without KV heads have a short convolution, and transformers' class has names of its own.
     """
 
     model_type: str
@@ -32,6 +33,7 @@ class Architecture:
     fused: bool = False
     late_norms: bool = False
     gemma: bool = False
+    convolved: bool = False
 
 
 ARCHITECTURES = {
@@ -45,6 +47,7 @@ ARCHITECTURES = {
     "smollm3": Architecture("smollm3", neighbours=True),
     "ernie4_5": Architecture("ernie4_5"),  # rope turns neighbouring rows in both, as they are stored
     "hunyuan-dense": Architecture("hunyuan_v1_dense", late_norms=True),
+    "lfm2": Architecture("lfm2", convolved=True),
     "gemma2": Architecture("gemma2", gemma=True),
     "gemma3": Architecture("gemma3_text", gemma=True),
 }
@@ -81,6 +84,7 @@ class Place:
 
 
 _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LFM2_LAST = {"token_embd_norm": "model.embedding_norm"}
 _ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # go into config.json
 _LAYER = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q_norm": "self_attn.q_norm",
@@ -93,11 +97,17 @@ _GEMMA = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }  # fmt: skip
 _LATE_NORMS = {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
+_LFM2 = {
+    "attn_norm": "operator_norm", "ffn_norm": "ffn_norm", "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm", "attn_output": "self_attn.out_proj", "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3", "ffn_down": "feed_forward.w2", "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj", "shortconv.out_proj": "conv.out_proj",
+}  # fmt: skip
 _FUSED = {
     "attn_q": ("self_attn.qkv_proj", "q"), "attn_k": ("self_attn.qkv_proj", "k"), "attn_v": ("self_attn.qkv_proj", "v"),
     "ffn_gate": ("mlp.gate_up_proj", "gate"), "ffn_up": ("mlp.gate_up_proj", "up"),
 }  # fmt: skip
-_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_IN_LAYER = re.compile(r"blk\.(\d+)\.([\w.]+)\.(weight|bias)")
 _OUTSIDE = re.compile(r"(\w+)\.(weight|bias)")
 
 
@@ -116,10 +126,11 @@ def place_of(name: str, architecture: Architecture) -> Place | None:
         outside = _OUTSIDE.fullmatch(name)
         if not outside:
             raise KeyError(name)
-        return Place(_WHOLE[outside[1]], outside[2])
+        return Place((_WHOLE | (_LFM2_LAST if architecture.convolved else {}))[outside[1]], outside[2])
     layer, stem, leaf = int(inside[1]), inside[2], inside[3]
     if architecture.fused and stem in _FUSED:
         module, part = _FUSED[stem]
         return Place(module, leaf, layer, part)
     own = (_GEMMA if architecture.gemma else {}) | (_LATE_NORMS if architecture.late_norms else {})
+    own |= _LFM2 if architecture.convolved else {}
     return Place((_LAYER | own)[stem], leaf, layer)

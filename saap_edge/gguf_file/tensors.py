@@ -14,6 +14,7 @@ from saap_edge.gguf_file.reader import GgufModel
 
 __all__ = ["GGUF_FILE", "Entry", "GgufTensors"]
 
+_KERNEL = ".conv.conv.weight"  # torch has an axis more, for channels that see each other
 GGUF_FILE = "model.gguf"  # the weights, in a folder that a GGUF file was unpacked into
 
 
@@ -58,7 +59,8 @@ class GgufTensors:
         first = self._model.shape(parts[0].tensor) or ()
         kinds = {self._model.dtype(part.tensor) for part in parts}
         dtype = torch.float32 if self._shifted(name) or len(kinds) > 1 else kinds.pop()
-        return Entry((sum(part.rows for part in parts), *first[1:]), dtype, self._model.path)
+        channel = (1,) if name.endswith(_KERNEL) else ()
+        return Entry((sum(part.rows for part in parts), *channel, *first[1:]), dtype, self._model.path)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) of a tensor, a new tensor in its entry's type."""
@@ -69,6 +71,7 @@ class GgufTensors:
                 pieces.append(self._read(part, low, high).to(dtype))
             at += part.rows
         values = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        values = values[:, None] if name.endswith(_KERNEL) else values
         return values - 1 if self._shifted(name) else values
 
     def _read(self, part: _Part, start: int, stop: int) -> torch.Tensor:

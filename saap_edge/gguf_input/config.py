@@ -59,6 +59,8 @@ def config_of(model: GgufModel) -> Config:
         return config | _one_width(model, widths) | _gemma(model, rope, hidden, head_dim, widths)
     # transformers 4 and some families read these fields outside rope_parameters.
     config |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}
+    if architecture.convolved:
+        return config | _lfm2(model, widths)
     if "partial_rotary_factor" in rope:
         config["partial_rotary_factor"] = rope["partial_rotary_factor"]
     if model.architecture == "granite":
@@ -98,6 +100,8 @@ def _widths(model: GgufModel) -> list[list[int]]:
     kv_heads = model.counts(model.key("attention.head_count_kv"), layers, None)
     ffn = model.counts(model.key("feed_forward_length"), layers)
     widths = [[q, q if kv is None else kv, f] for q, kv, f in zip(heads, kv_heads, ffn, strict=True)]
+    if architecture_of(model.architecture, str(model.path)).convolved:
+        widths = [[q if kv else 0, kv, f] for q, kv, f in widths]
     for index, (q, kv, f) in enumerate(widths):
         if (kv and q % kv) or bool(q) != bool(kv):
             raise SaapError(f"'{model.path}': layer {index}: {q} query heads cannot share {kv} kv heads")
@@ -117,10 +121,22 @@ def _head_dim(model: GgufModel, hidden: int, widths: list[list[int]]) -> int:
     return key_length
 
 
-def _one_width(model: GgufModel, widths: list[list[int]]) -> Config:
-    if any(layer != widths[0] for layer in widths):
+def _lfm2(model: GgufModel, widths: list[list[int]]) -> Config:
+    if model.count(model.key("attention.sliding_window"), 0):
+        raise SaapError(f"'{model.path}': an LFM2 with a sliding window is not supported")
+    return _one_width(model, widths, [layer for layer in widths if layer[1]]) | {
+        "norm_eps": model.number(model.key("attention.layer_norm_rms_epsilon")), "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": model.count(model.key("shortconv.l_cache")),
+        "layer_types": ["full_attention" if kv_heads else "conv" for _, kv_heads, _ in widths],
+    }  # fmt: skip
+
+
+def _one_width(model: GgufModel, widths: list[list[int]], compared: list[list[int]] | None = None) -> Config:
+    """The fields of widths that all layers have; `compared`: only these, and all FFNs."""
+    compared = compared or widths
+    if any(layer != compared[0] for layer in compared) or len({ffn for *_, ffn in widths}) > 1:
         raise SaapError(f"'{model.path}': layers of different widths in architecture '{model.architecture}'")
-    heads, kv_heads, ffn = widths[0]
+    heads, kv_heads, ffn = compared[0]
     return {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "intermediate_size": ffn}
 
 

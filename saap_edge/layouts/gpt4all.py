@@ -34,7 +34,7 @@ def write(given: Given, out: Path) -> list[str]:
     cannot fill the heads up, and where the answers differ.
     """
     spec, path = read_spec(given.model), out / given.path.name
-    before = spec.layers[0]
+    before = spec.attention
     if spec.uniform and before.heads * spec.head_dim == spec.hidden:
         place(given.path, path)
         return ["the model's heads fill its hidden size: this is the run's own file"]

@@ -54,6 +54,7 @@ class Layout:
         kind: every format of this kind of artifacts (formats.py) may be named too, after those; None: no others.
         takes_model: it is made of the model's Hugging Face folder; else of an artifact.
         packages: it puts npm packages into the folder, which `--packages` may give.
+        attention_only: what takes it keeps keys and values alone, and not what short convolutions remember (LFM2).
 
     >>> LAYOUTS.find("olama")
     Traceback (most recent call last):
@@ -68,6 +69,7 @@ class Layout:
     kind: str | None = None
     takes_model: bool = False
     packages: bool = False
+    attention_only: bool = False
 
     def takes(self) -> tuple[str, ...]:
         """All that `--format` may name, the usual first."""
@@ -92,22 +94,25 @@ OWN: tuple[Layout, ...] = (
         "gpt4all", about="gpt4all and mistralrs, which know no head size but hidden size / heads (docs/runtimes.md)",
         writes="the GGUF file of a uniform model, with heads of zeros for those that were removed",
         writer="saap_edge.layouts.gpt4all:write",
-        formats=("gguf-q4_0", "gguf-q8_0", "gguf-q4_1", "gguf-f16", "gguf-bf16", "gguf-f32"),
+        formats=("gguf-q4_0", "gguf-q8_0", "gguf-q4_1", "gguf-f16", "gguf-bf16", "gguf-f32"), attention_only=True,
     ),
     Layout(
         "transformers.js", about="@huggingface/transformers 4, in node and in browsers",
         writes="onnx/model.onnx with its data, config.json and the tokenizer",
         writer="saap_edge.layouts.transformers_js:write", formats=_IN_JAVASCRIPT, kind="onnx",
+        attention_only=True,
     ),
     Layout(
         "browser", about="a page that runs the model in the browser, from any web server",
         writes="index.html, its scripts, onnxruntime-web's wasm and the ONNX model",
         writer="saap_edge.layouts.browser:write", formats=_IN_JAVASCRIPT, kind="onnx", packages=True,
+        attention_only=True,
     ),
     Layout(
         "executorch", about="ExecuTorch's LLM runners on phones (docs/executorch.md)",
         writes="model.pte for XNNPACK, the tokenizer, and a README.txt on how it is run",
         writer="saap_edge.layouts.executorch:write", formats=("xnnpack-int4", "xnnpack-fp32"), takes_model=True,
+        attention_only=True,
     ),
 )  # fmt: skip
 LAYOUTS: Registry[Layout] = Registry("layout", "saap_edge.layouts", own=OWN)

@@ -26,13 +26,15 @@ def write_layout(
     which artifact; without it, the first of the layout's formats that the run has. `packages` is a folder with npm
     packages, which are fetched without it. A folder that an earlier call wrote is replaced.
 
-    Raises SaapError when something is missing, or `out` exists and is neither empty nor such a folder.
+    Raises SaapError when something is missing, when the layout cannot hold the model, or `out` exists and is neither
+    empty nor such a folder.
     """
     layout = LAYOUTS.find(name)
     if packages is not None and not layout.packages:
         raise SaapError(f"--packages: the layout '{name}' needs no packages, leave it out")
     _check_place(out)
     given = replace(_given(path, layout, format), packages=packages, bar=bar)
+    _check_states(given, layout)
     existed = out.parent.is_dir()
     temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
     try:
@@ -63,6 +65,17 @@ def _given(path: Path, layout: Layout, format: str | None) -> Given:
         return Given(format or layout.formats[0], model, model, base)
     source = find_artifact(path, (format,) if format else known)
     return Given(source.artifact.format, source.folder / source.artifact.path, source.model, source.base)
+
+
+def _check_states(given: Given, layout: Layout) -> None:
+    from saap_edge.model.checkpoint import read_spec
+
+    spec = read_spec(given.model) if layout.attention_only else None
+    if spec and spec.taps:
+        raise SaapError(
+            f"the layout '{layout.name}' holds no model with short convolutions ({spec.family.title}): nothing there "
+            "keeps their states. Take ollama, or the run's own GGUF and ONNX files"
+        )
 
 
 def _check_place(out: Path) -> None:

@@ -196,7 +196,7 @@ def put(layer: nn.Module, name: str, module: nn.Module) -> None:
 def change_projections(model: Any, family: Family, change: Callable[[Any], Any]) -> None:
     """Replace every projection of a transformers model by what `change` makes of it, in place, in the layers' order."""
     for layer in model.model.layers:
-        for _, name in list(family.projections(layer)):
+        for name in family.linears(layer):
             put(layer, name, change(layer.get_submodule(name)))
 
 

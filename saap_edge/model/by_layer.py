@@ -31,14 +31,17 @@ _KEPT = (
 def pruned_config(source: Config, spec: ModelSpec, widths: list[list[int]], o_bias: bool, down_bias: bool) -> Config:
     """config.json of our own class, with these widths: [heads, kv_heads, ffn] of every layer.
 
-    `source` and `spec` are of the model in its canonical form; layers that are unrotated in `spec` are so here.
+    `source` and `spec` are of the model in its canonical form. Which layers are unrotated, and which have a
+    convolution, is as in `spec`.
     """
     rotated = [int(index not in spec.unrotated) for index in range(len(widths))]
+    conv = [int(layer.conv) for layer in spec.layers]
     return {name: source[name] for name in _KEPT if name in source} | {
         "model_type": PRUNED_TYPE, "base_model_type": spec.family.model_type, "num_hidden_layers": len(widths),
         "head_dim": spec.head_dim, "layer_widths": widths, "qkv_bias": spec.qkv_bias, "o_bias": o_bias,
         "gate_up_bias": spec.gate_up_bias, "down_bias": down_bias, "qk_norm": spec.family.qk_norm,
         "norms_after_rope": spec.family.norms_after_rope, "no_rope_layers": rotated if spec.unrotated else None,
+        "conv_layers": conv if spec.taps else None, "conv_taps": spec.taps or None,
         "auto_map": AUTO_MAP, "architectures": ["SaapEdgeForCausalLM"],
     }  # fmt: skip
 
@@ -75,7 +78,7 @@ def in_our_form(config: Config) -> Config:
     if reason:
         raise SaapError(f"this {family.title} model cannot be handled: {said[0]} gives its layers widths: {reason}")
     if sparse:
-        first = spec_from_config(rest).layers[0]
+        first = spec_from_config(rest).attention
         widths = _sparse(rest, config[SPARSE], [first.heads, first.kv_heads, first.ffn])
     else:
         widths = _blocks(rest, config[BLOCKS])
@@ -117,7 +120,7 @@ def _sparse(config: Config, layers: Any, shape: list[int]) -> list[list[int]]:
         raise SaapError(f"{SPARSE} names a layer twice")
     if config.get("head_dim") is None and any("num_attention_heads" in layer for layer in layers.values()):
         raise SaapError(f"{SPARSE} gives layers heads of their own, and config.json has no head_dim")
-    return widths_by_layer(layers, shape, count)
+    return widths_by_layer(layers, shape, count, config.get("conv_layers"))
 
 
 def _width(where: str, value: Any) -> int:

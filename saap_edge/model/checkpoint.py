@@ -18,7 +18,7 @@ from saap_edge.families import Config, Family, Source
 from saap_edge.model.classes import check_class, parsed_config
 from saap_edge.model.config import read_config, read_object, without_odd_ids
 from saap_edge.model.inventory import EMBEDDING, HEAD, canonical_names, check_inventory
-from saap_edge.model.spec import ModelSpec, canonical_config, config_family, spec_from_config
+from saap_edge.model.spec import PRUNED_TYPE, ModelSpec, canonical_config, config_family, spec_from_config
 from saap_edge.model.stored import SINGLE_FILE, Stored, stored_in
 
 __all__ = ["Checkpoint", "open_checkpoint", "read_spec", "row_ranges"]
@@ -151,7 +151,8 @@ def _ignored(folder: Path, config: Config) -> list[str]:
 def source_of(config: Config, name: str) -> Source:
     """Where a tensor of the canonical form comes from, under the name that transformers' class has for it."""
     family, full = config_family(config)
-    return family.source(full, name) if family.source else Source(name)
+    ours = config.get("model_type") == PRUNED_TYPE
+    return family.source(full, name) if family.source and not ours else Source(name)
 
 
 def _quantised_by(config: Config) -> str | None:

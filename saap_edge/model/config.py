@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from saap_edge.errors import SaapError
-from saap_edge.families import Config
+from saap_edge.families import FAMILIES, Config
 from saap_edge.model.by_layer import in_our_form
 
 __all__ = ["read_config", "read_object", "without_odd_ids"]
@@ -21,6 +21,8 @@ _Positive = Annotated[float, Field(strict=True, ge=1e-18, le=1e18)]
 _Flag = Annotated[bool, Field(strict=True)]
 _Id = Annotated[int, Field(strict=True)]
 _Width = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+_Taps = Annotated[int, Field(strict=True, ge=1, le=1024)]
 
 _MAYBE_NULL = ("intermediate_size", "num_key_value_heads")  # where blocks say it
 
@@ -89,6 +91,17 @@ class _Fields(BaseModel):
     down_bias: _Flag = False
     qk_norm: _Flag = False
     norms_after_rope: _Flag = False
+    full_attn_idxs: list[_Width] | None = None
+    block_ff_dim: _Count | None = None
+    tie_embedding: _Flag | None = None
+    norm_eps: _Positive = 1.0
+    conv_bias: _Flag = False
+    conv_L_cache: _Taps = 3
+    block_multiple_of: _Count = 256
+    block_ffn_dim_multiplier: _Positive | None = None
+    block_auto_adjust_ff_dim: _Flag = True
+    conv_layers: list[Annotated[int, Field(strict=True, ge=0, le=1)]] | None = None
+    conv_taps: _Taps | None = None
     quantization_config: dict[str, Any] | None = None
 
 
@@ -103,6 +116,8 @@ def read_config(folder: str | Path) -> Config:
     config = read_object(path)
     try:
         _check(config | dict.fromkeys(_MAYBE_NULL, 1) if config.get("block_configs") else config, path)
+        family = FAMILIES.get(config["model_type"])
+        config = family.spelled(config) if family else config
         ours = in_our_form(config)
     except SaapError as error:
         raise error if str(error).startswith(str(path)) else SaapError(f"{path}: {error}") from None
@@ -145,7 +160,9 @@ def _check(config: Config, path: Path) -> None:
     heads = config.get("num_attention_heads")
     if heads and heads % (fields.num_key_value_heads or heads):
         raise SaapError(f"{path}: {heads} attention heads cannot share {fields.num_key_value_heads} key-value heads")
-    per_layer = {"layer_types": fields.layer_types, "layer_widths": fields.layer_widths}
+    per_layer = {
+        "layer_types": fields.layer_types, "layer_widths": fields.layer_widths, "conv_layers": fields.conv_layers,
+    }  # fmt: skip
     for name, values in per_layer.items():
         if values is not None and len(values) != config.get("num_hidden_layers", len(values)):
             layers = config["num_hidden_layers"]
@@ -161,6 +178,8 @@ def _check(config: Config, path: Path) -> None:
                 f"{path}: layer {index}: {heads} query heads cannot be shared by {kv_heads} kv heads (llama.cpp would "
                 "abort the process): keep whole kv groups"
             )
+        if heads and fields.conv_layers and fields.conv_layers[index]:
+            raise SaapError(f"{path}: layer {index}: a layer with a convolution (conv_layers) has no heads")
 
 
 def without_odd_ids(config: Config) -> tuple[Config, list[str]]:

@@ -25,10 +25,13 @@ from saap_edge.model.classes import empty_model, parsed_config
 from saap_edge.model.inventory import HEAD
 from saap_edge.model.modeling_saap_edge import SaapEdgeConfig, SaapEdgeForCausalLM
 from saap_edge.model.spec import (
+    ONLY_CONVOLUTIONS,
     PRUNED_TYPE,
     LayerShape,
     ModelSpec,
+    convolved,
     for_transformers_4,
+    only_convolutions,
     spec_from_config,
 )
 from saap_edge.model.tensors import TensorStore
@@ -124,9 +127,12 @@ def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrained
     SaapEdgeForCausalLM. It has the dense model's dtype and device. Raises SaapError when neither class can hold it.
     """
     spec = spec_of(dense)
+    layers = convolved(layers, spec.layers)
     stay = [index for index, shape in enumerate(layers) if not shape.gone]
     if not stay:
         raise SaapError("every layer would be removed whole: keep at least one")
+    if only_convolutions(layers):
+        raise SaapError(ONLY_CONVOLUTIONS)
     config = _pruned_config(dense, spec, layers, stay)
     plain = type(config) is type(dense.config) and not _is_pruned(dense)
     device = cast(torch.Tensor, dense.get_input_embeddings().weight).device
@@ -184,7 +190,8 @@ def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: 
             f"number of heads that divides the hidden size {spec.hidden}"
         )
     source = {name: value for name, value in dense.config.to_dict().items() if name not in ("dtype", "torch_dtype")}
-    left = replace(spec, unrotated=frozenset(at for at, index in enumerate(stay) if index in spec.unrotated))
+    unrotated = frozenset(at for at, index in enumerate(stay) if index in spec.unrotated)
+    left = replace(spec, layers=tuple(shapes), unrotated=unrotated)
     widths = [[shape.heads, shape.kv_heads, shape.ffn] for shape in shapes]
     config = SaapEdgeConfig(**_plain(pruned_config(source, left, widths, o_bias, down_bias)))
     config._attn_implementation = dense.config._attn_implementation
@@ -208,12 +215,35 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in ("model_type", "transformers_version")}
 
 
+def _as_plain(model: Any) -> Any:
+    """The model as transformers' own class, with the same parameters, where its family has one that can hold it."""
+    spec = spec_of(model)
+    family, first = spec.family, spec.attention
+    biased = spec.qkv_bias or spec.o_bias or spec.gate_up_bias or spec.down_bias
+    fits = spec.uniform and first.heads and first.ffn and spec.hidden % first.heads == 0 and not biased
+    if family.plain is None or not fits or not _is_pruned(model):
+        return model
+    config = model.config.to_dict()
+    named = {str(family.source(config, name).name): parameter for name, parameter in model.named_parameters()}  # type: ignore[misc]
+    parsed = parsed_config(family.plain(config))
+    parsed.dtype = model.dtype
+    plain = empty_model(parsed)
+    for name, parameter in named.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(plain.get_submodule(owner), leaf, parameter)
+    if spec.tied:
+        plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
+
+
 def save_model(model: PreTrainedModel, tokenizer_from: str | Path, out: str | Path) -> None:
     """Write a Hugging Face folder: safetensors, config, tokenizer and, for widths per layer, the modelling file.
 
     transformers 4 and 5 both read it. `tokenizer_from` is a model folder. Raises SaapError as `read_chat` of it.
+    A model that is handled as our own class is saved as transformers' if that can hold it (`Family.plain`).
     """
-    out = Path(out)
+    out, model = Path(out), _as_plain(model)
     generation = read_generation(tokenizer_from)  # before transformers writes its own, maybe to the same folder
     defaults = model.generation_config
     try:

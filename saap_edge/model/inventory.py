@@ -44,16 +44,19 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     prefix, layer = f"model.layers.{index}.", spec.layers[index]
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in linear_shapes(spec, index).items():
-        if not (layer.heads if ".self_attn." in name else layer.ffn):
+        if not (layer.conv if ".conv." in name else layer.heads if ".self_attn." in name else layer.ffn):
             continue
         shapes[name] = shape
         module = name.removesuffix(".weight")
         if module.removeprefix(prefix) in spec.biased:
             shapes[f"{module}.bias"] = shape[:1]
-    norms = [*(["input_layernorm"] if layer.heads else []), *(["post_attention_layernorm"] if layer.ffn else [])]
+    mixed = layer.heads or layer.conv
+    norms = [*(["input_layernorm"] if mixed else []), *(["post_attention_layernorm"] if layer.ffn else [])]
     if spec.gemma:
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
     shapes |= {f"{prefix}{norm}.weight": (spec.hidden,) for norm in norms}
+    if layer.conv:
+        shapes[f"{prefix}conv.conv.weight"] = (spec.hidden, 1, spec.taps)
     if layer.heads:
         shapes |= {f"{prefix}{norm}.weight": (spec.head_dim,) for norm in spec.family.qk_norms}
     return shapes

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saap_edge.documents.plan import LayerShape
+from saap_edge.documents.plan import LayerShape, alike
 from saap_edge.errors import SaapError
 from saap_edge.families import Config, Family, Gemma, family_of
 from saap_edge.families.rope import head_dim_of, rope_of
 
 __all__ = [
-    "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "for_transformers_4",
-    "linear_shapes", "spec_from_config",
+    "ONLY_CONVOLUTIONS", "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "convolved",
+    "for_transformers_4", "linear_shapes", "only_convolutions", "spec_from_config",
 ]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with widths per layer
@@ -30,6 +31,7 @@ class ModelSpec:
         qkv_bias, o_bias, gate_up_bias, down_bias: which projections have a bias.
         gemma: what only Gemma's arithmetic has.
         unrotated: the layers whose queries and keys have no rotary positions.
+        taps: tokens that a short convolution sees, in layers that have one; 0: no layer has.
     """
 
     family: Family
@@ -48,6 +50,7 @@ class ModelSpec:
     down_bias: bool
     gemma: Gemma | None = None
     unrotated: frozenset[int] = frozenset()
+    taps: int = 0
 
     @property
     def no_depth(self) -> str | None:
@@ -71,18 +74,55 @@ class ModelSpec:
 
     @property
     def uniform(self) -> bool:
-        """Whether all layers have the same widths."""
-        return len(set(self.layers)) == 1
+        """Whether all layers have the same widths: all those with attention, where others have a convolution."""
+        return alike(self.layers)
+
+    @property
+    def attention(self) -> LayerShape:
+        """The first layer with attention; the first layer if none has any."""
+        return next((layer for layer in self.layers if layer.heads), self.layers[0])
+
+    @property
+    def convolutions(self) -> int:
+        """Number of layers with a short convolution."""
+        return sum(layer.conv for layer in self.layers)
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of KV cache for one token: keys and values of every layer, `element_bytes` a number."""
         return sum(2 * layer.kv_heads * self.head_dim * element_bytes for layer in self.layers)
 
+    def state_bytes(self, element_bytes: int = 4) -> int:
+        """Bytes that all convolutions remember of a text of any length: the last `taps` - 1 tokens."""
+        return self.convolutions * max(self.taps - 1, 0) * self.hidden * element_bytes
+
     def layer_parameters(self) -> int:
         """Weights of attention and FFN projections, which pruning can remove; no embeddings, norms or biases."""
         return sum(
-            rows * columns for index in range(len(self.layers)) for rows, columns in linear_shapes(self, index).values()
+            rows * columns
+            for index in range(len(self.layers))
+            for name, (rows, columns) in linear_shapes(self, index).items()
+            if ".conv." not in name
         )
+
+    def convolution_weights(self) -> int:
+        """Weights of the convolutions' projections, which stay."""
+        return self.convolutions * 4 * self.hidden**2
+
+
+def convolved(layers: Sequence[LayerShape], dense: Sequence[LayerShape]) -> list[LayerShape]:
+    """The widths `layers`, with a convolution and no heads where the dense model has one, which always stays."""
+    return [
+        LayerShape(0, 0, shape.ffn, conv=True) if before.conv else shape
+        for shape, before in zip(layers, dense, strict=False)
+    ]
+
+
+ONLY_CONVOLUTIONS = "no layer with attention would be left, and transformers counts a text's tokens there: keep one"
+
+
+def only_convolutions(layers: Sequence[LayerShape]) -> bool:
+    """Whether a model has convolutions, and attention nowhere."""
+    return any(shape.conv for shape in layers) and not any(shape.heads for shape in layers)
 
 
 def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
@@ -98,6 +138,8 @@ def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
         "mlp.up_proj": (layer.ffn, spec.hidden),
         "mlp.down_proj": (spec.hidden, layer.ffn),
     }
+    if layer.conv:
+        shapes |= {"conv.in_proj": (3 * spec.hidden, spec.hidden), "conv.out_proj": (spec.hidden, spec.hidden)}
     return {f"{prefix}{name}.weight": shape for name, shape in shapes.items()}
 
 
@@ -108,7 +150,7 @@ def config_family(config: Config) -> tuple[Family, Config]:
     """
     pruned = config.get("model_type") == PRUNED_TYPE
     family = family_of(str(config.get("base_model_type", "llama") if pruned else config.get("model_type")))
-    if pruned and (family.source or family.uniform_only):
+    if pruned and ((family.source and not family.plain) or family.uniform_only):
         raise SaapError(f"base_model_type '{family.model_type}': no model of widths per layer is of this family")
     for name in ("qk_norm", "norms_after_rope") if pruned else ():
         if (said := bool(config.get(name))) != getattr(family, name):
@@ -172,11 +214,15 @@ def spec_from_config(config: Config) -> ModelSpec:
     >>> spec.layers[0], spec.head_dim, spec.layer_parameters(), spec.kv_bytes_per_token(2)
     (LayerShape(heads=9, kv_heads=3, ffn=1536), 64, 106168320, 23040)
     """
-    pruned, (family, _) = config.get("model_type") == PRUNED_TYPE, config_family(config)
+    family, _ = config_family(config)
     config = canonical_config(config)
+    pruned = config["model_type"] == PRUNED_TYPE
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     if pruned:
-        layers = tuple(LayerShape(*widths) for widths in config["layer_widths"])
+        convolved = config.get("conv_layers") or [0] * len(config["layer_widths"])
+        layers = tuple(
+            LayerShape(*widths, conv=bool(conv)) for widths, conv in zip(config["layer_widths"], convolved, strict=True)
+        )
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)
         layers = (LayerShape(heads, kv_heads, int(config["intermediate_size"])),) * int(config["num_hidden_layers"])
@@ -205,4 +251,5 @@ def spec_from_config(config: Config) -> ModelSpec:
         down_bias=bool(config["down_bias"]) if pruned else family.mlp_bias(config),
         gemma=family.gemma(config) if family.gemma else None,
         unrotated=frozenset(said) if pruned else family.unrotated(config),
+        taps=int(config.get("conv_taps") or 0) if pruned else 0,
     )

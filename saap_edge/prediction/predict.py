@@ -160,7 +160,7 @@ def _told(reasons: dict[str, str], name: str, ask: Any) -> Any:
 
 
 def _decode(fit: dict[str, Any], cost: ArtifactCost, target: Target, context: int, threads: int) -> _Speed:
-    read = bytes_per_token(cost.projection_bytes, cost.kv_bytes_per_token, context)
+    read = bytes_per_token(cost.projection_bytes, cost.kv_bytes_per_token, context) + cost.state_bytes
     weights, bits = weights_of(cost), _bits(cost)
     probed = _kernel(target, cost.format, threads)
     if probed:
@@ -274,7 +274,7 @@ def _repacked(cost: ArtifactCost, target: Target) -> bool:
 
 def _held(own: dict[str, float], cost: ArtifactCost, context: int, work: float) -> Estimate:
     value = own["base_mib"] + own["of_file"] * cost.file_bytes / MIB
-    cached = cost.kv_bytes_per_token * context / MIB + work
+    cached = (cost.kv_bytes_per_token * context + cost.state_bytes) / MIB + work
     return Estimate(value + cached, value * own["low"] + cached, value * own["high"] + cached)
 
 

@@ -16,7 +16,6 @@ from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.head import logits_of
 from saap_edge.model.stream import attention_branch, ffn_branch, layer_arguments, layer_inputs
 from saap_edge.pruning.bank import Bank
-from saap_edge.pruning.score import SUBLAYERS
 from saap_edge.pruning.settings import GLANCE
 from saap_edge.pruning.space import Space, Widths
 from saap_edge.pruning.surgery import output_columns, output_projections
@@ -46,9 +45,9 @@ class Assembly:
         self._now: dict[tuple[int, str], tuple[int, ...]] = {}
 
     def __enter__(self) -> Assembly:
-        for index in range(len(self.space.shapes)):
-            for sublayer in SUBLAYERS:
-                self._dense[index, sublayer] = self._module(index, sublayer).weight.detach().clone()
+        for index, layer in enumerate(self.model.model.layers):
+            for sublayer, module in output_projections(layer).items():
+                self._dense[index, sublayer] = module.weight.detach().clone()
         self._arguments = layer_arguments(self.model, self.windows)
         pieces = (self.windows[:GLANCE], self.windows[GLANCE:])
         self._panels = [_Panel(self.model, piece) for piece in pieces if len(piece)]
@@ -93,7 +92,7 @@ class Assembly:
         first, state = panel.states.longest(plan)
         layers = self.model.model.layers
         for index in range(first, len(layers)):
-            for sublayer in SUBLAYERS:
+            for sublayer in output_projections(layers[index]):
                 self._set(index, sublayer, widths[index])
             state = state.to(next(layers[index].parameters()).device)
             panel.states.keep(plan[:index], state)

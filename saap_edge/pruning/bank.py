@@ -39,6 +39,7 @@ from saap_edge.pruning.surgery import PROJECTIONS, output_columns, output_projec
 
 __all__ = ["Bank", "build_bank", "offered"]
 
+_NONE = torch.zeros(0, dtype=torch.float64)  # figures of the structures that a layer without attention has
 FFN_WIDTHS = 16  # repaired widths kept of one FFN, evenly spaced on the grid
 
 
@@ -126,9 +127,17 @@ def build_bank(
     for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
         follow(layer, states)
         branches = (attention_branch(layer, keywords), ffn_branch(layer))
-        modules = output_projections(layer).values()
-        for sublayer, branch, module in zip(SUBLAYERS, branches, modules, strict=True):
-            gram = _advance(module, multiplied(precision, branch), states)
+        modules = output_projections(layer)
+        for sublayer, branch in zip(SUBLAYERS, branches, strict=True):
+            run = multiplied(precision, branch)
+            if sublayer not in modules:  # a convolution
+                states[:] = [state + run(state) for state in states]
+                arrays |= {
+                    f"{name}.{index}.{kind}": _NONE for name in ("costs", "obs") for kind in KINDS if kind != "ffn"
+                }
+                continue
+            module = modules[sublayer]
+            gram = _advance(module, run, states)
             require_finite_sums(gram, index, PROJECTIONS[sublayer])
             curvature = torch.from_numpy(scores.fisher[index][sublayer]).to(module.weight.device)
             for kind, costs, plain in _costs(scores, index, sublayer, module.weight, gram, curvature):

@@ -193,16 +193,17 @@ def _uniform_candidates(space: Space, ratio: float) -> tuple[Widths | None, Widt
     """The best uniform plan that saves at least `ratio`, and the best that saves less."""
     best: dict[bool, tuple[float, Widths]] = {}
     dense = space.dense()
+    first = dense[_free(space)]
     for kv in space.options(_free(space), "attention"):
         for ffn in space.options(_free(space), "ffn"):
-            if not kv or not ffn:
+            if not (kv or not first["attention"]) or not ffn:
                 continue
             widths = [_limited(space, index, kv, ffn) for index in range(len(dense))]
             if not all(space.fits(index, layer) for index, layer in enumerate(widths)):
                 continue
             over = space.removed(widths) - ratio
-            first = dense[_free(space)]
-            skew = abs(kv / first["attention"] - (1 - ratio)) + abs(ffn / first["ffn"] - (1 - ratio))
+            shares = (kv / first["attention"] if first["attention"] else 1 - ratio, ffn / first["ffn"])
+            skew = sum(abs(share - (1 - ratio)) for share in shares)
             badness = abs(over) + 0.25 * skew
             enough = space.met(widths, ratio)
             if enough not in best or badness < best[enough][0]:
@@ -211,8 +212,9 @@ def _uniform_candidates(space: Space, ratio: float) -> tuple[Widths | None, Widt
 
 
 def _free(space: Space) -> int:
-    """The first layer that is not protected."""
-    return next((layer for layer, kind in space.sublayers() if kind == "ffn"), 0)
+    """The first layer that is not protected, one with attention if there is any."""
+    free = [layer for layer, kind in space.sublayers() if kind == "ffn"] or list(range(len(space.shapes)))
+    return next((layer for layer in free if space.shapes[layer].heads), free[0])
 
 
 def _limited(space: Space, index: int, kv: int, ffn: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from saap_edge.pruning.space import Space
+from saap_edge.pruning.space import Space, shape_widths
 from saap_edge.pruning.surgery import output_projections
 
 __all__ = ["masked"]
@@ -26,7 +26,7 @@ def masked(model: Any, space: Space, masks: Mapping[tuple[int, str], torch.Tenso
     with ExitStack() as hooks:
         for index, layer in enumerate(model.model.layers):
             shape = space.shapes[index]
-            widths = {"attention": shape.heads // shape.kv_heads * space.head_dim, "ffn": 1}
+            widths = {"attention": shape_widths(shape)["slots"] * space.head_dim, "ffn": 1}
             for sublayer, module in output_projections(layer).items():
 
                 def mask(module: Any, inputs: Any, key: Any = (index, sublayer), width: int = widths[sublayer]) -> Any:

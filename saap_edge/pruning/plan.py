@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saap_edge.documents.plan import Candidate, Plan, PlanLayer, load_plan, save_plan
 from saap_edge.errors import SaapError
-from saap_edge.model.spec import LayerShape, ModelSpec
+from saap_edge.model.spec import ONLY_CONVOLUTIONS, LayerShape, ModelSpec, only_convolutions
 from saap_edge.pruning.space import GRID, Cost, Space, Widths, kv_unit
 
 __all__ = ["Candidate", "Plan", "PlanLayer", "check_fits", "check_plan", "load_plan", "make_plan", "save_plan"]
@@ -31,7 +31,9 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
         achieved_ratio=space.removed(widths),
         parameters=(weights[0], weights[1]),
         layers=[
-            PlanLayer(layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn))
+            PlanLayer(
+                layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn), conv=b.conv
+            )
             for i, (b, a) in enumerate(zip(space.shapes, after, strict=True))
         ],
     )
@@ -69,7 +71,7 @@ def check_plan(
             raise SaapError(f"{where}: it says layer {layer.layer}; layers must be listed in order")
         if layer.before != shape:
             raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
-        if no_depth and not (layer.after.kv_heads and layer.after.ffn):
+        if no_depth and not ((layer.after.kv_heads or shape.conv) and layer.after.ffn):
             raise SaapError(f"{where}: attention or FFN cannot be removed whole, because {no_depth}: keep some of both")
         _check_layer(where, layer.after, shape, head_dim)
         if uniform_only and layer.after != plan.layers[0].after:
@@ -78,6 +80,8 @@ def check_plan(
             )
     if all(layer.after.gone for layer in plan.layers):
         raise SaapError("plan: every layer is gone: keep attention or FFN in at least one")
+    if only_convolutions([layer.after for layer in plan.layers]):
+        raise SaapError(f"plan: {ONLY_CONVOLUTIONS}")
 
 
 def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int) -> None:

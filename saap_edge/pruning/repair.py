@@ -134,8 +134,15 @@ def judge_variants(
         for states in (dense, *streams):
             if states is not None:
                 states.follow(layer)
-        for sublayer, branch, module in zip(SUBLAYERS, branches, output_projections(layer).values(), strict=True):
+        modules = output_projections(layer)
+        for sublayer, branch in zip(SUBLAYERS, branches, strict=True):
             run = multiplied(precision, branch)
+            if sublayer not in modules:  # a convolution, of which nothing goes
+                for states in (dense, *streams):
+                    if states is not None:
+                        states.advance(run)
+                continue
+            module = modules[sublayer]
             step = _Step(index, layer, sublayer, run, project, module, dense.copy(), dense)
             dense.advance(step.branch)
             stored = None

@@ -50,7 +50,7 @@ class Scores:
         shapes: dense widths, one a layer.
         calibration: conditions of the run (text hash, window, ...).
         fisher: `[layer][sublayer]` float32 [hidden], mean over tokens of the squared gradient of the summed loss at the
-            output of o_proj or down_proj, in nats^2.
+            output of o_proj or down_proj, in nats^2. A layer with a convolution has no "attention".
         influence: float32 [layers], ShortGPT's 1 - cos(input, output) of a layer (arXiv 2403.03853).
     """
 
@@ -277,12 +277,12 @@ class _Watch:
 
 def _coupled(layer: Any, spec: Any) -> Iterator[tuple[str, torch.nn.Parameter, bool]]:
     """(sublayer, parameter, sliced by columns) for every parameter that surgery cuts in a layer; biases are rows."""
-    for sublayer, coupling in zip(SUBLAYERS, (spec.family.attention, spec.family.ffn), strict=True):
-        for name in (*coupling.rows, *coupling.columns):
-            module, columns = layer.get_submodule(name), name in coupling.columns
-            yield sublayer, module.weight, columns
-            if module.bias is not None and not columns:
-                yield sublayer, module.bias, columns
+    sublayers = dict(zip((spec.family.attention, spec.family.ffn), SUBLAYERS, strict=True))
+    for coupling, name in spec.family.projections(layer):
+        module, columns = layer.get_submodule(name), name in coupling.columns
+        yield sublayers[coupling], module.weight, columns
+        if module.bias is not None and not columns:
+            yield sublayers[coupling], module.bias, columns
 
 
 def _slicing(sublayer: str, size: int, shape: LayerShape, head_dim: int) -> list[tuple[str, int]]:
@@ -296,7 +296,9 @@ def _slicing(sublayer: str, size: int, shape: LayerShape, head_dim: int) -> list
 def save_scores(scores: Scores, folder: Path) -> None:
     """Write scores.safetensors (layers.N.kind, [views, B, structures]) and scores.json (shapes and conditions)."""
     arrays = {f"layers.{i}.{kind}": layer[kind] for i, layer in enumerate(scores.values) for kind in KINDS}
-    arrays |= {f"fisher.{i}.{name}": layer[name] for i, layer in enumerate(scores.fisher) for name in SUBLAYERS}
+    arrays |= {
+        f"fisher.{i}.{name}": figures for i, layer in enumerate(scores.fisher) for name, figures in layer.items()
+    }
     save_file(arrays | {"influence": scores.influence}, folder / "scores.safetensors")
     document = {
         "views": VIEWS,
@@ -316,7 +318,8 @@ def load_scores(folder: Path) -> Scores:
         shapes = [LayerShape(**layer) for layer in document["layers"]]
         layers = range(len(shapes))
         values = [{kind: arrays[f"layers.{i}.{kind}"] for kind in KINDS} for i in layers]
-        fisher = [{name: arrays[f"fisher.{i}.{name}"] for name in SUBLAYERS} for i in layers]
+        names = [[name for name in SUBLAYERS if name == "ffn" or not shape.conv] for shape in shapes]
+        fisher = [{name: arrays[f"fisher.{i}.{name}"] for name in names[i]} for i in layers]
         hidden, head_dim, conditions = document["hidden"], document["head_dim"], document["calibration"]
         return Scores(values, shapes, hidden, head_dim, conditions, fisher, arrays["influence"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -11,7 +11,10 @@ from saap_edge.errors import SaapError
 from saap_edge.formats import FORMATS, of_kind
 from saap_edge.model.spec import LayerShape, ModelSpec
 
-__all__ = ["GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths"]
+__all__ = [
+    "GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths",
+    "staying_weights",
+]  # fmt: skip
 
 GRID = 32  # block of Q4_0, Q8_0 and MatMulNBits: a tensor of another width would stay unquantised
 SLACK = 0.002  # of the dense cost: missing a budget by so little beats overshooting it by a step of a coarse grid
@@ -43,12 +46,14 @@ class Cost:
     Attributes:
         unit: "parameters": attention and FFN weights. "bytes": of the whole file. "latency": predicted seconds to
             decode one token: bytes read (all weights once, the context's KV cache) over the target's bandwidth.
+        queries: q and o shrink with their heads; not so in llama.cpp's files of models with convolutions.
     """
 
     unit: Unit = "parameters"
     per_weight: float = 1.0
     per_kv_head: float = 0.0
     fixed: float = 0.0
+    queries: bool = True
 
     def layer(self, shape: LayerShape, hidden: int, head_dim: int) -> float:
         """Cost of one layer's projections and KV cache.
@@ -56,7 +61,8 @@ class Cost:
         >>> Cost().layer(LayerShape(heads=4, kv_heads=2, ffn=128), hidden=64, head_dim=16)
         36864.0
         """
-        weights = 2 * hidden * head_dim * (shape.heads + shape.kv_heads) + 3 * hidden * shape.ffn
+        heads = shape.kv_heads + (shape.heads if self.queries else 0)
+        weights = 2 * hidden * head_dim * heads + 3 * hidden * shape.ffn
         return self.per_weight * weights + self.per_kv_head * shape.kv_heads
 
 
@@ -79,11 +85,21 @@ def model_cost(
         known = ", ".join(format.quantisation for format in of_kind("gguf"))
         raise SaapError(f"quantisation '{quantisation}' is unknown (known: {known})")
     weight, numbers = (bits / 8 for bits in record.weight_bits(GRID))
-    table = spec.vocab_size * spec.hidden * numbers
+    table, kept, queries = spec.vocab_size * spec.hidden * numbers, staying_weights(spec) * weight, not spec.taps
     if unit == "bytes":
-        return Cost("bytes", weight, 0.0, table * (1 if spec.tied else 2))
+        return Cost("bytes", weight, 0.0, table * (1 if spec.tied else 2) + kept, queries)
     # Decoding reads the output matrix, and of an untied embedding a single row.
-    return Cost("latency", weight / bandwidth, 2 * spec.head_dim * 2 * context / bandwidth, table / bandwidth)
+    fixed = (table + kept) / bandwidth
+    return Cost("latency", weight / bandwidth, 2 * spec.head_dim * 2 * context / bandwidth, fixed, queries)
+
+
+def staying_weights(spec: ModelSpec, wide: bool = True) -> int:
+    """Weights that no pruning takes out of a file: of convolutions and, beside them, of q and o if these are `wide`.
+
+    They are so in GGUF (formats.py's `Kind.wide_queries`).
+    """
+    queries = sum(layer.heads > 0 for layer in spec.layers) * 2 * spec.hidden**2 if spec.taps and wide else 0
+    return spec.convolution_weights() + queries
 
 
 @dataclass(frozen=True)
@@ -142,6 +158,8 @@ class Space:
     def options(self, layer: int, kind: str) -> list[int]:
         """Widths that this kind may have in this layer, ascending. The last is the dense one, or the trimmed one."""
         dense = shape_widths(self.shapes[layer])[kind]
+        if not dense:  # a convolution has neither KV groups nor slots
+            return [0]
         if layer in self._protected or (kind == "slots" and not self.slots) or not self._touches(kind):
             return [dense]
         step = self.step(layer, kind)
@@ -191,10 +209,11 @@ class Space:
         return 1 - self.total(widths) / self.total(self.dense())
 
     def structure_cost(self, layer: int, kind: str) -> float:
-        """What one structure of this kind costs in the dense layer."""
+        """What one structure of this kind costs in the dense layer; a little where it costs nothing."""
         dense = shape_widths(self.shapes[layer])
         less = dense | {kind: dense[kind] - 1}
-        return self.layer_cost(dense) - self.layer_cost(less)
+        whole = self.layer_cost(dense)
+        return max(whole - self.layer_cost(less), 1e-9 * whole)
 
     def sublayers(self) -> Iterator[tuple[int, str]]:
         """Every (layer, kind) that has more than one width."""

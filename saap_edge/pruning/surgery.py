@@ -10,7 +10,8 @@ import torch
 from saap_edge.errors import SaapError
 from saap_edge.families import Coupling
 from saap_edge.model.folder import build_pruned, spec_of
-from saap_edge.model.spec import LayerShape
+from saap_edge.model.spec import LayerShape, convolved
+from saap_edge.model.stream import convolution
 
 __all__ = ["PROJECTIONS", "Kept", "cut", "kept_shapes", "output_columns", "output_projections", "zero_removed"]
 
@@ -37,7 +38,8 @@ def cut(dense: Any, kept: Kept) -> Any:
     nothing is kept is left out. Returns a transformers model. Raises SaapError when nothing at all is kept, or when a
     whole sublayer goes whose output projection has a bias.
     """
-    spec, shapes = spec_of(dense), kept_shapes(kept)
+    spec = spec_of(dense)
+    shapes = convolved(kept_shapes(kept), spec.layers)
     pruned = build_pruned(dense, shapes)
     stay = [index for index, shape in enumerate(shapes) if not shape.gone]
     with torch.no_grad():
@@ -81,8 +83,9 @@ PROJECTIONS = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
 
 
 def output_projections(layer: Any) -> dict[str, Any]:
-    """The modules of PROJECTIONS in a dense layer, by sublayer."""
-    return {sublayer: layer.get_submodule(name) for sublayer, name in PROJECTIONS.items()}
+    """The modules of PROJECTIONS in a dense layer, by sublayer; one with a convolution has no "attention"."""
+    names = {sublayer: name for sublayer, name in PROJECTIONS.items() if sublayer == "ffn" or not convolution(layer)}
+    return {sublayer: layer.get_submodule(name) for sublayer, name in names.items()}
 
 
 def output_columns(layer: Any, sublayer: str, kinds: dict[str, np.ndarray]) -> torch.Tensor:

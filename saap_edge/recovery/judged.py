@@ -107,7 +107,7 @@ def projections(model: Any, family: Family) -> list[tuple[str, torch.Tensor]]:
     return [
         (f"model.layers.{index}.{name}.weight", layer.get_submodule(name).weight.detach())
         for index, layer in enumerate(model.model.layers)
-        for _, name in family.projections(layer)
+        for name in family.linears(layer)
     ]
 
 

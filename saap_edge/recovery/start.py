@@ -24,6 +24,7 @@ from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.blocks import BLOCK, BlockFormat, codes_at, grouped, nearest, rounded
 from saap_edge.model.stream import (
     attention_branch,
+    convolution,
     ffn_branch,
     follow,
     layer_arguments,
@@ -192,7 +193,7 @@ def in_blocks(
     for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
         follow(layer, states)
         grams = _grams(layer, family, states, keywords, precision) if states else {}
-        for _, name in family.projections(layer):
+        for name in family.linears(layer):
             linear = layer.get_submodule(name)
             gram = grams.pop(name, None)
             if gram is not None:
@@ -234,7 +235,7 @@ def _grams(
         gram = grams.setdefault(name, torch.zeros(rows.shape[1], rows.shape[1], device=rows.device))
         gram.addmm_(rows.T, rows, alpha=1 / count)
 
-    for _, name in family.projections(layer):
+    for name in family.linears(layer):
         hook = partial(add, name=name)
         handles.append(layer.get_submodule(name).register_forward_pre_hook(hook))
     _advance(layer, list(states), keywords, precision)
@@ -245,7 +246,8 @@ def _grams(
 
 def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any], precision: Precision) -> None:
     """Run a layer on `states`, in place. A pruned layer may lack a sublayer."""
-    for sublayer, branch in ((layer.self_attn, attention_branch(layer, keywords)), (layer.mlp, ffn_branch(layer))):
-        if sublayer is not None:
+    mixes = layer.self_attn is not None or convolution(layer) is not None
+    for there, branch in ((mixes, attention_branch(layer, keywords)), (layer.mlp is not None, ffn_branch(layer))):
+        if there:
             run = multiplied(precision, branch)
             states[:] = [state + run(state) for state in states]

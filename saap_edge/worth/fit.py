@@ -18,13 +18,13 @@ from saap_edge.documents.gate import Gate
 from saap_edge.engines.options import kv_type
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, SaapError
 from saap_edge.files import save_document
-from saap_edge.formats import format_of
+from saap_edge.formats import format_of, kind_of
 from saap_edge.gating import Kind, Limit, Verdict, judge
 from saap_edge.model.spec import ModelSpec
 from saap_edge.prediction.cost import cached_as
 from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar
-from saap_edge.pruning.space import Cost
+from saap_edge.pruning.space import Cost, staying_weights
 from saap_edge.recipe import Recipe
 from saap_edge.worth.frontier import with_ratio
 from saap_edge.worth.judgeable import check_baseline, check_board
@@ -107,9 +107,12 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv:
     `group` inputs share a scale in ONNX formats; `kv` is the type of the KV cache, None the format's own. Raises
     SaapError for a format whose size the shape does not tell.
     """
-    record, count, kept = format_of(artifact_format), Cost(), 1 - ratio
+    record, kept = format_of(artifact_format), 1 - ratio
     weight, table = record.weight_bits(group)
+    wide = kind_of(record.kind).wide_queries
+    count = Cost(queries=not (spec.taps and wide))
     weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
+    weights += staying_weights(spec, wide)
     numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
     tables = 1 if spec.tied else 2
     cached = 2 * sum(shape.kv_heads for shape in spec.layers) * kept * spec.head_dim
@@ -118,7 +121,7 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv:
         format=artifact_format, projection_bytes=round((weights * weight + numbers * table) / 8),
         kv_bytes_per_token=round(cached * number),
         file_bytes=round((weights * weight + tables * numbers * table) / 8),
-        parameters=round(weights + tables * numbers), kv=kv,
+        parameters=round(weights + tables * numbers), kv=kv, state_bytes=spec.state_bytes(),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saap_edge.model.blocks import BLOCK_FORMATS, Blocks, dequantise
+from saap_edge.model.checkpoint import open_checkpoint
 from saap_edge.model.folder import load_model
 from saap_edge.model.tensors import Codes
 
@@ -37,9 +38,9 @@ def tune(folder: Path, format_name: str, group: int) -> dict[str, Blocks]:
         if name.endswith("_proj.weight")
     }
     Codes.save(blocks, folder)
-    tensors = load_file(folder / "model.safetensors")
+    tensors, checkpoint = load_file(folder / "model.safetensors"), open_checkpoint(folder)
     for name, part in blocks.items():
         values = dequantise(part)
-        tensors[name] = values * (1 + 0.1 * torch.randn(values.shape, generator=dice))
+        tensors[checkpoint.source(name).name] = values * (1 + 0.1 * torch.randn(values.shape, generator=dice))
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return blocks

@@ -33,10 +33,10 @@ from saap_edge.exporting.weights import ExportWeights
 from saap_edge.exporting.write import write_artifact
 from saap_edge.families import FAMILIES, Refusal
 from saap_edge.model.folder import load_model, save_model, spec_of
-from saap_edge.model.spec import ModelSpec
+from saap_edge.model.spec import ModelSpec, convolved, only_convolutions
 from saap_edge.pruning.plan import check_plan, make_plan
 from saap_edge.pruning.space import Space, Widths
-from saap_edge.pruning.surgery import Kept, cut
+from saap_edge.pruning.surgery import Kept, cut, output_projections
 from tests.conftest import tiny_model, tiny_tokenizer
 
 EXACT = 1e-4  # absolute, on logits
@@ -101,6 +101,13 @@ def dense_model(dice: random.Random, family: str) -> Any:
         "hidden_size": dice.choice(hidden), "num_hidden_layers": dice.randint(1, 5),
         "intermediate_size": dice.choice([64, 128, 160, 44, 172]),
     }  # fmt: skip
+    if family == "lfm2":  # llama.cpp wants heads that fill the hidden size
+        filled = kv_heads * slots * head_dim if dice.random() < 0.9 else overrides["hidden_size"]
+        layers = dice.randint(2, 6)
+        kinds = ["full_attention", *(dice.choice(["conv", "conv", "full_attention"]) for _ in range(layers - 1))]
+        dice.shuffle(kinds)
+        overrides |= {"num_hidden_layers": layers, "layer_types": kinds}
+        overrides |= {"hidden_size": filled, "conv_L_cache": dice.randint(2, 5)}
     if declared.gemma:
         overrides |= {"query_pre_attn_scalar": head_dim, "sliding_window_pattern": 6 if family == "gemma3_text" else 2}
     if family == "smollm3":  # llama.cpp leaves every fourth layer unrotated
@@ -111,7 +118,7 @@ def dense_model(dice: random.Random, family: str) -> Any:
         overrides["mlp_bias"] = True
     if family == "ernie4_5" and dice.random() < 0.25:
         overrides["use_bias"] = True
-    scaled = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "ernie4_5", "hunyuan_v1_dense")
+    scaled = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "ernie4_5", "hunyuan_v1_dense", "lfm2")
     if family in scaled and dice.random() < 0.4:
         rope = {"rope_theta": 1e4, "original_max_position_embeddings": 32} | dice.choice(ROPES)
         overrides["rope_parameters"] = rope
@@ -131,6 +138,7 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
     space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True, depth=depth, uniform_only=uniform)
     only_alike = isinstance(spec.family.exports.gguf_layers, Refusal)  # in GGUF
     alike = bool(uniform) or dice.random() < (0.5 if only_alike else 0.2)
+    first = next(index for index, shape in enumerate(spec.layers) if shape.heads)
 
     def layer(index: int) -> dict[str, int]:
         while True:
@@ -138,9 +146,15 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
             if space.fits(index, widths) and not (alike and space.shape(widths).gone):
                 return widths
 
-    widths = [layer(0)] * len(spec.layers) if alike else [layer(index) for index in range(len(spec.layers))]
-    if all(space.shape(layer).gone for layer in widths):
-        widths[0] = space.dense()[0]
+    if alike:
+        widths = [layer(first)] * len(spec.layers)
+        none = {"attention": 0, "slots": 0}
+        widths = [kinds | (none if shape.conv else {}) for kinds, shape in zip(widths, spec.layers, strict=True)]
+    else:
+        widths = [layer(index) for index in range(len(spec.layers))]
+    after = convolved([space.shape(kinds) for kinds in widths], spec.layers)
+    if all(shape.gone for shape in after) or only_convolutions(after):
+        widths[first] = space.dense()[first]
     check_plan(
         make_plan("random", "first", 0.0, space, widths), list(spec.layers), spec.head_dim,
         uniform_only=uniform, no_depth=spec.no_depth if not depth else None,
@@ -157,7 +171,7 @@ def write_case(number: int, folder: Path) -> str:
     depth = not (spec.no_depth or biased) and dice.random() < 0.5
     if biased:  # as repair may add them, to single layers
         for layer in dense.model.layers[:: dice.choice([1, 2])]:
-            for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            for module in output_projections(layer).values():
                 module.bias = torch.nn.Parameter(torch.randn(spec.hidden) * 0.1)
     widths = random_widths(dice, spec, depth)
     kept = [

@@ -20,7 +20,7 @@ ARCHITECTURES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3, "phi3": gguf.MODEL_ARCH.PHI3,
     "ernie4_5": gguf.MODEL_ARCH.ERNIE4_5, "hunyuan_v1_dense": gguf.MODEL_ARCH.HUNYUAN_DENSE,
     "gemma2": gguf.MODEL_ARCH.GEMMA2, "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
-    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3, "lfm2": gguf.MODEL_ARCH.LFM2,
 }  # fmt: skip
 _PERMUTED = ("llama", "mistral", "granite", "smollm3")
 TOKENS = ["<|end|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġa", "he", "Ġt", "Ġthe", "in"]
@@ -40,8 +40,13 @@ def writer_of(model: PreTrainedModel, path: Path) -> gguf.GGUFWriter:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if family == "lfm2":
+        kinds = config.layer_types
+        writer.add_head_count_kv([0 if kind == "conv" else config.num_key_value_heads for kind in kinds])
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+    else:
+        writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps if family == "lfm2" else config.rms_norm_eps)
     _add_rope(writer, config, family)
     if family != "phi3":
         writer.add_key_length(config.head_dim)
@@ -112,6 +117,8 @@ def tensors_of(model: PreTrainedModel) -> dict[str, np.ndarray]:
             data = _permuted(data, config.num_key_value_heads)
         if family.startswith("gemma") and "norm." in name:
             data = data + 1
+        if name.endswith("conv.conv.weight"):
+            data = data.squeeze(1)
         found[names.get_name(name, try_suffixes=(".weight", ".bias")) or name] = data
     return found
 

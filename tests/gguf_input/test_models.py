@@ -64,6 +64,8 @@ CASES: dict[str, tuple[str, dict]] = {
                                                   "partial_rotary_factor": 0.5}}),
     "smollm3": ("smollm3", SMOLLM3),
     "smollm3-untied-yarn": ("smollm3", SMOLLM3 | {"tied": False, "rope_parameters": YARN}),
+    "lfm2": ("lfm2", {"num_hidden_layers": 5, "conv_L_cache": 4}), "lfm2-untied-yarn": ("lfm2", {"tied": False,
+    "rope_parameters": YARN}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 16}),
     "gemma3": ("gemma3_text", {"query_pre_attn_scalar": 16, "sliding_window_pattern": 6, "num_hidden_layers": 6}),
 }  # fmt: skip
@@ -107,6 +109,8 @@ def test_a_file_of_ours_is_the_model_that_shipped(family, quantisation, tmp_path
         overrides |= {"sliding_window_pattern": 6, "num_hidden_layers": 6}
     if family == "smollm3":
         overrides = SMOLLM3
+    if family == "lfm2":
+        overrides = SHAPE  # heads that fill the hidden size
     folder = write_folder(raw_model(family, **overrides), tmp_path / "hf")
     write_gguf(folder, tmp_path / "m.gguf", quantisation)
     read = load_model(as_folder(tmp_path / "m.gguf", tmp_path / "folder"))

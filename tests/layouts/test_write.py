@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -17,6 +18,7 @@ from saap_edge.layouts.registry import LAYOUTS, OWN, Layout
 from saap_edge.layouts.write import write_layout
 from saap_edge.registry import Registry
 from tests.bundle.conftest import tiny_run
+from tests.conftest import tiny_model, write_folder
 from tests.test_cli import call
 
 
@@ -134,6 +136,17 @@ def test_a_run_that_is_not_there(tmp_path):
     with pytest.raises(SaapError):
         write_layout(tmp_path, "ollama", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_keeps_no_states_of_convolutions_is_refused(run, tmp_path, monkeypatch):
+    model = write_folder(tiny_model("lfm2", num_attention_heads=4, num_key_value_heads=2), tmp_path / "lfm2")
+    found = writing._given
+    monkeypatch.setattr(writing, "_given", lambda *given: replace(found(*given), model=model, base=model))
+    for name in ("gpt4all", "transformers.js", "browser", "executorch"):
+        with pytest.raises(SaapError, match=rf"'{name}' holds no model with short convolutions \(LFM2\)"):
+            write_layout(run, name, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    write_layout(run, "ollama", tmp_path / "out")
 
 
 def test_every_layout_can_be_loaded():

@@ -28,7 +28,7 @@ from tests.conftest import VOCABULARY, randomise_projections, raw_model, tiny_mo
 
 __all__ = ["KINDS", "Draft", "write_valid"]
 
-KINDS = (*FAMILIES, *(f"{PRUNED_TYPE}/{name}" for name in ("llama", "qwen2", "qwen3", "hunyuan_v1_dense")))
+KINDS = (*FAMILIES, *(f"{PRUNED_TYPE}/{name}" for name in ("llama", "qwen2", "qwen3", "hunyuan_v1_dense", "lfm2")))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # What transformers' own class has for a field that a folder leaves out is not always that of a tiny model.
 _BIASED = ("llama", "qwen3", "granite", "granitemoehybrid", "hunyuan_v1_dense", "gemma2", "gemma3_text")
@@ -87,7 +87,7 @@ def _dense(dice: random.Random, family: str) -> Any:
         overrides["attention_bias"] = True
     if family == "ernie4_5" and dice.random() < 0.3:
         overrides["use_bias"] = True
-    if family in ("llama", "mistral", "qwen2", "qwen3", "granite", "granitemoehybrid", "ernie4_5"):
+    if family in ("llama", "mistral", "qwen2", "qwen3", "granite", "granitemoehybrid", "ernie4_5", "lfm2"):
         overrides["rope_parameters"] = {"rope_theta": dice.choice([1e4, 5e5]), **dice.choice(_ROPES)}
     if family in ("qwen2", "qwen3") and dice.random() < 0.3:
         overrides |= {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": dice.choice([0, 1, 2])}
@@ -101,6 +101,10 @@ def _dense(dice: random.Random, family: str) -> Any:
     if family == "hunyuan_v1_dense":
         alpha = {"rope_type": "dynamic", "factor": 1.0, "alpha": dice.choice([5.0, 1000.0])}
         overrides["rope_parameters"] = {"rope_theta": 1e4, **dice.choice([alpha, alpha, *_ROPES])}
+    if family == "lfm2":
+        overrides["layer_types"] = dice.choice([["conv", "full_attention"], ["full_attention", "conv"]])
+        overrides |= {"conv_L_cache": dice.choice([2, 3, 5]), "block_auto_adjust_ff_dim": dice.random() < 0.5}
+        overrides |= {"block_multiple_of": 32, "norm_eps": overrides.pop("rms_norm_eps")}
     if gemma:
         overrides |= {"query_pre_attn_scalar": dice.choice([head_dim, 24]), "sliding_window": dice.choice([8, 64])}
         overrides["sliding_window_pattern"] = 2
@@ -119,7 +123,10 @@ def _per_layer(dice: random.Random, family: str) -> Any:
         family, dice.random() < 0.5, dice.randrange(2**31), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     )  # fmt: skip
-    widths = [LayerShape(4, 2, 32), dice.choice([LayerShape(2, 1, 64), LayerShape(0, 0, 64), LayerShape(2, 1, 0)])]
+    others = [LayerShape(2, 1, 64), LayerShape(0, 0, 64), LayerShape(2, 1, 0)]
+    if family == "lfm2":  # one layer with attention has to stay
+        del others[1]
+    widths = [LayerShape(4, 2, 32), dice.choice(others)]
     return randomise_projections(build_pruned(dense, widths), dice.randrange(2**31))
 
 
@@ -213,7 +220,7 @@ def _names(dice: random.Random, made: Draft) -> None:
 def _leftovers(dice: random.Random, made: Draft) -> None:
     if dice.random() < 0.25:
         made.say("inv_freq stored")
-        first = next(name for name in made.tensors if ".input_layernorm." in f".{name}")
+        first = next(name for name in made.tensors if "layers." in name)
         for layer in ("0", "1"):
             prefix = first.partition("layers.")[0]
             made.tensors[f"{prefix}layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.rand(4)

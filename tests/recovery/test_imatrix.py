@@ -6,7 +6,7 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.imatrix import read_importance, save_importance
-from saap_edge.model.stream import attention_branch, layer_arguments
+from saap_edge.model.stream import attention_branch, convolution, layer_arguments
 from saap_edge.recovery.imatrix import importance_matrix
 from tests.conftest import VOCABULARY, tiny_model
 
@@ -17,7 +17,8 @@ def test_mean_of_squared_inputs_of_every_projection(per_layer_family, tmp_path):
     matrix = importance_matrix(model, windows)
     assert sorted(matrix) == sorted(name for name, _ in model.named_parameters() if name.endswith("_proj.weight"))
     layer, state = model.model.layers[0], model.get_input_embeddings()(windows)
-    expected = {"self_attn.v_proj": layer.input_layernorm(state)}
+    first = "conv.in_proj" if convolution(layer) else "self_attn.v_proj"
+    expected = {first: layer.input_layernorm(state)}
     with torch.no_grad():
         state = state + attention_branch(layer, layer_arguments(model, windows)[0])(state)
         normed = layer.post_attention_layernorm(state)

@@ -22,7 +22,7 @@ def _settings(context: Context) -> dict[str, Any]:
 def _report(context: Context, inputs: Inputs, out: Path) -> None:
     from saap_edge.report.write import write_report
 
-    spec, first = context.spec, context.spec.layers[0]
+    spec, first = context.spec, context.spec.attention
     model: dict[str, Any] = {
         "name": context.model_name,
         "family": spec.family.title, "layers": len(spec.layers), "hidden": spec.hidden,

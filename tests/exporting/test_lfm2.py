@@ -1,0 +1,288 @@
+"""LFM2 in the runtimes: answers as torch's, heads of zeros in llama.cpp, states of convolutions, and what they take."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from saap_edge.engines.llama_cpp import LlamaCppEngine
+from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
+from saap_edge.engines.torch import TorchEngine, folder_cost
+from saap_edge.errors import SaapError
+from saap_edge.evaluation.parity import logits, shipped_model
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.imatrix import save_importance
+from saap_edge.exporting.onnx import write_onnx
+from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.write import export_artifacts
+from saap_edge.model.checkpoint import read_spec
+from saap_edge.model.folder import load_model, spec_of
+from saap_edge.model.spec import LayerShape
+from saap_edge.prediction.cost import artifact_cost
+from saap_edge.prediction.predict import predict
+from saap_edge.pruning.space import model_cost
+from saap_edge.recovery.imatrix import importance_matrix
+from saap_edge.targets import load_target
+from saap_edge.worth.fit import cost_at
+from tests.conftest import tiny_model, write_folder
+from tests.exporting.codes_support import tune
+from tests.exporting.llama_support import exact_logits
+from tests.exporting.test_families import assert_genai_answers_as_torch_does, assert_parity, pruned
+from tests.exporting.test_kquants import check
+
+IDS = list(range(1, 30))
+FILLED = {"num_attention_heads": 4, "num_key_value_heads": 2}  # 4 heads of 16: the hidden size, as llama.cpp wants it
+WIDE = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6}
+
+
+def alike(layers: int, heads: int, kv_heads: int, ffn: int) -> list[LayerShape]:
+    return [LayerShape(heads, kv_heads, ffn)] * layers  # where a convolution is, it has no heads
+
+
+# name -> (model, widths, query heads and KV heads of the layers in the file)
+GGUF: dict[str, tuple[dict, list[LayerShape] | None, int, list[int]]] = {
+    "dense": (FILLED, None, 4, [0, 2, 2]), "untied": (FILLED | {"tied": False, "conv_L_cache": 5}, None, 4, [0, 2, 2]),
+    "yarn": (FILLED | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+             "original_max_position_embeddings": 32, "attention_factor": 1.5}}, None, 4, [0, 2, 2]),
+    "kv groups": (FILLED, alike(3, 2, 1, 64), 4, [0, 1, 1]),
+    "query slots": (WIDE, alike(6, 4, 4, 96), 8, [0, 4, 4, 0, 4, 4]),
+    "groups no divisor": (WIDE, alike(6, 6, 3, 96), 8, [0, 4, 4, 0, 4, 4]),
+    "both": (WIDE, alike(6, 2, 2, 96), 8, [0, 2, 2, 0, 2, 2]),
+    "kv by layer": (WIDE, [LayerShape(0, 0, 96), LayerShape(8, 4, 96), LayerShape(2, 1, 96), LayerShape(0, 0, 96),
+                           LayerShape(0, 0, 96), LayerShape(3, 3, 96)], 8, [0, 4, 1, 0, 1, 4]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("artifact_format", ["gguf-f32", "gguf-f16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1"])
+@pytest.mark.parametrize("name", GGUF)
+def test_llama_cpp_answers_as_torch_does(name: str, artifact_format: str, tmp_path: Path) -> None:
+    overrides, widths, heads, kv_heads = GGUF[name]
+    model = tiny_model("lfm2", **overrides)
+    folder = write_folder(pruned(model, widths) if widths else model, tmp_path / "model")
+    assert assert_parity(folder, tmp_path, artifact_format) == "lfm2"
+    path = tmp_path / f"{artifact_format}.gguf"
+    fields = gguf.GGUFReader(path).fields
+    assert fields["lfm2.attention.head_count"].contents() == heads
+    assert fields["lfm2.attention.head_count_kv"].contents() == kv_heads
+    assert artifact_cost(path).kv_bytes_per_token == LlamaCppEngine(path, 1, 16).kv_bytes_per_token()
+    if artifact_format == "gguf-f32":
+        np.testing.assert_allclose(exact_logits(path, IDS), logits(load_model(folder), IDS), atol=1e-4)
+
+
+def test_tuned_blocks_move_as_they_are(tmp_path: Path) -> None:
+    """Heads of zeros come between those of the model; what is between them in the file is zero."""
+    folder = write_folder(pruned(tiny_model("lfm2", **WIDE), alike(6, 4, 4, 96)), tmp_path / "model")
+    tune(folder, "q4_0", 32)
+    write_gguf(folder, tmp_path / "m.gguf", "q4_0")
+    parameters = dict(shipped_model(folder, "gguf-q4_0").named_parameters())
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+
+    def held(name: str) -> np.ndarray:
+        return gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
+
+    q, o = (parameters[f"model.layers.1.self_attn.{name}_proj.weight"].detach().numpy() for name in "qo")
+    whole_q, whole_o = held("blk.1.attn_q.weight").reshape(4, 2, 32, 256), held("blk.1.attn_output.weight").T
+    whole_o = whole_o.reshape(4, 2, 32, 256)
+    np.testing.assert_array_equal(whole_q[:, 0].reshape(128, 256), q)
+    np.testing.assert_array_equal(whole_o[:, 0].reshape(128, 256), o.T)
+    assert not whole_q[:, 1].any() and not whole_o[:, 1].any()
+
+
+def test_types_that_llama_cpp_makes(tmp_path: Path) -> None:
+    """By importance and without: values are read back from the file, past the heads of zeros."""
+    overrides = WIDE | {"hidden_size": 512, "head_dim": 64, "intermediate_size": 512, "num_hidden_layers": 3}
+    model = pruned(tiny_model("lfm2", **overrides), alike(3, 4, 4, 256))
+    windows = torch.randint(0, 320, (8, 32), generator=torch.Generator().manual_seed(0))
+    matrix = save_importance(importance_matrix(model, windows), tmp_path)
+    details = check(write_folder(model, tmp_path / "model"), matrix, tmp_path / "out", ("q4_k_m", "iq2_xs"))
+    assert all(not detail["fallbacks"] for detail in details.values())
+
+
+REFUSED = [
+    (WIDE, [LayerShape(8, 4, 96), *[LayerShape(8, 4, 64)] * 5], "one FFN width for all layers"),
+    ({}, None, "4 query heads, which 4 kv heads of 2 cannot share"),
+    (FILLED | {"layer_types": ["full_attention"] * 3}, None, "ends the process at an 'lfm2' without convolutions"),
+    (FILLED | {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 48}, None, "which heads of 48 do not"),
+    (FILLED | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 16}}, None, "no llama3 rope scaling"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "widths", "reason"), REFUSED)
+def test_what_llama_cpp_cannot_hold_is_refused_and_onnx_runs_it(
+    overrides: dict, widths: list[LayerShape] | None, reason: str, tmp_path: Path
+) -> None:
+    model = tiny_model("lfm2", **overrides)
+    folder = write_folder(pruned(model, widths) if widths else model, tmp_path / "model")
+    with pytest.raises(SaapError, match=f"LFM2: .* cannot go to gguf-q4_0: .*{reason}.*leave gguf-q4_0 out"):
+        write_gguf(folder, tmp_path / "m.gguf", "q4_0")
+    assert not (tmp_path / "m.gguf").exists()
+    assert_parity(folder, tmp_path, "onnx-fp32")
+
+
+@pytest.mark.parametrize("artifact_format", ["openvino-int4", "onnx-optimum"])
+def test_formats_without_states_are_refused(artifact_format: str) -> None:
+    refusal = export_refusal(spec_of(tiny_model("lfm2")), artifact_format)
+    assert refusal and f"cannot go to {artifact_format}" in refusal
+
+
+ONNX: dict[str, tuple[dict, list[LayerShape] | None]] = {
+    "dense": ({}, None), "untied": ({"tied": False, "conv_L_cache": 2}, None), "head-dim-8": ({"head_dim": 8}, None),
+    "long": ({"conv_L_cache": 7, "num_hidden_layers": 5}, None),
+    "by layer": ({}, [LayerShape(0, 0, 96), LayerShape(4, 2, 64), LayerShape(2, 1, 32)]),
+    "depth": ({}, [LayerShape(0, 0, 0), LayerShape(0, 0, 64), LayerShape(4, 2, 0)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("artifact_format", ["onnx-fp32", "onnx-fp16", "onnx-int4", "onnx-int4-full", "onnx-int8"])
+@pytest.mark.parametrize("name", ONNX)
+def test_onnx_runtime_answers_as_torch_does(name: str, artifact_format: str, tmp_path: Path) -> None:
+    overrides, widths = ONNX[name]
+    model = tiny_model("lfm2", **overrides)
+    folder = write_folder(pruned(model, widths) if widths else model, tmp_path / "model")
+    assert_parity(folder, tmp_path, artifact_format)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"tied": False, "conv_L_cache": 5}], ids=str)
+def test_genai_runs_it(overrides: dict, tmp_path: Path) -> None:
+    folder = write_folder(tiny_model("lfm2", **overrides), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    assert_genai_answers_as_torch_does(folder, tmp_path / "out")
+
+
+def test_genai_wants_one_number_of_kv_heads(tmp_path: Path) -> None:
+    widths = [LayerShape(0, 0, 96), LayerShape(4, 2, 96), LayerShape(2, 1, 96)]
+    folder = write_folder(pruned(tiny_model("lfm2"), widths), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    with pytest.raises(RuntimeError, match=r"invalid dimensions for input: past_key_values\.2\.key"):
+        assert_genai_answers_as_torch_does(folder, tmp_path / "out")
+
+
+def test_a_batch_with_right_padding(tmp_path: Path) -> None:
+    """What is remembered of a row is of its own last tokens, not of the padding behind them."""
+    folder = write_folder(tiny_model("lfm2", conv_L_cache=4), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    session, model = ort.InferenceSession(str(tmp_path / "out" / "model.onnx")), load_model(folder)
+    feeds: dict[str, Any] = {}
+    for value in session.get_inputs():
+        if value.name.startswith("past"):
+            shape = [size if isinstance(size, int) else {"batch_size": 2}.get(size, 0) for size in value.shape]
+            feeds[value.name] = np.zeros(shape, dtype=np.float32)
+    rows = [IDS[:8], IDS[10:12]]  # the second is shorter than what is remembered
+    feeds["input_ids"] = np.array([rows[0], [*rows[1], *[0] * 6]])
+    feeds["attention_mask"] = np.array([[1] * 8, [1] * 2 + [0] * 6])
+    for step in range(3):
+        names = [value.name for value in session.get_outputs()]
+        found = dict(zip(names, session.run(names, feeds), strict=True))
+        for row, tokens in enumerate(rows):
+            at = len(tokens) - 1 if not step else 0
+            np.testing.assert_allclose(found["logits"][row, at], logits(model, tokens)[-1], atol=1e-4)
+        rows = [[*tokens, 20 + step] for tokens in rows]
+        feeds = {name.replace("present", "past" if name.endswith("conv") else "past_key_values"): value
+                 for name, value in found.items() if name != "logits"}  # fmt: skip
+        feeds["input_ids"] = np.array([[20 + step]] * 2)
+        feeds["attention_mask"] = np.array([[1] * (9 + step), [1] * (3 + step) + [0] * 6])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    root = tmp_path_factory.mktemp("lfm2")
+    folder = write_folder(tiny_model("lfm2", vocab_size=2048, **WIDE), root / "model")
+    (root / "out").mkdir()
+    formats = ("gguf-f32", "gguf-q8_0", "onnx-fp32", "onnx-int8")
+    return folder, root / "out", export_artifacts(folder, root / "out", formats, "dense", {}, lambda name: None)
+
+
+@pytest.mark.parametrize("engine", ["torch", "gguf", "onnx"])
+def test_a_sequence_is_shortened(engine: str, exported: tuple[Path, Path, Any]) -> None:
+    """Also inside a text, and to nothing: convolutions have no way back, so that the rest is read again."""
+    folder, out, manifest = exported
+    paths = {artifact.format: out / artifact.path for artifact in manifest.artifacts}
+    made: Any = {
+        "torch": lambda: TorchEngine(folder, 1, 64), "gguf": lambda: LlamaCppEngine(paths["gguf-f32"], 1, 64, "f16"),
+        "onnx": lambda: OnnxRuntimeEngine(paths["onnx-fp32"], 1, 64),
+    }[engine]()  # fmt: skip
+    whole = made.forward(IDS, all_logits=True).copy()
+    for kept in (9, 9, 2, 1, 0):
+        made.truncate(kept)
+        np.testing.assert_allclose(made.forward(IDS[kept:], all_logits=True), whole[kept:], atol=2e-2)
+    made.truncate(len(IDS))
+    made.forward(IDS[:3])
+    made.truncate(5)
+    np.testing.assert_allclose(made.forward(IDS[5:], all_logits=True), whole[5:], atol=2e-2)
+    with pytest.raises(ValueError, match="cannot keep"):
+        made.truncate(len(IDS) + 1)
+
+
+def test_costs_count_keys_values_and_states(exported: tuple[Path, Path, Any]) -> None:
+    """From the files, and beforehand from the shape: KV in layers with attention, states in the others."""
+    folder, out, manifest = exported
+    spec = read_spec(folder)
+    assert spec.state_bytes() == 2 * 2 * 256 * 4
+    for artifact in manifest.artifacts:
+        cost = artifact_cost(out / artifact.path)
+        assert cost.state_bytes == spec.state_bytes()
+        assert cost.kv_bytes_per_token == spec.kv_bytes_per_token(2 if artifact.format.startswith("gguf") else 4)
+        assert cost.projection_bytes == artifact.projection_bytes
+        assert cost.parameters == pytest.approx(manifest.parameters, rel=0.01)
+        told = cost_at(spec, artifact.format, 32, 0)
+        assert told.projection_bytes == pytest.approx(artifact.projection_bytes, rel=0.03)
+        assert told.file_bytes == pytest.approx(artifact.bytes, rel=0.1)
+        assert (told.kv_bytes_per_token, told.state_bytes) == (cost.kv_bytes_per_token, cost.state_bytes)
+    plain = folder_cost(folder, None)
+    assert plain.kv_bytes_per_token == spec.kv_bytes_per_token(4)
+    assert plain.state_bytes == 2 * 3 * 256 * 4  # transformers keeps one token more
+
+
+def test_memory_counts_states() -> None:
+    small, large = (
+        predict(cost, load_target("rpi5"), 64, 64).ram_mib
+        for cost in (
+            cost_at(spec_of(tiny_model("lfm2", conv_L_cache=taps)), "gguf-q4_0", 32, 0) for taps in (2, 1024)
+        )
+    )  # fmt: skip
+    assert small and large and large.value - small.value == pytest.approx(1022 * 64 * 4 / 2**20)
+
+
+def test_states_are_what_llama_cpp_reserves(tmp_path: Path) -> None:
+    """By its own report, as it opens a context."""
+    folder = write_folder(tiny_model("lfm2", conv_L_cache=1024, **WIDE), tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", "q8_0")
+    code = (
+        "import llama_cpp; from llama_cpp import Llama; import sys\n"
+        "Llama(sys.argv[1], n_ctx=256, n_batch=32, n_threads=1, verbose=True)"
+    )
+    child = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.gguf")], capture_output=True, text=True)
+    sizes = re.findall(r"(llama_kv_cache|llama_memory_recurrent): size = +([\d.]+) MiB", child.stderr)
+    told = {kind: float(size) for kind, size in sizes}
+    cost = artifact_cost(tmp_path / "m.gguf")
+    assert told["llama_memory_recurrent"] == pytest.approx(cost.state_bytes / 2**20, abs=0.006)
+    assert told["llama_kv_cache"] == pytest.approx(cost.kv_bytes_per_token * 256 / 2**20, abs=0.006)
+
+
+@pytest.mark.parametrize("heads", [4, 8])
+def test_a_plan_in_bytes_knows_what_stays_in_the_file(heads: int, tmp_path: Path) -> None:
+    """q and o are as wide as the model in GGUF, whatever heads are left; convolutions stay."""
+    sizes = []
+    for name, ffn in (("wide", 128), ("narrow", 64)):
+        folder = write_folder(
+            pruned(tiny_model("lfm2", vocab_size=2048, **WIDE), alike(6, heads, heads // 2, ffn)),
+            tmp_path / f"{name}-m",
+        )
+        write_gguf(folder, tmp_path / name, "q8_0")
+        spec = read_spec(folder)
+        cost = model_cost(spec, "bytes", "q8_0")
+        total = cost.fixed + sum(cost.layer(layer, spec.hidden, spec.head_dim) for layer in spec.layers)
+        file = sum(tensor.n_bytes for tensor in gguf.GGUFReader(tmp_path / name).tensors)
+        assert total == pytest.approx(file, rel=0.03)
+        sizes.append((total, file))
+    assert sizes[0][0] - sizes[1][0] == sizes[0][1] - sizes[1][1]
