@@ -35,7 +35,7 @@ class Convolutions:
         batch = graph.node("Slice", [sizes, graph.constant("conv.from", [0]), graph.constant("conv.to", [1])])
         new = graph.node("Unsqueeze", [graph.node("Min", [lengths, seq]), graph.constant("conv.apart", [1, 2])])
         places = graph.node("Add", [new, graph.constant("conv.places", list(range(self.kept)))])
-        shape = [batch, graph.constant("conv.shape", [self.spec.hidden, self.kept])]
+        shape: list[ir.Value | None] = [batch, graph.constant("conv.shape", [self.spec.hidden, self.kept])]
         return graph.node("Expand", [places, graph.node("Concat", shape, axis=0)])
 
     def output(self, x: ir.Value, index: int) -> ir.Value:

@@ -38,8 +38,8 @@ def widths_by_layer(
     Layers that are 1 in `convolved` have a convolution in the place of attention.
     """
     named = {int(key): layer for key, layer in layers.items()}
-    for index in range(count) if convolved else ():
-        if convolved[index]:
+    for index, conv in enumerate(convolved or ()):
+        if conv:
             layer = named.get(index, {})
             named[index] = {**layer, "skip": [*layer.get("skip", ()), "attention"]}
     widths = []

@@ -221,7 +221,8 @@ def spec_from_config(config: Config) -> ModelSpec:
     if pruned:
         convolved = config.get("conv_layers") or [0] * len(config["layer_widths"])
         layers = tuple(
-            LayerShape(*widths, conv=bool(conv)) for widths, conv in zip(config["layer_widths"], convolved, strict=True)
+            LayerShape(heads, kv_heads, ffn, bool(conv))
+            for (heads, kv_heads, ffn), conv in zip(config["layer_widths"], convolved, strict=True)
         )
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)
