@@ -16,8 +16,8 @@ from saap_edge.machine.facts import cpu_flags, cpu_name, device_tree
 from saap_edge.yaml_lines import load_yaml_model
 
 __all__ = [
-    "Bandwidth", "Core", "Figure", "Kernel", "Power", "Target", "dump_yaml", "figures", "list_targets", "load_target",
-    "matches", "matches_this_machine", "this_machine",
+    "HOST", "Bandwidth", "Core", "Figure", "Kernel", "Power", "Target", "dump_yaml", "figures", "list_targets",
+    "load_target", "matches", "matches_this_machine", "this_machine",
 ]  # fmt: skip
 
 HOST = "host"

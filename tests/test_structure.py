@@ -13,7 +13,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("api",),
-    ("worth",),
+    ("sweep", "worth"),
     ("chain",),
     ("drafting", "remote", "report"),
     ("recipe",),

@@ -7,8 +7,8 @@ read by attribute, or by key as in their files; `as_dict()` gives the JSON. Modu
 function needs them.
 
 The examples below are run by tests/test_api.py. They work in a folder with these files: `model`, a Hugging Face folder;
-`text.txt`; `recipe.yaml`, which names texts and asks for little work; `budget.yaml`, with a limit on the size of the
-file; `bundle`, made by `saap-edge bundle out --out bundle`. `run` is the finished run of the first example.
+`text.txt`; `recipe.yaml`, which names texts and asks for little work; `sweep.yaml`, with that recipe at two ratios;
+`budget.yaml`, with a limit on the size of the file; `bundle`, made by `saap-edge bundle out --out bundle`. `run` is the finished run of the first example.
 
 Examples:
     >>> import saap_edge as se
@@ -32,6 +32,7 @@ from saap_edge.api.registering import register_family, register_metric, register
 from saap_edge.api.results import Fit, Frontier, Run
 from saap_edge.api.schemas import DOCUMENTS, schema
 from saap_edge.api.stages import bank, compile, export, plan, prune, recover, resume, score, write, write_report
+from saap_edge.api.sweeping import sweep
 from saap_edge.api.worth import RATIOS, RIVALS, fit, frontier
 from saap_edge.errors import SaapError
 from saap_edge.progress import Progress
@@ -40,5 +41,5 @@ __all__ = [
     "DOCUMENTS", "RATIOS", "RIVALS", "Fit", "Frontier", "Progress", "Run", "SaapError", "bank", "bench", "bench_stage",
     "compile", "draft", "evaluate", "export", "export_for", "fit", "frontier", "gate", "plan", "predict",
     "predict_document", "prune", "recipe_of", "recover", "register_family", "register_metric", "register_order",
-    "resume", "schema", "score", "verify", "write", "write_report",
+    "resume", "schema", "score", "sweep", "verify", "write", "write_report",
 ]  # fmt: skip

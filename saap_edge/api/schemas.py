@@ -18,12 +18,14 @@ DOCUMENTS = {
     "manifest": "artifacts of an export (manifest.json)",
     "plan": "widths per layer, before and after (plan.json)",
     "report": "all that a run found (report.json)",
+    "sweep": "recipes of a sweep, what became of each, and the stages that they share (sweep.json)",
     "verify": "how far each artifact's answers are from torch's (verify.json)",
 }
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON schema of a document: "bench", "draft", "gate", "manifest", "plan", "report" or "verify".
+    """The JSON schema of a document: "bench", "draft", "gate", "manifest", "plan", "report", "sweep" or
+    "verify".
 
     Every field has a description with its unit (docs/documents.md). Raises SaapError for another name.
 
@@ -44,9 +46,10 @@ def _classes() -> dict[str, type[Document]]:
     from saap_edge.documents.gate import Gate
     from saap_edge.documents.plan import Plan
     from saap_edge.documents.report import Report
+    from saap_edge.documents.sweep import Sweep
     from saap_edge.documents.verify import Verify
 
     return {
         "bench": Bench, "draft": Draft, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report,
-        "verify": Verify,
+        "sweep": Sweep, "verify": Verify,
     }  # fmt: skip

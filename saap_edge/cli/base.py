@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from saap_edge.cache import is_helper
 from saap_edge.errors import SaapError
-from saap_edge.machine.waiting import sleep_while_waiting
+from saap_edge.machine.quiet import quiet_libraries
 from saap_edge.progress import Advance, Bars, Progress
 
 __all__ = [
@@ -122,24 +122,6 @@ UbatchOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
 RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (YAML); options override its fields")]
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the stage before, as that stage printed it")]
-
-
-def quiet_libraries() -> None:
-    """Silence the bars and warnings of other libraries, which would bury those of saap-edge."""
-    sleep_while_waiting()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    try:
-        from transformers.utils import logging
-    except ImportError:
-        return
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 class ToConsole(Progress):

@@ -1,0 +1,51 @@
+"""What a sweep is about to do, in lines: how many stages of each name, how many recipes share them, time and memory."""
+
+from __future__ import annotations
+
+from saap_edge.chain.ahead import GIB, span
+from saap_edge.sweep.graph import Graph, Node
+
+__all__ = ["ahead_lines", "whole_seconds"]
+
+
+def ahead_lines(graph: Graph, cpus: int, where: str) -> list[str]:
+    """Lines on a graph with stages that are to be made. `cpus` and `where` are those of the machines."""
+    wanted = sum(len(member.keys) for member in graph.members.values())
+    there = len(graph.nodes) - len(graph.todo)
+    lines = [
+        f"{len(graph.members)} recipes, {wanted} stages; {wanted - len(graph.nodes)} of them are shared, {there} already "
+        f"there, {len(graph.todo)} to make:"
+    ]
+    stages = dict.fromkeys(node.stage for node in graph.nodes.values())
+    lines += [_line(stage, [node for node in graph.nodes.values() if node.stage == stage]) for stage in stages]
+    seconds, most = whole_seconds(graph, cpus), max(node.estimate.bytes for node in graph.todo)
+    told = f"about {span(seconds)}" if seconds else "time not known (a GPU works)"
+    return [*lines, f"  in all   {told}, at most {most / GIB:.1f} GiB a stage; on {where}"]
+
+
+def _line(stage: str, nodes: list[Node]) -> str:
+    """How often a stage is made, with how many CPUs, how long that takes each time, and how much memory."""
+    todo = [node for node in nodes if not node.there]
+    wanted = sum(len(node.users) for node in nodes)
+    told = f"{len(todo)} to make for {wanted} recipes" if len(todo) == len(nodes) else f"{len(todo)} of {len(nodes)} to make"
+    if not todo:
+        return f"  {stage:8} already there"
+    seconds = max(node.estimate.seconds for node in todo)
+    each = f", up to {span(seconds)} with all CPUs, {max(node.estimate.bytes for node in todo) / GIB:.1f} GiB"
+    alone = ", one at a time, alone" if todo[0].measures else f", {todo[0].cpus} CPUs each"
+    return f"  {stage:8} {told}{alone}{each if seconds else ''}"
+
+
+def whole_seconds(graph: Graph, cpus: int) -> float:
+    """Seconds of all stages that are to be made: shared out over the CPUs, but no shorter than the longest chain of
+    them; measurements one after another. 0 where no times are known.
+
+    What rests on measurements takes hardly any time, and is counted in the first part.
+    """
+    todo = [node for node in graph.todo if not node.measures]
+    measured = sum(node.estimate.seconds for node in graph.todo if node.measures)
+    chains: dict[str, float] = {}
+    for node in todo:
+        alone = node.estimate.seconds * cpus / node.cpus  # with its own CPUs only
+        chains[node.key] = alone + max((chains.get(key, 0.0) for key in node.inputs.values()), default=0.0)
+    return max(sum(node.estimate.seconds for node in todo), max(chains.values(), default=0.0)) + measured

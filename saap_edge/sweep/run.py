@@ -1,0 +1,131 @@
+"""A whole sweep: its recipes are opened and checked, become one graph, and are run here or on a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from saap_edge.cache import alone, clean_leftovers
+from saap_edge.chain.ahead import check_memory
+from saap_edge.chain.context import Board, Context, Known, open_context
+from saap_edge.chain.rates import measure_rates
+from saap_edge.documents.sweep import Sweep
+from saap_edge.errors import SaapError
+from saap_edge.machine.limits import allowed, memory
+from saap_edge.progress import Progress
+from saap_edge.sweep.ahead import ahead_lines
+from saap_edge.sweep.document import Entry
+from saap_edge.sweep.folders import publish_runs
+from saap_edge.sweep.graph import Graph, build_graph
+from saap_edge.sweep.local import Room, run_here
+from saap_edge.sweep.results import sweep_document
+from saap_edge.sweep.watch import Watch
+
+__all__ = ["Machines", "run_sweep", "this_machine"]
+
+DOCUMENT = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What runs a sweep's stages: this machine, or a cluster.
+
+    Attributes:
+        cpus: CPUs that a stage may have, at most.
+        memory: (bytes that a stage may have, bytes that are free now).
+        board: the machine that measures for a target; None: this one.
+        run: makes the stages of a graph.
+        where: the machines in words.
+    """
+
+    cpus: int
+    memory: tuple[float, float]
+    board: Callable[[str], Board | None]
+    run: Callable[[Graph, Watch], None]
+    where: str
+
+
+def this_machine(out: Path) -> Machines:
+    """This machine as the one that runs a sweep."""
+    import torch
+
+    cpus, (total, free) = max(1, int(allowed()["cpus"])), memory()
+    room = Room(cpus, free, torch.cuda.device_count())
+    return Machines(
+        cpus, (total, free), lambda target: None, lambda graph, watch: run_here(graph, watch, room, out / "logs"),
+        f"{cpus} CPUs and {free / 2**30:.1f} GiB of free memory here",
+    )  # fmt: skip
+
+
+def run_sweep(
+    entries: Sequence[Entry], out: Path, machines: Machines, listener: Progress, *, threads: int | None = None,
+    dry: bool = False,
+) -> Sweep:  # fmt: skip
+    """Run a sweep in the folder `out`, or with `dry` say what is to be done.
+
+    Writes out/stages, out/runs and out/sweep.json. `threads` are CPUs of a stage, at most. Returns the document.
+
+    Raises SaapError before anything is written for all that a recipe's own run would refuse, of all recipes at once,
+    and where another sweep works in `out`. What fails later is in the document.
+    """
+    started = time.monotonic()
+    with listener.bar("checking the recipes and the models", float(len(entries))) as advance:
+        contexts, warnings = _opened(entries, machines, listener, advance)
+    with listener.bar("hashing the models and the texts", None):
+        recipes = [(entry.name, entry.values, context) for entry, context in zip(entries, contexts, strict=True)]
+        graph = build_graph(recipes, out / "stages", measure_rates(), machines.cpus, threads)
+    for warning in warnings:
+        listener.note(warning)
+    note = _checked_memory(graph, machines)
+    watch = Watch(graph, listener)
+    if graph.todo:
+        listener.ahead([*ahead_lines(graph, machines.cpus, machines.where), *([f"note: {note}"] if note else [])])
+    if dry:
+        return sweep_document(graph, watch.states, notes=warnings)
+    with _folder(out), alone(out / ".sweep"):
+        clean_leftovers(graph.root)
+        with watch.bar():
+            machines.run(graph, watch)
+        publish_runs(graph, {key for key, state in watch.states.items() if state.became in ("there", "made")})
+        document = sweep_document(graph, watch.states, round(time.monotonic() - started, 1), warnings)
+        document.write(out / DOCUMENT)
+    return document
+
+
+def _opened(
+    entries: Sequence[Entry], machines: Machines, listener: Progress, advance: Callable[[float], None]
+) -> tuple[list[Context], list[str]]:
+    """The context of every recipe, and their warnings, each once. Raises SaapError with the faults of all recipes."""
+    known, contexts, faults = Known(), [], []
+    for entry in entries:
+        try:
+            board = machines.board(entry.recipe.target)
+            contexts.append(open_context(entry.recipe, None, listener.bar, known=known, board=board))
+        except SaapError as error:
+            faults.append(str(error) if len(entries) == 1 else f"recipe {entry.name}: {error}")
+        advance(1)
+    if faults:
+        raise SaapError("; ".join(faults))
+    return contexts, list(dict.fromkeys(warning for context in contexts for warning in context.warnings))
+
+
+def _checked_memory(graph: Graph, machines: Machines) -> str | None:
+    """A warning where a stage needs more memory than is free. Raises SaapError where one needs more than there is."""
+    most = {node.stage: node.estimate for node in sorted(graph.todo, key=lambda node: node.estimate.bytes)}
+    return check_memory(most, *map(int, machines.memory)) if most else None
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make the sweep's folder. Raises SaapError where that cannot be."""
+    if out.exists() and not out.is_dir():
+        raise SaapError(f"--out '{out}' is a file: choose a folder")
+    try:
+        (out / "stages").mkdir(parents=True, exist_ok=True)
+        (out / "runs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise SaapError(f"cannot create '{out}': {error.strerror}") from None
+    yield
