@@ -8,7 +8,8 @@ function needs them.
 
 The examples below are run by tests/test_api.py. They work in a folder with these files: `model`, a Hugging Face folder;
 `text.txt`; `recipe.yaml`, which names texts and asks for little work; `sweep.yaml`, with that recipe at two ratios;
-`budget.yaml`, with a limit on the size of the file; `bundle`, made by `saap-edge bundle out --out bundle`. `run` is the finished run of the first example.
+`budget.yaml`, with a limit on the size of the file; `bundle`, made by `saap-edge bundle out --out bundle`. `run` is the
+finished run of the first example.
 
 Examples:
     >>> import saap_edge as se

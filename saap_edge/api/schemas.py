@@ -24,8 +24,7 @@ DOCUMENTS = {
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON schema of a document: "bench", "draft", "gate", "manifest", "plan", "report", "sweep" or
-    "verify".
+    """The JSON schema of a document, one of DOCUMENTS ("bench", "gate", "report" and others).
 
     Every field has a description with its unit (docs/documents.md). Raises SaapError for another name.
 

@@ -16,7 +16,8 @@ __all__: list[str] = []
 @app.command()
 def schema(
     name: Annotated[
-        str | None, typer.Argument(help="bench, draft, gate, manifest, plan, report, sweep or verify (default: list them)")
+        str | None,
+        typer.Argument(help="bench, draft, gate, manifest, plan, report, sweep or verify (default: list them)"),
     ] = None,
 ) -> None:
     """Print the JSON schema of a document: every field with its unit.

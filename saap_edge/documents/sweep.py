@@ -26,7 +26,7 @@ class SweepArtifact(Part):
     )
     speedup: Ratio | None = Field(default=None, description="decode rate over that of the dense model, by turns")
     perplexity: Number = Field(default=None, description="in its own runtime, no unit")
-    perplexity_increase_pct: Number = Field(default=None, description="over the dense model in the same format, percent")
+    perplexity_increase_pct: Number = Field(default=None, description="over the dense model in that format, percent")
 
 
 class SweepRecipe(Part):
@@ -36,7 +36,7 @@ class SweepRecipe(Part):
     values: dict[str, Any] = Field(description="what it sets in the base, by dotted field")
     model: str = Field(description="folder, file or hub name of the dense model")
     target: str = Field(description="name of the board that it is compiled for")
-    exit_code: int | None = Field(default=None, description="0 ok, 1 a limit failed, 2 not made, 3 a limit is undecided")
+    exit_code: int | None = Field(default=None, description="0 ok, 1 a limit failed, 2 not made, 3 one is undecided")
     verdict: str | None = Field(
         default=None, description='of all limits: pass, fail, inconclusive, or "no limits given"; null: not judged'
     )
@@ -55,7 +55,7 @@ class SweepStage(Part):
     stage: str = Field(description="name of the stage")
     recipes: list[str] = Field(description="names of the recipes that need it")
     became: Became = Field(description="to do, there (already), made, failed, or not run since one before it failed")
-    seconds: Number = Field(default=None, description="that it took; null: not made now")
+    seconds: Number = Field(default=None, description="that it took when it was made; null: it is not")
     estimated_seconds: Number = Field(default=None, description="that were expected, with all CPUs; null: not known")
     estimated_bytes: int | None = Field(default=None, description="memory that was expected, bytes")
     cpus: int = Field(description="CPUs that it computes with")

@@ -17,10 +17,11 @@ __all__ = ["render_sweep"]
 def render_sweep(sweep: Sweep) -> list[RenderableType]:
     """The recipes with a row for each artifact, lines on what failed, and a line on the stages."""
     elsewhere = any(artifact.predicted_decode_tok_s for recipe in sweep.recipes for artifact in recipe.artifacts)
-    columns = ["recipe", "removed", "format", "file MiB", "tok/s", "against dense [95 %]"]
-    columns += ["tok/s on the target, predicted"] if elsewhere else []
-    rows = new_table(f"{len(sweep.recipes)} recipes", *columns, "perplexity", "% more", "verdict")
-    rows.columns[0].no_wrap = True
+    columns = ["recipe", "removed", "format", "file MiB", "tok/s", "speed [95 %]"]
+    columns += ["there, predicted"] if elsewhere else []
+    rows = new_table(f"{len(sweep.recipes)} recipes", *columns, "perplexity", "verdict")
+    for column in rows.columns:
+        column.no_wrap = True
     for recipe in sweep.recipes:
         for index, artifact in enumerate(recipe.artifacts or [SweepArtifact(format="-")]):
             head = (recipe.name, "" if recipe.removed is None else f"{recipe.removed:.1%}") if not index else ("", "")
@@ -38,11 +39,12 @@ def render_sweep(sweep: Sweep) -> list[RenderableType]:
 
 def _figures(artifact: SweepArtifact, elsewhere: bool) -> list[str]:
     size, ratio, there = artifact.file_bytes, artifact.speedup, artifact.predicted_decode_tok_s
+    more = artifact.perplexity_increase_pct
     return [
         "-" if size is None else f"{size / 2**20:.2f}", number(artifact.decode_tok_s, 1),
         "-" if ratio is None else f"{ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
-        *(["-" if there is None else f"{there.value:.1f} [{there.low:.1f}, {there.high:.1f}]"] if elsewhere else []),
-        number(artifact.perplexity), number(artifact.perplexity_increase_pct, 1),
+        *(["-" if there is None else f"{there.value:.3g} [{there.low:.3g}, {there.high:.3g}]"] if elsewhere else []),
+        number(artifact.perplexity) + ("" if more is None else f" (+{more:.1f} %)".replace("+-", "-")),
     ]  # fmt: skip
 
 

@@ -13,8 +13,8 @@ def ahead_lines(graph: Graph, cpus: int, where: str) -> list[str]:
     wanted = sum(len(member.keys) for member in graph.members.values())
     there = len(graph.nodes) - len(graph.todo)
     lines = [
-        f"{len(graph.members)} recipes, {wanted} stages; {wanted - len(graph.nodes)} of them are shared, {there} already "
-        f"there, {len(graph.todo)} to make:"
+        f"{len(graph.members)} recipes need {wanted} stages; as some are shared, that is {len(graph.nodes)}, of which "
+        f"{there} are already there. To do:"
     ]
     stages = dict.fromkeys(node.stage for node in graph.nodes.values())
     lines += [_line(stage, [node for node in graph.nodes.values() if node.stage == stage]) for stage in stages]
@@ -24,16 +24,15 @@ def ahead_lines(graph: Graph, cpus: int, where: str) -> list[str]:
 
 
 def _line(stage: str, nodes: list[Node]) -> str:
-    """How often a stage is made, with how many CPUs, how long that takes each time, and how much memory."""
+    """How often a stage is made, with how many CPUs, and what the longest of them takes."""
     todo = [node for node in nodes if not node.there]
-    wanted = sum(len(node.users) for node in nodes)
-    told = f"{len(todo)} to make for {wanted} recipes" if len(todo) == len(nodes) else f"{len(todo)} of {len(nodes)} to make"
     if not todo:
         return f"  {stage:8} already there"
-    seconds = max(node.estimate.seconds for node in todo)
-    each = f", up to {span(seconds)} with all CPUs, {max(node.estimate.bytes for node in todo) / GIB:.1f} GiB"
-    alone = ", one at a time, alone" if todo[0].measures else f", {todo[0].cpus} CPUs each"
-    return f"  {stage:8} {told}{alone}{each if seconds else ''}"
+    alone = "alone, one at a time" if todo[0].measures else f"with {todo[0].cpus} CPU{'s' * (todo[0].cpus > 1)}"
+    seconds, most = max(node.estimate.seconds for node in todo), max(node.estimate.bytes for node in todo)
+    each = f", each {span(seconds)} of this machine, {most / GIB:.1f} GiB" if seconds else ""
+    made = f"{len(todo)} of {len(nodes)}" if len(todo) < len(nodes) else f"{len(todo)}"
+    return f"  {stage:8} {made} for {sum(len(node.users) for node in nodes)} recipes, {alone}{each}"
 
 
 def whole_seconds(graph: Graph, cpus: int) -> float:

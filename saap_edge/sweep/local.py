@@ -1,4 +1,4 @@
-"""Running a sweep's stages on this machine: as many at a time as its CPUs and memory hold, each in a process of its own.
+"""Running a sweep's stages on this machine: as many at a time as its CPUs and memory hold, each in its own process.
 
 First come the stages that no measurement is before, side by side; then the measurements, each alone on the machine;
 then what rests on them (gate, report).

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from saap_edge.cache import read_stage
 from saap_edge.documents.bench import Bench, Pair
 from saap_edge.documents.gate import Gate
 from saap_edge.documents.plan import load_plan
@@ -27,17 +28,18 @@ def sweep_document(
     """The document of a sweep. `states` are those of its stages by key, `seconds` what it took."""
     recipes = [_recipe(graph, member, states) for member in graph.members.values()]
     codes = {recipe.exit_code for recipe in recipes} | {state.code for state in states.values()}
-    stages = [_stage(node, states[node.key]) for node in graph.nodes.values()]
+    stages = [_stage(graph, node, states[node.key]) for node in graph.nodes.values()]
     return Sweep(
         exit_code=next((code for code in ORDER if code in codes), EXIT_OK), recipes=recipes, stages=stages,
         seconds=seconds, notes=notes or [],
     )  # fmt: skip
 
 
-def _stage(node: Node, state: State) -> SweepStage:
+def _stage(graph: Graph, node: Node, state: State) -> SweepStage:
     known = node.estimate.seconds or None
+    took = read_stage(graph.root / node.key).get("seconds") if state.became == "there" else state.seconds
     return SweepStage(
-        key=node.key, stage=node.stage, recipes=list(node.users), became=state.became, seconds=state.seconds,
+        key=node.key, stage=node.stage, recipes=list(node.users), became=state.became, seconds=took,
         estimated_seconds=None if known is None else round(known, 2), estimated_bytes=round(node.estimate.bytes),
         cpus=node.cpus, node=state.node, reason=state.error,
     )  # fmt: skip
@@ -50,9 +52,10 @@ def _recipe(graph: Graph, member: Member, states: Mapping[str, State]) -> SweepR
     failed = next(((name, state) for name, state in own.items() if state.became == "failed"), None)
     judged = Gate.read(folders["gate"] / "gate.json") if "gate" in folders else None
     code = failed[1].code if failed else judged.exit_code if judged and len(made) == len(own) else None
+    why = f"{failed[0]}: {failed[1].error}" if failed else None
     return SweepRecipe(
         name=member.name, values=dict(member.values), model=context.model_name, target=context.target.name,
-        exit_code=code, verdict=judged and judged.verdict, reason=f"{failed[0]}: {failed[1].error}" if failed else None,
+        exit_code=code, verdict=judged.verdict if judged else None, reason=why,
         removed=load_plan(folders["plan"]).achieved_ratio if "plan" in folders else None,
         stages=dict(member.keys), **_measured(context, folders),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from saap_edge.chain.ahead import check_memory
 from saap_edge.chain.context import Board, Context, Known, open_context
 from saap_edge.chain.rates import measure_rates
 from saap_edge.documents.sweep import Sweep
-from saap_edge.errors import SaapError
+from saap_edge.errors import EXIT_OK, SaapError
 from saap_edge.machine.limits import allowed, memory
 from saap_edge.progress import Progress
 from saap_edge.sweep.ahead import ahead_lines
@@ -84,7 +84,7 @@ def run_sweep(
     if graph.todo:
         listener.ahead([*ahead_lines(graph, machines.cpus, machines.where), *([f"note: {note}"] if note else [])])
     if dry:
-        return sweep_document(graph, watch.states, notes=warnings)
+        return sweep_document(graph, watch.states, notes=warnings).model_copy(update={"exit_code": EXIT_OK})
     with _folder(out), alone(out / ".sweep"):
         clean_leftovers(graph.root)
         with watch.bar():

@@ -8,6 +8,7 @@ It speaks JSON lines. In: {"id", "job", "log"} starts a stage; the end of stdin 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -25,6 +26,13 @@ from saap_edge.progress import Advance
 
 __all__ = ["main"]
 
+# What stages import, which each of them would wait for.
+IMPORTED = (
+    "saap_edge.sweep.job", "saap_edge.gguf_input.folder", "saap_edge.pruning.planner", "saap_edge.recovery.run",
+    "saap_edge.exporting.write", "saap_edge.exporting.gguf", "saap_edge.exporting.onnx", "saap_edge.evaluation.verify",
+    "saap_edge.measuring.folders", "saap_edge.report.write", "saap_edge.report.figures", "saap_edge.report.html",
+    "matplotlib.figure", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
 TICK = 0.1  # seconds from look to look whether a stage has ended
 
 
@@ -33,9 +41,9 @@ def main() -> None:
     quiet_libraries()
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no answer
-    # What stages import. Nothing is computed here: threads of torch would not live on in a fork.
-    from saap_edge.sweep import job  # noqa: F401
-
+    # Nothing is computed here: threads of torch would not live on in a fork.
+    for module in IMPORTED:
+        importlib.import_module(module)
     _Server(out).serve()
 
 

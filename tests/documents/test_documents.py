@@ -14,6 +14,7 @@ from saap_edge.documents.draft import Draft
 from saap_edge.documents.gate import Gate
 from saap_edge.documents.plan import Plan, load_plan
 from saap_edge.documents.report import Report
+from saap_edge.documents.sweep import Sweep
 from saap_edge.documents.verify import Verify
 from saap_edge.errors import SaapError
 from saap_edge.prediction.predict import predict_benched
@@ -25,7 +26,7 @@ from tests.test_cli import call, write_recipe
 
 CLASSES = {
     "bench": Bench, "draft": Draft, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report,
-    "verify": Verify,
+    "sweep": Sweep, "verify": Verify,
 }  # fmt: skip
 DEMO = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json").read_text())
 QUICK = {
@@ -50,7 +51,10 @@ def written(run):
     names = {name: run.folders[name] / f"{name}.json" for name in ("bench", "gate", "plan", "report", "verify")}
     drafted = se.draft(run.out, "rpi5", prompts=2, tokens=8, threads_here=1)
     drafted.write(run.out / "draft.json")
-    return names | {"manifest": run.folders["export"] / "manifest.json", "draft": run.out / "draft.json"}
+    (run.out / "sweep.yaml").write_text("base: ../recipe.yaml")  # whose stages are all there
+    se.sweep(run.out / "sweep.yaml", out=run.out)
+    more = {"draft": run.out / "draft.json", "sweep": run.out / "sweep.json"}
+    return names | more | {"manifest": run.folders["export"] / "manifest.json"}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -143,7 +147,7 @@ def test_the_weights_bytes_are_stored_and_were_recovered_before(run):
 @pytest.mark.parametrize(("name", "field", "remedy"), [
     ("bench", "schema", "measure again"), ("draft", "version", "saap-edge draft again"),
     ("gate", "version", "judge again"), ("manifest", "version", "export again"),
-    ("plan", "version", "plan again"), ("report", "schema_version", "compile again"),
+    ("plan", "version", "plan again"), ("report", "schema_version", "compile again"), ("sweep", "version", "sweep again"),
     ("verify", "version", "verify again"),
 ])  # fmt: skip
 @pytest.mark.parametrize("version", [0, 99, "new", None])
@@ -180,7 +184,7 @@ DAMAGED = {
     "bench": ("conditions", "prompt_tokens"), "draft": ("drafts", 0, "kinds", 0, "acceptance", "value"),
     "gate": ("verdicts", 0, "verdict"), "manifest": ("artifacts", 0, "bytes"),
     "plan": ("layers", 0, "ffn"), "report": ("bench", "artifacts", 0, "metrics", "decode_tok_s", "median"),
-    "verify": ("artifacts", 0, "max_error"),
+    "sweep": ("recipes", 0, "stages"), "verify": ("artifacts", 0, "max_error"),
 }  # fmt: skip
 
 
