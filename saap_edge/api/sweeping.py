@@ -17,7 +17,8 @@ __all__ = ["sweep"]
 
 
 def sweep(
-    file: str | Path, *, out: str | Path, threads: int | None = None, dry_run: bool = False, progress: Listener = None,
+    file: str | Path, *, out: str | Path, threads: int | None = None, ray: str | None = None, board: str | None = None,
+    carry: bool = False, dry_run: bool = False, progress: Listener = None,
 ) -> Sweep:  # fmt: skip
     """Compile all recipes of a sweep file, in one graph of stages: one that several recipes share is made once.
 
@@ -25,6 +26,9 @@ def sweep(
         file: sweep.yaml (docs/sweep.md): a base recipe, axes of values, further recipes, excluded combinations.
         out: folder to write: stages, runs/NAME of every recipe, sweep.json. What is there is not made again.
         threads: CPUs of a stage, at most; where absent, stages of one name share the machine's.
+        ray: address of a Ray cluster (HOST:PORT, ray://HOST:PORT or auto) that runs the stages; None: this machine.
+        board: with `ray`, name of the board that measures; None: each recipe's target.
+        carry: with `ray`, send stage folders through its object store even where its nodes see `out`.
         dry_run: only say what is to be done; nothing is written.
         progress: a `Progress`, or a function that is called with (what, done, total).
 
@@ -32,8 +36,8 @@ def sweep(
     families and metrics that only this program registered are not known there. Returns the sweep document. A stage that
     fails is in it, with those that rest on it; all others are made.
 
-    Raises SaapError before anything is written: for faults of the file, all of them with file and line, and for what a
-    recipe's own run would refuse.
+    Raises SaapError before anything is written: for faults of the file, all of them with file and line, for what a
+    recipe's own run would refuse, and for a cluster that cannot be reached or has no node with the board.
 
     Examples:
         >>> found = se.sweep("sweep.yaml", out="swept")
@@ -47,14 +51,20 @@ def sweep(
     listener = progress_of(progress)
     if threads is not None and threads < 1:
         raise SaapError(f"--threads {threads}: a stage needs one at least")
+    if ray is None and (board or carry):
+        raise SaapError("--board and --carry go with --ray")
     from saap_edge.sweep.document import load_sweep
 
     entries, notes = load_sweep(Path(file))
     for note in notes:
         listener.note(note)
-    with listener.bar("loading libraries", None):
-        from saap_edge.sweep.run import run_sweep, this_machine
-
-        machines = this_machine(Path(out))
     anchored = [replace(entry, recipe=recipe_of(entry.recipe)) for entry in entries]
-    return run_sweep(anchored, Path(out), machines, listener, threads=threads, dry=dry_run)
+    with listener.bar("loading libraries", None):
+        from saap_edge.sweep.machines import this_machine
+        from saap_edge.sweep.run import run_sweep
+    if ray is None:
+        return run_sweep(anchored, Path(out), this_machine(Path(out)), listener, threads=threads, dry=dry_run)
+    from saap_edge.sweep.cluster import cluster
+
+    with cluster(ray, Path(out), listener, board=board, carry=carry) as machines:
+        return run_sweep(anchored, Path(out), machines, listener, threads=threads, dry=dry_run)

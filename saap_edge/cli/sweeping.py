@@ -23,6 +23,15 @@ def sweep(
     threads: Annotated[
         int | None, typer.Option("--threads", help="CPUs of a stage, at most (default: stages of a name share all)")
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Ray cluster that runs the stages: HOST:PORT, ray://HOST:PORT or auto")
+    ] = None,
+    board: Annotated[
+        str | None, typer.Option("--board", help="With --ray: the board that measures (default: each recipe's target)")
+    ] = None,
+    carry: Annotated[
+        bool, typer.Option("--carry", help="With --ray: send stage folders to the nodes even where they see OUT")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is to be done")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -31,6 +40,7 @@ def sweep(
     \b
         saap-edge sweep sweep.yaml --out out --dry-run       the stages, how many are shared, time and memory
         saap-edge sweep sweep.yaml --out out
+        saap-edge sweep sweep.yaml --out out --ray head:6379   on a cluster; boards are resources, as board:rpi5
 
     \b
         # sweep.yaml
@@ -54,7 +64,10 @@ def sweep(
     prepare()
     from saap_edge.report.sweep import render_sweep
 
-    found = api.sweep(file, out=out, threads=threads, dry_run=dry_run, progress=ToConsole(tables=False))
+    found = api.sweep(
+        file, out=out, threads=threads, ray=ray, board=board, carry=carry, dry_run=dry_run,
+        progress=ToConsole(tables=False),
+    )  # fmt: skip
     if all(stage.became == "there" for stage in found.stages):
         console.print("nothing to do: every stage was already there")
     if not dry_run:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from saap_edge.chain.ahead import GIB, span
 from saap_edge.sweep.graph import Graph, Node
 
 __all__ = ["ahead_lines", "whole_seconds"]
 
 
-def ahead_lines(graph: Graph, cpus: int, where: str) -> list[str]:
-    """Lines on a graph with stages that are to be made. `cpus` and `where` are those of the machines."""
+def ahead_lines(graph: Graph, here: int, together: int, where: str) -> list[str]:
+    """Lines on a graph with stages that are to be made. This machine has `here` CPUs, those that make them, which
+    `where` names, have `together`."""
     wanted = sum(len(member.keys) for member in graph.members.values())
     there = len(graph.nodes) - len(graph.todo)
     lines = [
@@ -18,7 +21,7 @@ def ahead_lines(graph: Graph, cpus: int, where: str) -> list[str]:
     ]
     stages = dict.fromkeys(node.stage for node in graph.nodes.values())
     lines += [_line(stage, [node for node in graph.nodes.values() if node.stage == stage]) for stage in stages]
-    seconds, most = whole_seconds(graph, cpus), max(node.estimate.bytes for node in graph.todo)
+    seconds, most = whole_seconds(graph, here, together), max(node.estimate.bytes for node in graph.todo)
     told = f"about {span(seconds)}" if seconds else "time not known (a GPU works)"
     return [*lines, f"  in all   {told}, at most {most / GIB:.1f} GiB a stage; on {where}"]
 
@@ -35,16 +38,20 @@ def _line(stage: str, nodes: list[Node]) -> str:
     return f"  {stage:8} {made} for {sum(len(node.users) for node in nodes)} recipes, {alone}{each}"
 
 
-def whole_seconds(graph: Graph, cpus: int) -> float:
-    """Seconds of all stages that are to be made: shared out over the CPUs, but no shorter than the longest chain of
-    them; measurements one after another. 0 where no times are known.
+def whole_seconds(graph: Graph, here: int, together: int) -> float:
+    """Seconds of all stages that are to be made: shared out over all CPUs, but no shorter than the longest chain of
+    them; the measurements of a board one after another. 0 where no times are known. Estimates are for `here` CPUs.
 
     What rests on measurements takes hardly any time, and is counted in the first part.
     """
     todo = [node for node in graph.todo if not node.measures]
-    measured = sum(node.estimate.seconds for node in graph.todo if node.measures)
+    measured: dict[str, float] = defaultdict(float)
+    for node in graph.todo:
+        if node.board is not None:
+            measured[node.board if together > here else ""] += node.estimate.seconds
     chains: dict[str, float] = {}
     for node in todo:
-        alone = node.estimate.seconds * cpus / node.cpus  # with its own CPUs only
-        chains[node.key] = alone + max((chains.get(key, 0.0) for key in node.inputs.values()), default=0.0)
-    return max(sum(node.estimate.seconds for node in todo), max(chains.values(), default=0.0)) + measured
+        own = node.estimate.seconds * here / node.cpus
+        chains[node.key] = own + max((chains.get(key, 0.0) for key in node.inputs.values()), default=0.0)
+    shared = sum(node.estimate.seconds for node in todo) * here / together
+    return max(shared, max(chains.values(), default=0.0)) + max(measured.values(), default=0.0)

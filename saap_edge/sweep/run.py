@@ -5,59 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from saap_edge.cache import alone, clean_leftovers
 from saap_edge.chain.ahead import check_memory
-from saap_edge.chain.context import Board, Context, Known, open_context
+from saap_edge.chain.context import Context, Known, open_context
 from saap_edge.chain.rates import measure_rates
 from saap_edge.documents.sweep import Sweep
 from saap_edge.errors import EXIT_OK, SaapError
-from saap_edge.machine.limits import allowed, memory
 from saap_edge.progress import Progress
 from saap_edge.sweep.ahead import ahead_lines
 from saap_edge.sweep.document import Entry
 from saap_edge.sweep.folders import publish_runs
 from saap_edge.sweep.graph import Graph, build_graph
-from saap_edge.sweep.local import Room, run_here
+from saap_edge.sweep.machines import Machines, cpus_here
 from saap_edge.sweep.results import sweep_document
 from saap_edge.sweep.watch import Watch
 
-__all__ = ["Machines", "run_sweep", "this_machine"]
+__all__ = ["run_sweep"]
 
 DOCUMENT = "sweep.json"
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What runs a sweep's stages: this machine, or a cluster.
-
-    Attributes:
-        cpus: CPUs that a stage may have, at most.
-        memory: (bytes that a stage may have, bytes that are free now).
-        board: the machine that measures for a target; None: this one.
-        run: makes the stages of a graph.
-        where: the machines in words.
-    """
-
-    cpus: int
-    memory: tuple[float, float]
-    board: Callable[[str], Board | None]
-    run: Callable[[Graph, Watch], None]
-    where: str
-
-
-def this_machine(out: Path) -> Machines:
-    """This machine as the one that runs a sweep."""
-    import torch
-
-    cpus, (total, free) = max(1, int(allowed()["cpus"])), memory()
-    room = Room(cpus, free, torch.cuda.device_count())
-    return Machines(
-        cpus, (total, free), lambda target: None, lambda graph, watch: run_here(graph, watch, room, out / "logs"),
-        f"{cpus} CPUs and {free / 2**30:.1f} GiB of free memory here",
-    )  # fmt: skip
 
 
 def run_sweep(
@@ -82,7 +49,9 @@ def run_sweep(
     note = _checked_memory(graph, machines)
     watch = Watch(graph, listener)
     if graph.todo:
-        listener.ahead([*ahead_lines(graph, machines.cpus, machines.where), *([f"note: {note}"] if note else [])])
+        listener.ahead(
+            [*ahead_lines(graph, cpus_here(), machines.together, machines.where), *([f"note: {note}"] if note else [])]
+        )
     if dry:
         return sweep_document(graph, watch.states, notes=warnings).model_copy(update={"exit_code": EXIT_OK})
     with _folder(out), alone(out / ".sweep"):
@@ -99,17 +68,28 @@ def _opened(
     entries: Sequence[Entry], machines: Machines, listener: Progress, advance: Callable[[float], None]
 ) -> tuple[list[Context], list[str]]:
     """The context of every recipe, and their warnings, each once. Raises SaapError with the faults of all recipes."""
-    known, contexts, faults = Known(), [], []
+    known, contexts, faults = Known(), [], dict[str, list[str]]()
     for entry in entries:
         try:
             board = machines.board(entry.recipe.target)
             contexts.append(open_context(entry.recipe, None, listener.bar, known=known, board=board))
         except SaapError as error:
-            faults.append(str(error) if len(entries) == 1 else f"recipe {entry.name}: {error}")
+            faults.setdefault(str(error), []).append(entry.name)
         advance(1)
     if faults:
-        raise SaapError("; ".join(faults))
+        raise SaapError("; ".join(f"{_told(names)}: {fault}" for fault, names in faults.items()))
     return contexts, list(dict.fromkeys(warning for context in contexts for warning in context.warnings))
+
+
+def _told(names: Sequence[str]) -> str:
+    """Recipes in words.
+
+    >>> _told(["a"]), _told(["a", "b"]), _told("abcde")
+    ('recipe a', 'recipes a, b', 'recipes a, b and 3 others')
+    """
+    few = names if len(names) <= 3 else names[:2]
+    more = f" and {len(names) - len(few)} others" if len(names) > len(few) else ""
+    return f"recipe{'s' * (len(names) > 1)} {', '.join(few)}{more}"
 
 
 def _checked_memory(graph: Graph, machines: Machines) -> str | None:

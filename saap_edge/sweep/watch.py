@@ -63,6 +63,10 @@ class Watch:
         """Whether a stage is still to be made, or being made."""
         return self.states[key].became == "to do"
 
+    def say(self, text: str) -> None:
+        """Something happened that needs no action."""
+        self._listener.say(text)
+
     def started(self, node: Node) -> None:
         """A stage runs now, for the first time or after the machine that ran it was lost."""
         self._move(node, 0.0)

@@ -147,7 +147,8 @@ def test_the_weights_bytes_are_stored_and_were_recovered_before(run):
 @pytest.mark.parametrize(("name", "field", "remedy"), [
     ("bench", "schema", "measure again"), ("draft", "version", "saap-edge draft again"),
     ("gate", "version", "judge again"), ("manifest", "version", "export again"),
-    ("plan", "version", "plan again"), ("report", "schema_version", "compile again"), ("sweep", "version", "sweep again"),
+    ("plan", "version", "plan again"), ("report", "schema_version", "compile again"),
+    ("sweep", "version", "sweep again"),
     ("verify", "version", "verify again"),
 ])  # fmt: skip
 @pytest.mark.parametrize("version", [0, 99, "new", None])

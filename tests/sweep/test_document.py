@@ -38,7 +38,7 @@ def test_a_base_in_a_file_of_its_own(tmp_path):
     (tmp_path / "base.yaml").write_text("# nothing\nprune:\n  ratio: 5\n")
     with pytest.raises(SaapError, match=r"base\.yaml:3: prune\.ratio: Input should be less than 1$"):
         loaded(tmp_path, {"base": "base.yaml", "axes": {"seed": [1, 2]}})
-    with pytest.raises(SaapError, match="cannot read '.*nowhere.yaml'"):
+    with pytest.raises(SaapError, match="cannot read '"):
         loaded(tmp_path, {"base": "nowhere.yaml"})
 
 
