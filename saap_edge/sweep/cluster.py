@@ -21,6 +21,7 @@ from saap_edge.errors import SaapError
 from saap_edge.progress import Progress
 from saap_edge.sweep import remote_job
 from saap_edge.sweep.graph import Graph
+from saap_edge.sweep.job import identity
 from saap_edge.sweep.machines import Machines
 from saap_edge.sweep.parcels import outside_files
 from saap_edge.sweep.tasks import Plan, run_tasks
@@ -118,7 +119,7 @@ def _machines(ray: Any, address: str, out: Path, board: str | None, carry: bool)
 
 def _nodes(ray: Any, address: str) -> list[_Node]:
     """The nodes that compute. Raises SaapError for one that would make other stages than this machine."""
-    own = remote_job.identity()
+    own = identity()
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not alive:
         raise SaapError(f"--ray {address}: the cluster has no node with CPUs")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saap_edge.cache import run_stage, stage_folder
+from saap_edge.cache import library_versions, run_stage, stage_folder
 from saap_edge.chain.chains import COMPILE, WRITING
+from saap_edge.chain.code import code_hash
 from saap_edge.chain.context import reopen_context
 from saap_edge.errors import SaapError
 from saap_edge.progress import Bar
@@ -15,7 +17,7 @@ from saap_edge.recipe import Recipe
 from saap_edge.sweep.graph import Graph, Node
 from saap_edge.targets import Target
 
-__all__ = ["do_job", "job_of"]
+__all__ = ["do_job", "identity", "job_of"]
 
 _RULES = {rule.name: rule for rule in (*WRITING, *COMPILE)}
 
@@ -31,6 +33,12 @@ def job_of(graph: Graph, node: Node) -> dict[str, Any]:
         "target": context.target.model_dump(mode="json"), "machine": dict(context.machine),
         "hashes": context.outside(_RULES[node.stage].stage(context).reads),
     }  # fmt: skip
+
+
+def identity() -> dict[str, str]:
+    """What decides a stage's hash besides its inputs: versions of libraries, and the code of all stages."""
+    codes = "".join(code_hash(rule.body.__module__) for rule in _RULES.values())
+    return library_versions() | {"code of saap-edge": hashlib.sha256(codes.encode()).hexdigest()[:8]}
 
 
 def do_job(job: Mapping[str, Any], bar: Bar) -> float:

@@ -162,8 +162,8 @@ class _Running:
             stage.log.unlink(missing_ok=True)
             self._watch.finished(stage.node, stage.said["seconds"])
         elif "error" in stage.said:
-            if not stage.log.stat().st_size:
-                stage.log.unlink()
+            if not stage.said.get("unexpected"):
+                stage.log.unlink(missing_ok=True)
             self._watch.failed(stage.node, stage.said["error"], stage.said["code"])
         else:
             self._watch.failed(stage.node, _death(stage, status), EXIT_INPUT)

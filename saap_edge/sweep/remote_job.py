@@ -12,28 +12,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saap_edge.cache import Busy, library_versions
-from saap_edge.chain.chains import COMPILE, WRITING
-from saap_edge.chain.code import code_hash
+from saap_edge.cache import Busy
 from saap_edge.machine.facts import machine_facts
 from saap_edge.machine.quiet import quiet_libraries
 from saap_edge.progress import no_bar
+from saap_edge.sweep.job import do_job, identity
 from saap_edge.sweep.parcels import pack, unpack, with_files
 from saap_edge.targets import this_machine
 
-__all__ = ["clear", "identity", "look", "make", "name_of_node", "sees"]
+__all__ = ["clear", "look", "make", "name_of_node", "sees"]
 
 PATIENCE = 60.0  # seconds that a stage waits for a process which is about to end with the node that it ran on
 
 
-def identity() -> dict[str, str]:
-    """What decides a stage's hash besides its inputs: versions of libraries, and the code of all stages."""
-    codes = "".join(code_hash(rule.body.__module__) for rule in (*WRITING, *COMPILE))
-    return library_versions() | {"code of saap-edge": hashlib.sha256(codes.encode()).hexdigest()[:8]}
-
-
 def look() -> dict[str, Any]:
-    """What this node is: its name, `identity`, `machine_facts`, and its description as the target `host`."""
+    """What this node is: its name, `job.identity`, `machine_facts`, and its description as the target `host`."""
     return {
         "name": socket.gethostname(), "identity": identity(), "facts": machine_facts(),
         "host": this_machine().model_dump(mode="json"),
@@ -58,8 +51,6 @@ def make(job: Mapping[str, Any], labels: Sequence[tuple[str, str]], *parcels: An
     Returns (seconds, name of this node), and where stages are carried its folder as a parcel, too. Raises what the
     stage refuses.
     """
-    from saap_edge.sweep.job import do_job
-
     quiet_libraries()
     here = _unpacked(job, labels, parcels)
     limit = time.monotonic() + PATIENCE

@@ -2,12 +2,14 @@
 
 Importing torch takes longer than many a stage. This process does it once, computes nothing, and forks for every stage.
 It speaks JSON lines. In: {"id", "job", "log"} starts a stage; the end of stdin ends all of them. Out, for a stage:
-{"id", "bar": [what, total]} and {"id", "steps"} as it goes, then {"id", "seconds"} or {"id", "error", "code"}, and last
-{"id", "status"}, the process's wait status. A stage is the first process of a group, which is ended as a whole.
+{"id", "bar": [what, total]} and {"id", "steps"} as it goes, then {"id", "seconds"} or {"id", "error", "code"}, with
+"unexpected" where the log says more, and last {"id", "status"}, the wait status. A stage is the first process of a
+group, which is ended as a whole.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -44,6 +46,10 @@ def main() -> None:
     # Nothing is computed here: threads of torch would not live on in a fork.
     for module in IMPORTED:
         importlib.import_module(module)
+    from saap_edge.sweep.job import identity
+
+    identity()  # which reads the code of all stages, and is remembered
+    gc.freeze()  # so that no stage looks through what is here, and copies it by that
     _Server(out).serve()
 
 
@@ -68,6 +74,8 @@ class _Server:
             for process in self._stages:
                 with suppress(ProcessLookupError):
                     os.killpg(process, signal.SIGKILL)
+            for process in self._stages:
+                os.waitpid(process, 0)
 
     def _start(self, request: dict[str, Any]) -> None:
         process = os.fork()
@@ -114,9 +122,8 @@ def _child(request: dict[str, Any], out: int) -> int:
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
-        said = " ".join(str(error).split())[:300]
-        _tell(out, name, error=f"{type(error).__name__}: {said} (see '{Path(request['log']).name}')",
-              code=SaapError.exit_code)  # fmt: skip
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (see '{Path(request['log']).name}')"
+        _tell(out, name, error=said, code=SaapError.exit_code, unexpected=True)
     else:
         _tell(out, name, seconds=round(seconds, 2))
         return 0

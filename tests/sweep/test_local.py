@@ -156,9 +156,9 @@ def test_a_killed_process_loses_only_what_rests_on_it(folder, base, swept):
 
 
 def test_what_a_stage_refuses_is_told_and_others_go_on(folder, base):
-    """A text that becomes too short to be read when the sweep has begun: its recipes fail, the other is made."""
+    """A text that is gone when the sweep has begun: the recipe that reads it fails, the other is made."""
     text = folder / "fragile.txt"
-    text.write_text(Path(base["data"]["test"]).read_text())
+    text.write_text(Path(base["data"]["test"]).read_text() + "Another end.\n")  # another text, by its contents
     other = base["data"] | {"test": str(text)}
     document = {"base": base | {"recover": {"tokens": 0}}, "axes": {"data": [base["data"], other]}}
     out, file = folder / "fragile", write_sweep(folder, document, "fragile.yaml")
@@ -188,7 +188,7 @@ def test_ctrl_c_keeps_what_is_finished(folder, base):
 
 
 def test_no_process_outlives_a_killed_sweep(folder, base):
-    file = write_sweep(folder, {"base": base, "axes": {"seed": [5, 6]}}, "orphans.yaml")
+    file = write_sweep(folder, {"base": base | {"recover": {"tokens": 0}}, "axes": {"seed": [5]}}, "orphans.yaml")
     out = folder / "orphans"
     process = start(file, "--out", out)
     _, number = working_on(out, "plan", process)
