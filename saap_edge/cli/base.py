@@ -35,6 +35,7 @@ stock llama.cpp and ONNX Runtime run, measures them, and returns an exit code th
     saap-edge compile --model ./TinyLlama --target rpi5 --ratio 0.3 --out out
     saap-edge compile --model ./TinyLlama --data self --out out        the model writes its own calibration text
     saap-edge compile recipe.yaml --out out
+    saap-edge sweep sweep.yaml --out out                     many recipes; what they share is made once
 
 compile runs the stages score, bank, plan, prune, recover, export, verify, bench, gate and report. Each stage is also a
 command: it reads the folder of the stage before it and prints the name of its own. Finished stages are not repeated.

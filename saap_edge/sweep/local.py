@@ -31,11 +31,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Room:
-    """What stages may take of this machine together: CPUs, bytes of memory, GPUs."""
+    """What stages may take of this machine together: CPUs and bytes of memory. `gpu`: there are GPUs, and a stage that
+    computes on them takes all."""
 
     cpus: int
     memory: float
-    gpus: int
+    gpu: bool
 
 
 def run_here(graph: Graph, watch: Watch, room: Room, logs: Path) -> None:
@@ -136,11 +137,11 @@ class _Running:
     def _fits(self, node: Node) -> bool:
         """Whether there is room beside what runs. A stage that nothing runs beside always fits."""
         running = [stage.node for stage in self._stages.values()]
-        gpus = self._room.gpus and node.accelerated and sum(other.accelerated for other in running)
+        taken = self._room.gpu and node.accelerated and any(other.accelerated for other in running)
         return not running or (
             sum(other.cpus for other in running) + node.cpus <= self._room.cpus
             and sum(other.estimate.bytes for other in running) + node.estimate.bytes <= self._room.memory
-            and gpus < max(1, self._room.gpus)
+            and not taken
         )
 
     def _start(self, node: Node) -> None:

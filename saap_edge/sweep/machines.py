@@ -46,7 +46,7 @@ def this_machine(out: Path) -> Machines:
     import torch
 
     cpus, (total, free) = cpus_here(), memory()
-    room = Room(cpus, free, torch.cuda.device_count())
+    room = Room(cpus, free, torch.cuda.is_available())
     return Machines(
         cpus, cpus, (total, free), lambda target: None, lambda graph, watch: run_here(graph, watch, room, out / "logs"),
         f"{cpus} CPUs and {free / 2**30:.1f} GiB of free memory here",
