@@ -1,6 +1,6 @@
-"""A process that runs one ONNX folder in ONNX Runtime, for memory_onnx.py. It prints one JSON line.
+"""A process that runs one ONNX folder in ONNX Runtime, for memory_onnx.py and ubatch.py. It prints one JSON line.
 
-python benchmarks/memory_onnx_child.py FOLDER WAY THREADS CONTEXT PROMPT STEPS
+python benchmarks/memory_onnx_child.py FOLDER WAY THREADS CONTEXT PROMPT STEPS [--ubatch N]
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 
 from saap_edge.engines import onnxruntime as engines
 from saap_edge.engines.child import kilobytes
+from saap_edge.engines.options import PIECE
 from saap_edge.machine.pages import collapse
 
 DATA = "model.onnx.data"
-WAYS = ("plain", "no arena", "own allocator", "dropped", "collapsed", "prepacked", "write")
+WAYS = ("plain", "no arena", "own allocator", "dropped", "collapsed", "prepacked", "write", "whole")
 
 
 def options_of(way: str, folder: Path) -> Any:
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("way", choices=WAYS)
     for name in ("threads", "context", "prompt", "steps"):
         parser.add_argument(name, type=int)
+    parser.add_argument("--ubatch", type=int, default=PIECE)
     args = parser.parse_args()
     engines.ort.set_default_logger_severity(3)
     made: Any = engines.ort.SessionOptions
@@ -69,7 +71,8 @@ def main() -> None:
     base = resident()
     begin = time.perf_counter()
     where = args.folder / "prepacked" if args.way == "prepacked" else args.folder
-    engine = engines.OnnxRuntimeEngine(where, args.threads, args.context)
+    ubatch = args.context if args.way == "whole" else args.ubatch
+    engine = engines.OnnxRuntimeEngine(where, args.threads, args.context, ubatch)
     if args.way == "collapsed":
         collapse()
     loaded = time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""GGUF files, or one file with several options, timed by turns in CPU time: kv.py, ubatch.py and gguf_types.py."""
+"""Artifacts, or one artifact with several options, timed by turns in CPU time: kv.py, ubatch.py and gguf_types.py."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from statistics import median
 from typing import Any
 
 from saap_edge.engines.options import EngineOptions
+from saap_edge.engines.registry import engine_opening
 from saap_edge.engines.worker import Worker, child_environment
 
-__all__ = ["by_turns", "child", "told"]
+__all__ = ["by_turns", "child", "engine_of", "told"]
 
 
 def by_turns(
     ways: Mapping[str, tuple[Path, EngineOptions]], threads: int, context: int, steps: int, turns: int
 ) -> dict[str, dict[str, Any]]:
-    """Prefill of `context` less `steps` random tokens, and as many greedy steps behind them, in llama.cpp.
+    """Prefill of `context` less `steps` random tokens, and as many greedy steps behind them.
 
     Returns of every way: CPU seconds of the prompt and CPU milliseconds of a step (all threads, medians of turns), and
     `prefill` and `decode`: the first way's time over its own in the same turn, as (median, lowest, highest).
@@ -30,7 +31,7 @@ def by_turns(
     dice, prompt = random.Random(0), context - steps
     with ExitStack() as stack:
         workers = {
-            name: stack.enter_context(Worker("llama.cpp", path, threads, context, options))
+            name: stack.enter_context(Worker(engine_of(path), path, threads, context, options))
             for name, (path, options) in ways.items()
         }
         vocabulary = min(worker.loaded["vocab_size"] for worker in workers.values())
@@ -51,6 +52,14 @@ def by_turns(
         }
         for name, own in taken.items()
     }
+
+
+def engine_of(path: Path) -> str:
+    """The name of the engine that opens the artifact."""
+    engine = engine_opening(path)
+    if engine is None:
+        raise SystemExit(f"{path}: a GGUF file or an ONNX folder is needed")
+    return engine.name
 
 
 def _ratio(values: list[float]) -> list[float]:

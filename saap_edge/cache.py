@@ -31,7 +31,7 @@ except ImportError:  # a board measures and gates without it
 
 
 from saap_edge.errors import SaapError
-from saap_edge.files import file_hash
+from saap_edge.files import file_hash, write_whole
 
 __all__ = [
     "Busy",
@@ -105,7 +105,8 @@ def run_stage(
         folders: folders of earlier stages, by name.
         outside: content hashes of files from outside, by role.
         root: folder of stage folders.
-        recipe: written into the stage's record, so that later stages can be run alone from it.
+        recipe: written into the stage's record, so that later stages can be run alone from it. A stage that was run
+            before gets it too: settings of later stages may have changed since.
         again: run it even if it was run before; the new folder replaces the old one.
 
     Raises SaapError when a file of an earlier stage was changed, and when the disk is full or not writable. Nothing is
@@ -115,6 +116,7 @@ def run_stage(
     final = stage_folder(stage, folders, outside, root)
     key = final.name.rpartition("-")[2]
     if final.is_dir() and not again:
+        _remember(final, recipe)
         return StageResult(stage.name, final, True, 0.0)
     for folder in inputs.values():
         _require_unchanged(folder)
@@ -142,6 +144,14 @@ def run_stage(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return StageResult(stage.name, final, False, time.monotonic() - start)
+
+
+def _remember(folder: Path, recipe: dict[str, Any]) -> None:
+    """Put the recipe into the record of a finished stage. Where the folder may not be written, it keeps the old one."""
+    record = read_stage(folder)
+    if record["recipe"] != recipe and not is_helper():
+        with suppress(OSError):
+            write_whole(folder / _RECORD, json.dumps(record | {"recipe": recipe}, indent=1))
 
 
 def stage_folder(stage: Stage, folders: Mapping[str, Path], outside: Mapping[str, str], root: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 
-__all__ = ["file_hash", "folder_hash", "read_json", "save_document", "write_json"]
+__all__ = ["file_hash", "folder_hash", "read_json", "save_document", "write_json", "write_whole"]
 
 
 def file_hash(path: Path) -> str:
@@ -46,9 +46,14 @@ def read_json(path: Path) -> Any:
 
 def save_document(document: dict[str, Any], out: Path) -> None:
     """Write a JSON document that people keep, whole or not at all. Raises ValueError for NaN and infinite numbers."""
+    write_whole(out, json.dumps(document, indent=1, allow_nan=False))
+
+
+def write_whole(out: Path, text: str) -> None:
+    """Write a text that people keep, whole or not at all. Raises OSError where it cannot be written."""
     beside = out.with_name(f".{out.name}-{os.getpid()}")
     try:
-        beside.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         beside.replace(out)
     finally:
         beside.unlink(missing_ok=True)

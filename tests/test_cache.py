@@ -34,6 +34,27 @@ def test_second_run_does_nothing(tmp_path):
     assert read_stage(first.folder)["recipe"] == {"model": "m"}
 
 
+def test_a_stage_that_is_used_again_has_the_recipe_of_that_run(tmp_path, monkeypatch):
+    """`export` of a folder of `recover` writes the formats that the last `recover` was asked for."""
+    base = run(tmp_path, stage())
+    before = (base.folder / "stage.json").stat()
+    run(tmp_path, stage())
+    assert (base.folder / "stage.json").stat() == before, "the same recipe: nothing is written"
+    other = {"model": "m", "export": {"formats": ["gguf-q8_0"]}}
+    assert run_stage(stage(), {}, {"data": "abc"}, tmp_path / "stages", other).cached
+    record = read_stage(base.folder)
+    assert record["recipe"] == other and record["files"] and sorted(path.name for path in base.folder.iterdir()) == [
+        "file", "stage.json",
+    ]  # fmt: skip
+    run(tmp_path, stage("next", ("one",)), {"one": base.folder})  # what it holds is unchanged
+
+    def full(out: Path, text: str) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(cache, "write_whole", full)
+    assert run(tmp_path, stage()).cached and read_stage(base.folder)["recipe"] == other
+
+
 def test_any_input_changes_the_folder(tmp_path):
     base = run(tmp_path, stage())
     others = [

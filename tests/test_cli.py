@@ -386,7 +386,7 @@ def test_contexts_that_the_model_does_not_hold(saap, tmp_path, tiny):
     (["gguf-q8_0", "onnx-int8"], {"kv": "q8_0"}, "bench.kv, onnx-int8: KV cache q8_0: onnxruntime cannot"),
     (["gguf-q8_0"], {"kv": "q8_0"}, "the heads of this model have 16: take f16"),
     (["gguf-q8_0"], {"kv": "q8"}, "'q8' is none of f16, q8_0, q4_0"),
-    (["onnx-int8"], {"ubatch": 64}, "bench.ubatch, onnx-int8: micro-batch of 64: onnxruntime runs a prompt whole"),
+    (["openvino-int8"], {"ubatch": 64}, "openvino-int8: micro-batch of 64: openvino takes no such number"),
     (["gguf-q8_0"], {"ubatch": 0}, "bench.ubatch: Input should be greater than or equal to 1"),
 ])  # fmt: skip
 def test_caches_and_micro_batches_that_cannot_be(saap, tmp_path, tiny, formats, asked, message):

@@ -15,7 +15,7 @@ LAYERS = (
     ("api",),
     ("sweep", "worth"),
     ("chain",),
-    ("drafting", "remote", "report"),
+    ("drafting", "remote", "report", "tracking"),
     ("recipe",),
     ("measuring",),
     ("gating", "probe"),

@@ -34,13 +34,14 @@ from saap_edge.api.results import Fit, Frontier, Run
 from saap_edge.api.schemas import DOCUMENTS, schema
 from saap_edge.api.stages import bank, compile, export, plan, prune, recover, resume, score, write, write_report
 from saap_edge.api.sweeping import sweep
+from saap_edge.api.tracking import history
 from saap_edge.api.worth import RATIOS, RIVALS, fit, frontier
 from saap_edge.errors import SaapError
 from saap_edge.progress import Progress
 
 __all__ = [
     "DOCUMENTS", "RATIOS", "RIVALS", "Fit", "Frontier", "Progress", "Run", "SaapError", "bank", "bench", "bench_stage",
-    "compile", "draft", "evaluate", "export", "export_for", "fit", "frontier", "gate", "plan", "predict",
-    "predict_document", "prune", "recipe_of", "recover", "register_family", "register_metric", "register_order",
-    "resume", "schema", "score", "sweep", "verify", "write", "write_report",
+    "compile", "draft", "evaluate", "export", "export_for", "fit", "frontier", "gate", "history", "plan",
+    "predict", "predict_document", "prune", "recipe_of", "recover", "register_family", "register_metric",
+    "register_order", "resume", "schema", "score", "sweep", "verify", "write", "write_report",
 ]  # fmt: skip

@@ -100,7 +100,7 @@ def predict(
         threads: threads of the runtime; the board's own number where absent.
         ram_mib: memory of the board at hand, MiB; every size that the board is sold with where absent.
         kv: type of the KV cache: f16, q8_0 or q4_0 in llama.cpp; the runtime's own where absent.
-        ubatch: tokens of a prompt that llama.cpp computes at once; 512 where absent.
+        ubatch: tokens of a prompt that are computed at once; 512 in llama.cpp where absent.
 
     Each figure has the interval in which 80 % of the measurements lie that the fit has not seen. Raises SaapError for
     what is no artifact, for more than twice as many threads as the board has cores, and for a cache that the runtime or

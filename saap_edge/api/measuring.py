@@ -87,7 +87,7 @@ def bench(
         rounds: rounds that count; 7 where absent.
         contexts: further depths, in tokens, at which decoding is measured.
         kv: type of the KV cache, f16, q8_0 or q4_0 in llama.cpp; that of the bundle where absent.
-        ubatch: tokens of a prompt that llama.cpp computes at once; that of the bundle where absent.
+        ubatch: tokens of a prompt that are computed at once; that of the bundle where absent.
         budget: limits; rounds are added while noise leaves one of them open.
         max_rounds: rounds at most, where there is a budget; `rounds` where absent.
         target: the board that the limits are for.

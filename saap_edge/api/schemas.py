@@ -15,6 +15,7 @@ DOCUMENTS = {
     "bench": "speed, memory and quality of artifacts (bench.json)",
     "draft": "pruned models as drafts of their parent (draft.json)",
     "gate": "verdicts on limits (gate.json)",
+    "history": "figures of many runs, in order (history --json)",
     "manifest": "artifacts of an export (manifest.json)",
     "plan": "widths per layer, before and after (plan.json)",
     "report": "all that a run found (report.json)",
@@ -43,12 +44,13 @@ def _classes() -> dict[str, type[Document]]:
     from saap_edge.documents.bench import Bench
     from saap_edge.documents.draft import Draft
     from saap_edge.documents.gate import Gate
+    from saap_edge.documents.history import History
     from saap_edge.documents.plan import Plan
     from saap_edge.documents.report import Report
     from saap_edge.documents.sweep import Sweep
     from saap_edge.documents.verify import Verify
 
     return {
-        "bench": Bench, "draft": Draft, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report,
-        "sweep": Sweep, "verify": Verify,
+        "bench": Bench, "draft": Draft, "gate": Gate, "history": History, "manifest": Manifest, "plan": Plan,
+        "report": Report, "sweep": Sweep, "verify": Verify,
     }  # fmt: skip

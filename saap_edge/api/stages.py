@@ -225,8 +225,8 @@ def resume(
 ) -> Run:
     """Run the stage named `stage` on the folder of the stage before it.
 
-    The recipe is that of the run which made the folder; `options` are those of `recipe_of` and replace what it says.
-    Raises SaapError where `place` is no stage's folder, or where `stage` does not follow that stage.
+    The recipe is that of the last run which made or used the folder; `options` are those of `recipe_of` and replace
+    what it says. Raises SaapError where `place` is no stage's folder, or where `stage` does not follow that stage.
 
     Examples:
         >>> se.resume(run.folders["verify"], "bench").folder == run.folders["bench"]
@@ -286,7 +286,11 @@ def told_ahead(listener: Progress) -> Before:
 def _check_processes(recipe: Recipe, names: tuple[str, ...]) -> None:
     """Refuse several processes where a stage cannot share its work. Raises SaapError in each of them."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes > 1 and names != ("recover",):
-        raise SaapError("accelerate launch is for `saap-edge recover`: run the other stages without it")
-    if recipe.recover.batch % processes:  # every process sees this, so that none waits for another
+    if processes > 1 and names not in (("recover",), ("score",)):
+        raise SaapError("a launch of processes is for `saap-edge score` and `recover`: run other stages without it")
+    if names == ("score",) and recipe.score.batches < processes:
+        raise SaapError(f"score.batches {recipe.score.batches} cannot be shared out over {processes} processes")
+    if names == ("score",) and processes > 1 and recipe.score.running_fisher:
+        raise SaapError("score.running_fisher goes from one batch to the next: score in one process")
+    if names == ("recover",) and recipe.recover.batch % processes:  # all see this, so that none waits for another
         raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {processes} processes")

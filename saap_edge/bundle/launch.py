@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from saap_edge import __version__
-from saap_edge.engines.options import AS_IT_IS, KV_TYPES, EngineOptions
+from saap_edge.engines.options import AS_IT_IS, KV_TYPES, PIECE, EngineOptions
 from saap_edge.errors import SaapError
 from saap_edge.formats import format_of
 from saap_edge.machine.pages import HUGE_PAGES
@@ -95,7 +95,8 @@ if told := refusal(folder):
 os.environ.update({{**environment(), **os.environ}})
 config = genai.Config(str(folder))
 options = {{"intra_op_num_threads": {threads}, "session.intra_op.allow_spinning": str(int(spinning({threads})))}}
-config.overlay(json.dumps({{"model": {{"decoder": {{"session_options": options}}}}}}))
+search = {{"chunk_size": {ubatch}}}  # tokens of a prompt that are computed at once
+config.overlay(json.dumps({{"model": {{"decoder": {{"session_options": options}}}}, "search": search}}))
 model = genai.Model(config)
 collapse()
 tokenizer = genai.Tokenizer(model)
@@ -151,7 +152,7 @@ class Program:
         packages: packages that run.py needs beside saap-edge[device].
 
     `str.format` puts `model`, `threads`, `context`, `mapped`, `reading`, `pages` and `how` into the texts, and what
-    `asked` makes of the runtime's options: `flags` of its program and `arguments` of its class.
+    `asked` makes of the runtime's options, as `flags` of its program and `arguments` of its class.
     """
 
     script: str
@@ -178,7 +179,9 @@ def _of_llama_cpp(options: EngineOptions) -> dict[str, str]:
 
 
 IN_LLAMA_CPP = Program(GGUF, NATIVE, asked=_of_llama_cpp)
-IN_GENAI = Program(ONNX, packages=("onnxruntime-genai",))
+IN_GENAI = Program(
+    ONNX, packages=("onnxruntime-genai",), asked=lambda options: {"ubatch": str(options.ubatch or PIECE)}
+)
 IN_OPENVINO = Program(OPENVINO, packages=("openvino", "openvino-tokenizers", "openvino-genai"))
 
 

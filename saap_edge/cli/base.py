@@ -118,7 +118,9 @@ KvOption = Annotated[
 ]
 UbatchOption = Annotated[
     int | None,
-    typer.Option("--ubatch", min=1, help="Tokens of a prompt that llama.cpp computes at once (default 512)"),
+    typer.Option(
+        "--ubatch", min=1, help="Tokens of a prompt computed at once (default: llama.cpp 512, ONNX Runtime 128)"
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
 RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (YAML); options override its fields")]

@@ -77,7 +77,15 @@ def score(
     recipe: RecipeArgument = None, *, model: ModelOption = None, data: DataOption = None, out: OutOption,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Measure the importance of every KV group, query slot and FFN channel, per calibration batch."""
+    """Measure the importance of every KV group, query slot and FFN channel, per calibration batch.
+
+    \b
+        saap-edge score --model ./TinyLlama --out out
+        torchrun --nproc_per_node 4 -m saap_edge score --model ./TinyLlama --out out         batches shared out
+
+    Processes of a launch, on one machine or several, share out the batches; each holds the whole model
+    (docs/clusters.md).
+    """
     prepare()
     finish(api.score(model, recipe=recipe, data=data, out=out, progress=ToConsole()), as_json)
 

@@ -233,6 +233,9 @@ class Bench(Document):
     REMEDY = "measure again with this version, or judge with the one that wrote it"
 
     version: Literal[2] = Field(default=SCHEMA, alias="schema", description="version of this format")
+    measured_at: str | None = Field(
+        default=None, description="when measuring ended, by the clock of the machine that asked for it: UTC, ISO 8601"
+    )
     machine: Machine = Field(description="where it was measured")
     conditions: Conditions = Field(description="how it was measured")
     artifacts: list[BenchedArtifact] = Field(description="what was measured")

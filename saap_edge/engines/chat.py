@@ -22,7 +22,7 @@ from saap_edge.engines.gguf_shape import read_shape
 from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.onnx_prepared import refusal
 from saap_edge.engines.onnxruntime import spinning
-from saap_edge.engines.options import UBATCH, kv_refusal, kv_type
+from saap_edge.engines.options import PIECE, UBATCH, kv_refusal, kv_type
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.torch import load_transformers
 from saap_edge.errors import SaapError
@@ -199,8 +199,11 @@ class GenaiChat(ChatEngine):
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
-        """Load `path`. Raises SaapError when genai cannot, or it has no template."""
+    def __init__(self, path: Path, threads: int, context: int, ubatch: int = PIECE) -> None:
+        """Load `path`; `ubatch` as in `OnnxRuntimeEngine`.
+
+        Raises SaapError when genai cannot, or it has no template.
+        """
         super().__init__(path, threads, context)
         if told := refusal(self.path):
             raise SaapError(told)
@@ -208,7 +211,8 @@ class GenaiChat(ChatEngine):
             config = genai.Config(str(self.path))
             options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1,
                        "session.intra_op.allow_spinning": str(int(spinning(threads)))}  # fmt: skip
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+            search = {"chunk_size": ubatch}  # not in the folder's own file: with it genai refuses batches of prompts
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}, "search": search}))
             self._model = genai.Model(config)
             self._tokenizer = genai.Tokenizer(self._model)
         except Exception as error:  # the binding raises nothing more specific

@@ -232,7 +232,7 @@ register_engine(
         vocab_size=lambda path: read_shape(read_header(path)).vocab_size, cost=gguf_cost, tokenizes=True,
         half_sums=True, chat="saap_edge.engines.chat:LlamaCppChat",
         writer="saap_edge.engines.llama_writer:LlamaCppWriter",
-        benchmark="saap_edge.engines.llama_bench:LlamaBench", kv_types=tuple(KV_TYPES), ubatch=True,
+        benchmark="saap_edge.engines.llama_bench:LlamaBench", kv_types=tuple(KV_TYPES), ubatch=UBATCH,
         drafts="saap_edge.engines.llama_draft:LlamaCppDrafted",
     )
 )  # fmt: skip

@@ -14,6 +14,7 @@ from saap_edge.engines.lazy import lazy_import
 from saap_edge.engines.onnx_cost import folder_context, folder_vocab_size, onnx_cost
 from saap_edge.engines.onnx_folder import GENAI_FILE
 from saap_edge.engines.onnx_prepared import PREPARED_FILE, refusal
+from saap_edge.engines.options import PIECE
 from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.engines.shortage import advice, is_shortage
 from saap_edge.errors import SaapError
@@ -88,12 +89,16 @@ class OnnxRuntimeEngine(OnnxEngine):
     """An ONNX folder of `saap_edge.exporting.onnx`, on the CPU, through a plain InferenceSession.
 
     Past and present keys and values are the same buffers of `context` tokens: attention then writes in place instead
-    of copying a growing cache at every token.
+    of copying a growing cache at every token. The runtime would compute a prompt whole, and keep the work space.
     """
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
-        """Load `path`, the folder or its model.onnx. Raises SaapError when it is missing, damaged, or too short."""
+    def __init__(self, path: Path, threads: int, context: int, ubatch: int = PIECE) -> None:
+        """Load `path`, the folder or its model.onnx; `ubatch` is how many tokens are computed at once at most.
+
+        Raises SaapError when it is missing, damaged, or too short.
+        """
         super().__init__(path, threads, context)
+        self.ubatch = min(context, ubatch)
         self._check_inputs()
         self.vocab_size = int(self._session.get_outputs()[0].shape[-1])
         self._binding = self._session.io_binding()
@@ -114,18 +119,24 @@ class OnnxRuntimeEngine(OnnxEngine):
         the vocabulary, and when the sequence would outgrow `context`.
         """
         ids = self._ids(tokens)
-        total = self._length + ids.shape[1]
         rows = ids.shape[1] if all_logits else 1
         logits = self._step_logits if rows == 1 else np.empty((1, rows, self.vocab_size), dtype=np.float32)
+        done = self._length
+        for start in range(0, ids.shape[1], self.ubatch):
+            piece = ids[:, start : start + self.ubatch]
+            self._run(piece, done + start, logits[:, start : start + self.ubatch] if rows > 1 else logits)
+        self._length = done + ids.shape[1]
+        return np.asarray(logits[0])
+
+    def _run(self, ids: np.ndarray, past: int, logits: np.ndarray) -> None:
+        """Append int64 [1, n] to `past` tokens; `logits` float32 [1, n or 1, vocab] is filled."""
         # Arrays are bound by their address. Locals keep them alive until the run is over.
-        mask = self._mask[:, :total]
+        mask = self._mask[:, : past + ids.shape[1]]
         self._bind_input("input_ids", ids)
         self._bind_input("attention_mask", mask)
-        self._bind_input("logits_from", ALL if all_logits else LAST_ONLY)
+        self._bind_input("logits_from", LAST_ONLY if logits.shape[1] == 1 else ALL)
         self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(self._binding)
-        self._length = total
-        return np.asarray(logits[0])
 
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one token takes: float32 keys and values of every layer."""
@@ -134,7 +145,7 @@ class OnnxRuntimeEngine(OnnxEngine):
     def describe(self) -> dict[str, Any]:
         """Runtime, model and settings: conditions that belong beside every figure."""
         metadata = self._session.get_modelmeta().custom_metadata_map
-        return self._describe(metadata.get("saap_edge.quantisation"), self._kv_bytes)
+        return self._describe(metadata.get("saap_edge.quantisation"), self._kv_bytes) | {"ubatch": self.ubatch}
 
     def _check_inputs(self) -> None:
         names = {value.name for value in self._session.get_inputs()}
@@ -204,7 +215,7 @@ register_engine(
         kind="onnx", opens=lambda path: (path / GENAI_FILE).is_file() and (path / GRAPH_FILE).is_file(),
         context=folder_context, vocab_size=folder_vocab_size, cost=onnx_cost,
         chat="saap_edge.engines.chat:GenaiChat", chat_module="onnxruntime_genai",
-        environment=lambda path: environment(),
+        environment=lambda path: environment(), ubatch=PIECE,
         no_kv_types="the graph's own inputs say that keys and values are float32; GGUF files, in llama.cpp, can",
     )
 )  # fmt: skip

@@ -12,8 +12,8 @@ from saap_edge.engines.registry import engine_named
 from saap_edge.errors import SaapError
 
 __all__ = [
-    "AS_IT_IS", "KV_TYPES", "UBATCH", "EngineOptions", "KvName", "KvType", "check_options", "kv_bytes", "kv_refusal",
-    "kv_type",
+    "AS_IT_IS", "KV_TYPES", "PIECE", "UBATCH", "EngineOptions", "KvName", "KvType", "check_options", "kv_bytes",
+    "kv_refusal", "kv_type",
 ]  # fmt: skip
 
 
@@ -74,6 +74,7 @@ class EngineOptions:
 
 AS_IT_IS = EngineOptions()
 UBATCH = 512  # of llama.cpp's own programs
+PIECE = 128  # for ONNX Runtime: about as fast as a prompt that is computed whole, and work space follows it (memory.md)
 
 
 def kv_type(name: str) -> KvType:
@@ -127,9 +128,9 @@ def check_options(engine: str, options: EngineOptions) -> None:
     record = engine_named(engine)
     if options.kv is not None and kv_type(options.kv).name not in record.kv_types:
         raise SaapError(f"KV cache {options.kv}: {record.name} cannot: {record.no_kv_types}")
-    if options.ubatch is not None and not record.ubatch:
+    if options.ubatch is not None and record.ubatch is None:
         raise SaapError(
-            f"micro-batch of {options.ubatch}: {record.name} runs a prompt whole; GGUF files, in llama.cpp, can"
+            f"micro-batch of {options.ubatch}: {record.name} takes no such number; llama.cpp and ONNX Runtime do"
         )
     if options.ubatch is not None and options.ubatch < 1:
         raise SaapError(f"micro-batch of {options.ubatch}: it must be at least 1 token")

@@ -50,7 +50,8 @@ class EngineRecord:
         benchmark: "module:class" that drives its runtime's own benchmark program (engines/llama_bench.py).
         kv_types: types of the KV cache that can be asked for (engines/options.py); the class then takes `kv`, a name.
         no_kv_types: where there are none, why, and what can.
-        ubatch: how many tokens of a prompt are computed at once can be asked for; the class then takes `ubatch`.
+        ubatch: tokens of a prompt that are computed at once where nobody asks for another number; the class then takes
+            `ubatch`. None: the runtime computes it as it likes.
         exact: "module:class" of an `Engine` that rounds nothing which the file does not; None: `entry` is compared with
             torch, and what it rounds is emulated (evaluation/arithmetic.py).
         drafts: "module:class" of its runtime's own speculative decoding (engines/llama_draft.py); None: it has none.
@@ -75,7 +76,7 @@ class EngineRecord:
     exact: str | None = None
     benchmark: str | None = None
     kv_types: tuple[str, ...] = ()
-    ubatch: bool = False
+    ubatch: int | None = None
     no_kv_types: str = "its cache has one type; GGUF files, in llama.cpp, have several"
     drafts: str | None = None
 

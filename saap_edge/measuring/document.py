@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from saap_edge.measuring.statistics import CONFIDENCE, paired_ratio, scatter, su
 from saap_edge.prediction.cost import bytes_per_token
 
 __all__ = [
-    "DISTURBED", "NOISY", "Samples", "compared", "counts", "merge_documents", "runtime_of", "summary_of",
+    "DISTURBED", "NOISY", "Samples", "compared", "counts", "merge_documents", "now_utc", "runtime_of", "summary_of",
     "write_document",
 ]  # fmt: skip
 
@@ -116,6 +117,7 @@ def write_document(
     ]  # fmt: skip
     read = {artifact.name: artifact.metrics.counted("bytes_per_token") for artifact in artifacts}
     return Bench(
+        measured_at=now_utc(),
         machine=Machine.model_validate(machine),
         conditions=told,
         artifacts=artifacts,
@@ -140,11 +142,17 @@ def merge_documents(documents: Sequence[Bench]) -> Bench:
         rounds, stable = max(each.rounds for each in warm_ups), all(each.stable for each in warm_ups)
         changes["warm_up"] = warm_ups[0].model_copy(update={"rounds": rounds, "stable": stable})
     return Bench(
+        measured_at=last.measured_at,
         machine=first.machine.model_copy(update={"after": last.machine.after}),
         conditions=first.conditions.model_copy(update=changes),  # each comparison tells its own rounds
         artifacts=[artifact for document in documents for artifact in document.artifacts],
         comparisons=[comparison for document in documents for comparison in document.comparisons],
     )
+
+
+def now_utc() -> str:
+    """The time, to the second, as documents have it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def compared(document: Bench) -> list[Pair]:

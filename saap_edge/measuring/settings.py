@@ -34,7 +34,10 @@ class BenchSettings(Section):
         "absent",
     )
     ubatch: int | None = Field(
-        default=None, ge=1, description="tokens of a prompt that llama.cpp computes at once; 512 where absent"
+        default=None,
+        ge=1,
+        description="tokens of a prompt that are computed at once; 512 in llama.cpp and 128 in ONNX Runtime where "
+        "absent",
     )
     contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="depths in tokens, as [128, 512, 2048]: decoding and memory are measured there too"

@@ -22,7 +22,7 @@ from saap_edge.machine.facts import machine_facts
 from saap_edge.machine.sensors import sensors
 from saap_edge.measuring.conditions import BenchConditions, Subject
 from saap_edge.measuring.contexts import random_tokens
-from saap_edge.measuring.document import counts, runtime_of, summary_of
+from saap_edge.measuring.document import counts, now_utc, runtime_of, summary_of
 from saap_edge.measuring.statistics import CONFIDENCE, scatter, summary
 from saap_edge.progress import Bar
 
@@ -116,8 +116,8 @@ def bench_sustained(
     told = conditions.as_dict() | {"rounds": len(blocks), "looks": [], "confidence": CONFIDENCE, "minutes": minutes}
     machine = facts | {"energy": None, "before": before, "after": dict(sense())}
     return Bench(
-        machine=Machine.model_validate(machine), conditions=Conditions.model_validate(told), comparisons=[],
-        artifacts=[_artifact(subject, loaded, blocks, found, conditions)],
+        measured_at=now_utc(), machine=Machine.model_validate(machine), conditions=Conditions.model_validate(told),
+        comparisons=[], artifacts=[_artifact(subject, loaded, blocks, found, conditions)],
     )  # fmt: skip
 
 

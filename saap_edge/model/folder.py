@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,9 +40,14 @@ __all__ = ["build_pruned", "load_model", "placement", "save_model", "spec_of"]
 MODELING_FILE = Path(modeling_saap_edge.__file__)
 
 
-def placement() -> str | None:
-    """The device map of a model that is only run and scored: "auto" (all GPUs, by accelerate), or None for the CPU."""
-    return "auto" if torch.cuda.is_available() else None
+def placement() -> str | dict[str, Any] | None:
+    """The device map of a model that is only run and scored: "auto" (all GPUs, by accelerate), or None for the CPU.
+
+    In a launch of several processes, each has its own GPU (`LOCAL_RANK`).
+    """
+    if not torch.cuda.is_available():
+        return None
+    return {"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}"} if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "auto"
 
 
 def load_model(

@@ -28,6 +28,7 @@ from saap_edge.model.folder import spec_of
 from saap_edge.model.head import next_token_gradient
 from saap_edge.model.spec import LayerShape
 from saap_edge.pruning.importance import column_importance, gradient_sums, per_structure, weight_sums
+from saap_edge.pruning.shares import ALONE, Share
 from saap_edge.pruning.space import shape_widths
 from saap_edge.pruning.surgery import output_projections
 
@@ -77,6 +78,7 @@ def score_model(
     running_fisher: bool = False,
     checkpointing: bool = False,
     precision: Precision = "float32",
+    share: Share = ALONE,
 ) -> Scores:
     """Score every KV group, query slot and FFN channel of a dense model.
 
@@ -84,40 +86,65 @@ def score_model(
         model: a transformers causal LM of a supported family, in evaluation mode; its weights are not changed.
         batches: token ids, each [sequences, window]; at least 2.
         calibration: conditions kept beside the scores (text hash, window, ...).
-        progress: called after every batch.
+        progress: called after every batch of this process.
         second_order: use the second-order term in the vector-wise metric too.
         running_fisher: the diagonal Fisher is the mean over all batches so far, not the batch's own. This costs a
             float32 copy of the projections (4 bytes a parameter, whatever the model's dtype).
         checkpointing: recompute activations in the backward pass: less memory, a fifth more time.
         precision: of matrix products (model/arithmetic.py); sums over gradients are float32.
+        share: the batches of this process. All processes get the scores of all batches: figures of a batch as one
+            process computes them, sums over batches in another order.
 
-    Raises SaapError when the loss is not finite.
+    Raises SaapError, in every process, when the loss is not finite.
     """
+    if running_fisher and share.count > 1:
+        raise SaapError("score.running_fisher goes from one batch to the next: score in one process")
     spec = spec_of(model)
     values = [
         {kind: np.zeros((len(VIEWS), len(batches), n), dtype=np.float32) for kind, n in shape_widths(shape).items()}
         for shape in spec.layers
     ]
     watch = _Watch(model, spec, values, second_order, running_fisher)
+    losses = np.zeros(len(batches))
     decoded, lost = multiplied(precision, model.model), multiplied(precision, next_token_gradient)
     with watch.attached(), checkpointed(model, checkpointing):
-        for number, batch in enumerate(batches):
+        for number in share.of(len(batches)):
+            batch = batches[number]
             watch.start(number)
             tokens = batch.to(model.get_input_embeddings().weight.device)
             states = decoded(input_ids=tokens, use_cache=False).last_hidden_state
             watch.finish(batch)
             loss, gradient = lost(model, states.detach(), tokens)
+            losses[number] = loss
             if not np.isfinite(loss):
-                raise SaapError(f"the loss on calibration batch {number} is {loss}: the model or text is broken")
+                break
             states.backward(gradient)
             del states, gradient
             if not uses_bfloat16(precision):  # there it would save as much, of less, and take an eighth of the time
                 give_back()
             progress()
+    _require_finite(share.summed(losses))
     predicted = sum(batch[:, 1:].numel() for batch in batches)
-    fisher = [{name: (total / predicted).cpu().numpy() for name, total in layer.items()} for layer in watch.fisher]
-    influence = np.array(watch.influence, dtype=np.float32) / len(batches)
+    fisher = [
+        {name: share.summed(total.cpu().numpy()) / predicted for name, total in layer.items()} for layer in watch.fisher
+    ]
+    influence = share.summed(np.array(watch.influence, dtype=np.float32)) / len(batches)
+    values = [{kind: _of_all(share, figures) for kind, figures in layer.items()} for layer in values]
     return Scores(values, list(spec.layers), spec.hidden, spec.head_dim, calibration, fisher, influence)
+
+
+def _require_finite(losses: np.ndarray) -> None:
+    for number, loss in enumerate(losses):
+        if not np.isfinite(loss):
+            raise SaapError(f"the loss on calibration batch {number} is {loss}: the model or text is broken")
+
+
+def _of_all(share: Share, figures: np.ndarray) -> np.ndarray:
+    """Figures [views, B, structures] of the batches of all processes. Magnitude, which no batch changes, each has."""
+    summed = share.summed(figures)
+    magnitude = VIEWS.index("magnitude")
+    summed[magnitude] = figures[magnitude]
+    return summed
 
 
 class _Watch:

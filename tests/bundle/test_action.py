@@ -34,7 +34,7 @@ def test_the_action_is_whole():
     for name, entry in ACTION["inputs"].items():
         assert entry["description"] and ("default" in entry) != entry.get("required", False), name
         assert re.search(rf"inputs\.{name}\b(?!-)", text), f"{name} is not used"
-    known = {f"inputs.{name}" for name in ACTION["inputs"]} | {"github.action_path", "runner.temp"}
+    known = {f"inputs.{name}" for name in ACTION["inputs"]} | {"github.action_path", "github.sha", "runner.temp"}
     known |= {f"steps.{name}.outputs.{what}" for name, what in _outputs()}
     for expression in re.findall(r"\$\{\{\s*(.*?)\s*\}\}", text):
         assert expression in known, expression
@@ -59,7 +59,7 @@ def test_scripts_are_bash_and_name_options_that_exist(script):
     assert subprocess.run(["bash", "-n", "-c", script], capture_output=True).returncode == 0
     commands = get_command(app).commands  # type: ignore[attr-defined]
     joined = script.replace("\\\n", " ").replace("\n", " ; ")
-    for name, rest in re.findall(r"saap-edge (verify|bench|gate) ([^;>|]*)", joined):
+    for name, rest in re.findall(r"saap-edge (verify|bench|gate|history) ([^;>|]*)", joined):
         options = {option for parameter in commands[name].params for option in parameter.opts}
         assert set(re.findall(r"--[a-z-]+", rest)) <= options, (name, rest)
 
@@ -150,6 +150,14 @@ def test_the_steps_run_on_a_bundle(made, tmp_path):
 
     budget.write_text("limits:\n  - {metric: nonsense, max: 1}\n")
     assert runner.run("Gate", inconclusive="warn").returncode == 2
+
+    runner.values |= {"github.sha": "0123abc", "inputs.history": "all runs"}
+    done = runner.run("History")
+    assert done.returncode == 0, done.stderr
+    kept = tmp_path / "all runs" / "0123abc"
+    assert (kept / "bench.json").is_file() and not (kept / "gate.json").exists(), "the last gate said nothing"
+    page = (tmp_path / runner.values["steps.history.outputs.history"]).read_text()
+    assert '"label": "0123abc"' in page
 
     shutil.copyfile(tmp_path / "saap-edge-gate" / "bench.json", tmp_path / "bench.json")
     budget.write_text("limits:\n  - {metric: kv_bytes_per_token_change_pct, max: 0}\n")

@@ -51,6 +51,7 @@ def test_contents(made, run):
     assert (bundle.answers.error, bundle.answers.tolerance) == (parity["max_error"], parity["tolerance"])
     assert "n_threads=4, n_threads_batch=4" in (folder / "run.py").read_text()
     assert '"intra_op_num_threads": 4' in (made["onnx-int4"] / "run.py").read_text()
+    assert '"chunk_size": 128' in (made["onnx-int4"] / "run.py").read_text()
     assert "saap-edge[device]" in (folder / "requirements.txt").read_text()
     assert str(run.parent) not in (folder / "bundle.json").read_text(), "no path of the machine that made it"
 
@@ -214,6 +215,14 @@ def test_a_type_of_cache_goes_to_run_sh_and_bench(readable, tmp_path):
     document = bench_bundles([folder], lambda *_: nullcontext(lambda _: None), **small)
     assert (document.conditions.kv, document.conditions.ubatch) == ("q4_0", 64)
     assert document.artifacts[0].metrics.kv_bytes_per_token * 64 == 18 * bundle.kv_bytes_per_token
+
+
+def test_a_prompt_in_pieces_goes_to_run_py_of_an_onnx_folder(readable, tmp_path):
+    folder = tmp_path / "pieces"
+    write_bundle(readable / "stages" / "dense-01", folder, "onnx-int4", options=EngineOptions(ubatch=2))
+    assert '"chunk_size": 2}' in (folder / "run.py").read_text()
+    text = "The river was wide"
+    assert run_sh(folder, text, "12") == run_sh(readable / "onnx-int4", text, "12")
 
 
 def test_only_files_that_llama_cpp_repacks_are_read_without_a_mapping():

@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime_genai as genai
 import pytest
 
 from saap_edge.chat.answers import Answer, ask, kept_answers
 from saap_edge.chat.figures import agreement, figures
 from saap_edge.chat.instructions import read_instructions
-from saap_edge.engines.chat import AGREED, check_chat, form_of_tools, template_of
+from saap_edge.engines.chat import AGREED, GenaiChat, check_chat, form_of_tools, template_of
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gguf import write_gguf
@@ -71,6 +73,20 @@ def test_answers_are_those_of_the_stock_runtime(engine, plain, instructions):
         "words": 1,
     }
     assert found["agreement"]["share"] == 1.0 and found["lost"]["followed"]["difference"] == 0.0
+
+
+def test_genai_takes_a_prompt_in_pieces_and_answers_the_same(plain):
+    def two_prompts(chat: GenaiChat) -> None:
+        batch = genai.GeneratorParams(chat._model)
+        batch.set_search_options(batch_size=2, max_length=16)
+        genai.Generator(chat._model, batch).append_tokens(np.ones((2, 8), dtype=np.int32))
+
+    whole, pieces = (GenaiChat(plain["onnxruntime"], 1, 1024, number) for number in (1000, 3))
+    for chat in (whole, pieces):
+        assert chat.chat([{"role": "user", "content": "Say what you know"}], [], 8)["ids"] == WORDS
+    two_prompts(whole)
+    with pytest.raises(RuntimeError):  # what genai cannot do in pieces: so it does the prompt above in pieces
+        two_prompts(pieces)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

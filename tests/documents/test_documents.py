@@ -12,6 +12,7 @@ from saap_edge.artifacts import Manifest, read_manifest
 from saap_edge.documents.bench import Bench, Metrics
 from saap_edge.documents.draft import Draft
 from saap_edge.documents.gate import Gate
+from saap_edge.documents.history import History
 from saap_edge.documents.plan import Plan, load_plan
 from saap_edge.documents.report import Report
 from saap_edge.documents.sweep import Sweep
@@ -25,8 +26,8 @@ from tests.gating.support import artifact, bench, beside
 from tests.test_cli import call, write_recipe
 
 CLASSES = {
-    "bench": Bench, "draft": Draft, "gate": Gate, "manifest": Manifest, "plan": Plan, "report": Report,
-    "sweep": Sweep, "verify": Verify,
+    "bench": Bench, "draft": Draft, "gate": Gate, "history": History, "manifest": Manifest, "plan": Plan,
+    "report": Report, "sweep": Sweep, "verify": Verify,
 }  # fmt: skip
 DEMO = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json").read_text())
 QUICK = {
@@ -51,10 +52,11 @@ def written(run):
     names = {name: run.folders[name] / f"{name}.json" for name in ("bench", "gate", "plan", "report", "verify")}
     drafted = se.draft(run.out, "rpi5", prompts=2, tokens=8, threads_here=1)
     drafted.write(run.out / "draft.json")
+    se.history(run.out).write(run.out / "history.json")
     (run.out / "sweep.yaml").write_text("base: ../recipe.yaml")  # whose stages are all there
     se.sweep(run.out / "sweep.yaml", out=run.out)
-    more = {"draft": run.out / "draft.json", "sweep": run.out / "sweep.json"}
-    return names | more | {"manifest": run.folders["export"] / "manifest.json"}
+    made = {name: run.out / f"{name}.json" for name in ("draft", "history", "sweep")}
+    return names | made | {"manifest": run.folders["export"] / "manifest.json"}
 
 
 @pytest.mark.parametrize("name", CLASSES)

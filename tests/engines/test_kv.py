@@ -157,7 +157,7 @@ def test_a_micro_batch_is_as_asked_and_answers_stay(made, monkeypatch):
     assert asked == [64, 8] and llama_cpp.llama_n_ubatch(engine._context) == 8
     with Worker("llama.cpp", made[1], 1, 64, EngineOptions(ubatch=16)) as worker:
         assert worker.loaded["ubatch"] == 16
-    for engine_name, number in (("onnxruntime", 16), ("llama.cpp", 0)):
+    for engine_name, number in (("torch", 16), ("llama.cpp", 0)):
         with pytest.raises(SaapError, match=f"micro-batch of {number}"):
             Worker(engine_name, made[1], 1, 64, EngineOptions(ubatch=number))
 

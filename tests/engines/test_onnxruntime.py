@@ -44,6 +44,21 @@ def test_prefill_steps_and_chunks_equal_transformers(pruned_folder: Path, onnx_f
     np.testing.assert_allclose(engine.forward(TOKENS[20:])[0], expected[-1], atol=1e-4)
 
 
+@pytest.mark.parametrize("number", [1, 7, 8, 23, 24, 500])
+def test_a_prompt_in_pieces_has_the_answers_of_a_whole_one(pruned_folder: Path, onnx_folder: Path, number: int) -> None:
+    expected = reference(load_model(pruned_folder), TOKENS)
+    engine = OnnxRuntimeEngine(onnx_folder, 1, len(TOKENS), number)
+    assert engine.describe()["ubatch"] == min(number, len(TOKENS))
+    ran = []
+    run = engine._run
+    engine._run = lambda ids, past, logits: (ran.append((past, ids.shape[1])), run(ids, past, logits))[1]  # type: ignore[method-assign]
+    np.testing.assert_allclose(engine.forward(TOKENS, all_logits=True), expected, atol=1e-4)
+    assert ran == [(start, min(number, 24 - start)) for start in range(0, 24, number)]
+    engine.reset()
+    engine.forward(TOKENS[:3])
+    np.testing.assert_allclose(engine.forward(TOKENS[3:])[0], expected[-1], atol=1e-4)
+
+
 def test_reset_forgets_and_two_threads_agree(onnx_folder: Path) -> None:
     engine = OnnxRuntimeEngine(onnx_folder / "model.onnx", 2, 64)
     engine.forward(TOKENS)

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -53,6 +55,35 @@ def test_two_processes_do_as_one(command, tmp_path, monkeypatch, capsys):
     assert all(value.allclose(weights[1][name], atol=1e-5) for name, value in weights[0].items())
 
 
+def test_a_killed_launch_goes_on_in_one_process(command, tmp_path, monkeypatch, capsys):
+    """The checkpoint of two processes is taken up by one, which ends where one alone does."""
+    arguments = [*map(str, command), "--tokens", "8192"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "saap_edge"]
+    with subprocess.Popen(
+        [*launch, *arguments, "--out", str(tmp_path / "two")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as started:  # fmt: skip
+        until = time.monotonic() + 240
+        while not list((tmp_path / "two").rglob("checkpoint-*/trainer_state.json")):
+            assert started.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        launcher = psutil.Process(started.pid)
+        everyone = [*launcher.children(recursive=True), launcher]  # its workers have sessions of their own
+        for process in everyone:
+            process.kill()
+        psutil.wait_procs(everyone[:-1], timeout=30)
+    for name in ("two", "one"):
+        code, stdout, stderr = call(monkeypatch, capsys, *arguments, "--out", tmp_path / name, "--json")
+        assert code == 0 and not json.loads(stdout)["stages"][0]["cached"], stderr
+    both = [
+        json.loads(next((tmp_path / name / "stages").glob("recover-*/recover.json")).read_text())
+        for name in ("two", "one")
+    ]
+    taken_up, alone = (document["phases"]["weights"] for document in both)
+    assert taken_up["tokens"] == alone["tokens"] and taken_up["best"] == pytest.approx(alone["best"], rel=1e-3)
+    assert dict(taken_up["history"]) == pytest.approx(dict(alone["history"]), rel=1e-3)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_a_launch_cannot_do_is_refused_by_all(command, rank, tmp_path, monkeypatch, capsys):
     """Before anything is written, and before one process waits for another: the first says why."""
@@ -64,7 +95,7 @@ def test_what_a_launch_cannot_do_is_refused_by_all(command, rank, tmp_path, monk
     out = tmp_path / "out"
     for arguments, reason in (
         (command, "error: recover.batch 4 cannot be shared out over 3 processes\n"),
-        (["compile", "--model", command[1]], "error: accelerate launch is for `saap-edge recover`"),
+        (["compile", "--model", command[1]], "error: a launch of processes is for `saap-edge score` and `recover`"),
     ):
         code, stdout, stderr = call(monkeypatch, capsys, *arguments, "--out", out)
         assert code == 2 and not stdout and not out.exists()

@@ -39,9 +39,10 @@ def dense_model(context: Context, dtype: str = "float32") -> Any:
 
 
 def scores_of(
-    context: Context, inputs: Inputs, model: Any, batches: list[Any], progress: Callable[[], None] = lambda: None
+    context: Context, inputs: Inputs, model: Any, batches: list[Any], progress: Callable[[], None] = lambda: None,
+    **share: Any,
 ) -> Any:  # fmt: skip
-    """The scores of a loaded model."""
+    """The scores of a loaded model; `share`: the batches of this process (pruning/shares.py), all where absent."""
     from saap_edge.pruning.score import score_model
 
     settings = context.recipe.score
@@ -49,16 +50,18 @@ def scores_of(
     return score_model(
         model, batches, conditions, progress, second_order=settings.second_order,
         running_fisher=settings.running_fisher, checkpointing=settings.checkpointing, precision=settings.precision,
+        **share,
     )  # fmt: skip
 
 
 def _score(context: Context, inputs: Inputs, out: Path) -> None:
     from saap_edge.pruning.score import save_scores
+    from saap_edge.pruning.shares import share_of_this_process
 
-    batches = batches_of(context, inputs)
+    batches, share = batches_of(context, inputs), share_of_this_process()
     model = dense_model(context, context.recipe.score.dtype)
-    with context.bar("score: calibration batches", len(batches)) as advance:
-        save_scores(scores_of(context, inputs, model, batches, lambda: advance(1)), out)
+    with context.bar("score: calibration batches", len(share.of(len(batches)))) as advance:
+        save_scores(scores_of(context, inputs, model, batches, lambda: advance(1), share=share), out)
 
 
 RULE = Rule("score", (), _score, reads=("model",), settings=score_settings, learns=True)
