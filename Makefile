@@ -67,7 +67,7 @@ test-executorch: $(EXECUTORCH)/.ready
 	OMP_NUM_THREADS=1 $(EXECUTORCH)/bin/python -m pytest $(EXECUTORCH_TESTS)
 
 test-cluster: setup $(CLUSTER)/.ready
-	OMP_NUM_THREADS=1 $(CLUSTER)/bin/python -m pytest -rs tests/sweep/test_cluster.py
+	OMP_NUM_THREADS=1 $(CLUSTER)/bin/python -m pytest -rs tests/sweeping/test_cluster.py
 
 # Environments of their own for each runtime, 6 GB in all; one whose packages cannot be had is skipped with a word.
 test-runtimes: setup

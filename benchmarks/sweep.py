@@ -112,7 +112,7 @@ def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def serial(file: Path, out: Path, threads: int) -> dict[str, Any]:
     """One `compile` after another, in one folder."""
-    from saap_edge.sweep.document import load_sweep
+    from saap_edge.sweeping.document import load_sweep
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()

@@ -18,7 +18,7 @@ FAST = (
     "gating/test_command.py", "gating/test_judge.py", "gating/test_rerun.py", "machine/test_sensors.py",
     "measuring/test_statistics.py", "model/test_adapters.py", "model/test_blocks.py", "model/test_checkpoint.py",
     "model/test_tensors.py", "pruning/test_fusion.py", "pruning/test_iterate.py", "pruning/test_kept.py",
-    "pruning/test_surgery.py", "recovery/test_quantiser.py", "sweep/test_document.py", "test_adding.py",
+    "pruning/test_surgery.py", "recovery/test_quantiser.py", "sweeping/test_document.py", "test_adding.py",
     "test_cache.py", "test_docs.py", "test_examples.py", "test_imports.py", "test_names.py", "test_progress.py",
     "test_releases.py", "test_structure.py", "test_targets.py", "test_yaml_lines.py", "worth/test_frontier.py",
     "worth/test_narrow.py",

@@ -13,7 +13,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("api",),
-    ("sweep", "worth"),
+    ("sweeping", "worth"),
     ("chain",),
     ("drafting", "remote", "report", "tracking"),
     ("recipe",),

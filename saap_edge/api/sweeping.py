@@ -53,18 +53,18 @@ def sweep(
         raise SaapError(f"--threads {threads}: a stage needs one at least")
     if ray is None and (board or carry):
         raise SaapError("--board and --carry go with --ray")
-    from saap_edge.sweep.document import load_sweep
+    from saap_edge.sweeping.document import load_sweep
 
     entries, notes = load_sweep(Path(file))
     for note in notes:
         listener.note(note)
     anchored = [replace(entry, recipe=recipe_of(entry.recipe)) for entry in entries]
     with listener.bar("loading libraries", None):
-        from saap_edge.sweep.machines import this_machine
-        from saap_edge.sweep.run import run_sweep
+        from saap_edge.sweeping.machines import this_machine
+        from saap_edge.sweeping.run import run_sweep
     if ray is None:
         return run_sweep(anchored, Path(out), this_machine(Path(out)), listener, threads=threads, dry=dry_run)
-    from saap_edge.sweep.cluster import cluster
+    from saap_edge.sweeping.cluster import cluster
 
     with cluster(ray, Path(out), listener, board=board, carry=carry) as machines:
         return run_sweep(anchored, Path(out), machines, listener, threads=threads, dry=dry_run)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.errors import EXIT_INPUT, SaapError
-from saap_edge.sweep import remote_job
-from saap_edge.sweep.graph import Graph, Node
-from saap_edge.sweep.job import job_of
-from saap_edge.sweep.parcels import outside_files, pack, unpack
-from saap_edge.sweep.watch import Watch
+from saap_edge.sweeping import remote_job
+from saap_edge.sweeping.graph import Graph, Node
+from saap_edge.sweeping.job import job_of
+from saap_edge.sweeping.parcels import outside_files, pack, unpack
+from saap_edge.sweeping.watch import Watch
 
 __all__ = ["Plan", "run_tasks"]
 

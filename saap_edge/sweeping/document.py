@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from saap_edge.errors import SaapError
 from saap_edge.recipe import Recipe
 from saap_edge.settings import Section
-from saap_edge.sweep.combinations import Choice, excluded, names_of, placed, product
+from saap_edge.sweeping.combinations import Choice, excluded, names_of, placed, product
 from saap_edge.yaml_lines import YamlFile, complaint, field_of, load_yaml_model, read_yaml
 
 __all__ = ["Entry", "SweepFile", "load_sweep"]

@@ -8,7 +8,7 @@ import yaml
 
 from saap_edge.cache import link
 from saap_edge.chain.run import PUBLIC, publish
-from saap_edge.sweep.graph import Graph, Member
+from saap_edge.sweeping.graph import Graph, Member
 
 __all__ = ["RECIPE", "publish_runs"]
 

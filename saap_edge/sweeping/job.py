@@ -14,7 +14,7 @@ from saap_edge.chain.context import reopen_context
 from saap_edge.errors import SaapError
 from saap_edge.progress import Bar
 from saap_edge.recipe import Recipe
-from saap_edge.sweep.graph import Graph, Node
+from saap_edge.sweeping.graph import Graph, Node
 from saap_edge.targets import Target
 
 __all__ = ["do_job", "identity", "job_of"]

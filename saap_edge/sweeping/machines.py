@@ -8,9 +8,9 @@ from pathlib import Path
 
 from saap_edge.chain.context import Board
 from saap_edge.machine.limits import allowed, memory
-from saap_edge.sweep.graph import Graph
-from saap_edge.sweep.local import Room, run_here
-from saap_edge.sweep.watch import Watch
+from saap_edge.sweeping.graph import Graph
+from saap_edge.sweeping.local import Room, run_here
+from saap_edge.sweeping.watch import Watch
 
 __all__ = ["Machines", "cpus_here", "this_machine"]
 

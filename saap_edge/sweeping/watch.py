@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from saap_edge.cache import StageResult
 from saap_edge.documents.sweep import Became
 from saap_edge.progress import Advance, Progress
-from saap_edge.sweep.graph import Graph, Node
+from saap_edge.sweeping.graph import Graph, Node
 
 __all__ = ["State", "Watch"]
 

@@ -19,13 +19,13 @@ from typing import Any
 from saap_edge.chain.context import Board
 from saap_edge.errors import SaapError
 from saap_edge.progress import Progress
-from saap_edge.sweep import remote_job
-from saap_edge.sweep.graph import Graph
-from saap_edge.sweep.job import identity
-from saap_edge.sweep.machines import Machines
-from saap_edge.sweep.parcels import outside_files
-from saap_edge.sweep.tasks import Plan, run_tasks
-from saap_edge.sweep.watch import Watch
+from saap_edge.sweeping import remote_job
+from saap_edge.sweeping.graph import Graph
+from saap_edge.sweeping.job import identity
+from saap_edge.sweeping.machines import Machines
+from saap_edge.sweeping.parcels import outside_files
+from saap_edge.sweeping.tasks import Plan, run_tasks
+from saap_edge.sweeping.watch import Watch
 from saap_edge.targets import Target, load_target
 
 __all__ = ["cluster"]

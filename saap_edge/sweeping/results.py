@@ -14,8 +14,8 @@ from saap_edge.documents.plan import load_plan
 from saap_edge.documents.sweep import Sweep, SweepArtifact, SweepRecipe, SweepStage
 from saap_edge.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_INPUT, EXIT_OK
 from saap_edge.prediction.predict import predict_benched
-from saap_edge.sweep.graph import Graph, Member, Node
-from saap_edge.sweep.watch import State
+from saap_edge.sweeping.graph import Graph, Member, Node
+from saap_edge.sweeping.watch import State
 
 __all__ = ["ORDER", "sweep_document"]
 

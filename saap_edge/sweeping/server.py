@@ -1,4 +1,4 @@
-"""A process that starts stages as processes of their own: `python -m saap_edge.sweep.server`.
+"""A process that starts stages as processes of their own: `python -m saap_edge.sweeping.server`.
 
 Importing torch takes longer than many a stage. This process does it once, computes nothing, and forks for every stage.
 It speaks JSON lines. In: {"id", "job", "log"} starts a stage; the end of stdin ends all of them. Out, for a stage:
@@ -30,7 +30,7 @@ __all__ = ["main"]
 
 # What stages import, which each of them would wait for.
 IMPORTED = (
-    "saap_edge.sweep.job", "saap_edge.gguf_input.folder", "saap_edge.pruning.planner", "saap_edge.recovery.run",
+    "saap_edge.sweeping.job", "saap_edge.gguf_input.folder", "saap_edge.pruning.planner", "saap_edge.recovery.run",
     "saap_edge.exporting.write", "saap_edge.exporting.gguf", "saap_edge.exporting.onnx", "saap_edge.evaluation.verify",
     "saap_edge.measuring.folders", "saap_edge.report.write", "saap_edge.report.figures", "saap_edge.report.html",
     "matplotlib.figure", "transformers.models.llama.modeling_llama",
@@ -46,7 +46,7 @@ def main() -> None:
     # Nothing is computed here: threads of torch would not live on in a fork.
     for module in IMPORTED:
         importlib.import_module(module)
-    from saap_edge.sweep.job import identity
+    from saap_edge.sweeping.job import identity
 
     identity()  # which reads the code of all stages, and is remembered
     gc.freeze()  # so that no stage looks through what is here, and copies it by that
@@ -103,7 +103,7 @@ class _Server:
 
 def _child(request: dict[str, Any], out: int) -> int:
     """Do a job in this process; its exit status."""
-    from saap_edge.sweep.job import do_job
+    from saap_edge.sweeping.job import do_job
 
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -11,7 +11,7 @@ import pytest
 
 from saap_edge.cache import read_stage
 from saap_edge.files import file_hash
-from tests.sweep.support import ended, start, tiny_base, working_on, write_sweep
+from tests.sweeping.support import ended, start, tiny_base, working_on, write_sweep
 
 pytest.importorskip("ray", reason="ray is not installed here: make test-cluster has it")
 from ray.cluster_utils import Cluster

@@ -14,9 +14,9 @@ import yaml
 import saap_edge as se
 from saap_edge.cache import read_stage
 from saap_edge.documents.sweep import Sweep
-from saap_edge.sweep.document import load_sweep
+from saap_edge.sweeping.document import load_sweep
 from tests.documents.schema_check import faults
-from tests.sweep.support import ended, start, tiny_base, working_on, write_sweep
+from tests.sweeping.support import ended, start, tiny_base, working_on, write_sweep
 
 GATED = {"limits": [{"metric": "file_mib", "max": 100}]}
 MISSED = {"limits": [{"metric": "file_mib", "max": 1e-6}]}

@@ -19,9 +19,9 @@ from typing import Any
 
 from saap_edge.cache import clean_leftovers
 from saap_edge.errors import EXIT_INPUT
-from saap_edge.sweep.graph import Graph, Node
-from saap_edge.sweep.job import job_of
-from saap_edge.sweep.watch import Watch
+from saap_edge.sweeping.graph import Graph, Node
+from saap_edge.sweeping.job import job_of
+from saap_edge.sweeping.watch import Watch
 
 __all__ = ["Room", "run_here"]
 
@@ -61,7 +61,7 @@ def run_here(graph: Graph, watch: Watch, room: Room, logs: Path) -> None:
 def _server() -> Iterator[subprocess.Popen[bytes]]:
     """The process that starts stages. It is in a session of its own: Ctrl-C is for this process to answer."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "saap_edge.sweep.server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "saap_edge.sweeping.server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
     try:

@@ -14,13 +14,13 @@ from saap_edge.chain.rates import measure_rates
 from saap_edge.documents.sweep import Sweep
 from saap_edge.errors import EXIT_OK, SaapError
 from saap_edge.progress import Progress
-from saap_edge.sweep.ahead import ahead_lines
-from saap_edge.sweep.document import Entry
-from saap_edge.sweep.folders import publish_runs
-from saap_edge.sweep.graph import Graph, build_graph
-from saap_edge.sweep.machines import Machines, cpus_here
-from saap_edge.sweep.results import sweep_document
-from saap_edge.sweep.watch import Watch
+from saap_edge.sweeping.ahead import ahead_lines
+from saap_edge.sweeping.document import Entry
+from saap_edge.sweeping.folders import publish_runs
+from saap_edge.sweeping.graph import Graph, build_graph
+from saap_edge.sweeping.machines import Machines, cpus_here
+from saap_edge.sweeping.results import sweep_document
+from saap_edge.sweeping.watch import Watch
 
 __all__ = ["run_sweep"]
 

@@ -7,9 +7,9 @@ import yaml
 
 from saap_edge.errors import SaapError
 from saap_edge.recipe import Recipe
-from saap_edge.sweep.combinations import names_of, product
-from saap_edge.sweep.document import load_sweep
-from tests.sweep.support import write_sweep
+from saap_edge.sweeping.combinations import names_of, product
+from saap_edge.sweeping.document import load_sweep
+from tests.sweeping.support import write_sweep
 
 
 def loaded(folder, document):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from saap_edge.chain.ahead import GIB, span
-from saap_edge.sweep.graph import Graph, Node
+from saap_edge.sweeping.graph import Graph, Node
 
 __all__ = ["ahead_lines", "whole_seconds"]
 

@@ -16,8 +16,8 @@ from saap_edge.cache import Busy
 from saap_edge.machine.facts import machine_facts
 from saap_edge.machine.quiet import quiet_libraries
 from saap_edge.progress import no_bar
-from saap_edge.sweep.job import do_job, identity
-from saap_edge.sweep.parcels import pack, unpack, with_files
+from saap_edge.sweeping.job import do_job, identity
+from saap_edge.sweeping.parcels import pack, unpack, with_files
 from saap_edge.targets import this_machine
 
 __all__ = ["clear", "look", "make", "name_of_node", "sees"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from saap_edge.sweep.combinations import placed
+from saap_edge.sweeping.combinations import placed
 
 __all__ = ["outside_files", "pack", "unpack", "with_files"]
 
