@@ -4,14 +4,14 @@
 # make test-fast     its quick part, under a minute on 2 cores
 # make test-optimum  what optimum does with our ONNX folders, and models under transformers 4.57, in .venv-optimum
 # make test-executorch  our .pte in ExecuTorch's runtime, in .venv-executorch
+# make test-cluster  sweeps on a Ray cluster of two nodes here, in .venv-cluster
 # make test-runtimes  our files in 20 other runtimes and versions of them, as docs/runtimes.md has it, in .venv-runtimes
 # make test-device   installs only the board extra (no torch) into .venv-device and runs every board command
 # make quality       ruff and mypy
 # make docs          the documentation as a site, in site/; a broken link fails
 # Each sets up what it needs in .venv the first time (about 10 minutes on 2 cores: llama.cpp is built from source), but for
-# test-optimum, test-executorch and docs, which have environments of their own without llama.cpp; test-device takes the
-# llama.cpp built for .venv. Versions are those of requirements.lock, requirements-optimum.lock,
-# requirements-executorch.lock and requirements-docs.lock.
+# test-optimum, test-executorch and docs, which have environments of their own without llama.cpp; test-device and
+# test-cluster take the llama.cpp built for .venv. Versions are those of requirements.lock and of the locks beside it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -21,10 +21,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 OPTIMUM := .venv-optimum
 EXECUTORCH := .venv-executorch
+CLUSTER := .venv-cluster
 RUNTIMES := .venv-runtimes
 DEVICE := .venv-device
 DOCS := .venv-docs
 LOCK := -c requirements.lock
+CLUSTER_LOCK := -c requirements-cluster.lock
 OPTIMUM_LOCK := -c requirements-optimum.lock
 EXECUTORCH_LOCK := -c requirements-executorch.lock
 EXECUTORCH_TESTS := tests/exporting/test_executorch.py tests/layouts/test_executorch.py tests/model/test_static_cache.py
@@ -36,7 +38,7 @@ LLAMA := llama-cpp-python==0.3.36
 NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 LLAMA_CMAKE := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)')
 
-.PHONY: setup demo demo-real test test-fast test-optimum test-executorch test-runtimes test-device quality docs clean
+.PHONY: setup demo demo-real test test-fast test-optimum test-executorch test-cluster test-runtimes test-device quality docs clean
 
 setup: $(VENV)/.ready
 
@@ -63,6 +65,9 @@ test-optimum: $(OPTIMUM)/.ready
 
 test-executorch: $(EXECUTORCH)/.ready
 	OMP_NUM_THREADS=1 $(EXECUTORCH)/bin/python -m pytest $(EXECUTORCH_TESTS)
+
+test-cluster: setup $(CLUSTER)/.ready
+	OMP_NUM_THREADS=1 $(CLUSTER)/bin/python -m pytest -rs tests/sweeping/test_cluster.py
 
 # Environments of their own for each runtime, 6 GB in all; one whose packages cannot be had is skipped with a word.
 test-runtimes: setup
@@ -121,6 +126,15 @@ $(EXECUTORCH)/.ready: pyproject.toml requirements-executorch.lock
 	$(EXECUTORCH)/bin/python -m pip install --disable-pip-version-check -q $(EXECUTORCH_LOCK) -e '.[executorch]' pytest hypothesis
 	@touch $@
 
+# As the machine that compiles, with Ray; llama.cpp is not compiled twice.
+$(CLUSTER)/.ready: pyproject.toml requirements-cluster.lock $(VENV)/wheels/.llama
+	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/python -m pip install --disable-pip-version-check -q $(CLUSTER_LOCK) torch==2.13.0
+	$(CLUSTER)/bin/python -m pip install --disable-pip-version-check -q $(CLUSTER_LOCK) --find-links $(VENV)/wheels \
+	  -e '.[compile,cluster]' pytest hypothesis
+	@touch $@
+
 # As on a board, but for llama.cpp, which is not compiled twice.
 $(DEVICE)/.ready: pyproject.toml requirements.lock $(VENV)/wheels/.llama
 	@test -n "$(PYTHON)" || { echo "python 3.11 or newer is needed: set PYTHON=/path/to/python3"; exit 2; }
@@ -136,4 +150,4 @@ $(DOCS)/.ready: pyproject.toml requirements-docs.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) $(EXECUTORCH) $(RUNTIMES) $(DEVICE) $(DOCS) demo-out demo-real-out site
+	rm -rf $(VENV) $(OPTIMUM) $(EXECUTORCH) $(CLUSTER) $(RUNTIMES) $(DEVICE) $(DOCS) demo-out demo-real-out site

@@ -34,12 +34,14 @@ from saap_edge.errors import SaapError
 from saap_edge.files import file_hash, write_whole
 
 __all__ = [
+    "Busy",
     "Stage",
     "StageResult",
     "alone",
     "ancestors",
     "clean_leftovers",
     "is_helper",
+    "library_versions",
     "link",
     "read_stage",
     "run_stage",
@@ -55,6 +57,10 @@ _TEMPORARY = ".tmp-"
 _RECORD = "stage.json"
 _MANIFEST = "manifest.json"  # of an export: it holds hashes of the artifacts, and their readers check these
 _HASHED = 1 << 24  # bytes: of larger files only the size is kept, because their readers check the contents
+
+
+class Busy(SaapError):
+    """Another run works on the same stage."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ def work_folder(out: Path) -> Path:
 @contextmanager
 def alone(work: Path) -> Iterator[None]:
     """Lock a work folder for this run: two runs would overwrite each other's checkpoints. The folder is removed
-    afterwards if it is empty. Raises SaapError when another run has it."""
+    afterwards if it is empty. Raises Busy when another run has it."""
     from filelock import FileLock, Timeout
 
     if is_helper():  # the first process holds the lock for all
@@ -204,7 +210,7 @@ def alone(work: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise SaapError(f"another run works on the same stage, in '{work}': wait for it, or end it") from None
+        raise Busy(f"another run works on the same stage, in '{work}': wait for it, or end it") from None
     try:
         yield
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from saap_edge.errors import SaapError
 
-__all__ = ["item_lines", "load_yaml_model"]
+__all__ = ["YamlFile", "complaint", "field_of", "item_lines", "load_yaml_model", "read_yaml"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,6 +33,35 @@ def load_yaml_model(path: Path, schema: type[Model]) -> Model:
     ...     print(str(error).removeprefix(f"{file.parent}/"))
     recipe.yaml:2: prune.ratio: Input should be less than 1
     """
+    file = read_yaml(path)
+    try:
+        return schema.model_validate(file.document)
+    except ValidationError as error:
+        # A mistyped name is both unknown and missing: the unknown one is where the mistake stands.
+        first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+        raise SaapError(file.told(field_of(first), complaint(first, schema))) from None
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """A YAML file that was read: its document, and where each field stands."""
+
+    path: Path
+    document: dict[str, Any]
+    root: yaml.Node | None
+
+    def line(self, location: Sequence[Any]) -> int:
+        """Line of the field at `location`, or of the innermost part of the location that exists."""
+        return _line(self.root, list(location))
+
+    def told(self, location: Sequence[Any], message: str, name: Sequence[Any] | None = None) -> str:
+        """The message with file, line and field. `name` is the field's name where it is not the location."""
+        field = ".".join(str(part) for part in (location if name is None else name))
+        return f"{self.path}:{self.line(location)}: {field + ': ' if field else ''}{message}"
+
+
+def read_yaml(path: Path) -> YamlFile:
+    """Read a YAML file of fields; an empty one has none. Raises SaapError in one line, with file and line."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -51,12 +82,7 @@ def load_yaml_model(path: Path, schema: type[Model]) -> Model:
         )
     if not isinstance(document, dict):
         raise SaapError(f"{path}:1: fields as 'name: value' are expected at the top, not a {type(document).__name__}")
-    try:
-        return schema.model_validate(document)
-    except ValidationError as error:
-        # A mistyped name is both unknown and missing: the unknown one is where the mistake stands.
-        first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
-        raise SaapError(_explain(path, root, first, schema)) from None
+    return YamlFile(path, document, root)
 
 
 def item_lines(path: Path, field: str) -> list[int]:
@@ -82,14 +108,18 @@ def _twice(node: yaml.Node | None) -> yaml.Node | None:
     return None
 
 
-def _explain(path: Path, root: yaml.Node | None, error: Any, schema: type[BaseModel]) -> str:
-    location = [part for part in error["loc"] if not str(part).startswith("function-")]
-    field = ".".join(str(part) for part in location)
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _fields(schema, location[:-1]), n=1)
-        message = "unknown field" + (f", did you mean '{near[0]}'?" if near else "")
-    return f"{path}:{_line(root, location)}: {field + ': ' if field else ''}{message}"
+def field_of(error: Any) -> list[Any]:
+    """Where the field stands that pydantic complains of."""
+    return [part for part in error["loc"] if not str(part).startswith("function-")]
+
+
+def complaint(error: Any, schema: type[BaseModel]) -> str:
+    """What pydantic complains of, in words; with the nearest known name where a field is unknown."""
+    if error["type"] != "extra_forbidden":
+        return str(error["msg"]).removeprefix("Value error, ")
+    location = field_of(error)
+    near = difflib.get_close_matches(str(location[-1]), _fields(schema, location[:-1]), n=1)
+    return "unknown field" + (f", did you mean '{near[0]}'?" if near else "")
 
 
 def _line(node: yaml.Node | None, location: list[Any]) -> int:

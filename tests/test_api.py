@@ -61,6 +61,7 @@ def run(recipe, heard, root):
 def folder(root, recipe, run):
     """Where the examples of docstrings work: the files that `saap_edge.api` names."""
     (root / "recipe.yaml").write_text(json.dumps(recipe))
+    (root / "sweep.yaml").write_text(json.dumps({"base": "recipe.yaml", "axes": {"prune.ratio": [0.2, 0.3]}}))
     (root / "budget.yaml").write_text("limits: {file_mib: {max: 1}}")
     # One thread: two of a runtime's spin while they wait for each other, which on a busy machine takes long.
     (root / "board.yaml").write_text(dump_yaml(this_machine().model_copy(update={"threads": 1})))

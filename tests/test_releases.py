@@ -20,6 +20,7 @@ LOCKS = {
     "requirements.lock": ("device", "models", "compile", "openvino", "eval", "dev"),
     "requirements-optimum.lock": ("models", "optimum"),
     "requirements-executorch.lock": ("models", "executorch"),
+    "requirements-cluster.lock": ("device", "models", "compile", "cluster"),
     "requirements-docs.lock": ("docs",),
 }
 
@@ -51,7 +52,7 @@ def test_the_makefile_installs_what_the_locks_say():
     pinned = pins("requirements.lock")
     assert f"LLAMA := llama-cpp-python=={pinned['llama-cpp-python']}\n" in MAKEFILE
     asked = set(re.findall(r"\btorch==([\d.]+)", MAKEFILE))
-    others = {pins(f"requirements-{name}.lock")["torch"] for name in ("optimum", "executorch")}
+    others = {pins(f"requirements-{name}.lock")["torch"] for name in ("optimum", "executorch", "cluster")}
     assert asked == {pinned["torch"]} | others
 
 

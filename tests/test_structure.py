@@ -13,7 +13,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("api",),
-    ("worth",),
+    ("sweeping", "worth"),
     ("chain", "publishing"),
     ("drafting", "remote", "report", "tracking"),
     ("recipe",),

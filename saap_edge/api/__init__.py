@@ -7,8 +7,9 @@ read by attribute, or by key as in their files; `as_dict()` gives the JSON. Modu
 function needs them.
 
 The examples below are run by tests/test_api.py. They work in a folder with these files: `model`, a Hugging Face folder;
-`text.txt`; `recipe.yaml`, which names texts and asks for little work; `budget.yaml`, with a limit on the size of the
-file; `bundle`, made by `saap-edge bundle out --out bundle`. `run` is the finished run of the first example.
+`text.txt`; `recipe.yaml`, which names texts and asks for little work; `sweep.yaml`, with that recipe at two ratios;
+`budget.yaml`, with a limit on the size of the file; `bundle`, made by `saap-edge bundle out --out bundle`. `run` is the
+finished run of the first example.
 
 Examples:
     >>> import saap_edge as se
@@ -33,6 +34,7 @@ from saap_edge.api.registering import register_family, register_metric, register
 from saap_edge.api.results import Fit, Frontier, Run
 from saap_edge.api.schemas import DOCUMENTS, schema
 from saap_edge.api.stages import bank, compile, export, plan, prune, recover, resume, score, write, write_report
+from saap_edge.api.sweeping import sweep
 from saap_edge.api.tracking import history
 from saap_edge.api.worth import RATIOS, RIVALS, fit, frontier
 from saap_edge.errors import SaapError
@@ -42,5 +44,5 @@ __all__ = [
     "DOCUMENTS", "RATIOS", "RIVALS", "Fit", "Frontier", "Progress", "Run", "SaapError", "bank", "bench", "bench_stage",
     "card", "compile", "draft", "evaluate", "export", "export_for", "fit", "frontier", "gate", "history", "plan",
     "predict", "predict_document", "prune", "push", "recipe_of", "recover", "register_family", "register_metric",
-    "register_order", "resume", "schema", "score", "verify", "write", "write_report",
+    "register_order", "resume", "schema", "score", "sweep", "verify", "write", "write_report",
 ]  # fmt: skip

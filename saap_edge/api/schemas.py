@@ -19,12 +19,13 @@ DOCUMENTS = {
     "manifest": "artifacts of an export (manifest.json)",
     "plan": "widths per layer, before and after (plan.json)",
     "report": "all that a run found (report.json)",
+    "sweep": "recipes of a sweep, what became of each, and the stages that they share (sweep.json)",
     "verify": "how far each artifact's answers are from torch's (verify.json)",
 }
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON schema of a document: "bench", "draft", "gate", "history", "manifest", "plan", "report" or "verify".
+    """The JSON schema of a document, one of DOCUMENTS ("bench", "gate", "report" and others).
 
     Every field has a description with its unit (docs/documents.md). Raises SaapError for another name.
 
@@ -46,9 +47,10 @@ def _classes() -> dict[str, type[Document]]:
     from saap_edge.documents.history import History
     from saap_edge.documents.plan import Plan
     from saap_edge.documents.report import Report
+    from saap_edge.documents.sweep import Sweep
     from saap_edge.documents.verify import Verify
 
     return {
         "bench": Bench, "draft": Draft, "gate": Gate, "history": History, "manifest": Manifest, "plan": Plan,
-        "report": Report, "verify": Verify,
+        "report": Report, "sweep": Sweep, "verify": Verify,
     }  # fmt: skip

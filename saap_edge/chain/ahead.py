@@ -11,7 +11,7 @@ from saap_edge.errors import SaapError
 from saap_edge.machine.limits import memory
 from saap_edge.progress import duration
 
-__all__ = ["announce", "check_memory", "plan_lines"]
+__all__ = ["GIB", "announce", "check_memory", "plan_lines", "span"]
 
 GIB = 2**30
 SHORT = 5.0  # seconds: a single stage that takes no longer is not announced
@@ -63,11 +63,11 @@ def plan_lines(
     """
     lines = []
     for name, cached in names.items():
-        told = f"{_span(found[name].seconds)}, {found[name].bytes / GIB:.1f} GiB" if name in found else "seconds"
+        told = f"{span(found[name].seconds)}, {found[name].bytes / GIB:.1f} GiB" if name in found else "seconds"
         lines.append(f"  {name:8} {'already there' if cached else told}")
     seconds, most = sum(each.seconds for each in found.values()), max(each.bytes for each in found.values())
     summary = (
-        f"about {_span(seconds)} and {most / GIB:.1f} GiB of memory ({free / GIB:.1f} of {total / GIB:.1f} GiB are "
+        f"about {span(seconds)} and {most / GIB:.1f} GiB of memory ({free / GIB:.1f} of {total / GIB:.1f} GiB are "
         f"free); an estimate, from {measured}"
     )
     if len(names) == 1:
@@ -96,7 +96,8 @@ def check_memory(found: Mapping[str, Estimate], total: int, free: int) -> str | 
     return None
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """The time in which an estimate of so many seconds lies."""
     low, high = duration(seconds * LOW), duration(seconds * HIGH)
     unit = high.partition(" ")[2]
     return f"{low.removesuffix(f' {unit}')} to {high}" if low != high else high

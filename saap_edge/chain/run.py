@@ -15,7 +15,7 @@ from saap_edge.errors import EXIT_OK, SaapError
 from saap_edge.files import read_json
 from saap_edge.formats import KINDS
 
-__all__ = ["Before", "Outcome", "Step", "run_stages"]
+__all__ = ["MEASURED", "PUBLIC", "Before", "Outcome", "Step", "publish", "run_stages"]
 
 MEASURED = "bench"  # measuring again gives other figures, so that stages made from the older ones are made again
 ON_THE_WAY = ("bank",)  # made when it is missing, so that people need not know of it
@@ -27,6 +27,7 @@ _LINKS = {
     "export": {name: name for name, kind in KINDS.items() if kind.usual},
     "report": {"report.json": "report.json", "report.html": "report.html"},
 }
+PUBLIC = tuple(public for names in _LINKS.values() for public in names)
 
 
 @dataclass
@@ -99,7 +100,7 @@ def run_stages(
             if name == "gate":
                 outcome.exit_code = int(read_json(result.folder / "gate.json")["exit_code"])
         if names[-1] == "report":
-            outcome.links = _publish(folders, out)
+            outcome.links = publish(folders, out)
     finally:
         _unmake(made)
     return outcome
@@ -118,7 +119,7 @@ def _steps(context: Context, stages: dict[str, Stage], folders: dict[str, Path],
     return steps
 
 
-def _publish(folders: dict[str, Path], out: Path) -> dict[str, Path]:
+def publish(folders: Mapping[str, Path], out: Path) -> dict[str, Path]:
     """Point the public names at the folders of one finished chain, so that they never mix two runs. A kind of artifacts
     that this chain has not gets no name, and loses the one of a run before."""
     links = {}

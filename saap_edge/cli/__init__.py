@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from saap_edge import __version__
 
-from saap_edge.cli import chain, measuring, bundles, publishing, worth, quality, drafting, boards, documents  # noqa: F401 # isort: skip (--help's order)
+from saap_edge.cli import chain, sweeping, measuring, bundles, publishing, worth, quality, drafting, boards, documents  # noqa: F401 # isort: skip (--help's order)
 from saap_edge.cli.base import app, console
 from saap_edge.errors import EXIT_INPUT, SaapError
 

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from saap_edge.cache import is_helper
 from saap_edge.errors import SaapError
-from saap_edge.machine.waiting import sleep_while_waiting
+from saap_edge.machine.quiet import quiet_libraries
 from saap_edge.progress import Advance, Bars, Progress
 
 __all__ = [
@@ -35,6 +35,7 @@ stock llama.cpp and ONNX Runtime run, measures them, and returns an exit code th
     saap-edge compile --model ./TinyLlama --target rpi5 --ratio 0.3 --out out
     saap-edge compile --model ./TinyLlama --data self --out out        the model writes its own calibration text
     saap-edge compile recipe.yaml --out out
+    saap-edge sweep sweep.yaml --out out                     many recipes; what they share is made once
 
 compile runs the stages score, bank, plan, prune, recover, export, verify, bench, gate and report. Each stage is also a
 command: it reads the folder of the stage before it and prints the name of its own. Finished stages are not repeated.
@@ -124,24 +125,6 @@ UbatchOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
 RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (YAML); options override its fields")]
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the stage before, as that stage printed it")]
-
-
-def quiet_libraries() -> None:
-    """Silence the bars and warnings of other libraries, which would bury those of saap-edge."""
-    sleep_while_waiting()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    try:
-        from transformers.utils import logging
-    except ImportError:
-        return
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 class ToConsole(Progress):

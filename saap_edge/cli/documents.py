@@ -19,7 +19,9 @@ __all__: list[str] = []
 def schema(
     name: Annotated[
         str | None,
-        typer.Argument(help="bench, draft, gate, history, manifest, plan, report or verify (default: list them)"),
+        typer.Argument(
+            help="bench, draft, gate, history, manifest, plan, report, sweep or verify (default: list them)"
+        ),
     ] = None,
 ) -> None:
     """Print the JSON schema of a document: every field with its unit.

@@ -15,6 +15,7 @@ from saap_edge.documents.gate import Gate
 from saap_edge.documents.history import History
 from saap_edge.documents.plan import Plan, load_plan
 from saap_edge.documents.report import Report
+from saap_edge.documents.sweep import Sweep
 from saap_edge.documents.verify import Verify
 from saap_edge.errors import SaapError
 from saap_edge.prediction.predict import predict_benched
@@ -26,7 +27,7 @@ from tests.test_cli import call, write_recipe
 
 CLASSES = {
     "bench": Bench, "draft": Draft, "gate": Gate, "history": History, "manifest": Manifest, "plan": Plan,
-    "report": Report, "verify": Verify,
+    "report": Report, "sweep": Sweep, "verify": Verify,
 }  # fmt: skip
 DEMO = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json").read_text())
 QUICK = {
@@ -52,7 +53,9 @@ def written(run):
     drafted = se.draft(run.out, "rpi5", prompts=2, tokens=8, threads_here=1)
     drafted.write(run.out / "draft.json")
     se.history(run.out).write(run.out / "history.json")
-    made = {name: run.out / f"{name}.json" for name in ("draft", "history")}
+    (run.out / "sweep.yaml").write_text("base: ../recipe.yaml")  # whose stages are all there
+    se.sweep(run.out / "sweep.yaml", out=run.out)
+    made = {name: run.out / f"{name}.json" for name in ("draft", "history", "sweep")}
     return names | made | {"manifest": run.folders["export"] / "manifest.json"}
 
 
@@ -147,6 +150,7 @@ def test_the_weights_bytes_are_stored_and_were_recovered_before(run):
     ("bench", "schema", "measure again"), ("draft", "version", "saap-edge draft again"),
     ("gate", "version", "judge again"), ("manifest", "version", "export again"),
     ("plan", "version", "plan again"), ("report", "schema_version", "compile again"),
+    ("sweep", "version", "sweep again"),
     ("verify", "version", "verify again"),
 ])  # fmt: skip
 @pytest.mark.parametrize("version", [0, 99, "new", None])
@@ -183,7 +187,7 @@ DAMAGED = {
     "bench": ("conditions", "prompt_tokens"), "draft": ("drafts", 0, "kinds", 0, "acceptance", "value"),
     "gate": ("verdicts", 0, "verdict"), "manifest": ("artifacts", 0, "bytes"),
     "plan": ("layers", 0, "ffn"), "report": ("bench", "artifacts", 0, "metrics", "decode_tok_s", "median"),
-    "verify": ("artifacts", 0, "max_error"),
+    "sweep": ("recipes", 0, "stages"), "verify": ("artifacts", 0, "max_error"),
 }  # fmt: skip
 
 

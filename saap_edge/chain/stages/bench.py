@@ -20,9 +20,7 @@ __all__ = ["DENSE", "RULE", "conditions_of", "point"]
 
 
 def _settings(context: Context) -> dict[str, Any]:
-    from saap_edge.machine.facts import machine_facts
-
-    recipe, facts = context.recipe, machine_facts()
+    recipe, facts = context.recipe, context.machine
     settings = recipe.bench.model_dump(mode="json") | {"threads": context.threads, "window": recipe.score.window}
     settings["instructions"] = asks_instructions(recipe.budget)
     if recipe.bench.max_rounds:  # then the limits decide how many rounds are run
