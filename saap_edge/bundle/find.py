@@ -55,7 +55,7 @@ def find_source(path: Path, artifact_format: str | None, target: str | None) -> 
     there is no export or no such format, or the artifact was changed or never verified.
     """
     export = _find_export(path)
-    board = load_target(target or export.record["recipe"]["target"])
+    board = load_target(target or export.recipe["target"])
     artifact_format = artifact_format or f"gguf-{board.quantisation['gguf']}"
     known = FORMATS.get(artifact_format)
     if known is not None and known.launch is None:
@@ -66,7 +66,7 @@ def find_source(path: Path, artifact_format: str | None, target: str | None) -> 
 def find_artifact(path: Path, formats: tuple[str, ...]) -> Source:
     """Find an artifact as `find_source` does: of the first of `formats` that the export has. Raises SaapError so."""
     export = _find_export(path)
-    return _source(export, path, formats, load_target(export.record["recipe"]["target"]))
+    return _source(export, path, formats, load_target(export.recipe["target"]))
 
 
 def find_model(path: Path) -> tuple[Path, Path]:
@@ -80,10 +80,12 @@ def find_model(path: Path) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class _Export:
-    """An export: its folder, stage.json, the folders of all stages before, and the two models of the run."""
+    """An export: its folder, stage.json, the recipe of its run, the folders of all stages before, and the two models
+    of the run."""
 
     folder: Path
     record: dict[str, Any]
+    recipe: dict[str, Any]
     found: dict[str, Path]
     base: Path
 
@@ -98,7 +100,16 @@ def _find_export(path: Path) -> _Export:
     if folder is None:
         raise SaapError(f"'{path}' has no export: run `saap-edge export` first")
     record = read_stage(folder)
-    return _Export(folder, record, found, resolve_model(record["recipe"]["model"]))
+    recipe = _recipe(path, record)
+    return _Export(folder, record, recipe, found, resolve_model(recipe["model"]))
+
+
+def _recipe(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that a run's folder is of; of a stage's folder, the one in its record. Recipes of a sweep for several
+    boards may share an export, but not a report."""
+    report = path / "report.json"
+    found: dict[str, Any] = (read_stage(report.resolve().parent) if report.is_symlink() else record)["recipe"]
+    return found
 
 
 def _source(export: _Export, path: Path, formats: tuple[str, ...], board: Target) -> Source:

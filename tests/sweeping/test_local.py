@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import saap_edge as se
+from saap_edge.bundle.find import find_source
 from saap_edge.cache import read_stage
 from saap_edge.documents.sweep import Sweep
 from saap_edge.sweeping.document import load_sweep
@@ -98,18 +99,33 @@ def test_every_recipe_has_its_folder(swept):
 
 
 def test_nothing_runs_beside_a_measurement(swept):
-    """By when each stage's record was written, and how long it took."""
+    """By when each stage's last file was written, and how long it took. Its record may be written again."""
     out, _, document, _ = swept
     spans = {}
     for stage in document["stages"]:
-        record = out / "stages" / stage["key"] / "stage.json"
-        end = record.stat().st_mtime
-        spans[stage["key"]] = (end - read_stage(record.parent)["seconds"], end)
+        made = out / "stages" / stage["key"]
+        end = max(path.stat().st_mtime for path in made.rglob("*") if path.is_file() and path.name != "stage.json")
+        spans[stage["key"]] = (end - read_stage(made)["seconds"], end)
     measured = sorted(spans[key] for key in spans if key.startswith("bench-"))
     assert len(measured) == 2 and all(end <= begin for (_, end), (begin, _) in pairwise(measured))
     for key, (begin, end) in spans.items():
         if not key.startswith("bench-"):
             assert all(end <= start + 0.02 or begin >= stop - 0.02 for start, stop in measured), key
+
+
+def test_recipes_that_share_an_export_have_boards_of_their_own(folder, base):
+    """A bundle from a run's folder is for the board of that recipe."""
+    boards = ["rpi4", "rpi5"]
+    document = {"base": base | {"recover": {"tokens": 0}}, "axes": {"target": boards}}
+    out, file = folder / "boards", write_sweep(folder, document, "boards.yaml")
+    code, document, said = ended(start(file, "--out", out, "--json"))
+    assert code == 0, said
+    assert len({recipe["stages"]["export"] for recipe in document["recipes"]}) == 1
+    assert [recipe["artifacts"][0]["predicted_decode_tok_s"] is None for recipe in document["recipes"]] == [False] * 2
+    found = [
+        find_source(out / "runs" / recipe["name"], "gguf-q8_0", None).target.name for recipe in document["recipes"]
+    ]
+    assert found == boards
 
 
 def test_a_second_sweep_does_nothing(swept, file):
