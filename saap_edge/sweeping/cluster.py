@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saap_edge.cache import clean_leftovers
 from saap_edge.chain.context import Board
 from saap_edge.errors import SaapError
 from saap_edge.progress import Progress
@@ -184,6 +185,7 @@ def _run(
     try:
         run_tasks(ray, graph, watch, plan)
     finally:
+        clean_leftovers(graph.root)  # of nodes that died
         with suppress(Exception):  # a node that was lost has nothing to clear
             ray.get([on_node(ray, remote_job.clear, node.id).remote(session) for node in nodes], timeout=CLEARED)
 
