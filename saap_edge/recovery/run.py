@@ -110,7 +110,7 @@ def recover(
             save_model(model, pruned, folder)  # float32: other formats are quantised from it
         in_blocks(
             model, family, format, group=group, rank=settings.rank, through=settings.through, method=settings.start,
-            windows=texts.calibration, progress=layer_done, precision=settings.precision,
+            windows=texts.calibration, progress=layer_done,
         )  # fmt: skip
 
     better = weights.best_step > 0

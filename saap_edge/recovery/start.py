@@ -20,7 +20,6 @@ import torch
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
 from saap_edge.model.adapters import put
-from saap_edge.model.arithmetic import Precision, multiplied
 from saap_edge.model.blocks import BLOCK, BlockFormat, codes_at, grouped, nearest, rounded
 from saap_edge.model.stream import (
     attention_branch,
@@ -172,7 +171,6 @@ def in_blocks(
     method: Method = "nearest",
     windows: torch.Tensor | None = None,
     progress: Callable[[], None] = lambda: None,
-    precision: Precision = "float32",
 ) -> Any:
     """Put a model's projections into blocks, in place, layer by layer, and freeze all but their adapters.
 
@@ -181,7 +179,9 @@ def in_blocks(
         method: how the first codes are found.
         windows: token ids [n, window], whose activations `weighted` and `gptq` use.
         progress: called after every layer.
-        precision: of the passes over `windows` (model/arithmetic.py).
+
+    The passes over `windows` are in float32, whatever training is in: from inputs in bfloat16, GPTQ's codes of one
+    model were worse than plain rounding, and from the same inputs in float32 better (docs/recovery.md).
 
     Returns the model. Raises SaapError that names the projection whose inputs are not finite.
     """
@@ -192,7 +192,7 @@ def in_blocks(
     arguments = [{}] * len(model.model.layers) if looked_at is None else layer_arguments(model, looked_at)
     for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
         follow(layer, states)
-        grams = _grams(layer, family, states, keywords, precision) if states else {}
+        grams = _grams(layer, family, states, keywords) if states else {}
         for name in family.linears(layer):
             linear = layer.get_submodule(name)
             gram = grams.pop(name, None)
@@ -201,7 +201,7 @@ def in_blocks(
             start = _start(linear.weight, gram, format, group, method)
             del gram
             put(layer, name, GroupLinear(linear, start, format, group, rank, through))
-        _advance(layer, states, keywords, precision)
+        _advance(layer, states, keywords)
         progress()
     return model
 
@@ -217,9 +217,7 @@ def _start(weight: torch.Tensor, gram: torch.Tensor | None, format: BlockFormat,
     return gptq(weight, gram, format, group)
 
 
-def _grams(
-    layer: Any, family: Family, states: list[torch.Tensor], keywords: dict[str, Any], precision: Precision
-) -> dict[str, torch.Tensor]:
+def _grams(layer: Any, family: Family, states: list[torch.Tensor], keywords: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Mean outer product x x^T of the inputs of every projection of a layer, float32 [in, in], by name."""
     grams: dict[str, torch.Tensor] = {}
     same: dict[str, str] = {}  # the projection that takes the very tensor that this one takes, and took it first
@@ -238,16 +236,15 @@ def _grams(
     for name in family.linears(layer):
         hook = partial(add, name=name)
         handles.append(layer.get_submodule(name).register_forward_pre_hook(hook))
-    _advance(layer, list(states), keywords, precision)
+    _advance(layer, list(states), keywords)
     for handle in handles:
         handle.remove()
     return grams | {name: grams[first] for name, first in same.items()}
 
 
-def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any], precision: Precision) -> None:
+def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any]) -> None:
     """Run a layer on `states`, in place. A pruned layer may lack a sublayer."""
     mixes = layer.self_attn is not None or convolution(layer) is not None
     for there, branch in ((mixes, attention_branch(layer, keywords)), (layer.mlp is not None, ffn_branch(layer))):
         if there:
-            run = multiplied(precision, branch)
-            states[:] = [state + run(state) for state in states]
+            states[:] = [state + branch(state) for state in states]

@@ -171,6 +171,17 @@ def test_tuned_weights_never_drag_worse_blocks_along(setting, tmp_path, monkeypa
     assert torch.equal(codes, quantise(weight, BLOCK_FORMATS["q4_0"]).codes)
 
 
+@pytest.mark.parametrize("method", ["weighted", "gptq"])
+def test_codes_are_found_in_float32_whatever_training_is_in(setting, tmp_path, method):
+    """From inputs in bfloat16, GPTQ's codes of a real model were worse than plain rounding."""
+    for precision in ("float32", "bfloat16"):
+        run(setting, tmp_path / precision, tokens=0, start=method, precision=precision)
+    one, other = (
+        load_file(tmp_path / name / "out" / "model" / "codes.safetensors") for name in ("float32", "bfloat16")
+    )
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_no_tokens_only_choose_better_codes(setting, tmp_path):
     result, folder = run(setting, tmp_path, tokens=0)
     assert result["tokens"] == 0 and result["after"]["perplexity_blocks"] <= result["before"]["perplexity_blocks"]
