@@ -134,7 +134,7 @@ def open_context(
     source = source_of(model)
     plan = load_plan(plan_file) if plan_file else None
     teacher = resolve_model(recipe.recover.teacher) if recipe.recover.teacher else model
-    formats = recipe.export.formats
+    formats = tuple(recipe.export.formats)
     checks.check_teacher(checkpoint.spec, teacher)
     checks.check_formats(checkpoint.spec, formats) if tune else checks.check_pruning(
         checkpoint.spec, recipe, target, plan

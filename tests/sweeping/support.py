@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,11 +34,11 @@ def write_sweep(folder: Path, document: dict, name: str = "sweep.yaml") -> Path:
 
 
 def start(*arguments, **environment) -> subprocess.Popen:
-    """`saap-edge sweep` as a user starts it, in a process group that Ctrl-C would reach."""
+    """`saap-edge sweep` as a user starts it, in a process group that Ctrl-C would reach, and that does not ignore it."""
     return subprocess.Popen(
         [sys.executable, "-m", "saap_edge", "sweep", *map(str, arguments)], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 
