@@ -34,7 +34,7 @@ def write_sweep(folder: Path, document: dict, name: str = "sweep.yaml") -> Path:
 
 
 def start(*arguments, **environment) -> subprocess.Popen:
-    """`saap-edge sweep` as a user starts it, in a process group that Ctrl-C would reach, and that does not ignore it."""
+    """`saap-edge sweep` as a user starts it, in a process group that Ctrl-C reaches, and that does not ignore it."""
     return subprocess.Popen(
         [sys.executable, "-m", "saap_edge", "sweep", *map(str, arguments)], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
