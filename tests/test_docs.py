@@ -88,11 +88,15 @@ def test_figures_of_the_real_model_are_those_of_its_result(document, monkeypatch
 
 def test_tables_on_a_pretrained_model_are_those_of_the_result(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from real_show import files, tables
+    from real_show import files, tables, trained
 
     result = json.loads((ROOT / "benchmarks" / "results" / "real-smollm2-135m.json").read_text(encoding="utf-8"))
     text = (ROOT / "docs" / "real-models.md").read_text(encoding="utf-8")
-    wanted = {"real methods": tables(result), "real files": files(result["recovered"], list(result["windows"]))}
+    rows, texts = result["recovered"], list(result["windows"])
+    wanted = {
+        "real methods": tables(result), "real recovered": trained(rows, texts),
+        "real files": files([row for row in rows if row["tasks"]], texts),
+    }  # fmt: skip
     for mark, lines in wanted.items():
         shown = text.partition(f"<!-- {mark}: begin -->")[2].partition(f"<!-- {mark}: end -->")[0]
         assert shown.strip() == "\n".join(lines).strip()
