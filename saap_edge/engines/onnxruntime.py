@@ -139,7 +139,8 @@ class OnnxRuntimeEngine(OnnxEngine):
             piece = ids[:, start : start + self.ubatch]
             self._run(piece, done + start, logits[:, start : start + self.ubatch] if rows > 1 else logits)
         self._length = done + ids.shape[1]
-        self._held += ids[0].tolist()
+        if self._states:  # only these have to be read again
+            self._held += ids[0].tolist()
         return np.asarray(logits[0])
 
     def _run(self, ids: np.ndarray, past: int, logits: np.ndarray) -> None:

@@ -23,14 +23,7 @@ def history_page(history: History) -> str:
     here = Path(__file__).parent
     style, page = ((here / name).read_text(encoding="utf-8") for name in ("style.css", "history.html"))
     data = json.dumps(history.as_dict(), allow_nan=False).replace("<", "\\u003c")
-    before, middle, after = _split(page, "/*style*/", "/*data*/")
-    return before + style + middle + data + after
-
-
-def _split(page: str, first: str, second: str) -> tuple[str, str, str]:
-    before, _, rest = page.partition(first)
-    middle, _, after = rest.partition(second)
-    return before, middle, after
+    return page.replace("/*style*/", style).replace("/*data*/", data)
 
 
 def render_history(history: History) -> list[RenderableType]:
