@@ -43,6 +43,12 @@ def test_runs_of_a_folder_in_the_order_of_their_time(runs):
     assert len(baselines) == 4 and all(point.decode_ratio is None and point.decode_tok_s for point in baselines)
 
 
+def test_times_decide_against_names(tmp_path):
+    for name, day in (("a", 3), ("b", 1), ("c", 2)):
+        write_run(tmp_path / name, at=f"2026-01-0{day}T00:00:00Z")
+    assert [run.label for run in collect([tmp_path]).runs] == ["b", "c", "a"]
+
+
 def test_without_times_the_order_is_that_of_the_places_and_numbers_in_a_folder(tmp_path):
     for name in ("b/run10", "b/run9", "a"):
         write_run(tmp_path / name)
