@@ -28,6 +28,7 @@ AUTO_MAP = {
 # transformers' names for the numbers of `layer_widths`, and for what a layer can lack.
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 SKIPS = ("attention", "mlp")
+CACHES_CONVOLVE = hasattr(DynamicCache, "update_conv_state")  # not in transformers 4
 
 
 def widths_by_layer(
@@ -276,8 +277,8 @@ class SaapEdgeModel(LlamaModel):
             padding, attention_mask = by_kind.get("conv"), by_kind.get("full_attention", attention_mask)
             if padding is not None and padding.ndim == 2:
                 keywords["padding"] = padding
-            if not hasattr(DynamicCache, "update_conv_state") and keywords.get("past_key_values") is None:
-                keywords["use_cache"] = False  # the cache that transformers 4 makes holds no states of convolutions
+            if not CACHES_CONVOLVE and keywords.get("past_key_values") is None:
+                keywords["use_cache"] = False
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, **keywords)
 
 
@@ -292,3 +293,9 @@ class SaapEdgeForCausalLM(LlamaForCausalLM):
             super().__init__(config)
         self.model = SaapEdgeModel(config)
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def generate(self, *args: Any, **keywords: Any) -> Any:
+        """As transformers'; where its caches hold no states of convolutions, each token reads all before it again."""
+        if self.config.conv_layers and not CACHES_CONVOLVE:
+            keywords["use_cache"] = False
+        return super().generate(*args, **keywords)
