@@ -17,14 +17,15 @@ __all__ = ["budget_of", "recipe_of", "with_formats"]
 
 _PLACES = {
     "model": "model", "target": "target", "ratio": "prune.ratio", "method": "prune.method", "effort": "prune.effort",
-    "tokens": "recover.tokens", "teacher": "recover.teacher",
+    "tokens": "recover.tokens", "teacher": "recover.teacher", "shard": "recover.shard",
 }  # fmt: skip
 
 
 def recipe_of(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None, *, model: str | Path | None = None,
     target: str | Path | None = None, ratio: float | None = None, method: str | None = None, effort: str | None = None,
-    tokens: int | None = None, teacher: str | Path | None = None, data: str | Path | None = None,
+    tokens: int | None = None, teacher: str | Path | None = None, shard: bool | None = None,
+    data: str | Path | None = None,
     formats: Sequence[str] | None = None, budget: Budget | Mapping[str, Any] | str | Path | None = None,
 ) -> Recipe:  # fmt: skip
     """A recipe that was checked. Options replace what `recipe` says; what neither says has its default.
@@ -38,6 +39,7 @@ def recipe_of(
         effort: how many plans are tried: quick, normal or thorough.
         tokens: training tokens of recovery.
         teacher: the dense model that recovery learns from.
+        shard: share frozen weights out over the processes of a launch (docs/clusters.md).
         data: folder with calibration.txt, heldout.txt and test.txt; or "self", so that the model writes its own
             calibration text, or "half", so that it writes half of it (docs/method.md). A folder of such a name: ./self.
         formats: artifacts to export, as "gguf-q4_0".
@@ -57,7 +59,7 @@ def recipe_of(
 
     given = {
         "model": model, "target": target, "ratio": ratio, "method": method, "effort": effort,
-        "tokens": tokens, "teacher": teacher,
+        "tokens": tokens, "teacher": teacher, "shard": shard,
     }  # fmt: skip
     document = _document(recipe)
     for name, value in given.items():

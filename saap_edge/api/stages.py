@@ -164,8 +164,8 @@ def prune(place: Place, *, progress: Listener = None) -> Run:
 
 def recover(
     place: Place, *, recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
-    teacher: str | Path | None = None, tokens: int | None = None, data: str | Path | None = None,
-    out: str | Path | None = None, progress: Listener = None,
+    teacher: str | Path | None = None, tokens: int | None = None, shard: bool | None = None,
+    data: str | Path | None = None, out: str | Path | None = None, progress: Listener = None,
 ) -> Run:  # fmt: skip
     """Fine-tune a model in the blocks of the files that ship (docs/recovery.md).
 
@@ -177,6 +177,7 @@ def recover(
         recipe: with a model: a YAML file, a document or a `Recipe`. A run has its own.
         teacher: the dense model to learn from.
         tokens: training tokens.
+        shard: share frozen weights out over the processes of a launch (docs/clusters.md).
         data: with a model: as of `compile`. The teacher writes, because it is what is learnt from.
         out: with a model: folder to write.
 
@@ -193,10 +194,10 @@ def recover(
     if (folder / "stage.json").is_file() or not (folder.is_file() or (folder / "config.json").is_file()):
         if recipe or data or out:
             raise SaapError("--recipe, --data and --out go with a model: a stage folder has its own")
-        return resume(folder, "recover", tokens=tokens, teacher=teacher, progress=progress)
+        return resume(folder, "recover", tokens=tokens, teacher=teacher, shard=shard, progress=progress)
     if out is None:
         raise SaapError(f"'{folder}' is a model: say with --out where to write")
-    settings = recipe_of(recipe, model=folder, teacher=teacher, tokens=tokens, data=data)
+    settings = recipe_of(recipe, model=folder, teacher=teacher, tokens=tokens, shard=shard, data=data)
     return run_chain(settings, ("recover",), {}, Path(out), tune=True, progress=progress)
 
 

@@ -125,6 +125,9 @@ def recover(
         str | None, typer.Option("--teacher", help="Dense model to learn from (default: the model itself)")
     ] = None,
     tokens: TokensOption = None, data: DataOption = None,
+    shard: Annotated[
+        bool | None, typer.Option("--shard", help="Share frozen weights out over the processes of a launch (FSDP2)")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write; only with a model")] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -142,11 +145,14 @@ def recover(
         saap-edge recover ./dense --out out                      better 4-bit files without pruning
         accelerate launch -m saap_edge recover ./pruned ...      on several GPUs
         torchrun --nproc_per_node 2 -m saap_edge recover ./pruned ...         or in several processes of a CPU
+        torchrun --nproc_per_node 4 -m saap_edge recover ./pruned --shard ...   a model that no GPU holds alone
 
     A killed run goes on from its last checkpoint when the same command is given again.
     """
     prepare()
-    run = api.recover(folder, recipe=recipe, teacher=teacher, tokens=tokens, data=data, out=out, progress=ToConsole())
+    run = api.recover(
+        folder, recipe=recipe, teacher=teacher, tokens=tokens, shard=shard, data=data, out=out, progress=ToConsole()
+    )
     finish(run, as_json)
 
 

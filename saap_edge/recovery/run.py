@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from saap_edge.model.blocks import BLOCK_FORMATS
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, save_model
 from saap_edge.model.values import FP16_MAX, beyond_fp16
-from saap_edge.recovery.heldout import Heldout, with_answers
+from saap_edge.recovery.heldout import Found, Heldout, with_answers
 from saap_edge.recovery.judged import Trained, judged, projections
 from saap_edge.recovery.quantiser import GroupLinear
-from saap_edge.recovery.settings import RecoverSettings
+from saap_edge.recovery.settings import SMALL, RecoverSettings
+from saap_edge.recovery.sharding import shard, sharded
 from saap_edge.recovery.start import in_blocks
 from saap_edge.recovery.teacher import DenseTeacher, Teacher, cached_teacher
 from saap_edge.recovery.train import Recovery, Training, steps_of, train
@@ -72,7 +74,8 @@ def recover(
     `settings.distillation` of the divergence from the dense model, the rest that of the text): the blocks are never
     worse than the untuned weights rounded to nearest, and the full-precision weights are never worse than the untuned.
 
-    Under `accelerate launch` all processes train, the first writes, and the others return an empty dict.
+    In a launch (torchrun, `accelerate launch`) all processes train, the first writes, and the others return an empty
+    dict.
 
     Args:
         dense: the teacher's folder; `pruned` may be the same (tuning without pruning).
@@ -80,23 +83,25 @@ def recover(
         work: a folder for checkpoints and the teacher's cache. A killed run that is given the same one continues.
         progress: called with the phase (PHASES), its steps so far, and the losses of `train`.
 
-    Raises SaapError when the held-out loss is not finite, and where no codes can be found.
+    Raises SaapError when the held-out loss is not finite, where no codes can be found, and where `settings.shard` has
+    nothing to share out.
     """
     tell, spec = _counter(progress), read_spec(pruned)
     settings = settings.resolved(spec.layer_parameters(), spec.hidden)
     family, format = spec.family, BLOCK_FORMATS[settings.format]
+    _check_shards(settings)
     PartialState(timeout=timedelta(days=7))  # in a launch the others wait while the first writes the teacher's cache
     heldout = _heldout(dense, texts.heldout, settings, work, lambda: tell("teacher"))  # its model leaves memory again
     teacher = _teacher(dense, texts.training, settings, work, lambda: tell("teacher"))
     give_back()
     torch.manual_seed(seed)
     model = load_model(pruned)
-    untuned = heldout.measure(model)
+    untuned = _measured(heldout, model, settings)
     tell("measuring")
     if not math.isfinite(start := untuned.loss(settings.distillation)):
         raise SaapError(f"'{pruned}': the loss on held-out text is {start}: the model or text is broken")
     weights = _train_weights(model, family, teacher, texts.training, heldout, start, settings, seed, work, progress)
-    fp = heldout.measure(model)
+    fp = _measured(heldout, model, settings)
     tell("measuring")
     folder, layers = out / "model", iter(range(len(model.model.layers)))
 
@@ -121,10 +126,11 @@ def recover(
         put_into_blocks(model)
     for parameter in model.parameters():  # a copy: else the mapped file of all weights stays in memory
         parameter.data = parameter.data.clone()
-    blocks = train(
-        model, teacher, texts.training, heldout, _training(settings, seed, blocks=True), work / "blocks",
-        lambda *news: progress("blocks", *news),
-    )  # fmt: skip
+    with sharded(model, settings.shard):
+        blocks = train(
+            model, teacher, texts.training, heldout, _training(settings, seed, blocks=True), work / "blocks",
+            lambda *news: progress("blocks", *news),
+        )  # fmt: skip
     if not PartialState().is_main_process:
         return {}
     tuned = {f"{name}.weight": part.blocks() for name, part in model.named_modules() if isinstance(part, GroupLinear)}
@@ -137,6 +143,22 @@ def recover(
     )  # fmt: skip
     (out / "recover.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     return document
+
+
+def _check_shards(settings: RecoverSettings) -> None:
+    """Raises SaapError, in every process before one waits for another, where nothing of the weights is frozen."""
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if settings.shard and settings.adapter == "all" and settings.weights and launched:
+        raise SaapError(
+            f"adapter: all (auto takes it up to {SMALL // 1_000_000} million weights) trains every weight, and only "
+            "frozen ones can be shared out: drop --shard, or use recover.adapter: lora"
+        )
+
+
+def _measured(heldout: Heldout, model: Any, settings: RecoverSettings) -> Found:
+    """The model on held-out text; in a sharded launch by all processes together."""
+    with sharded(model, settings.shard):
+        return heldout.measure(model)
 
 
 def _beyond_fp16(model: Any, family: Family, pruned: Path) -> str | None:
@@ -166,10 +188,11 @@ def _train_weights(
         parameter.requires_grad_(False)
     adapter = ADAPTERS[settings.adapter]
     change_projections(model, family, lambda linear: adapter(linear, settings.rank))
-    recovery = train(
-        model, teacher, windows, heldout, _training(settings, seed, blocks=False), work / "weights",
-        lambda *news: progress("weights", *news), start,
-    )  # fmt: skip
+    with sharded(model, settings.shard):
+        recovery = train(
+            model, teacher, windows, heldout, _training(settings, seed, blocks=False), work / "weights",
+            lambda *news: progress("weights", *news), start,
+        )  # fmt: skip
     change_projections(model, family, lambda adapted: adapted.merge())
     return recovery
 
@@ -194,7 +217,10 @@ def _teacher(
     if not settings.distillation or not settings.tokens:
         return None
     if settings.top is None:
-        return DenseTeacher(load_model(dense).requires_grad_(False), halved=uses_bfloat16(settings.precision))
+        teacher = DenseTeacher(load_model(dense).requires_grad_(False), halved=uses_bfloat16(settings.precision))
+        if settings.shard and PartialState().num_processes > 1:
+            shard(teacher.model)
+        return teacher
     with PartialState().main_process_first():
         return cached_teacher(lambda: load_model(dense), windows, settings.top, work / "teacher.safetensors", progress)
 

@@ -55,6 +55,9 @@ class RecoverSettings(Section):
         default="auto", description="of products in training; auto: bfloat16 where the processor multiplies in it"
     )
     checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")
+    shard: bool = Field(
+        default=False, description="share frozen weights out over the processes of a launch (FSDP2); not with adapter: all"
+    )
 
     def resolved(self, weights: int, hidden: int) -> RecoverSettings:
         """These settings for a model of so many weights in its projections, and of that hidden width.

@@ -1,7 +1,7 @@
 """Training of adapters with transformers' Trainer: it distils from the dense model and keeps the best evaluation.
 
-A killed run resumes from its last checkpoint. `accelerate launch` runs it on several GPUs, each with a copy of the
-student.
+A killed run resumes from its last checkpoint. A launch of several processes (torchrun, `accelerate launch`) shares out
+the windows of a step; each has a copy of the student, or of its frozen weights a part (sharding.py).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from saap_edge.machine.memory import give_back
 from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.head import head_gradient
 from saap_edge.recovery.heldout import Heldout
+from saap_edge.recovery.sharding import ignore_frozen
 from saap_edge.recovery.teacher import Teacher
 
 __all__ = ["Progress", "Recovery", "Training", "steps_of", "train"]
@@ -223,6 +224,7 @@ def _run(
 ) -> None:  # fmt: skip
     """Train to the end, from the last checkpoint if there is one, and write the Trainer's state to FINISHED."""
     student = _Student(model, teacher, training.distillation, heldout.answers)
+    ignore_frozen(student)
     callbacks = [watch, *([EarlyStoppingCallback(training.patience)] if training.patience else [])]
     transformers_logging.set_verbosity_error()
     every = -(-steps // evaluations_of(training, len(heldout.windows), steps))  # the last step is judged anyhow

@@ -19,6 +19,8 @@ SETTINGS = {
     "recover": {"tokens": 1024, "weights": 0.5, "batch": 4, "rank": 4, "top": 32, "precision": "float32"},
 }  # fmt: skip
 
+SHARDED = {"adapter": "lora", "rank": 8, "weights_learning_rate": 1e-2, "top": None, "checkpointing": True}
+
 
 @pytest.fixture
 def command(tmp_path):
@@ -31,10 +33,13 @@ def command(tmp_path):
     return ["recover", folders[1], *(part for pair in options.items() for part in pair)]
 
 
-def test_two_processes_do_as_one(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("options", [{}, SHARDED], ids=["copied", "sharded"])
+def test_two_processes_do_as_one(options, command, tmp_path, monkeypatch, capsys):
     """`accelerate launch --cpu` starts one process unless MPI is there: torchrun, which it uses on GPUs, starts two."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "saap_edge"]
-    arguments = [*map(str, command), "--out", str(tmp_path / "two"), "--json"]
+    recipe = SETTINGS | {"recover": SETTINGS["recover"] | options}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = [*map(str, command), "--out", str(tmp_path / "two"), "--json", *(["--shard"] if options else [])]
     result = subprocess.run(
         [*launch, *arguments], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -56,11 +61,13 @@ def test_two_processes_do_as_one(command, tmp_path, monkeypatch, capsys):
 
 
 def test_a_killed_launch_goes_on_in_one_process(command, tmp_path, monkeypatch, capsys):
-    """The checkpoint of two processes is taken up by one, which ends where one alone does."""
+    """The checkpoint of two processes that shard is taken up by one, which ends where one alone does."""
+    recipe = SETTINGS | {"recover": SETTINGS["recover"] | SHARDED}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     arguments = [*map(str, command), "--tokens", "8192"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "saap_edge"]
     with subprocess.Popen(
-        [*launch, *arguments, "--out", str(tmp_path / "two")],
+        [*launch, *arguments, "--shard", "--out", str(tmp_path / "two")],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as started:  # fmt: skip
         until = time.monotonic() + 240
@@ -92,9 +99,11 @@ def test_what_a_launch_cannot_do_is_refused_by_all(command, rank, tmp_path, monk
     from saap_edge import cli
 
     monkeypatch.setattr(cli.console, "quiet", False)  # is put back, too
-    out = tmp_path / "out"
+    out, three = tmp_path / "out", tmp_path / "three.yaml"
+    three.write_text(yaml.safe_dump({"score": SETTINGS["score"], "recover": {"batch": 3}}))
     for arguments, reason in (
         (command, "error: recover.batch 4 cannot be shared out over 3 processes\n"),
+        ([*command, "--shard", "--recipe", three], "error: adapter: all (auto takes it up to 200 million weights)"),
         (["compile", "--model", command[1]], "error: a launch of processes is for `saap-edge score` and `recover`"),
     ):
         code, stdout, stderr = call(monkeypatch, capsys, *arguments, "--out", out)

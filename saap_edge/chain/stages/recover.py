@@ -20,7 +20,7 @@ _READS = ("model", "heldout", "teacher")
 
 def _settings(context: Context) -> dict[str, Any]:
     recipe = context.recipe
-    settings = recipe.recover.model_dump(mode="json", exclude={"teacher"})
+    settings = recipe.recover.model_dump(mode="json", exclude={"teacher", "shard"})  # the same result either way
     shared = {"group": recipe.export.group, "samples": recipe.score.samples}
     return settings | shared | {"window": recipe.score.window, "seed": recipe.seed}
 
