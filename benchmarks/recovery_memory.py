@@ -42,10 +42,12 @@ import torch
 from result import publish, save
 from rich.table import Table
 from scale import BYTES, child, config_of, console, gib, memory, peaks, run, saved_bytes, write_model
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from saap_edge.machine.facts import machine_facts
 from saap_edge.model import head
-from saap_edge.model.adapters import LoraLinear
+from saap_edge.model.adapters import LoraLinear, change_projections
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.recovery import run as stage
@@ -64,7 +66,7 @@ ARMS: dict[str, dict[str, Any]] = {
 # Functions of the stage by which its time divides into phases; what is between them is "rest".
 PHASES = {
     "_teacher": "teacher", "_train_weights": "weights", "save_model": "save", "in_blocks": "codes", "train": "blocks",
-    "_rounded_perplexity": "judge",
+    "judged": "judge",
 }  # fmt: skip
 
 
@@ -112,6 +114,7 @@ def settings_of(job: dict) -> RecoverSettings:
     return RecoverSettings(
         tokens=tokens,
         weights=0.5,
+        adapter="lora",
         rank=16,
         batch=job["batch"],
         start=job["start"],
@@ -128,6 +131,12 @@ def windows_of(job: dict, vocabulary: int) -> stage.Texts:
 
     window, training = job["window"], job["steps"] * job["batch"]
     return stage.Texts(random(job["samples"], 256), random(training, window), random(HELDOUT, window))
+
+
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """A word for every id: what is saved has the tokenizer of the folder that it came from."""
+    words = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(folder)
 
 
 def child_recover(job: dict, base: dict[str, int]) -> dict:
@@ -168,9 +177,9 @@ def child_count(job: dict, base: dict[str, int]) -> dict:
         return {"held": held, "adapters": adapters, "saved": saved, "layer": layer}
 
     model.requires_grad_(False)
-    stage._replace(model, family, lambda linear: LoraLinear(linear, settings.rank))
+    change_projections(model, family, lambda linear: LoraLinear(linear, settings.rank))
     result["lora"] = form(model)
-    stage._replace(model, family, lambda lora: lora.merge())
+    change_projections(model, family, lambda lora: lora.merge())
     result["blocks"] = form(in_blocks(model, family, format, rank=settings.rank, through=settings.through))
     return result
 
@@ -298,9 +307,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="saap-edge-scale-") as name:
         folder = Path(name) / "model"
         write_model(folder, config, args.dtype)
+        write_tokenizer(folder, config.vocab_size)
         tiny = config_of(1, TINY)
         tiny.hidden_size, tiny.intermediate_size, tiny.num_attention_heads, tiny.num_key_value_heads = 64, 128, 1, 1
         write_model(folder.with_name("tiny"), tiny, args.dtype)
+        write_tokenizer(folder.with_name("tiny"), TINY)
         for arm in args.arms:
             job |= {"folder": str(folder), "arm": ARMS[arm]}
             precision = ARMS[arm].get("precision")

@@ -298,4 +298,4 @@ class SaapEdgeForCausalLM(LlamaForCausalLM):
         """As transformers'; where its caches hold no states of convolutions, each token reads all before it again."""
         if self.config.conv_layers and not CACHES_CONVOLVE:
             keywords["use_cache"] = False
-        return super().generate(*args, **keywords)
+        return super().generate(*args, **keywords)  # type: ignore[misc]

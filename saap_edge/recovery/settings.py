@@ -56,7 +56,7 @@ class RecoverSettings(Section):
     )
     checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more time")
     shard: bool = Field(
-        default=False, description="share frozen weights out over the processes of a launch (FSDP2); not with adapter: all"
+        default=False, description="share frozen weights out over a launch's processes (FSDP2); not with adapter: all"
     )
 
     def resolved(self, weights: int, hidden: int) -> RecoverSettings:

@@ -64,7 +64,7 @@ def _sharded_copy(layer: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def _freeze_buffers(module: nn.Module) -> None:
-    """Make frozen parameters of the buffers that belong to the module's state (codes, scales): only those are shared out."""
+    """Make parameters of the buffers in the module's state (codes, scales): only parameters are shared out."""
     for name, value in list(module.named_buffers(recurse=False)):
         if name not in module._non_persistent_buffers_set:
             delattr(module, name)
@@ -72,7 +72,7 @@ def _freeze_buffers(module: nn.Module) -> None:
 
 
 def ignore_frozen(student: nn.Module) -> None:
-    """Keep DistributedDataParallel, which is about to wrap `student`, from comparing and sending what is not trained."""
+    """Keep DistributedDataParallel, which will wrap `student`, from comparing and sending what is not trained."""
     names = [name for name, value in student.named_parameters() if not value.requires_grad]
     names += [name for name, _ in student.named_buffers()]
     wrapper: Any = torch.nn.parallel.DistributedDataParallel
