@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_edge.cache import Busy
+from saap_edge.errors import SaapError
 from saap_edge.machine.facts import machine_facts
 from saap_edge.machine.quiet import quiet_libraries
 from saap_edge.progress import no_bar
@@ -49,21 +51,31 @@ def make(job: Mapping[str, Any], labels: Sequence[tuple[str, str]], *parcels: An
         parcels: `pack` of them.
 
     Returns (seconds, name of this node), and where stages are carried its folder as a parcel, too. Raises what the
-    stage refuses.
+    stage refuses, and SaapError that names the node where its disk is full.
     """
     quiet_libraries()
-    here = _unpacked(job, labels, parcels)
+    try:
+        return _made(_unpacked(job, labels, parcels))
+    except Exception as error:  # libraries have their own classes for it, with the system's words in them
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        place = _folder(job["session"]) if job["carried"] else Path(job["root"])
+        raise SaapError(f"node {name_of_node()} has no space left on the disk of '{place}'") from None
+
+
+def _made(job: Mapping[str, Any]) -> Any:
+    """What `make` returns, for a job with paths of this node."""
     limit = time.monotonic() + PATIENCE
     while True:
         try:
-            seconds = do_job(here, no_bar)
+            seconds = do_job(job, no_bar)
             break
         except Busy:
             if time.monotonic() > limit:
                 raise
             time.sleep(1)
     told = (round(seconds, 2), name_of_node())
-    return (told, pack(Path(here["root"]) / job["key"])) if job["carried"] else told
+    return (told, pack(Path(job["root"]) / job["key"])) if job["carried"] else told
 
 
 def _unpacked(job: Mapping[str, Any], labels: Sequence[tuple[str, str]], parcels: Sequence[Any]) -> dict[str, Any]:

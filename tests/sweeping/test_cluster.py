@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -143,6 +144,37 @@ def test_a_board_that_is_lost(cluster, folder, base):
     assert states["gate"]["became"] == "not run"
     code, document, _ = ended(start(lost, "--out", out, "--ray", cluster.address, "--board", "host", "--json"))
     assert code == 0 and document["recipes"][0]["artifacts"][0]["predicted_decode_tok_s"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk that holds one carried stage, and no two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_disk_that_is_full(cluster, folder, base, small_disk):
+    """The node that measures has no space: its stages say so, and the rest is made, kept, and not made again."""
+    node = cluster.add_node(num_cpus=1, resources={"board:rpi5": 1}, env_vars={"TMPDIR": str(small_disk)})
+    cluster.wait_for_nodes()
+    document = {"base": base | {"target": "rpi5"}, "axes": {"prune.ratio": [0.3]}}
+    out, file = folder / "full", write_sweep(folder, document, "full.yaml")
+    code, document, said = ended(start(file, "--out", out, "--ray", cluster.address, "--carry", "--json"))
+    cluster.remove_node(node, allow_graceful=False)
+    failed = {stage["key"]: stage["reason"] for stage in document["stages"] if stage["became"] == "failed"}
+    assert code == 2 and failed and "Traceback" not in said
+    for reason in failed.values():
+        assert "has no space left on the disk of" in reason and str(small_disk) in reason and "\n" not in reason
+    made = [stage["key"] for stage in document["stages"] if stage["became"] == "made"]
+    assert {path.name for path in (out / "stages").iterdir()} == set(made)
+    kept = {key: (out / "stages" / key).stat().st_ino for key in made}
+    arguments = ("--out", out, "--ray", cluster.address, "--carry", "--board", "host", "--json")
+    code, document, _ = ended(start(file, *arguments))
+    assert code == 0 and {key: (out / "stages" / key).stat().st_ino for key in kept} == kept
 
 
 def test_what_a_stage_refuses_is_told(cluster, folder, base):
