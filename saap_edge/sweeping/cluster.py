@@ -32,6 +32,7 @@ from saap_edge.targets import Target, load_target
 __all__ = ["cluster"]
 
 REACHED = 10.0  # seconds until a cluster has answered
+ATTEMPTS = 3  # to join as a client
 LOOK = 300.0  # seconds until every node has answered: the first import of torch may be slow
 CLEARED = 10.0  # seconds until every node has cleared away
 HEAD = 6379  # Ray's own port
@@ -68,16 +69,29 @@ def cluster(
     _check_reachable(address)
     # Ray prints to stdout what happens to workers; stdout is for one document.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
-        except Exception as error:  # Ray's own have no common class here
-            raise SaapError(f"--ray {address}: the cluster cannot be joined: {_first_line(error)}") from None
+        _join(ray, address)
         try:
             with listener.bar("looking at the nodes of the cluster", None):
                 machines = _machines(ray, address, out, board, carry)
             yield machines
         finally:
             ray.shutdown()
+
+
+def _join(ray: Any, address: str) -> None:
+    """Connect Ray. Raises SaapError that has its reason.
+
+    At a ray:// address Ray's server starts a process for each client, which now and then ends at once (seen with
+    2.60.0): another attempt helps.
+    """
+    for left in range(ATTEMPTS if address.startswith("ray://") else 1, 0, -1):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+            return
+        except Exception as error:  # Ray's own have no common class here
+            if left == 1 or not isinstance(error, ConnectionAbortedError):
+                reason = _first_line(error)
+                raise SaapError(f"--ray {address}: the cluster cannot be joined: {reason}") from None
 
 
 def _check_reachable(address: str) -> None:

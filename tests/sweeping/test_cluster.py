@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 # A dead node is noticed in seconds, not in half a minute.
 NOTICED = {"health_check_period_ms": 500, "health_check_timeout_ms": 1500, "health_check_failure_threshold": 3}
 RATIOS = [0.2, 0.4]
+CLIENTS = 21_001  # of ray:// addresses
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,12 @@ def cluster():
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     found = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "resources": {"board:host": 1}, "_system_config": NOTICED},
+        head_node_args={
+            "num_cpus": 1,
+            "resources": {"board:host": 1},
+            "_system_config": NOTICED,
+            "ray_client_server_port": CLIENTS,
+        },
     )
     found.add_node(num_cpus=1)
     yield found
@@ -87,10 +93,13 @@ def whole(out, document):
     return True
 
 
-@pytest.mark.parametrize("way", [(), ("--carry",)], ids=["shared", "carried"])
-def test_the_same_results_as_without_a_cluster(cluster, folder, file, serial, way):
-    out = folder / f"ray{len(way)}"
-    code, document, said = ended(start(file, "--out", out, "--ray", cluster.address, *way, "--json"))
+@pytest.mark.parametrize(("client", "way"), [
+    (False, ()), (False, ("--carry",)), (True, ("--carry",)),
+], ids=["shared", "carried", "client"])  # fmt: skip
+def test_the_same_results_as_without_a_cluster(cluster, folder, file, serial, client, way):
+    address = f"ray://127.0.0.1:{CLIENTS}" if client else cluster.address
+    out = folder / f"ray{len(way)}{client}"
+    code, document, said = ended(start(file, "--out", out, "--ray", address, *way, "--json"))
     assert code == 0, said
     assert contents(out, document) == serial and whole(out, document)
     assert {stage["became"] for stage in document["stages"]} == {"made"}
@@ -99,7 +108,7 @@ def test_the_same_results_as_without_a_cluster(cluster, folder, file, serial, wa
     assert len({stage["node"] for stage in document["stages"]}) == 2, "both nodes work"
     assert (out / "runs" / document["recipes"][0]["name"] / "report.json").is_file()
     assert str(folder / "model") == read_stage(out / "stages" / document["stages"][0]["key"])["recipe"]["model"]
-    code, document, said = ended(start(file, "--out", out, "--ray", cluster.address, *way, "--json"))
+    code, document, said = ended(start(file, "--out", out, "--ray", address, *way, "--json"))
     assert code == 0 and {stage["became"] for stage in document["stages"]} == {"there"} and "nothing to do" in said
 
 
