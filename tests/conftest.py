@@ -48,6 +48,12 @@ GRANITE = {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multipl
 # What makes a family itself, with values that matter to the answers.
 EXTRAS: dict[str, dict] = {
     "mistral": {"sliding_window": 64},
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64,
+            "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5,
+        },
+    },
     "phi3": {"sliding_window": None, "pad_token_id": 0, "original_max_position_embeddings": 128},
     "granite": GRANITE,
     "granitemoehybrid": GRANITE | {"num_local_experts": 0, "position_embedding_type": "rope", "mamba_n_heads": 32},
@@ -64,15 +70,18 @@ EXTRAS: dict[str, dict] = {
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "pad_token_id": 0},
 }  # fmt: skip
 
+MADE_HERE = tuple(name for name in FAMILIES if not TRANSFORMERS_4 or name not in ("qwen3_5_text", "ministral3"))
+
 
 def skip_without(family: str) -> None:
     """Skip a test of a family that this transformers does not have."""
-    if TRANSFORMERS_4 and family == "qwen3_5_text":
-        pytest.skip("transformers 4 does not have Qwen3.5")
+    if family not in MADE_HERE:
+        pytest.skip(f"transformers 4 does not have {family}")
 
 
 def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object) -> PreTrainedModel:
     """A random 3-layer model of transformers' own class, hidden 64; every structure matters to the logits."""
+    skip_without(family)
     torch.manual_seed(seed)
     shape: dict = {
         "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
@@ -83,7 +92,6 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
         kinds = ["conv", "full_attention", "full_attention"]
         shape = {"layer_types": [kinds[index % 3] for index in range(shape["num_hidden_layers"])]} | shape
     if family == "qwen3_5_text":
-        skip_without(family)
         kinds = ["linear_attention", "full_attention", "full_attention"]
         shape = {"layer_types": [kinds[index % 3] for index in range(shape["num_hidden_layers"])]} | shape
     if family == "granitemoehybrid":  # without Mamba
@@ -144,7 +152,7 @@ def cut_short(folder: Path, name: str, rows: int) -> Path:
 
 
 # Enter as Llama: their exports are Llama's, so that one of them shows the way through both exporters.
-AS_LLAMA = ("mistral", "phi3", "granite", "granitemoehybrid", "ernie4_5")
+AS_LLAMA = ("mistral", "ministral3", "phi3", "granite", "granitemoehybrid", "ernie4_5")
 PER_LAYER = [name for name, family in FAMILIES.items() if not family.uniform_only]
 
 

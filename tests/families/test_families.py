@@ -124,7 +124,7 @@ def test_a_sliding_window_bounds_the_context_and_within_it_nothing_changes(name,
     assert same == (context == 128)
 
 
-@pytest.mark.parametrize("name", AS_LLAMA)
+@pytest.mark.parametrize("name", [name for name in AS_LLAMA if name != "ministral3"])  # whose rope is never plain
 def test_rope_theta_where_older_folders_keep_it(name, tmp_path):
     raw = raw_model(name, rope_parameters={"rope_type": "default", "rope_theta": 777.0})
     folder = saved(raw, tmp_path, rope_parameters=..., rope_theta=777.0, rope_scaling=None)
