@@ -18,9 +18,10 @@ _OF_QUERIES = ("llama_4_scaling_beta", "max_position_embeddings")  # among the p
 def canonical(config: Config) -> Config:
     """The Llama config with the context of pretraining.
 
-    >>> rope = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1}
-    >>> canonical({"max_position_embeddings": 1024, "rope_parameters": rope})["max_position_embeddings"]
-    64
+    >>> rope = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1}
+    >>> found = canonical({"max_position_embeddings": 1024, "rope_parameters": rope})
+    >>> found["max_position_embeddings"], "llama_4_scaling_beta" in found["rope_parameters"]
+    (64, False)
     """
     rope = rope_of(config)
     plain = {name: value for name, value in rope.items() if name not in _OF_QUERIES}
