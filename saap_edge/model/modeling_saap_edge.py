@@ -174,6 +174,15 @@ class SaapEdgeConfig(LlamaConfig):
         return {**super().to_dict(), "per_layer_config": layers}
 
 
+def cache_of(keywords: dict[str, Any]) -> Any:
+    """The cache among what a layer is given; transformers 5.24 has another name for it.
+
+    >>> cache_of({"past_key_values": 1}), cache_of({"cache": 2}), cache_of({})
+    (1, 2, None)
+    """
+    return keywords.get("cache", keywords.get("past_key_values"))
+
+
 class SaapEdgeConvolution(nn.Module):
     """LFM2's short convolution: out(C * conv(B * x)) with B, C, x = in(states), causal, each channel by itself."""
 
@@ -313,7 +322,7 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         remembering: Any = self.conv if self.conv is not None else self.linear_attn
         if remembering is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
-            hidden_states = hidden_states + remembering(normed, keywords.get("past_key_values"), padding)
+            hidden_states = hidden_states + remembering(normed, cache_of(keywords), padding)
         if self.self_attn is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
             if not self.rotated:  # by an angle of zero
@@ -395,7 +404,7 @@ class SaapEdgeModel(LlamaModel):
             padding, attention_mask = by_kind.get(kind), by_kind.get("full_attention", attention_mask)
             if padding is not None and padding.ndim == 2:
                 keywords["padding"] = padding
-            if not CACHES_CONVOLVE and keywords.get("past_key_values") is None:
+            if not CACHES_CONVOLVE and cache_of(keywords) is None:
                 keywords["use_cache"] = False
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, **keywords)
 
