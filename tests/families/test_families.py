@@ -17,7 +17,7 @@ from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.classes import TRANSFORMERS_4
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.spec import canonical_config, spec_from_config
-from tests.conftest import AS_LLAMA, raw_model
+from tests.conftest import AS_LLAMA, raw_model, skip_without
 
 IDS = torch.arange(1, 60).view(1, -1)
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
@@ -124,7 +124,7 @@ def test_a_sliding_window_bounds_the_context_and_within_it_nothing_changes(name,
     assert same == (context == 128)
 
 
-@pytest.mark.parametrize("name", AS_LLAMA)
+@pytest.mark.parametrize("name", [name for name in AS_LLAMA if name != "ministral3"])  # whose rope is never plain
 def test_rope_theta_where_older_folders_keep_it(name, tmp_path):
     raw = raw_model(name, rope_parameters={"rope_type": "default", "rope_theta": 777.0})
     folder = saved(raw, tmp_path, rope_parameters=..., rope_theta=777.0, rope_scaling=None)
@@ -142,6 +142,7 @@ SAID = {
 
 def test_what_config_json_leaves_out_is_what_transformers_assumes(family):
     """Hub folders leave out what is default; a spec read from such a folder must be transformers' own."""
+    skip_without(family)
     said = SAID.get(family, {})
     config = AutoConfig.for_model(family, **said).to_dict()
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

@@ -14,7 +14,7 @@ from saap_edge.families import FAMILIES
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
-from tests.conftest import WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
+from tests.conftest import MADE_HERE, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -48,9 +48,9 @@ def test_every_family_reloads_where_saap_edge_is_not_installed(tmp_path):
     """Per-layer widths with a first layer without attention, and uniform ones."""
     plans = {"uniform": [LayerShape(4, 2, 64)] * 3, "widths": [LayerShape(0, 0, 96), *WIDTHS[1:]]}
     folders = {}
-    for name, family in FAMILIES.items():
+    for name in MADE_HERE:
         for kind, widths in plans.items():
-            if kind == "uniform" or not family.uniform_only:
+            if kind == "uniform" or not FAMILIES[name].uniform_only:
                 model = randomise_projections(build_pruned(tiny_model(name), widths))
                 folders[write_folder(model, tmp_path / f"{name}-{kind}")] = model
     result = subprocess.run(
