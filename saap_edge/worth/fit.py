@@ -167,7 +167,8 @@ def _within(limit: Limit, value: float) -> bool:
 
 
 def judged_at(
-    context: Context, out: Path, done: Callable[[StageResult], None], before: Before
+    context: Context, out: Path, done: Callable[[StageResult], None],
+    before: Before = lambda context, steps: None,
 ) -> tuple[list[Verdict], Path]:  # fmt: skip
     """Verdicts of the gate on a recipe, or on its dense model where the context is to tune; the artifacts' folder."""
     if not context.tune:
@@ -225,7 +226,7 @@ def _finish(
         "found": best and {"ratio": best["ratio"], "format": best["format"], "predicted": by_prediction(best)},
         "predicted_first": first, "tries": rows,
     }  # fmt: skip
-    save_found(document, best and with_ratio(recipe, best["ratio"] / 100), out)
+    save_found(document, with_ratio(recipe, best["ratio"] / 100) if best else None, out)
     return document
 
 
