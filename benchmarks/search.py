@@ -87,7 +87,7 @@ def whole_grid(opened: Opened, work: Path) -> dict[str, Row]:
     """The row of every point by its key, made where it is not there yet."""
     file = work / "grid.json"
     rows: dict[str, Row] = json.loads(file.read_text()) if file.exists() else {}
-    maker, points = Maker(opened.space, opened.context, opened.known, work, Progress()), opened.space.points()
+    maker, points = Maker(opened.space, opened.context, opened.known, work, Progress()), opened.space.points
     for number, (key, point) in enumerate(points.items(), 1):
         if key not in rows:
             start = time.monotonic()
@@ -123,13 +123,12 @@ def loss(row: Row) -> tuple[float, float]:
 
 def front(rows: Sequence[Row]) -> list[Row]:
     """The rows that no other is better than in one respect and as good in the other."""
-    return [
-        row for row in rows
-        if not any(
-            other is not row and all(a <= b for a, b in zip(loss(other), loss(row), strict=True)) and loss(other) != loss(row)
-            for other in rows
-        )
-    ]  # fmt: skip
+    losses = {key_of(row["point"]): loss(row) for row in rows}
+
+    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        return one != other and one[0] <= other[0] and one[1] <= other[1]
+
+    return [row for row in rows if not any(beats(one, losses[key_of(row["point"])]) for one in losses.values())]
 
 
 def volume(rows: Sequence[Row], worst: tuple[float, float]) -> float:

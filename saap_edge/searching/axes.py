@@ -59,9 +59,7 @@ def parsed(given: Sequence[str]) -> dict[str, list[Any]]:
     for text in given:
         name, equals, values = text.partition("=")
         if equals and ("," in name or not values):
-            raise SaapError(
-                f"--over {text}: give one axis its values as --over ratio=0.2,0.3, and others by --over again"
-            )
+            raise SaapError(f"--over {text}: give one axis its values as ratio=0.2,0.3, and others by another --over")
         try:
             wanted = {name: [yaml.safe_load(value) for value in values.split(",")]} if equals else name.split(",")
         except yaml.YAMLError:
@@ -104,7 +102,7 @@ def _axis(name: str, values: list[Any], own: Mapping[str, Sequence[Any]]) -> Axi
 def _field(name: str) -> str:
     """The field that a name means: all of it, or its last part, where no other field ends so."""
     fields = dict(_fields())
-    if name in FIXED:
+    if name in FIXED or name in [field.rpartition(".")[2] for field in FIXED]:
         raise SaapError(f"--over {name}: it decides what perplexity is, and has to be the same for all")
     if name in NAMES or name in fields:
         return NAMES.get(name, name)

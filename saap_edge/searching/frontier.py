@@ -75,9 +75,8 @@ def search_frontier(
     wanted = [name for name in rivals if name not in context.recipe.export.formats]
     rival = open_at(with_formats(recipe, tuple(wanted)), 0, listener.bar, opened.known) if wanted else None
     _check_predictable(context, gains)
-    directions: dict[str, Direction] = {QUALITY: "minimize"} | {
-        GAINS[name].objective: GAINS[name].direction for name in gains
-    }
+    sought = [GAINS[name] for name in gains]
+    directions: dict[str, Direction] = {QUALITY: "minimize", **{gain.objective: gain.direction for gain in sought}}
     timed = context.on_target and "speed" in gains
     make_folder(out)
     shared = SharedStudy(
@@ -126,8 +125,7 @@ class Maker:
     def artifact(self, point: Point) -> Artifact:
         """The artifact of a point. Raises Left where it cannot be made, or predictions say that it need not."""
         ratio, name = self._space.ratio(point), self._space.format(point)
-        recipe = self._space.recipe(point)
-        own = opened_or_left(lambda: open_at(recipe, ratio, self._bar, self._known))
+        own = opened_or_left(lambda: open_at(self._space.recipe(point), ratio, self._bar, self._known))
         reason = hopeless(own, name, ratio)
         if reason:
             raise Left(reason)

@@ -121,7 +121,7 @@ def told_study(study: SharedStudy, space: Space, trials: int, seed: int) -> dict
     """A study in a document: what was searched, and what became of it."""
     return {
         "axes": {axis.field: list(axis.values) for axis in space.axes}, "seed": seed, "asked": trials,
-        "tried": study.rows, "left": study.left, "running": study.running, "points": len(space.points()),
+        "tried": study.rows, "left": study.left, "running": study.running, "points": len(space.points),
     }  # fmt: skip
 
 

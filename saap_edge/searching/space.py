@@ -6,13 +6,17 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
+
+from pydantic import ValidationError
 
 from saap_edge.errors import SaapError
 from saap_edge.formats import format_of
 from saap_edge.recipe import Recipe
 from saap_edge.searching.axes import FORMAT, RATIO, Axis
 from saap_edge.sweeping.combinations import placed
+from saap_edge.yaml_lines import complaint
 
 __all__ = ["Point", "Space", "key_of"]
 
@@ -63,6 +67,7 @@ class Space:
             return not format_of(artifact).scale_bits  # the format has its own group, or none
         return field not in (RATIO, FORMAT)
 
+    @cached_property
     def points(self) -> dict[str, Point]:
         """All points by their keys."""
         names = [axis.name for axis in self.axes]
@@ -80,12 +85,15 @@ class Space:
 
     def recipe(self, point: Mapping[str, Any]) -> Recipe:
         """The recipe of a point, with one format, and the limits of the budget on it. The dense model has that of the
-        base's ratio."""
+        base's ratio. Raises SaapError for values that do not go together."""
         values: dict[str, Any] = {FORMAT: [self.format(point)]}
         for axis in self.axes:
             if axis.name in point and not (axis.field == RATIO and point[axis.name] == 0):
                 values |= axis.placed(point[axis.name])
-        recipe = Recipe.model_validate(placed(self.base.model_dump(mode="json"), values))
+        try:
+            recipe = Recipe.model_validate(placed(self.base.model_dump(mode="json"), values))
+        except ValidationError as error:
+            raise SaapError(complaint(error.errors()[0], Recipe)) from None
         limits = tuple(limit for limit in recipe.budget.limits if limit.artifact in (None, self.format(point)))
         return recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"limits": limits})})
 

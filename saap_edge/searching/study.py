@@ -19,6 +19,7 @@ import psutil
 from filelock import FileLock
 
 from saap_edge.errors import SaapError
+from saap_edge.searching.axes import Axis
 from saap_edge.searching.journal import check_journal, mend
 from saap_edge.searching.space import Point, Space, key_of
 
@@ -137,7 +138,8 @@ class SharedStudy:
         from optuna.trial import TrialState
 
         wanted = tuple(TrialState[state] for state in states) or None
-        return self._study.get_trials(deepcopy=False, states=wanted)
+        trials: list[FrozenTrial] = self._study.get_trials(deepcopy=False, states=wanted)
+        return trials
 
     @property
     def tried(self) -> list[FrozenTrial]:
@@ -176,7 +178,7 @@ class SharedStudy:
 
     def begin(self, wanted: int) -> Begun | None:
         """The next trial for this process. None where `wanted` are done or being made, or no point is left."""
-        everything, repeats = self._space.points().keys(), 0
+        everything, repeats = self._space.points.keys(), 0
         with self._lock:
             while True:
                 known = self._known()
@@ -200,15 +202,11 @@ class SharedStudy:
 
         seed = self._seed + len(self._trials())
         with _quiet():
-            self._study.sampler = BruteForceSampler(seed) if unseen else self._sampler(seed)
+            usual = self._sampler(seed)
+            self._study.sampler = BruteForceSampler(seed) if unseen else usual
             trial = self._study.ask()
-            values = {}
-            for axis in self._space.axes:
-                if axis.ordered:  # the place of the value, so that neighbours are alike
-                    values[axis.name] = axis.values[trial.suggest_int(axis.name, 0, len(axis.values) - 1)]
-                else:
-                    choices = [str(value) for value in axis.values]
-                    values[axis.name] = axis.values[choices.index(trial.suggest_categorical(axis.name, choices))]
+            values = {axis.name: _suggested(trial, axis) for axis in self._space.axes}
+            self._study.sampler = usual  # BruteForceSampler would stop a loop of Optuna's, which there is not
         point = self._space.point(values)
         trial.set_user_attr(POINT, point)
         return trial, point
@@ -244,6 +242,14 @@ class SharedStudy:
         """Let the point be tried again: this process is about to end."""
         with self._lock:
             self._again(begun.trial.number, begun.trial.params)
+
+
+def _suggested(trial: Trial, axis: Axis) -> Any:
+    """The value of an axis. Of numbers the place is chosen, so that neighbours are alike."""
+    if axis.ordered:
+        return axis.values[trial.suggest_int(axis.name, 0, len(axis.values) - 1)]
+    choices = [str(value) for value in axis.values]
+    return axis.values[choices.index(trial.suggest_categorical(axis.name, choices))]
 
 
 @contextmanager
