@@ -48,6 +48,10 @@ OVER = [
     "group=32,128",
 ]
 AFTER = (10, 20, 30)
+# Little calibration, so that the whole grid takes minutes on two cores.
+LITTLE = {
+    "score": {"samples": 16, "batches": 4, "window": 128}, "prune": {"samples": 32}, "bench": {"threads": 1}
+}  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -61,7 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    recipe = recipe_of({"bench": {"threads": 1}}, tokens=arguments.tokens)
+    recipe = recipe_of(LITTLE, tokens=arguments.tokens)
     opened = open_search(recipe, parsed(arguments.over), (), Progress())
     grid = whole_grid(opened, arguments.work)
     result: dict[str, Any] = {

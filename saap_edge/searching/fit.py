@@ -14,7 +14,16 @@ from saap_edge.progress import Progress
 from saap_edge.recipe import Recipe
 from saap_edge.searching.early import hopeless
 from saap_edge.searching.opening import make_folder, open_search
-from saap_edge.searching.run import Left, heldout_nll, made_for, only_made, opened_or_left, run_search, told_study
+from saap_edge.searching.run import (
+    Left,
+    heldout_nll,
+    made_for,
+    only_made,
+    opened_or_left,
+    run_search,
+    told_once,
+    told_study,
+)
 from saap_edge.searching.samplers import sampler
 from saap_edge.searching.space import Point, Space
 from saap_edge.searching.study import SharedStudy, Tried
@@ -68,7 +77,7 @@ def search_fit(
         study, made_for(context, space, {OBJECTIVE: "minimize"}, timed), ["minimize"], space, sampler, seed
     )
 
-    done = only_made(listener.stage)
+    done, before = only_made(listener.stage), told_once(listener)
 
     def attempt(point: Point) -> Tried:
         ratio, name = space.ratio(point), space.format(point)
@@ -76,7 +85,7 @@ def search_fit(
         reason = hopeless(own, name, ratio)
         if reason:
             raise Left(reason)
-        verdicts, folder = judged_at(own, out, done)
+        verdicts, folder = judged_at(own, out, done, before)
         row = row_of(own, round(100 * ratio, 6), name, verdicts, folder)
         nll = heldout_nll(own, name, folder, out, done)
         limits = own.recipe.budget.limits

@@ -24,7 +24,16 @@ from saap_edge.progress import Progress
 from saap_edge.recipe import Recipe
 from saap_edge.searching.early import hopeless, predicted
 from saap_edge.searching.opening import make_folder, open_search
-from saap_edge.searching.run import Left, heldout_nll, made_for, only_made, opened_or_left, run_search, told_study
+from saap_edge.searching.run import (
+    Left,
+    heldout_nll,
+    made_for,
+    only_made,
+    opened_or_left,
+    run_search,
+    told_once,
+    told_study,
+)
 from saap_edge.searching.samplers import sampler
 from saap_edge.searching.space import Point, Space
 from saap_edge.searching.study import Direction, SharedStudy, Tried
@@ -115,7 +124,7 @@ class Maker:
 
     def __init__(self, space: Space, context: Context, known: Known, out: Path, listener: Progress) -> None:
         self._space, self._context, self._known, self._out, self._bar = space, context, known, out, listener.bar
-        self._done = only_made(listener.stage)
+        self._done, self._before = only_made(listener.stage), told_once(listener)
 
     @cached_property
     def anchor(self) -> tuple[Path, str]:
@@ -132,8 +141,8 @@ class Maker:
         label = self._space.label(point)
         if not ratio:
             return Artifact(0, 0, name, dense_folder(own, self._out, self._done), own, label)
-        results = run_stages(own, COMPILE, CHAIN, out=self._out, done=self._done).results
-        folders = {result.name: result.folder for result in results}
+        run = run_stages(own, COMPILE, CHAIN, out=self._out, done=self._done, before=self._before)
+        folders = {result.name: result.folder for result in run.results}
         return Artifact(ratio, load_plan(folders["plan"]).achieved_ratio, name, folders["export"], own, label)
 
     def attempt(self, point: Point, gains: Sequence[str]) -> Tried:

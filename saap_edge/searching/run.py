@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from saap_edge.cache import Busy, StageResult, library_versions, run_stage
+from saap_edge.chain.ahead import announce
 from saap_edge.chain.context import Context
+from saap_edge.chain.run import Before, Step
 from saap_edge.chain.stages.heldout import heldout
 from saap_edge.errors import ParityError, SaapError
 from saap_edge.files import read_json
@@ -19,7 +21,7 @@ from saap_edge.searching.axes import FORMAT
 from saap_edge.searching.space import Point, Space
 from saap_edge.searching.study import SharedStudy, Tried
 
-__all__ = ["Left", "heldout_nll", "made_for", "only_made", "opened_or_left", "run_search", "told_study"]
+__all__ = ["Left", "heldout_nll", "made_for", "only_made", "opened_or_left", "run_search", "told_once", "told_study"]
 
 PATIENCE = 2.0  # seconds between two looks at a stage that another process makes
 
@@ -61,6 +63,21 @@ def run_search(
 def only_made(done: Callable[[StageResult], None]) -> Callable[[StageResult], None]:
     """`done` for stages that were made: of a search's many, most were there already."""
     return lambda result: None if result.cached else done(result)
+
+
+def told_once(listener: Progress) -> Before:
+    """What `run_stages` calls before it begins: the first model says what it takes, and the others are like it. Raises
+    SaapError where the memory does not suffice, for any of them."""
+    told = False
+
+    def before(context: Context, steps: list[Step]) -> None:
+        nonlocal told
+        lines = announce(context, steps)
+        if lines and not told:
+            listener.ahead(lines)
+            told = True
+
+    return before
 
 
 def _alone(attempt: Callable[[], Result]) -> Result:
