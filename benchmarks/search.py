@@ -42,7 +42,7 @@ from saap_edge.searching.space import Point, Space, key_of
 from saap_edge.searching.study import SharedStudy, Tried
 
 OVER = [
-    "ratio=0,0.1,0.2,0.3,0.4,0.5,0.6",
+    "ratio=0,0.1,0.2,0.3,0.4,0.5",
     "format=gguf-q8_0,gguf-q4_0,onnx-int4",
     "effort=quick,normal",
     "group=32,128",
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the grid's stages and figures")
     parser.add_argument("--over", nargs="+", default=OVER, help="axes with their values")
     parser.add_argument("--tokens", type=int, default=0, help="of recovery")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--size", type=float, default=2.6, help="MiB that the best model may have")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
