@@ -1,6 +1,6 @@
 """How much of the front a search finds: the bundled model, Optuna's samplers against the whole grid and against lots.
 
-    python benchmarks/search.py --work WORK --out benchmarks/results/search.json
+    python benchmarks/search.py --work WORK --out benchmarks/results/search.json --page docs/search.md
 
 First every point of the grid is made once, as `saap-edge frontier --over` makes a trial (WORK keeps the stages and the
 figures: a second call goes on). Its objectives are the same each time: nats a token of held-out text in the file's own
@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from result import publish
+from result import fill, publish
 
 from saap_edge.api.recipes import recipe_of
 from saap_edge.machine.facts import cpu_name, versions
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=0, help="of recovery")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--size", type=float, default=2.6, help="MiB that the best model may have")
+    parser.add_argument("--page", type=Path, help="page whose table is filled")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,42 @@ def main() -> None:
     result["fit"] = {"size_mib": arguments.size} | {
         name: fits(opened.space, grid, make, arguments.seeds, arguments.size) for name, make in samplers.items()
     }
+    if arguments.page:
+        fill(arguments.page, "search", tables(result))
     publish(result, arguments.out)
+
+
+def tables(result: dict[str, Any]) -> list[str]:
+    """The figures as a page has them: median over the seeds, least and most in brackets."""
+    titles = {"ours": "`--over` (GPSampler)", "tpe": "TPESampler", "nsga2": "NSGAIISampler", "lots": "by lot"}
+    size, best = result["fit"]["size_mib"], result["seeds"]
+    lines = [
+        "| chosen by | models made | share of the front's area | points of the front found | best model of at most "
+        f"{size} MiB: perplexity above it, % | found, of {best} searches |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, title in titles.items():
+        for after, row in result["frontier"][name].items():
+            fit = result["fit"][name][after]
+            share = {each: 100 * value for each, value in row["share"].items()}
+            cells = [
+                title, after.removeprefix("after "), f"{span(share, 1)} %", f"{span(row['front'], 1)} of {row['of']}",
+                span(fit["missed"], 2), str(fit["found"]),
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def span(values: dict[str, float], digits: int) -> str:
+    """A median, with the least and the most.
+
+    >>> span({"median": 99.5, "least": 90.123, "most": 100.0}, 1)
+    '99.5 [90.1, 100]'
+    """
+    if not values:
+        return "-"
+    median, least, most = (f"{round(values[name], digits):g}" for name in ("median", "least", "most"))
+    return f"{median} [{least}, {most}]"
 
 
 def optuna_version() -> dict[str, str]:

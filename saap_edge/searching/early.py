@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from saap_edge.chain.context import Context
+from saap_edge.errors import SaapError
 from saap_edge.prediction.formulas import load_fit
 from saap_edge.prediction.predict import ArtifactCost, Prediction, predict
 from saap_edge.worth.fit import cost_at, predicted_figures
@@ -23,7 +24,10 @@ def hopeless(context: Context, artifact: str, ratio: float) -> str | None:
     """Why an artifact of the recipe at a ratio (0: dense) cannot keep the recipe's budget, or the board's memory cannot
     hold it; None where it may."""
     recipe = context.recipe
-    ranges = _ranges(context, artifact, ratio)
+    try:
+        ranges = _ranges(context, artifact, ratio)
+    except SaapError:  # the shape does not tell the size of such a format
+        return None
     for limit in recipe.budget.limits:
         low, high = ranges.get(limit.metric, (-math.inf, math.inf))
         if (limit.min is not None and high < limit.min) or (limit.max is not None and low > limit.max):

@@ -43,3 +43,10 @@ def test_speed_and_memory_of_another_board():
         ({"perplexity": {"max": 1}}, False),
     ):  # fmt: skip
         assert bool(reason(row, limits, "rpi5")) is left, limits
+
+
+def test_a_format_whose_size_the_shape_does_not_tell_is_tried():
+    context = open_at(
+        recipe_of(formats=["gguf-q4_0"], budget={"limits": {"file_mib": {"max": 0.01}}}), 0, no_bar, KNOWN
+    )
+    assert hopeless(context, "onnx-optimum", 0) is None and hopeless(context, "gguf-q4_0", 0)
