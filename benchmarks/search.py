@@ -8,7 +8,7 @@ runtime, and the file's size. Then searches run over these figures, by the study
 and seed, and after 10, 20 and 30 models it is seen what they have:
 
 - `share`: the hypervolume of their front as a share of the grid's front, the worst of the grid in both as reference.
-- `front`: how many of the points on the grid's front they found.
+- `front`: how many of the points on the grid's front they found; two recipes that make the same file are one.
 - `missed`: of the search for the best model under a size (`fit --over`), by how many percent its perplexity is above
   the best there is; `found`: how often it is the best itself.
 
@@ -201,7 +201,7 @@ def searched(
 def fronts(space: Space, grid: dict[str, Row], make: Callable[[int], Any], seeds: int) -> dict[str, Any]:
     everything = list(grid.values())
     worst = max(loss(row)[0] for row in everything), max(loss(row)[1] for row in everything)
-    best, whole = {key_of(row["point"]) for row in front(everything)}, volume(everything, worst)
+    best, whole = {loss(row) for row in front(everything)}, volume(everything, worst)
     shares: dict[int, list[float]] = {number: [] for number in AFTER}
     found: dict[int, list[int]] = {number: [] for number in AFTER}
     for seed in range(seeds):
@@ -215,7 +215,7 @@ def fronts(space: Space, grid: dict[str, Row], make: Callable[[int], Any], seeds
         )
         for number in AFTER:
             shares[number].append(round(volume(rows[:number], worst) / whole, 4))
-            found[number].append(len(best & {key_of(row["point"]) for row in rows[:number]}))
+            found[number].append(len(best & {loss(row) for row in rows[:number]}))
     return {
         f"after {number}": {
             "share": summary(shares[number]), "front": summary(found[number]), "of": len(best),
