@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the grid's stages and figures")
     parser.add_argument("--over", nargs="+", default=OVER, help="axes with their values")
     parser.add_argument("--tokens", type=int, default=0, help="of recovery")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--size", type=float, default=2.6, help="MiB that the best model may have")
     parser.add_argument("--page", type=Path, help="page whose table is filled")
     parser.add_argument("--out", type=Path)
