@@ -135,10 +135,8 @@ def test_a_fit_on_another_board_rests_on_predictions(searched, tmp_path):
 
 
 def test_a_killed_search_goes_on(searched, place, tmp_path):
-    out, options = (
-        tmp_path / "out",
-        ("--over", "ratio=0,0.3", "--format", "gguf-q8_0", "--trials", "2", "--rival", "none"),
-    )
+    out = tmp_path / "out"
+    options = ("--over", "ratio=0.3,0.4", "--format", "gguf-q8_0", "--trials", "1", "--rival", "none")
     process = subprocess.Popen(
         [sys.executable, "-m", "saap_edge", "frontier", "--recipe", place[0], *options, "--out", out], cwd=ROOT,
         stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
