@@ -102,6 +102,16 @@ def test_tables_on_a_pretrained_model_are_those_of_the_result(monkeypatch):
         assert shown.strip() == "\n".join(lines).strip()
 
 
+def test_the_table_of_the_search_is_that_of_its_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from search import tables
+
+    result = json.loads((ROOT / "benchmarks" / "results" / "search.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    shown = text.partition("<!-- search: begin -->")[2].partition("<!-- search: end -->")[0]
+    assert shown.strip() == "\n".join(tables(result)).strip()
+
+
 def registered(typed, words=()):
     """Every command of a Typer app as (words, function), from what was registered: not as mkdocs_hooks.py walks it."""
     for command in typed.registered_commands:

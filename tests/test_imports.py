@@ -16,7 +16,7 @@ MODULES = (
 )  # fmt: skip
 ELSEWHERE = ("engines.optimum",)  # its runtime needs torch
 # cache only asks whether safetensors is there.
-HEAVY = ("torch", "transformers", "gguf", "onnx", "onnx_ir")
+HEAVY = ("torch", "transformers", "gguf", "onnx", "onnx_ir", "optuna", "ray")
 
 
 def test_board_modules_import_no_training_library():

@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # Which extras a lock has the versions of.
 LOCKS = {
-    "requirements.lock": ("device", "models", "compile", "openvino", "eval", "dev"),
+    "requirements.lock": ("device", "models", "compile", "openvino", "eval", "search", "dev"),
     "requirements-optimum.lock": ("models", "optimum"),
     "requirements-executorch.lock": ("models", "executorch"),
     "requirements-cluster.lock": ("device", "models", "compile", "cluster"),

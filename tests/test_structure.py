@@ -13,6 +13,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("api",),
+    ("searching",),
     ("sweeping", "worth"),
     ("chain", "publishing"),
     ("drafting", "remote", "report", "tracking"),

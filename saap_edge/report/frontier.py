@@ -15,7 +15,7 @@ from saap_edge.formats import described
 from saap_edge.report.tables import new_table, number
 from saap_edge.report.terminal import VERDICT_COLOURS
 
-__all__ = ["render_fit", "render_frontier", "worth", "write_frontier"]
+__all__ = ["render_fit", "render_frontier", "told_search", "worth", "write_frontier"]
 
 
 def worth(document: dict[str, Any]) -> str:
@@ -53,7 +53,9 @@ def render_frontier(document: dict[str, Any]) -> list[RenderableType]:
             f"{row['file_bytes'] / 2**20:.2f}", ", ".join(row["front"]),
         ]  # fmt: skip
         rows.add_row(*map(escape, cells))
-    return [rows, f"  {escape(worth(document))}"]
+    search = document.get("search")
+    lines = [told_search(search, len(search["tried"]))] if search else []
+    return [rows, *(f"  {escape(line)}" for line in (*lines, worth(document)))]
 
 
 def _estimate(estimate: dict[str, float] | None) -> str:
@@ -68,8 +70,11 @@ def render_fit(document: dict[str, Any]) -> list[RenderableType]:
         told = {"meets": "meets", "more": "too slow or large", "less": "too much lost", "both": "fails both ways"}
         limits = "; ".join(f"{v['metric']} {v['limit']}: {v['verdict']} ({v['reason']})" for v in row["verdicts"])
         colour = VERDICT_COLOURS[word]
-        rows.add_row(f"{row['ratio']} %", row["format"], f"[{colour}]{told[row['outcome']]}[/]", escape(limits))
-    found = document["found"]
+        kind = f"{row['format']}{_others(row.get('point', {}))}"
+        rows.add_row(f"{row['ratio']:g} %", escape(kind), f"[{colour}]{told[row['outcome']]}[/]", escape(limits))
+    found, search = document["found"], document.get("search")
+    if search:
+        return [rows, *_searched(document, found)]
     if found is None:
         text = "no pruning of this model meets the budget: loosen a limit, or recover longer (--tokens)"
     elif not found["ratio"]:
@@ -79,6 +84,47 @@ def render_fit(document: dict[str, Any]) -> list[RenderableType]:
     if found and found["predicted"]:
         text += "; some of it is predicted: measure on the board (saap-edge bench BUNDLE --host)"
     return [rows, f"  [bold]{escape(text)}[/]"]
+
+
+def _others(point: dict[str, Any]) -> str:
+    """The axes of a point beside its ratio and format."""
+    return "".join(f" {name}={value}" for name, value in point.items() if name not in ("ratio", "format"))
+
+
+def told_search(search: dict[str, Any], tried: int) -> str:
+    """How much of a space was searched, in a line.
+
+    >>> told_search({"points": 76, "left": [{}], "running": 0}, 20)
+    '20 of 76 models were tried, and 1 was left, because predictions rule it out or it cannot be made'
+    """
+    left, running = len(search["left"]), search["running"]
+    parts = [f"{tried} of {search['points']} models were tried"]
+    if left:
+        them, are = ("it", "was") if left == 1 else ("them", "were")
+        cannot = "it cannot be made" if left == 1 else "they cannot be made"
+        parts.append(f"{left} {are} left, because predictions rule {them} out or {cannot}")
+    if running:
+        parts.append(f"{running} {'is' if running == 1 else 'are'} still tried by other processes")
+    return ", and ".join(parts)
+
+
+def _searched(document: dict[str, Any], found: dict[str, Any] | None) -> list[str]:
+    """Lines on what a search for the best model found."""
+    lines = [told_search(document["search"], len(document["tries"]))]
+    if found is None:
+        lines.append(
+            "none of them meets the budget: loosen a limit, try more (--trials), or give the axes other values"
+        )
+    else:
+        what = f"{found['ratio']:g} % removed" if found["ratio"] else "the dense model"
+        where = " (fit.yaml)" if found["ratio"] else ": do not prune"
+        lines.append(
+            f"best of those that meet the budget: {what}, as {found['format']}{_others(found['point'])}, perplexity "
+            f"{found['heldout_perplexity']:.4g} on held-out text{where}"
+        )
+        if found["predicted"]:
+            lines[-1] += "; some of it is predicted: measure on the board (saap-edge bench BUNDLE --host)"
+    return [f"  [bold]{escape(line)}[/]" for line in lines]
 
 
 def write_frontier(document: dict[str, Any], out: Path) -> list[Path]:

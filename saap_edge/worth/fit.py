@@ -26,11 +26,14 @@ from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar
 from saap_edge.pruning.space import Cost, staying_weights
 from saap_edge.recipe import Recipe
-from saap_edge.worth.frontier import with_ratio
+from saap_edge.worth.frontier import open_at, with_ratio
 from saap_edge.worth.judgeable import check_baseline, check_board
 from saap_edge.worth.next_ratio import STEP, Outcome, least_met, next_try
 
-__all__ = ["cost_at", "fit", "outcome_of", "predicted_figures"]
+__all__ = [
+    "SCHEMA", "STEP", "by_prediction", "cost_at", "exit_code_of", "fit", "judged_at", "limited_formats", "most_of",
+    "outcome_of", "patient", "predicted_figures", "row_of", "save_found",
+]  # fmt: skip
 
 SCHEMA = 1
 CHAIN = ORDER[: ORDER.index("gate") + 1]
@@ -48,26 +51,26 @@ def fit(
     Raises SaapError when the budget has no limit or one that can never be judged here, and for all that the stages
     refuse.
     """
-    formats, recipe = _limited(recipe), _patient(recipe)
+    formats, recipe = limited_formats(recipe), patient(recipe)
     check_baseline(recipe.budget)
     context = open_context(with_ratio(recipe, STEP / 100), None, bar)
-    space = space_of(context.spec, context.recipe, context.target)
     dense = cost_at(context.spec, formats[0], recipe.export.group, 0)
     check_board(recipe.budget, context.on_target, context.target.title, predicted_figures(context, dense, dense).keys())
-    most = max((ratio for ratio in _grid() if space.met(space.most(), ratio / 100)), default=0)
+    most = most_of(context)
     first = {name: _first(context, name, most) for name in formats}
     tries: dict[str, dict[int, Outcome]] = {name: {} for name in formats}
     rows: list[dict[str, Any]] = []
     while (ratio := _next(tries, first, most)) is not None:
-        verdicts, folder = _judged(recipe, ratio, out, bar, done, before)
+        tried = open_at(recipe, ratio / 100, bar)
+        verdicts, folder = judged_at(tried, out, done, before)
         for name in formats:
-            row = _row(context, ratio, name, verdicts, folder)
+            row = row_of(context, ratio, name, verdicts, folder)
             tries[name][ratio] = row["outcome"]
             rows.append(row)
     return _finish(recipe, context, rows, first, out)
 
 
-def _patient(recipe: Recipe) -> Recipe:
+def patient(recipe: Recipe) -> Recipe:
     """The recipe with more rounds while a verdict is undecided: noise would look like too little pruning. If the recipe
     says how many rounds, it stays as it is."""
     bench = recipe.bench
@@ -75,7 +78,7 @@ def _patient(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"bench": more})
 
 
-def _limited(recipe: Recipe) -> list[str]:
+def limited_formats(recipe: Recipe) -> list[str]:
     """Formats that a limit is on. Raises SaapError when there are none, or one that is not exported."""
     named = {limit.artifact for limit in recipe.budget.limits}
     formats: list[str] = [name for name in recipe.export.formats if None in named or name in named]
@@ -90,8 +93,10 @@ def _limited(recipe: Recipe) -> list[str]:
     return formats
 
 
-def _grid() -> range:
-    return range(STEP, 100, STEP)
+def most_of(context: Context) -> int:
+    """The largest percentage, a multiple of STEP, that can be removed."""
+    space = space_of(context.spec, context.recipe, context.target)
+    return max((ratio for ratio in range(STEP, 100, STEP) if space.met(space.most(), ratio / 100)), default=0)
 
 
 def _next(tries: Mapping[str, Mapping[int, Outcome]], first: Mapping[str, int], most: int) -> int | None:
@@ -162,23 +167,22 @@ def _within(limit: Limit, value: float) -> bool:
     return (limit.min is None or value >= limit.min) and (limit.max is None or value <= limit.max)
 
 
-def _judged(
-    recipe: Recipe, ratio: int, out: Path, bar: Bar, done: Callable[[StageResult], None], before: Before
-) -> tuple[list[Verdict], Path]:
-    """Verdicts of the gate at a ratio (0: the dense model), and the folder of the artifacts."""
-    if ratio:
-        context = open_context(with_ratio(recipe, ratio / 100), None, bar)
+def judged_at(
+    context: Context, out: Path, done: Callable[[StageResult], None],
+    before: Before = lambda context, steps: None,
+) -> tuple[list[Verdict], Path]:  # fmt: skip
+    """Verdicts of the gate on a recipe, or on its dense model where the context is to tune; the artifacts' folder."""
+    if not context.tune:
         results = run_stages(context, COMPILE, CHAIN, out=out, done=done, before=before).results
         folders = {result.name: result.folder for result in results}
         return Gate.read(folders["gate"] / "gate.json").verdicts, folders["export"]
-    context = open_context(recipe, None, bar, tune=True)
     results = run_stages(context, DENSE, tuple(rule.name for rule in DENSE), out=out, done=done).results
     folders = {result.name: result.folder for result in results}
     bench = Bench.read(folders["densebench"] / "bench.json")
-    return judge(bench, recipe.budget, context.on_target, context.target), folders["dense"]
+    return judge(bench, context.recipe.budget, context.on_target, context.target), folders["dense"]
 
 
-def _row(context: Context, ratio: int, name: str, verdicts: list[Verdict], folder: Path) -> dict[str, Any]:
+def row_of(context: Context, ratio: float, name: str, verdicts: list[Verdict], folder: Path) -> dict[str, Any]:
     """The result of one format at one ratio. Limits on figures of another board are judged by predictions, and marked
     so."""
     own = [verdict.as_dict() for verdict in verdicts if verdict.artifact == name]
@@ -217,17 +221,33 @@ def _finish(
 ) -> dict[str, Any]:
     met = [row for row in rows if row["outcome"] == "meets"]
     best = min(met, key=lambda row: (row["ratio"], recipe.export.formats.index(row["format"])), default=None)
-    unclear = any(v["verdict"] == "inconclusive" for row in rows for v in row["verdicts"])
-    predicted = best is not None and any(verdict.get("predicted") for verdict in best["verdicts"])
-    code = EXIT_INCONCLUSIVE if predicted or (best is None and unclear) else EXIT_OK if best else EXIT_FAILED
     document = {
-        "schema": SCHEMA, "exit_code": code, "model": context.model_name, "target": context.target.name,
-        "found": best and {"ratio": best["ratio"], "format": best["format"], "predicted": predicted},
+        "schema": SCHEMA, "exit_code": exit_code_of(best, rows), "model": context.model_name,
+        "target": context.target.name,
+        "found": best and {"ratio": best["ratio"], "format": best["format"], "predicted": by_prediction(best)},
         "predicted_first": first, "tries": rows,
     }  # fmt: skip
-    save_document(document, out / "fit.json")
-    if best and best["ratio"]:
-        found = with_ratio(recipe, best["ratio"] / 100).model_dump(mode="json")
-        found["export"]["formats"] = [best["format"]]
-        (out / "fit.yaml").write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
+    save_found(document, with_ratio(recipe, best["ratio"] / 100) if best else None, out)
     return document
+
+
+def by_prediction(row: dict[str, Any]) -> bool:
+    """Whether a verdict of a row rests on a prediction."""
+    return any(verdict.get("predicted") for verdict in row["verdicts"])
+
+
+def exit_code_of(best: dict[str, Any] | None, rows: list[dict[str, Any]]) -> int:
+    """0 where something was found, 1 where not, 3 where that rests on a prediction or noise left it open."""
+    unclear = any(v["verdict"] == "inconclusive" for row in rows for v in row["verdicts"])
+    predicted = best is not None and by_prediction(best)
+    return EXIT_INCONCLUSIVE if predicted or (best is None and unclear) else EXIT_OK if best else EXIT_FAILED
+
+
+def save_found(document: dict[str, Any], recipe: Recipe | None, out: Path) -> None:
+    """Write fit.json, and as fit.yaml the recipe of what was found, unless that is the dense model."""
+    save_document(document, out / "fit.json")
+    found = document["found"]
+    if recipe is not None and found["ratio"]:
+        written = recipe.model_dump(mode="json")
+        written["export"]["formats"] = [found["format"]]
+        (out / "fit.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")

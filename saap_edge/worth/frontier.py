@@ -14,7 +14,7 @@ from typing import Any
 
 from saap_edge.cache import StageResult, run_stage
 from saap_edge.chain.chains import COMPILE, DENSE, ORDER
-from saap_edge.chain.context import Context, open_context
+from saap_edge.chain.context import Context, Known, open_context
 from saap_edge.chain.run import Before, run_stages
 from saap_edge.chain.stages.bench import point as point_rule
 from saap_edge.documents.bench import Bench
@@ -24,30 +24,43 @@ from saap_edge.prediction.predict import predict_benched
 from saap_edge.progress import Bar
 from saap_edge.recipe import Recipe
 
-__all__ = ["SCHEMA", "dense_folder", "frontier", "mark_front", "with_formats", "with_ratio"]
+__all__ = [
+    "CHAIN", "SCHEMA", "Point", "anchor_of", "dense_folder", "frontier", "frontier_document", "mark_front", "measured",
+    "open_at", "with_formats", "with_ratio",
+]  # fmt: skip
 
 SCHEMA = 1
 CHAIN = ORDER[: ORDER.index("verify") + 1]
 
 
 @dataclass(frozen=True)
-class _Point:
-    """An artifact to measure, in an export folder. `ratio` is what was asked for (0: dense), `removed` was achieved."""
+class Point:
+    """An artifact to measure, in an export folder. `ratio` is what was asked for (0: dense), `removed` was achieved.
+    `label` says what else sets it apart."""
 
     ratio: float
     removed: float
     format: str
     folder: Path
     context: Context
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return f"pruned {self.ratio:.0%} {self.format}" if self.ratio else f"dense {self.format}"
+        kind = f"pruned {self.ratio:.0%} {self.format}" if self.ratio else f"dense {self.format}"
+        return f"{kind} {self.label}" if self.label else kind
 
 
 def with_ratio(recipe: Recipe, ratio: float) -> Recipe:
     """The recipe at another pruning ratio."""
     return recipe.model_copy(update={"prune": recipe.prune.model_copy(update={"ratio": ratio})})
+
+
+def open_at(recipe: Recipe, ratio: float, bar: Bar, known: Known | None = None) -> Context:
+    """The context of the recipe at a ratio; at 0 that of its dense model. Raises SaapError as `open_context`."""
+    if not ratio:
+        return open_context(recipe, None, bar, tune=True, known=known)
+    return open_context(with_ratio(recipe, ratio), None, bar, known=known)
 
 
 def with_formats(recipe: Recipe, formats: tuple[str, ...]) -> Recipe:
@@ -76,29 +89,31 @@ def frontier(
     with bar("checking the recipe and the model", None):
         contexts = [open_context(with_ratio(recipe, ratio), None, bar) for ratio in ratios]
         rival = open_context(with_formats(recipe, wanted), None, bar, tune=True) if wanted else None
-    own = f"gguf-{contexts[0].target.quantisation['gguf']}"
-    anchor_format = own if own in recipe.export.formats else recipe.export.formats[0]
-    points: list[_Point] = []
+    anchor_format = anchor_of(contexts[0])
+    points: list[Point] = []
     for context in contexts:
         results = run_stages(context, COMPILE, CHAIN, out=out, done=done, before=before).results
         folders = {result.name: result.folder for result in results}
         if not points:
             anchor = folders["dense"], anchor_format
-            points += [_Point(0, 0, name, folders["dense"], context) for name in recipe.export.formats]
+            points += [Point(0, 0, name, folders["dense"], context) for name in recipe.export.formats]
             if rival:
                 folder = dense_folder(rival, out, done)
-                points += [_Point(0, 0, name, folder, rival) for name in wanted]
+                points += [Point(0, 0, name, folder, rival) for name in wanted]
         removed = load_plan(folders["plan"]).achieved_ratio
         points += [
-            _Point(context.recipe.prune.ratio, removed, name, folders["export"], context)
+            Point(context.recipe.prune.ratio, removed, name, folders["export"], context)
             for name in recipe.export.formats
         ]
-    measured = []
-    for point in points:
-        result = _measured(point, anchor, out)
-        done(result)
-        measured.append(Bench.read(result.folder / "point.json"))
-    return _document(contexts[0], anchor_format, points, measured)
+    return frontier_document(
+        contexts[0], anchor_format, points, [measured(point, anchor, out, done) for point in points]
+    )
+
+
+def anchor_of(context: Context) -> str:
+    """The format of the dense model that all others are measured beside: the board's own, if it is exported."""
+    own, formats = f"gguf-{context.target.quantisation['gguf']}", context.recipe.export.formats
+    return own if own in formats else formats[0]
 
 
 def dense_folder(context: Context, out: Path, done: Callable[[StageResult], None]) -> Path:
@@ -107,19 +122,23 @@ def dense_folder(context: Context, out: Path, done: Callable[[StageResult], None
     return next(result.folder for result in results if result.name == "dense")
 
 
-def _measured(point: _Point, anchor: tuple[Path, str], out: Path) -> StageResult:
+def measured(point: Point, anchor: tuple[Path, str], out: Path, done: Callable[[StageResult], None]) -> Bench:
     """Measure one artifact by turns with the anchor, or find that it was measured before."""
     context = point.context
     stage = point_rule(anchor[1], point.format).stage(context)
     folders, record = {"anchor": anchor[0], "artifact": point.folder}, context.recipe.model_dump(mode="json")
     with context.bar(f"measuring {point.name}", None):
-        return run_stage(stage, folders, context.outside(stage.reads), out / "stages", record)
+        result = run_stage(stage, folders, context.outside(stage.reads), out / "stages", record)
+    done(result)
+    return Bench.read(result.folder / "point.json")
 
 
-def _document(context: Context, anchor: str, points: list[_Point], measured: list[Bench]) -> dict[str, Any]:
-    """The frontier document: a row for each artifact, marked if no other beats it."""
-    rows = [_row(context, point, document) for point, document in zip(points, measured, strict=True)]
-    first = measured[0]
+def frontier_document(
+    context: Context, anchor: str, points: list[Point], documents: list[Bench]
+) -> dict[str, Any]:  # fmt: skip
+    """The frontier document: a row for each artifact, marked if no other beats it. `documents` are their figures."""
+    rows = [_row(context, point, document) for point, document in zip(points, documents, strict=True)]
+    first = documents[0]
     return {
         "schema": SCHEMA, "model": context.model_name, "target": context.target.name, "on_target": context.on_target,
         "anchor": f"dense {anchor}", "machine": first.machine.as_dict(), "conditions": first.conditions.as_dict(),
@@ -127,7 +146,7 @@ def _document(context: Context, anchor: str, points: list[_Point], measured: lis
     }  # fmt: skip
 
 
-def _row(context: Context, point: _Point, document: Bench) -> dict[str, Any]:
+def _row(context: Context, point: Point, document: Bench) -> dict[str, Any]:
     """The row of one artifact. `speed` is its decode rate over the anchor's. Where the target is another machine, the
     rate on it is predicted."""
     [artifact] = [entry for entry in document.artifacts if entry.role == "candidate"]
