@@ -26,16 +26,23 @@ class LayerShape:
     """Widths of one decoder layer: query heads, kv heads, FFN width. 0 where attention or FFN is gone.
 
     `conv`: the layer has a short convolution in place of attention, as in LFM2. It is as wide as the model, and stays.
+    `linear`: it has a gated DeltaNet there, as in Qwen3.5: `heads` are its value heads, `kv_heads` its key heads.
     """
 
     heads: int
     kv_heads: int
     ffn: int
     conv: bool = False
+    linear: bool = False
 
     def __repr__(self) -> str:
-        conv = ", conv=True" if self.conv else ""
-        return f"LayerShape(heads={self.heads}, kv_heads={self.kv_heads}, ffn={self.ffn}{conv})"
+        kind = ", conv=True" if self.conv else ", linear=True" if self.linear else ""
+        return f"LayerShape(heads={self.heads}, kv_heads={self.kv_heads}, ffn={self.ffn}{kind})"
+
+    @property
+    def attends(self) -> bool:
+        """Whether it has attention, with keys and values of every token."""
+        return bool(self.heads) and not self.linear
 
     @property
     def gone(self) -> bool:
@@ -44,19 +51,22 @@ class LayerShape:
 
 
 def alike(shapes: Iterable[LayerShape]) -> bool:
-    """Whether all layers have the same FFN width, and all with attention the same heads.
+    """Whether all layers have the same FFN width, and all with attention the same heads, and all with a DeltaNet.
 
     >>> whole = LayerShape(8, 4, 96)
     >>> alike([whole, LayerShape(0, 0, 96, conv=True)]), alike([whole, LayerShape(0, 0, 96)])
     (True, False)
     """
     found = list(shapes)
-    attention = {(shape.heads, shape.kv_heads) for shape in found if not shape.conv}
-    return len(attention) <= 1 and len({shape.ffn for shape in found}) == 1
+    kinds = {(shape.heads, shape.kv_heads, shape.linear) for shape in found if not shape.conv}
+    several = len({linear for *_, linear in kinds}) < len(kinds)
+    return not several and len({shape.ffn for shape in found}) == 1
 
 
 def shape_widths(shape: LayerShape) -> dict[str, int]:
     """A layer's widths by kind of structure: KV groups, query slots (query heads a KV group), FFN channels.
+
+    Of a DeltaNet "attention" counts key heads, and "slots" value heads a key head.
 
     >>> shape_widths(LayerShape(heads=8, kv_heads=4, ffn=96))
     {'attention': 4, 'slots': 2, 'ffn': 96}
@@ -75,16 +85,20 @@ class PlanLayer(Part):
     kv_heads: tuple[int, int] = Field(description="kv heads, [before, after]; 0: attention is gone")
     ffn: tuple[int, int] = Field(description="FFN width, [before, after]; 0: the FFN is gone")
     conv: bool = Field(default=False, description="a short convolution is in the place of attention, and stays")
+    linear: bool = Field(
+        default=False,
+        description="a gated DeltaNet is in the place of attention: `heads` are its value heads, `kv_heads` its key heads",
+    )
 
     @property
     def before(self) -> LayerShape:
         """Widths before pruning."""
-        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0], self.conv)
+        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0], self.conv, self.linear)
 
     @property
     def after(self) -> LayerShape:
         """Widths after pruning."""
-        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1], self.conv)
+        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1], self.conv, self.linear)
 
 
 class Candidate(Part):

@@ -16,6 +16,7 @@ from saap_edge.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_5,
     smollm3,
 )
 from saap_edge.families.base import Config, Coupling, Family, Gemma, Refusal, Source
@@ -24,7 +25,7 @@ from saap_edge.registry import Registry
 __all__ = ["FAMILIES", "Config", "Coupling", "Family", "Gemma", "Refusal", "Source", "family_of", "register_family"]
 
 _MODULES = (
-    llama, mistral, qwen2, qwen3, phi3, granite, smollm3, granite4, ernie, hunyuan, lfm2, gemma2, gemma3,
+    llama, mistral, qwen2, qwen3, phi3, granite, smollm3, granite4, ernie, hunyuan, lfm2, qwen3_5, gemma2, gemma3,
 )  # fmt: skip
 FAMILIES: Registry[Family] = Registry("model family", "saap_edge.families", own=[module.FAMILY for module in _MODULES])
 

@@ -9,8 +9,8 @@ from typing import Any
 from saap_edge.families.rope import head_dim_of, refuse_rope, rope_of
 
 __all__ = [
-    "FFN_CHANNEL", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Gemma", "Refusal", "Source",
-    "as_llama", "refuse_by_layer", "refuse_common", "within_window",
+    "FFN_CHANNEL", "KEY_HEAD", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Gemma",
+    "Refusal", "Source", "as_llama", "refuse_by_layer", "refuse_common", "within_window",
 ]  # fmt: skip
 
 Config = dict[str, Any]
@@ -21,14 +21,18 @@ class Coupling:
     """A coupled structure: weight slices that can only be removed together (docs/method.md).
 
     Attributes:
-        kind: "kv_group" or "ffn".
+        kind: "kv_group", "key_head" or "ffn".
         rows: modules that lose output rows, and entries of their bias. Names are relative to a decoder layer.
         columns: modules that lose input columns.
+        shared: what of `rows` and `beside` has one part a KV group; the rest has one for each of the group's heads.
+        beside: parameters that are no projections, and lose rows too.
     """
 
     kind: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
+    shared: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -37,7 +41,16 @@ class Coupling:
 
 
 # One KV group: a kv head with its n_rep query heads. The planner counts kv heads; surgery expands to rows.
-KV_GROUP = Coupling("kv_group", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",))
+KV_GROUP = Coupling(
+    "kv_group", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
+    shared=("self_attn.k_proj", "self_attn.v_proj"),
+)  # fmt: skip
+# One key head of a gated DeltaNet with the value heads that share it, each of which has a state of its own.
+KEY_HEAD = Coupling(
+    "key_head", tuple(f"linear_attn.in_proj_{letter}" for letter in "qkvzba"), ("linear_attn.out_proj",),
+    shared=tuple(f"linear_attn.{part}_{letter}" for part in ("in_proj", "conv") for letter in "qk"),
+    beside=(*(f"linear_attn.conv_{letter}.weight" for letter in "qkv"), "linear_attn.A_log", "linear_attn.dt_bias"),
+)  # fmt: skip
 FFN_CHANNEL = Coupling("ffn", ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
 
 # The projections of a short convolution, which no pruning cuts.
@@ -125,6 +138,10 @@ class Family:
         spelled: config -> the same with other names of its fields, which transformers knows too, replaced.
         plain: config of our own class with layers that are alike -> that of transformers' class, as which it is saved.
             Where it is set, the canonical form is our own class, also of a dense model.
+        gated: attention's q_proj gives each head a gate beside its query, on what the head adds.
+        centred_norms: norms multiply by 1 + weight, but for that within a DeltaNet.
+        whole: `model_type` of models of which this is the text part (their `text_config`).
+        dropped: starts of the names of tensors that such models have beside it.
     """
 
     model_type: str
@@ -145,7 +162,12 @@ class Family:
     unrotated: Callable[[Config], frozenset[int]] = lambda config: frozenset()
     spelled: Callable[[Config], Config] = lambda config: config
     plain: Callable[[Config], Config] | None = None
+    gated: bool = False
+    centred_norms: bool = False
+    whole: str | None = None
+    dropped: tuple[str, ...] = ()
     attention: Coupling = KV_GROUP
+    linear: Coupling = KEY_HEAD
     ffn: Coupling = FFN_CHANNEL
 
     @property
@@ -163,7 +185,7 @@ class Family:
 
     def projections(self, layer: Any) -> Iterator[tuple[Coupling, str]]:
         """Every projection of a decoder layer that pruning cuts, and its coupling; whole sublayers may be lacking."""
-        for coupling in (self.attention, self.ffn):
+        for coupling in (self.attention, self.linear, self.ffn):
             if getattr(layer, coupling.module, None) is not None:
                 for name in (*coupling.rows, *coupling.columns):
                     yield coupling, name

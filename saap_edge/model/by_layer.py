@@ -13,7 +13,7 @@ from typing import Any
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Config
-from saap_edge.model.modeling_saap_edge import AUTO_MAP, SKIPS, WIDTHS, widths_by_layer
+from saap_edge.model.modeling_saap_edge import AUTO_MAP, LINEAR_WIDTHS, SKIPS, WIDTHS, width_names, widths_by_layer
 from saap_edge.model.spec import PRUNED_TYPE, ModelSpec, canonical_config, config_family, spec_from_config
 
 __all__ = ["in_our_form", "pruned_config"]
@@ -24,24 +24,27 @@ _KEPT = (
     "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_act",
     "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling",
     "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype", "torch_dtype",
-    "quantization_config",
+    "quantization_config", "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
+    "linear_value_head_dim", "linear_conv_kernel_dim",
 )  # fmt: skip
 
 
 def pruned_config(source: Config, spec: ModelSpec, widths: list[list[int]], o_bias: bool, down_bias: bool) -> Config:
     """config.json of our own class, with these widths: [heads, kv_heads, ffn] of every layer.
 
-    `source` and `spec` are of the model in its canonical form. Which layers are unrotated, and which have a
-    convolution, is as in `spec`.
+    `source` and `spec` are of the model in its canonical form. Which layers are unrotated, and what is
+    in the place of attention, is as in `spec`.
     """
     rotated = [int(index not in spec.unrotated) for index in range(len(widths))]
-    conv = [int(layer.conv) for layer in spec.layers]
+    conv, linear = ([int(getattr(layer, kind)) for layer in spec.layers] for kind in ("conv", "linear"))
     return {name: source[name] for name in _KEPT if name in source} | {
         "model_type": PRUNED_TYPE, "base_model_type": spec.family.model_type, "num_hidden_layers": len(widths),
         "head_dim": spec.head_dim, "layer_widths": widths, "qkv_bias": spec.qkv_bias, "o_bias": o_bias,
         "gate_up_bias": spec.gate_up_bias, "down_bias": down_bias, "qk_norm": spec.family.qk_norm,
         "norms_after_rope": spec.family.norms_after_rope, "no_rope_layers": rotated if spec.unrotated else None,
         "conv_layers": conv if spec.taps else None, "conv_taps": spec.taps or None,
+        "linear_layers": linear if spec.delta else None, "gated_attention": spec.family.gated,
+        "centred_norms": spec.family.centred_norms,
         "auto_map": AUTO_MAP, "architectures": ["SaapEdgeForCausalLM"],
     }  # fmt: skip
 
@@ -79,7 +82,8 @@ def in_our_form(config: Config) -> Config:
         raise SaapError(f"this {family.title} model cannot be handled: {said[0]} gives its layers widths: {reason}")
     if sparse:
         first = spec_from_config(rest).attention
-        widths = _sparse(rest, config[SPARSE], [first.heads, first.kv_heads, first.ffn])
+        usual = rest | dict(zip(WIDTHS, (first.heads, first.kv_heads, first.ffn), strict=True))
+        widths = _sparse(rest, config[SPARSE], usual)
     else:
         widths = _blocks(rest, config[BLOCKS])
         # These models have no width for all, and say null.
@@ -93,25 +97,27 @@ def _ours(config: Config, layers: Any, sparse: bool) -> Config:
     """A folder of ours: what it says twice must be the same; what it says once is enough."""
     if not sparse:
         raise SaapError(f"a '{PRUNED_TYPE}' model says its widths in layer_widths: {BLOCKS} is not read beside it")
-    heads, kv_heads, ffn = (config.get(name) or config["num_attention_heads"] for name in WIDTHS)
-    widths, ours = _sparse(config, layers, [heads, kv_heads, ffn]), config.get("layer_widths")
+    usual = config | {name: config.get(name) or config["num_attention_heads"] for name in WIDTHS}
+    widths, ours = _sparse(config, layers, usual), config.get("layer_widths")
     if ours is not None and list(map(list, ours)) != widths:
         raise SaapError(f"layer_widths and {SPARSE} say different widths: one of them is wrong")
     return config | {"layer_widths": widths}
 
 
-def _sparse(config: Config, layers: Any, shape: list[int]) -> list[list[int]]:
-    """Widths by `per_layer_config`; `shape` are those of layers that it does not name."""
-    count, known = int(config["num_hidden_layers"]), {*WIDTHS, "skip"}
+def _sparse(config: Config, layers: Any, usual: Config) -> list[list[int]]:
+    """Widths by `per_layer_config`; `usual` has those of layers that it does not name."""
+    count, linear = int(config["num_hidden_layers"]), config.get("linear_layers")
     if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
         raise SaapError(f"{SPARSE} is no object with an object for each layer")
     for key, layer in layers.items():
         if not str(key).isdecimal() or int(key) >= count:
             raise SaapError(f"{SPARSE} names a layer '{key}', and there are layers 0 to {count - 1}")
+        names = width_names(linear, int(key))
+        known = {*names, "skip"}
         odd = [name for name, value in layer.items() if name not in known and value != config.get(name, ...)]
         if odd:
             raise SaapError(f"{SPARSE}: layer {key} has a {odd[0]} of its own (known: {', '.join(sorted(known))})")
-        for name in WIDTHS:
+        for name in names:
             _width(f"{SPARSE}: layer {key}: {name}", layer.get(name, 1))
         skipped = layer.get("skip", [])
         if not isinstance(skipped, list) or not set(skipped) <= set(SKIPS):
@@ -120,7 +126,9 @@ def _sparse(config: Config, layers: Any, shape: list[int]) -> list[list[int]]:
         raise SaapError(f"{SPARSE} names a layer twice")
     if config.get("head_dim") is None and any("num_attention_heads" in layer for layer in layers.values()):
         raise SaapError(f"{SPARSE} gives layers heads of their own, and config.json has no head_dim")
-    return widths_by_layer(layers, shape, count, config.get("conv_layers"))
+    if linear and not all(config.get(name) for name in LINEAR_WIDTHS):
+        raise SaapError(f"{SPARSE} beside linear_layers needs {', '.join(LINEAR_WIDTHS)}, for all layers")
+    return widths_by_layer(layers, usual, count)
 
 
 def _width(where: str, value: Any) -> int:

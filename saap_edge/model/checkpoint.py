@@ -17,7 +17,7 @@ from saap_edge.errors import SaapError
 from saap_edge.families import Config, Family, Source
 from saap_edge.model.classes import check_class, parsed_config
 from saap_edge.model.config import read_config, read_object, without_odd_ids
-from saap_edge.model.inventory import EMBEDDING, HEAD, canonical_names, check_inventory
+from saap_edge.model.inventory import EMBEDDING, HEAD, canonical_names, check_inventory, text_names
 from saap_edge.model.spec import PRUNED_TYPE, ModelSpec, canonical_config, config_family, spec_from_config
 from saap_edge.model.stored import SINGLE_FILE, Stored, stored_in
 
@@ -112,8 +112,10 @@ def _opened(folder: Path, identity: tuple[tuple[str | int, ...], ...]) -> Checkp
         read_object(folder / beside, optional=True)
     family, _ = config_family(config)
     stored = stored_in(folder)
-    names = canonical_names(stored.entries)
-    if len(names) < len(stored.entries):
+    pairs, left_out = text_names(stored.entries, family)
+    within = dict(pairs)
+    names = {name: within[kept] for name, kept in canonical_names(within).items()}
+    if len(names) < len(pairs):
         raise SaapError(f"{folder}: some tensors are stored twice, with and without 'model.' before their names")
     config, names, told = _head(config, family, stored, names)
     spec = spec_from_config(config)
@@ -121,7 +123,7 @@ def _opened(folder: Path, identity: tuple[tuple[str | int, ...], ...]) -> Checkp
     method = _quantised_by(config)
     check_inventory(str(folder), spec, partial(source_of, config), entries, method, absent)
     _check_class(folder, {name: value for name, value in config.items() if name != "quantization_config"})
-    told += _ignored(folder, config)
+    told += [*left_out, *_ignored(folder, config)]
     if method is not None:  # the weights are plain: the entry was left behind
         config = {name: value for name, value in config.items() if name != "quantization_config"}
         told.append(f"config.json has a quantization_config ({method}), and the weights are plain: it is ignored")

@@ -102,6 +102,16 @@ class _Fields(BaseModel):
     block_auto_adjust_ff_dim: _Flag = True
     conv_layers: list[Annotated[int, Field(strict=True, ge=0, le=1)]] | None = None
     conv_taps: _Taps | None = None
+    linear_layers: list[Annotated[int, Field(strict=True, ge=0, le=1)]] | None = None
+    linear_num_key_heads: _Count | None = None
+    linear_num_value_heads: _Count | None = None
+    linear_key_head_dim: _Count | None = None
+    linear_value_head_dim: _Count | None = None
+    linear_conv_kernel_dim: _Taps | None = None
+    full_attention_interval: _Count | None = None
+    attn_output_gate: _Flag = True
+    gated_attention: _Flag = False
+    centred_norms: _Flag = False
     quantization_config: dict[str, Any] | None = None
 
 
@@ -115,6 +125,7 @@ def read_config(folder: str | Path) -> Config:
         raise SaapError(f"no config.json in '{folder}': give a Hugging Face model folder")
     config = read_object(path)
     try:
+        config = _text_part(config)
         _check(config | dict.fromkeys(_MAYBE_NULL, 1) if config.get("block_configs") else config, path)
         family = FAMILIES.get(config["model_type"])
         config = family.spelled(config) if family else config
@@ -124,6 +135,18 @@ def read_config(folder: str | Path) -> Config:
     if ours is not config:
         _check(ours, path)
     return ours
+
+
+def _text_part(config: Config) -> Config:
+    """The config of the text model in one that also has parts for images; any other as it is."""
+    family = next((each for each in FAMILIES.values() if each.whole and each.whole == config.get("model_type")), None)
+    if family is None:
+        return config
+    text = config.get("text_config")
+    if not isinstance(text, dict) or text.get("model_type", family.model_type) != family.model_type:
+        raise SaapError(f"a '{family.whole}' model whose text_config is no '{family.model_type}' is not supported")
+    above = ("tie_word_embeddings", "quantization_config")
+    return text | {"model_type": family.model_type} | {name: config[name] for name in above if name in config}
 
 
 def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
@@ -162,6 +185,7 @@ def _check(config: Config, path: Path) -> None:
         raise SaapError(f"{path}: {heads} attention heads cannot share {fields.num_key_value_heads} key-value heads")
     per_layer = {
         "layer_types": fields.layer_types, "layer_widths": fields.layer_widths, "conv_layers": fields.conv_layers,
+        "linear_layers": fields.linear_layers,
     }  # fmt: skip
     for name, values in per_layer.items():
         if values is not None and len(values) != config.get("num_hidden_layers", len(values)):

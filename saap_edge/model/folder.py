@@ -25,13 +25,13 @@ from saap_edge.model.classes import empty_model, parsed_config
 from saap_edge.model.inventory import HEAD
 from saap_edge.model.modeling_saap_edge import SaapEdgeConfig, SaapEdgeForCausalLM
 from saap_edge.model.spec import (
-    ONLY_CONVOLUTIONS,
+    ATTENDS_NOWHERE,
     PRUNED_TYPE,
     LayerShape,
     ModelSpec,
-    convolved,
+    attends_nowhere,
     for_transformers_4,
-    only_convolutions,
+    mixed_as,
     spec_from_config,
 )
 from saap_edge.model.tensors import TensorStore
@@ -127,12 +127,12 @@ def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrained
     SaapEdgeForCausalLM. It has the dense model's dtype and device. Raises SaapError when neither class can hold it.
     """
     spec = spec_of(dense)
-    layers = convolved(layers, spec.layers)
+    layers = mixed_as(layers, spec.layers)
     stay = [index for index, shape in enumerate(layers) if not shape.gone]
     if not stay:
         raise SaapError("every layer would be removed whole: keep at least one")
-    if only_convolutions(layers):
-        raise SaapError(ONLY_CONVOLUTIONS)
+    if attends_nowhere(layers):
+        raise SaapError(ATTENDS_NOWHERE)
     config = _pruned_config(dense, spec, layers, stay)
     plain = type(config) is type(dense.config) and not _is_pruned(dense)
     device = cast(torch.Tensor, dense.get_input_embeddings().weight).device
@@ -145,9 +145,10 @@ def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrained
 def _copy_rest(dense: Any, model: Any, spec: ModelSpec, stay: list[int]) -> None:
     """Copy every parameter that belongs to no projection, and every buffer, by name."""
     coupled = {
-        f"model.layers.{index}.{name}."
+        f"model.layers.{index}.{name}"
         for index, layer in enumerate(model.model.layers)
-        for _, name in spec.family.projections(layer)
+        for coupling, projection in spec.family.projections(layer)
+        for name in (f"{projection}.", *coupling.beside)
     }
     parameters = dict(dense.named_parameters(remove_duplicate=False))
     with torch.no_grad():
@@ -220,21 +221,31 @@ def _as_plain(model: Any) -> Any:
     spec = spec_of(model)
     family, first = spec.family, spec.attention
     biased = spec.qkv_bias or spec.o_bias or spec.gate_up_bias or spec.down_bias
-    fits = spec.uniform and first.heads and first.ffn and spec.hidden % first.heads == 0 and not biased
+    mixed = all(layer.heads or layer.conv for layer in spec.layers)
+    fits = spec.uniform and mixed and first.ffn and spec.hidden % first.heads == 0 and not biased
     if family.plain is None or not fits or not _is_pruned(model):
         return model
     config = model.config.to_dict()
-    named = {str(family.source(config, name).name): parameter for name, parameter in model.named_parameters()}  # type: ignore[misc]
-    parsed = parsed_config(family.plain(config))
+    parsed = parsed_config(said := family.plain(config))
+    named: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        source = family.source(said, name)  # type: ignore[misc]
+        named.setdefault(source.name, []).append((source.rows or (0, 0), parameter))
     parsed.dtype = model.dtype
     plain = empty_model(parsed)
-    for name, parameter in named.items():
+    for name, parts in named.items():
         owner, _, leaf = name.rpartition(".")
-        setattr(plain.get_submodule(owner), leaf, parameter)
+        setattr(plain.get_submodule(owner), leaf, _stacked(parts))
     if spec.tied:
         plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
+
+
+def _stacked(parts: list[tuple[tuple[int, int], torch.nn.Parameter]]) -> torch.nn.Parameter:
+    """The parts of one stored tensor, by their rows in it. A single part is not copied."""
+    ordered = [part for _, part in sorted(parts, key=lambda part: part[0])]
+    return ordered[0] if len(ordered) == 1 else torch.nn.Parameter(torch.cat(ordered).detach(), requires_grad=False)
 
 
 def save_model(model: PreTrainedModel, tokenizer_from: str | Path, out: str | Path) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from saap_edge.errors import SaapError
-from saap_edge.families import Source
+from saap_edge.families import Family, Source
 from saap_edge.gguf_file.tensors import Entry
-from saap_edge.model.spec import ModelSpec, linear_shapes
+from saap_edge.model.spec import DeltaNet, LayerShape, ModelSpec, linear_shapes
 
-__all__ = ["EMBEDDING", "HEAD", "canonical_names", "check_inventory", "needed", "parameters"]
+__all__ = ["EMBEDDING", "HEAD", "canonical_names", "check_inventory", "needed", "parameters", "text_names"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -26,6 +26,7 @@ _QUANTISED = re.compile(
     r"|W_q|meta|\w+_blocks|\w+_scales)$"
 )
 _DOUBLED = re.compile(r"^model\.(?=(model|lm_head)\.)")
+_INNER = re.compile(r"(?<=^model\.)language_model\.|^language_model\.(?=model\.|lm_head\.)")
 _ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save|base_layer)\.")
 
 
@@ -44,7 +45,7 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     prefix, layer = f"model.layers.{index}.", spec.layers[index]
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in linear_shapes(spec, index).items():
-        if not (layer.conv if ".conv." in name else layer.heads if ".self_attn." in name else layer.ffn):
+        if not (layer.conv if ".conv." in name else layer.ffn if ".mlp." in name else layer.heads):
             continue
         shapes[name] = shape
         module = name.removesuffix(".weight")
@@ -57,9 +58,18 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     shapes |= {f"{prefix}{norm}.weight": (spec.hidden,) for norm in norms}
     if layer.conv:
         shapes[f"{prefix}conv.conv.weight"] = (spec.hidden, 1, spec.taps)
-    if layer.heads:
+    if layer.attends:
         shapes |= {f"{prefix}{norm}.weight": (spec.head_dim,) for norm in spec.family.qk_norms}
+    elif layer.heads and spec.delta:
+        shapes |= {f"{prefix}linear_attn.{name}": shape for name, shape in _beside(spec.delta, layer).items()}
     return shapes
+
+
+def _beside(delta: DeltaNet, layer: LayerShape) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a gated DeltaNet has beside projections."""
+    keys, values = layer.kv_heads * delta.keys, layer.heads * delta.values
+    kernels = {f"conv_{letter}.weight": (count, 1, delta.taps) for letter, count in zip("qkv", (keys, keys, values))}
+    return kernels | {"A_log": (layer.heads,), "dt_bias": (layer.heads,), "norm.weight": (delta.values,)}
 
 
 def canonical_names(stored: Iterable[str]) -> dict[str, str]:
@@ -77,6 +87,20 @@ def canonical_names(stored: Iterable[str]) -> dict[str, str]:
     if any(name.startswith("model.") for name in names) or not any(name.startswith("layers.") for name in names):
         return {name: name for name in names}
     return {name if name.startswith("lm_head.") else f"model.{name}": name for name in names}
+
+
+def text_names(stored: Iterable[str], family: Family) -> tuple[list[tuple[str, str]], list[str]]:
+    """(name in the text model, stored name) of its tensors, and a line about each part that is none of it.
+
+    `Family.dropped` names these parts.
+    """
+    names, lines = list(stored), []
+    for start in family.dropped:
+        count = sum(name.startswith(start) for name in names)
+        if count:
+            lines.append(f"{count} tensors '{start}*' are no part of the text model: they are left out")
+    kept = [name for name in names if not any(map(name.startswith, family.dropped))]
+    return [(_INNER.sub("", name) if family.whole else name, name) for name in kept], lines
 
 
 def check_inventory(

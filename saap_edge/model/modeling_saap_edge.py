@@ -1,4 +1,6 @@
-"""A decoder whose layers differ in heads, kv heads and FFN width, and may lack attention or FFN, or have a convolution.
+"""A decoder whose layers differ in heads, kv heads and FFN width, and may lack attention or FFN.
+
+In the place of attention a layer may have a short convolution, or a gated DeltaNet.
 
 This file travels with every pruned model (`auto_map` in config.json), so that
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` works where saap-edge is not installed. It
@@ -17,6 +19,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1Attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
+from transformers.models.qwen3_next.modeling_qwen3_next import (
+    Qwen3NextAttention,
+    Qwen3NextRMSNorm,
+    Qwen3NextRMSNormGated,
+    Qwen3NextRotaryEmbedding,
+    torch_chunk_gated_delta_rule,
+    torch_recurrent_gated_delta_rule,
+)
 
 __all__ = ["SaapEdgeConfig", "SaapEdgeForCausalLM", "SaapEdgeLayer", "SaapEdgeModel"]
 
@@ -27,26 +37,32 @@ AUTO_MAP = {
 }
 # transformers' names for the numbers of `layer_widths`, and for what a layer can lack.
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+LINEAR_WIDTHS = ("linear_num_value_heads", "linear_num_key_heads", "intermediate_size")  # of a layer with a DeltaNet
 SKIPS = ("attention", "mlp")
 CACHES_CONVOLVE = hasattr(DynamicCache, "update_conv_state")  # not in transformers 4
 
 
-def widths_by_layer(
-    layers: dict[Any, dict[str, Any]], shape: list[int], count: int, convolved: list[int] | None = None
-) -> list[list[int]]:
-    """`layer_widths` of transformers' `per_layer_config`; `shape` are the widths of layers that it does not name.
+def width_names(linear: list[int] | None, index: int) -> tuple[str, ...]:
+    """Names of the widths of layer `index`; `linear` as `linear_layers`."""
+    return LINEAR_WIDTHS if linear and linear[index] else WIDTHS
 
-    Layers that are 1 in `convolved` have a convolution in the place of attention.
+
+def widths_by_layer(layers: dict[Any, dict[str, Any]], usual: dict[str, Any], count: int) -> list[list[int]]:
+    """`layer_widths` of transformers' `per_layer_config`; `usual` has the widths of layers that it does not name.
+
+    It also has `conv_layers` and `linear_layers`: which have a convolution, or a DeltaNet, in the place of attention.
     """
     named = {int(key): layer for key, layer in layers.items()}
-    for index, conv in enumerate(convolved or ()):
+    for index, conv in enumerate(usual.get("conv_layers") or ()):
         if conv:
             layer = named.get(index, {})
             named[index] = {**layer, "skip": [*layer.get("skip", ()), "attention"]}
     widths = []
     for index in range(count):
         layer = named.get(index, {})
-        heads, kv_heads, ffn = (layer.get(name, usual) for name, usual in zip(WIDTHS, shape, strict=True))
+        heads, kv_heads, ffn = (
+            layer.get(name, usual.get(name)) for name in width_names(usual.get("linear_layers"), index)
+        )
         attention, mlp = (name not in layer.get("skip", ()) for name in SKIPS)
         widths.append([heads * attention, kv_heads * attention, ffn * mlp])
     return widths
@@ -62,6 +78,10 @@ class SaapEdgeConfig(LlamaConfig):
     `no_rope_layers`: for each layer 1, or 0 where queries and keys are not rotated (SmolLM3); None: all are.
     `conv_layers`: for each layer 0, or 1 where a short convolution of `conv_taps` tokens is in the place of attention
     (LFM2); its heads are 0.
+    `linear_layers`: for each layer 0, or 1 where a gated DeltaNet is in the place of attention (Qwen3.5), with the sizes
+    `linear_key_head_dim`, `linear_value_head_dim` and `linear_conv_kernel_dim`; its widths are [value heads, key heads,
+    ffn].
+    `gated_attention`: each head has a gate in q_proj, beside its query. `centred_norms`: norms multiply by 1 + weight.
     Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
 
     config.json says the widths in transformers' own field `per_layer_config` too, and may say them there alone. In
@@ -81,18 +101,32 @@ class SaapEdgeConfig(LlamaConfig):
     no_rope_layers: list | None = None  # type: ignore[type-arg]
     conv_layers: list | None = None  # type: ignore[type-arg]
     conv_taps: int | None = None
+    linear_layers: list | None = None  # type: ignore[type-arg]
+    linear_num_key_heads: int | None = None
+    linear_num_value_heads: int | None = None
+    linear_key_head_dim: int | None = None
+    linear_value_head_dim: int | None = None
+    linear_conv_kernel_dim: int | None = None
+    gated_attention: bool = False
+    centred_norms: bool = False
+
+    @property
+    def stateful(self) -> bool:
+        """Some layers have a convolution or a DeltaNet in the place of attention."""
+        return bool(self.conv_layers or self.linear_layers)
 
     @property
     def layer_types(self) -> list[str]:
-        """What each layer keeps of a text, as transformers' caches ask, where some have a convolution."""
+        """What each layer keeps of a text, as transformers' caches ask, where some have no attention but another."""
         if "layer_types" in self.__dict__:
             return self.__dict__["layer_types"]  # type: ignore[no-any-return]
-        if not self.conv_layers or not self.layer_widths:
+        if not self.stateful or not self.layer_widths:
             raise AttributeError("layer_types")  # as of a Llama: all layers have attention
-        kinds = {True: "full_attention", False: "moe"}  # transformers' word for a layer that keeps nothing
+        none = [0] * len(self.layer_widths)
+        kinds = zip(self.conv_layers or none, self.linear_layers or none, self.layer_widths, strict=True)
         return [
-            "conv" if conv else kinds[heads > 0]
-            for conv, (heads, *_) in zip(self.conv_layers, self.layer_widths, strict=True)
+            "conv" if conv else "moe" if not heads else "linear_attention" if linear else "full_attention"
+            for conv, linear, (heads, *_) in kinds  # "moe": transformers' word for a layer that keeps nothing
         ]
 
     @layer_types.setter
@@ -103,14 +137,14 @@ class SaapEdgeConfig(LlamaConfig):
     def per_layer_config(self) -> list[Any]:
         """A configuration for each place in a cache: for each layer with attention, with heads of its own.
 
-        Where some layers have a convolution, every layer has a place, as in transformers' own hybrids.
+        Where some layers have a convolution or a DeltaNet, every layer has a place, as in transformers' own hybrids.
 
         transformers 5 makes static caches of it, for `generate(cache_implementation="static")` and torch.export. It is
         computed from `layer_widths`.
         """
         configs = []
         for heads, kv_heads, ffn in self.layer_widths or ():
-            if heads or self.conv_layers:
+            if heads or self.stateful:
                 local = copy.copy(self)
                 local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
                 configs.append(local)
@@ -120,8 +154,8 @@ class SaapEdgeConfig(LlamaConfig):
     def per_layer_config(self, layers: dict[Any, dict[str, Any]] | None) -> None:
         if layers is None:
             return
-        shape = [getattr(self, name) for name in WIDTHS]
-        widths = widths_by_layer(layers, shape, self.num_hidden_layers, self.conv_layers)
+        usual = {name: getattr(self, name) for name in (*WIDTHS, *LINEAR_WIDTHS, "conv_layers", "linear_layers")}
+        widths = widths_by_layer(layers, usual, self.num_hidden_layers)
         if self.layer_widths is None:
             self.layer_widths = widths
         elif [list(layer) for layer in self.layer_widths] != widths:
@@ -133,9 +167,8 @@ class SaapEdgeConfig(LlamaConfig):
         for index, widths in enumerate(self.layer_widths or ()):
             heads, _, ffn = widths
             heads = heads or bool(self.conv_layers and self.conv_layers[index])  # a convolution is no lack of it
-            said: dict[str, Any] = {
-                name: width for name, width in zip(WIDTHS, widths, strict=True) if width not in (0, getattr(self, name))
-            }
+            named = zip(width_names(self.linear_layers, index), widths, strict=True)
+            said: dict[str, Any] = {name: width for name, width in named if width not in (0, getattr(self, name))}
             skipped = [name for name, width in zip(SKIPS, (heads, ffn), strict=True) if not width]
             if said or skipped:
                 layers[str(index)] = said | ({"skip": skipped} if skipped else {})
@@ -172,18 +205,78 @@ class SaapEdgeConvolution(nn.Module):
         return result
 
 
+class SaapEdgeDeltaNet(nn.Module):
+    """Qwen3.5's gated DeltaNet, with queries, keys and values apart: each of them loses rows of its own in pruning.
+
+    Value head h shares key head h // (value heads / key heads), and has a state [keys, values] of its own.
+    """
+
+    def __init__(self, config: SaapEdgeConfig, value_heads: int, key_heads: int, cache_index: int):
+        super().__init__()
+        size, self.taps = config.hidden_size, config.linear_conv_kernel_dim or 1
+        self.keys, self.values = config.linear_key_head_dim or 1, config.linear_value_head_dim or 1
+        self.key_heads, self.value_heads, self.cache_index = key_heads, value_heads, cache_index
+        keys, values = key_heads * self.keys, value_heads * self.values
+        self.widths = [keys, keys, values]
+        self.in_proj_q, self.in_proj_k = (nn.Linear(size, keys, bias=False) for _ in "qk")
+        self.in_proj_v, self.in_proj_z = (nn.Linear(size, values, bias=False) for _ in "vz")
+        self.in_proj_b, self.in_proj_a = (nn.Linear(size, value_heads, bias=False) for _ in "ba")
+        self.conv_q, self.conv_k, self.conv_v = (
+            nn.Conv1d(width, width, self.taps, groups=width, bias=False) for width in self.widths
+        )
+        self.A_log, self.dt_bias = (nn.Parameter(torch.zeros(value_heads)) for _ in "Ad")
+        self.norm = Qwen3NextRMSNormGated(self.values, eps=config.rms_norm_eps)
+        self.out_proj = nn.Linear(values, size, bias=False)
+
+    def forward(
+        self, hidden_states: torch.Tensor, past_key_values: Any = None, padding: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`hidden_states` [batch, tokens, hidden]; `padding` as of SaapEdgeConvolution."""
+        batch, count, _ = hidden_states.shape
+        if padding is not None and count > 1:
+            hidden_states = hidden_states * padding[:, -count:, None].to(hidden_states.dtype)
+        state, cached = None, past_key_values is not None
+        before = torch.cat([each(hidden_states) for each in (self.in_proj_q, self.in_proj_k, self.in_proj_v)], dim=-1)
+        before = before.transpose(1, 2)
+        if cached:
+            if not CACHES_CONVOLVE:
+                raise ValueError("a cache of transformers 4 holds no states of DeltaNets: use transformers 5")
+            state = past_key_values.get_recurrent_state(self.cache_index)
+            before = past_key_values.update_conv_state(before, self.cache_index, conv_kernel_size=self.taps)
+        before = nn.functional.pad(before, (max(count + self.taps - 1 - before.shape[2], 0), 0))
+        kernel = torch.cat([self.conv_q.weight, self.conv_k.weight, self.conv_v.weight])
+        seen = nn.functional.conv1d(before[:, :, 1 - self.taps - count :], kernel, groups=len(kernel))
+        query, key, value = nn.functional.silu(seen).transpose(1, 2).split(self.widths, dim=-1)
+        shared = self.value_heads // self.key_heads
+        query, key = (each.reshape(batch, count, -1, self.keys).repeat_interleave(shared, 2) for each in (query, key))
+        decay = nn.functional.softplus(self.in_proj_a(hidden_states).float() + self.dt_bias)
+        rule: Any = torch_recurrent_gated_delta_rule if count == 1 and cached else torch_chunk_gated_delta_rule
+        result, state = rule(
+            query, key, value.reshape(batch, count, -1, self.values), g=-self.A_log.float().exp() * decay,
+            beta=self.in_proj_b(hidden_states).sigmoid(), initial_state=state, output_final_state=cached,
+            use_qk_l2norm_in_kernel=True,
+        )  # fmt: skip
+        if cached:
+            past_key_values.update_recurrent_state(state, self.cache_index)
+        gate = self.in_proj_z(hidden_states)
+        normed = self.norm(result.reshape(-1, self.values), gate.reshape(-1, self.values))
+        mixed: torch.Tensor = self.out_proj(normed.reshape(batch, count, -1))
+        return mixed
+
+
 class SaapEdgeLayer(GradientCheckpointingLayer):
     """A decoder layer with widths of its own. Parts that it lacks are None, norms included.
 
     `cache_index` counts only layers with attention, because transformers takes a cache's length from its first layer.
-    Where some layers have a convolution, it counts all.
+    Where some layers have a convolution or a DeltaNet, it counts all.
     `rotated`: queries and keys are rotated by their positions.
-    `convolved`: a short convolution stands in the place of attention.
+    `mixer`: what stands in the place of attention, "conv" or "linear_attn", if not attention itself.
     """
 
     def __init__(
-        self, config: SaapEdgeConfig, widths: list[int], cache_index: int, rotated: bool = True, convolved: bool = False
-    ):
+        self, config: SaapEdgeConfig, widths: list[int], cache_index: int, rotated: bool = True,
+        mixer: str = "self_attn",
+    ):  # fmt: skip
         super().__init__()
         self.rotated = rotated
         heads, kv_heads, ffn = widths
@@ -192,14 +285,16 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         local.attention_bias, local.mlp_bias = config.qkv_bias, config.gate_up_bias
         local.layer_types = ["full_attention"] * (cache_index + 1)  # Qwen3's attention in transformers 4 reads it
         self.input_layernorm = self.self_attn = self.post_attention_layernorm = self.mlp = self.conv = None
-        attention: Any = Qwen3Attention if config.qk_norm else LlamaAttention
-        attention = HunYuanDenseV1Attention if config.norms_after_rope else attention
-        if convolved:
-            self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.linear_attn = None
+        norm = norm_class(config)
+        if heads or mixer == "conv":
+            self.input_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
+        if mixer == "conv":
             self.conv = SaapEdgeConvolution(config, cache_index)
-        if heads:
-            self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-            self.self_attn = attention(local, cache_index)
+        elif heads and mixer == "linear_attn":
+            self.linear_attn = SaapEdgeDeltaNet(config, heads, kv_heads, cache_index)
+        elif heads:
+            self.self_attn = attention_class(config)(local, cache_index)
             # Llama ties the bias of o to that of q, k, v, and the bias of down to gate and up; here they are free.
             if config.o_bias != config.qkv_bias:
                 inputs = self.self_attn.o_proj.in_features
@@ -208,7 +303,7 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
             # change has effect.
             self.self_attn.config = config
         if ffn:
-            self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.post_attention_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
             self.mlp = LlamaMLP(local)
             if config.down_bias != config.gate_up_bias:
                 self.mlp.down_proj = nn.Linear(ffn, config.hidden_size, bias=config.down_bias)
@@ -216,9 +311,10 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, padding: torch.Tensor | None = None, **keywords: Any
     ) -> torch.Tensor:
-        if self.conv is not None and self.input_layernorm is not None:
+        remembering: Any = self.conv if self.conv is not None else self.linear_attn
+        if remembering is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
-            hidden_states = hidden_states + self.conv(normed, keywords.get("past_key_values"), padding)
+            hidden_states = hidden_states + remembering(normed, keywords.get("past_key_values"), padding)
         if self.self_attn is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
             if not self.rotated:  # by an angle of zero
@@ -230,15 +326,31 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         return hidden_states
 
 
+def norm_class(config: SaapEdgeConfig) -> Any:
+    """The class of norms of hidden states."""
+    return Qwen3NextRMSNorm if config.centred_norms else LlamaRMSNorm
+
+
+def attention_class(config: SaapEdgeConfig) -> Any:
+    """The class of attention."""
+    if config.gated_attention:
+        return Qwen3NextAttention
+    if config.norms_after_rope:
+        return HunYuanDenseV1Attention
+    return Qwen3Attention if config.qk_norm else LlamaAttention
+
+
 def build_layers(config: SaapEdgeConfig) -> nn.ModuleList:
     """All decoder layers of a configuration."""
     assert config.layer_widths is not None
     layers, attentions = nn.ModuleList(), 0
+    none = [0] * len(config.layer_widths)
     rotated = config.no_rope_layers or [1] * len(config.layer_widths)
-    convolved = config.conv_layers or [0] * len(config.layer_widths)
-    for widths, turned, conv in zip(config.layer_widths, rotated, convolved, strict=True):
-        layers.append(SaapEdgeLayer(config, widths, attentions, bool(turned), bool(conv)))
-        attentions += widths[0] > 0 or bool(config.conv_layers)
+    kinds = zip(config.conv_layers or none, config.linear_layers or none, strict=True)
+    for widths, turned, (conv, linear) in zip(config.layer_widths, rotated, kinds, strict=True):
+        mixer = "conv" if conv else "linear_attn" if linear else "self_attn"
+        layers.append(SaapEdgeLayer(config, widths, attentions, bool(turned), mixer))
+        attentions += widths[0] > 0 or config.stateful
     return layers
 
 
@@ -262,19 +374,25 @@ class SaapEdgeModel(LlamaModel):
     config_class = SaapEdgeConfig
     _no_split_modules = ["SaapEdgeLayer"]  # noqa: RUF012 (as transformers has it)
     _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SaapEdgeLayer, "attentions": [LlamaAttention, Qwen3Attention, HunYuanDenseV1Attention],
+        "hidden_states": SaapEdgeLayer,
+        "attentions": [LlamaAttention, Qwen3Attention, HunYuanDenseV1Attention, Qwen3NextAttention],
     }  # fmt: skip
 
     def __init__(self, config: SaapEdgeConfig):
         with without_layers(config):
             super().__init__(config)
         self.layers = build_layers(config)
+        if config.centred_norms:
+            self.norm = Qwen3NextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if config.gated_attention:  # a part of each head rotates
+            self.rotary_emb = Qwen3NextRotaryEmbedding(config)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, **keywords: Any) -> Any:
-        if self.config.conv_layers:  # attention gets a mask of pairs of tokens, convolutions which tokens are padding
-            by_kind = attention_mask if isinstance(attention_mask, dict) else {"conv": attention_mask}
-            padding, attention_mask = by_kind.get("conv"), by_kind.get("full_attention", attention_mask)
+        if self.config.stateful:  # attention gets a mask of pairs of tokens, all else which tokens are padding
+            kind = "conv" if self.config.conv_layers else "linear_attention"
+            by_kind = attention_mask if isinstance(attention_mask, dict) else {kind: attention_mask}
+            padding, attention_mask = by_kind.get(kind), by_kind.get("full_attention", attention_mask)
             if padding is not None and padding.ndim == 2:
                 keywords["padding"] = padding
             if not CACHES_CONVOLVE and keywords.get("past_key_values") is None:
@@ -295,7 +413,7 @@ class SaapEdgeForCausalLM(LlamaForCausalLM):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def generate(self, *args: Any, **keywords: Any) -> Any:
-        """As transformers'; where its caches hold no states of convolutions, each token reads all before it again."""
-        if self.config.conv_layers and not CACHES_CONVOLVE:
+        """As transformers'; where its caches hold only keys and values, each token reads all before it again."""
+        if self.config.stateful and not CACHES_CONVOLVE:
             keywords["use_cache"] = False
         return super().generate(*args, **keywords)  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from saap_edge.documents.plan import LayerShape, alike
@@ -12,11 +12,36 @@ from saap_edge.families import Config, Family, Gemma, family_of
 from saap_edge.families.rope import head_dim_of, rope_of
 
 __all__ = [
-    "ONLY_CONVOLUTIONS", "PRUNED_TYPE", "LayerShape", "ModelSpec", "canonical_config", "config_family", "convolved",
-    "for_transformers_4", "linear_shapes", "only_convolutions", "spec_from_config",
+    "ATTENDS_NOWHERE", "PRUNED_TYPE", "DeltaNet", "LayerShape", "ModelSpec", "attends_nowhere", "canonical_config",
+    "config_family", "for_transformers_4", "linear_shapes", "mixed_as", "spec_from_config",
 ]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with widths per layer
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """What all gated DeltaNets of a model have: the sizes of a head's keys and values, and the taps of a convolution.
+
+    Queries, keys and values pass a short convolution, each channel by itself. A value head has a state of keys x values.
+    """
+
+    keys: int
+    values: int
+    taps: int
+
+    def state(self, layer: LayerShape) -> int:
+        """Numbers that a layer remembers of a text of any length: the last `taps` - 1 tokens, and the states of heads.
+
+        >>> DeltaNet(keys=128, values=128, taps=4).state(LayerShape(heads=32, kv_heads=16, ffn=9216, linear=True))
+        548864
+        """
+        channels = 2 * layer.kv_heads * self.keys + layer.heads * self.values
+        return (self.taps - 1) * channels + layer.heads * self.keys * self.values
+
+    def weights(self, layer: LayerShape, hidden: int) -> int:
+        """Weights of a layer's projections."""
+        return hidden * (2 * layer.kv_heads * self.keys + layer.heads * (3 * self.values + 2))
 
 
 @dataclass(frozen=True)
@@ -32,6 +57,8 @@ class ModelSpec:
         gemma: what only Gemma's arithmetic has.
         unrotated: the layers whose queries and keys have no rotary positions.
         taps: tokens that a short convolution sees, in layers that have one; 0: no layer has.
+        delta: what gated DeltaNets have, in layers that have one; None: no layer has.
+        rotary: dimensions of a head that rotate, from its first; None: all.
     """
 
     family: Family
@@ -51,6 +78,8 @@ class ModelSpec:
     gemma: Gemma | None = None
     unrotated: frozenset[int] = frozenset()
     taps: int = 0
+    delta: DeltaNet | None = None
+    rotary: int | None = None
 
     @property
     def no_depth(self) -> str | None:
@@ -74,26 +103,38 @@ class ModelSpec:
 
     @property
     def uniform(self) -> bool:
-        """Whether all layers have the same widths: all those with attention, where others have a convolution."""
+        """Whether all layers have the same widths: all with attention, where others have a convolution or DeltaNet."""
         return alike(self.layers)
 
     @property
     def attention(self) -> LayerShape:
         """The first layer with attention; the first layer if none has any."""
-        return next((layer for layer in self.layers if layer.heads), self.layers[0])
+        return next((layer for layer in self.layers if layer.attends), self.layers[0])
 
     @property
     def convolutions(self) -> int:
         """Number of layers with a short convolution."""
         return sum(layer.conv for layer in self.layers)
 
+    @property
+    def stateful(self) -> str | None:
+        """What some layers have in the place of attention that remembers a text in states of one size; or None."""
+        return "short convolutions" if self.taps else "gated DeltaNets" if self.delta else None
+
+    def heads_width(self, layer: LayerShape) -> int:
+        """Inputs of a layer's output projection: of all query heads, or of a DeltaNet's value heads."""
+        return layer.heads * (self.delta.values if layer.linear and self.delta else self.head_dim)
+
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of KV cache for one token: keys and values of every layer, `element_bytes` a number."""
-        return sum(2 * layer.kv_heads * self.head_dim * element_bytes for layer in self.layers)
+        return sum(2 * layer.kv_heads * self.head_dim * element_bytes for layer in self.layers if layer.attends)
 
     def state_bytes(self, element_bytes: int = 4) -> int:
-        """Bytes that all convolutions remember of a text of any length: the last `taps` - 1 tokens."""
-        return self.convolutions * max(self.taps - 1, 0) * self.hidden * element_bytes
+        """Bytes that convolutions, the last `taps` - 1 tokens, and DeltaNets remember of a text of any length."""
+        numbers = self.convolutions * max(self.taps - 1, 0) * self.hidden
+        if self.delta:
+            numbers += sum(self.delta.state(layer) for layer in self.layers if layer.linear)
+        return numbers * element_bytes
 
     def layer_parameters(self) -> int:
         """Weights of attention and FFN projections, which pruning can remove; no embeddings, norms or biases."""
@@ -109,31 +150,33 @@ class ModelSpec:
         return self.convolutions * 4 * self.hidden**2
 
 
-def convolved(layers: Sequence[LayerShape], dense: Sequence[LayerShape]) -> list[LayerShape]:
-    """The widths `layers`, with a convolution and no heads where the dense model has one, which always stays."""
+def mixed_as(layers: Sequence[LayerShape], dense: Sequence[LayerShape]) -> list[LayerShape]:
+    """The widths `layers`, with what the dense model has in the place of attention.
+
+    A convolution always stays, and has no heads.
+
+    >>> mixed_as([LayerShape(4, 2, 64)] * 2, [LayerShape(0, 0, 96, conv=True), LayerShape(8, 4, 96, linear=True)])
+    [LayerShape(heads=0, kv_heads=0, ffn=64, conv=True), LayerShape(heads=4, kv_heads=2, ffn=64, linear=True)]
+    """
     return [
-        LayerShape(0, 0, shape.ffn, conv=True) if before.conv else shape
+        LayerShape(0, 0, shape.ffn, conv=True) if before.conv else replace(shape, linear=before.linear)
         for shape, before in zip(layers, dense, strict=False)
     ]
 
 
-ONLY_CONVOLUTIONS = "no layer with attention would be left, and transformers counts a text's tokens there: keep one"
+ATTENDS_NOWHERE = "no layer with attention would be left, and transformers counts a text's tokens there: keep one"
 
 
-def only_convolutions(layers: Sequence[LayerShape]) -> bool:
-    """Whether a model has convolutions, and attention nowhere."""
-    return any(shape.conv for shape in layers) and not any(shape.heads for shape in layers)
+def attends_nowhere(layers: Sequence[LayerShape]) -> bool:
+    """Whether a model has convolutions or DeltaNets, and attention nowhere."""
+    return any(shape.conv or shape.linear for shape in layers) and not any(shape.attends for shape in layers)
 
 
 def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
     """Weight shapes [out, in] of the projections of layer `index`, by full tensor name."""
     layer, prefix = spec.layers[index], f"model.layers.{index}."
-    q, kv = layer.heads * spec.head_dim, layer.kv_heads * spec.head_dim
-    shapes = {
-        "self_attn.q_proj": (q, spec.hidden),
-        "self_attn.k_proj": (kv, spec.hidden),
-        "self_attn.v_proj": (kv, spec.hidden),
-        "self_attn.o_proj": (spec.hidden, q),
+    shapes = _of_a_delta_net(spec, layer) if layer.linear else _of_attention(spec, layer)
+    shapes |= {
         "mlp.gate_proj": (layer.ffn, spec.hidden),
         "mlp.up_proj": (layer.ffn, spec.hidden),
         "mlp.down_proj": (spec.hidden, layer.ffn),
@@ -141,6 +184,31 @@ def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
     if layer.conv:
         shapes |= {"conv.in_proj": (3 * spec.hidden, spec.hidden), "conv.out_proj": (spec.hidden, spec.hidden)}
     return {f"{prefix}{name}.weight": shape for name, shape in shapes.items()}
+
+
+def _of_attention(spec: ModelSpec, layer: LayerShape) -> dict[str, tuple[int, int]]:
+    q, kv = layer.heads * spec.head_dim, layer.kv_heads * spec.head_dim
+    return {
+        "self_attn.q_proj": (2 * q if spec.family.gated else q, spec.hidden),
+        "self_attn.k_proj": (kv, spec.hidden),
+        "self_attn.v_proj": (kv, spec.hidden),
+        "self_attn.o_proj": (spec.hidden, q),
+    }
+
+
+def _of_a_delta_net(spec: ModelSpec, layer: LayerShape) -> dict[str, tuple[int, int]]:
+    assert spec.delta is not None
+    keys, values = layer.kv_heads * spec.delta.keys, layer.heads * spec.delta.values
+    rows = {"q": keys, "k": keys, "v": values, "z": values, "b": layer.heads, "a": layer.heads}
+    shapes = {f"linear_attn.in_proj_{letter}": (count, spec.hidden) for letter, count in rows.items()}
+    return shapes | {"linear_attn.out_proj": (spec.hidden, values)}
+
+
+# Fields of our config.json -> what a family declares.
+_DECLARED = {
+    "qk_norm": "qk_norm", "norms_after_rope": "norms_after_rope", "gated_attention": "gated",
+    "centred_norms": "centred_norms",
+}  # fmt: skip
 
 
 def config_family(config: Config) -> tuple[Family, Config]:
@@ -152,8 +220,8 @@ def config_family(config: Config) -> tuple[Family, Config]:
     family = family_of(str(config.get("base_model_type", "llama") if pruned else config.get("model_type")))
     if pruned and ((family.source and not family.plain) or family.uniform_only):
         raise SaapError(f"base_model_type '{family.model_type}': no model of widths per layer is of this family")
-    for name in ("qk_norm", "norms_after_rope") if pruned else ():
-        if (said := bool(config.get(name))) != getattr(family, name):
+    for name, declared in _DECLARED.items() if pruned else ():
+        if (said := bool(config.get(name))) != getattr(family, declared):
             raise SaapError(f"{name} is {said}, and not so in base_model_type '{family.model_type}'")
     full = family.defaults | config
     reason = family.refuse(full)
@@ -197,6 +265,8 @@ def for_transformers_4(config: Config) -> Config:
         words["rope_theta"] = full["rope_theta"]
     if full.get("rope_type", "default") != "default":
         words["rope_scaling"] = {name: value for name, value in full.items() if name != "rope_theta"}
+    elif full.get("partial_rotary_factor", 1.0) != 1.0:
+        words["partial_rotary_factor"] = full["partial_rotary_factor"]
     if full.get("rope_type") == "longrope":
         # Phi-3 accepts only the factors there, and the type as `type`; other fields must be outside.
         words |= {name: words["rope_scaling"].pop(name) for name in _BESIDE_LONGROPE if name in full}
@@ -219,10 +289,11 @@ def spec_from_config(config: Config) -> ModelSpec:
     pruned = config["model_type"] == PRUNED_TYPE
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     if pruned:
-        convolved = config.get("conv_layers") or [0] * len(config["layer_widths"])
+        none = [0] * len(config["layer_widths"])
+        kinds = (config.get("conv_layers") or none, config.get("linear_layers") or none)
         layers = tuple(
-            LayerShape(heads, kv_heads, ffn, bool(conv))
-            for (heads, kv_heads, ffn), conv in zip(config["layer_widths"], convolved, strict=True)
+            LayerShape(*widths, bool(conv), bool(linear))
+            for widths, conv, linear in zip(config["layer_widths"], *kinds, strict=True)
         )
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)
@@ -253,4 +324,11 @@ def spec_from_config(config: Config) -> ModelSpec:
         gemma=family.gemma(config) if family.gemma else None,
         unrotated=frozenset(said) if pruned else family.unrotated(config),
         taps=int(config.get("conv_taps") or 0) if pruned else 0,
+        delta=_delta_net(config) if pruned and config.get("linear_layers") else None,
+        rotary=int(head_dim_of(config) * rope["partial_rotary_factor"]) if family.gated else None,
     )
+
+
+def _delta_net(config: Config) -> DeltaNet:
+    names = ("linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim")
+    return DeltaNet(*(int(config[name]) for name in names))

@@ -14,7 +14,7 @@ import torch
 from saap_edge.errors import SaapError
 
 __all__ = [
-    "BATCH", "Branch", "attention_branch", "convolution", "ffn_branch", "follow", "layer_arguments", "layer_inputs",
+    "BATCH", "Branch", "attention_branch", "ffn_branch", "follow", "layer_arguments", "layer_inputs",
     "output_norm", "require_finite_sums", "sandwiched",
 ]  # fmt: skip
 
@@ -56,7 +56,7 @@ def layer_arguments(model: Any, windows: torch.Tensor) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = [{} for _ in model.model.layers]
     handles = []
     for index, layer in enumerate(model.model.layers):
-        if layer.self_attn is None:  # removed whole, or a convolution
+        if layer.self_attn is None:  # removed whole, or something else in its place
             continue
 
         def keep(module: Any, inputs: Any, keywords: dict[str, Any], index: int = index) -> None:
@@ -89,10 +89,10 @@ def follow(layer: Any, states: list[torch.Tensor]) -> None:
 
 
 def attention_branch(layer: Any, arguments: dict[str, Any]) -> Branch:
-    """The function from a layer's input [n, window, hidden] to what its attention, or its convolution, adds to it."""
-    conv = convolution(layer)
-    if conv is not None:
-        return lambda state: cast(torch.Tensor, conv(layer.input_layernorm(state)))
+    """The function from a layer's input [n, window, hidden] to what its attention, or what is in its place, adds."""
+    mixer = remembering(layer)
+    if mixer is not None:
+        return lambda state: cast(torch.Tensor, mixer(layer.input_layernorm(state)))
 
     def branch(state: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = layer.self_attn(hidden_states=layer.input_layernorm(state), **arguments)[0]
@@ -101,9 +101,10 @@ def attention_branch(layer: Any, arguments: dict[str, Any]) -> Branch:
     return branch
 
 
-def convolution(layer: Any) -> Any | None:
-    """The short convolution that a layer has in the place of attention, or None."""
-    return getattr(layer, "conv", None)
+def remembering(layer: Any) -> Any | None:
+    """The short convolution or gated DeltaNet that a layer has in the place of attention, or None."""
+    found = (getattr(layer, name, None) for name in ("conv", "linear_attn"))
+    return next((mixer for mixer in found if mixer is not None), None)
 
 
 def ffn_branch(layer: Any) -> Branch:

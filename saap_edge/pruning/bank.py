@@ -35,7 +35,7 @@ from saap_edge.model.stream import (
 from saap_edge.pruning.removal import least_squares, nested_repairs, removal_costs, removal_inverse
 from saap_edge.pruning.score import KINDS, SUBLAYERS, Scores
 from saap_edge.pruning.space import Space, shape_widths
-from saap_edge.pruning.surgery import PROJECTIONS, output_columns, output_projections
+from saap_edge.pruning.surgery import output_columns, output_names, output_projections
 
 __all__ = ["Bank", "build_bank", "offered"]
 
@@ -138,7 +138,7 @@ def build_bank(
                 continue
             module = modules[sublayer]
             gram = _advance(module, run, states)
-            require_finite_sums(gram, index, PROJECTIONS[sublayer])
+            require_finite_sums(gram, index, output_names(layer)[sublayer])
             curvature = torch.from_numpy(scores.fisher[index][sublayer]).to(module.weight.device)
             for kind, costs, plain in _costs(scores, index, sublayer, module.weight, gram, curvature):
                 arrays[f"costs.{index}.{kind}"], arrays[f"obs.{index}.{kind}"] = costs, plain

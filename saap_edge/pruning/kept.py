@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -193,33 +193,44 @@ def _uniform_candidates(space: Space, ratio: float) -> tuple[Widths | None, Widt
     """The best uniform plan that saves at least `ratio`, and the best that saves less."""
     best: dict[bool, tuple[float, Widths]] = {}
     dense = space.dense()
-    first = dense[_free(space)]
-    for kv in space.options(_free(space), "attention"):
-        for ffn in space.options(_free(space), "ffn"):
-            if not (kv or not first["attention"]) or not ffn:
-                continue
-            widths = [_limited(space, index, kv, ffn) for index in range(len(dense))]
-            if not all(space.fits(index, layer) for index, layer in enumerate(widths)):
-                continue
-            over = space.removed(widths) - ratio
-            shares = (kv / first["attention"] if first["attention"] else 1 - ratio, ffn / first["ffn"])
-            skew = sum(abs(share - (1 - ratio)) for share in shares)
-            badness = abs(over) + 0.25 * skew
-            enough = space.met(widths, ratio)
-            if enough not in best or badness < best[enough][0]:
-                best[enough] = (badness, widths)
+    free, linear = _free(space), _free_linear(space)
+    first = dense[free]
+    keys = [count for count in space.options(linear, "attention") if count] if linear is not None else [0]
+    for kv, key, ffn in product(space.options(free, "attention"), keys, space.options(free, "ffn")):
+        if not (kv or not first["attention"]) or not ffn:
+            continue
+        widths = [_limited(space, index, kv, key, ffn) for index in range(len(dense))]
+        if not all(space.fits(index, layer) for index, layer in enumerate(widths)):
+            continue
+        over = space.removed(widths) - ratio
+        shares = [kv / first["attention"] if first["attention"] else 1 - ratio, ffn / first["ffn"]]
+        shares += [key / dense[linear]["attention"]] if linear is not None else []
+        skew = sum(abs(share - (1 - ratio)) for share in shares)
+        badness = abs(over) + 0.25 * skew
+        enough = space.met(widths, ratio)
+        if enough not in best or badness < best[enough][0]:
+            best[enough] = (badness, widths)
     return (best[True][1] if True in best else None), (best[False][1] if False in best else None)
 
 
 def _free(space: Space) -> int:
     """The first layer that is not protected, one with attention if there is any."""
-    free = [layer for layer, kind in space.sublayers() if kind == "ffn"] or list(range(len(space.shapes)))
-    return next((layer for layer in free if space.shapes[layer].heads), free[0])
+    free = _unprotected(space)
+    return next((layer for layer in free if space.shapes[layer].attends), free[0])
 
 
-def _limited(space: Space, index: int, kv: int, ffn: int) -> dict[str, int]:
-    """These widths if the layer offers them; its dense ones if it is protected."""
-    dense = space.widest()[index]
+def _free_linear(space: Space) -> int | None:
+    """The first layer with a DeltaNet that is not protected; None where there is none."""
+    return next((layer for layer in _unprotected(space) if space.shapes[layer].linear), None)
+
+
+def _unprotected(space: Space) -> list[int]:
+    return [layer for layer, kind in space.sublayers() if kind == "ffn"] or list(range(len(space.shapes)))
+
+
+def _limited(space: Space, index: int, kv: int, keys: int, ffn: int) -> dict[str, int]:
+    """These widths if the layer offers them; its dense ones if it is protected. `keys`: of a DeltaNet."""
+    dense, kv = space.widest()[index], keys if space.shapes[index].linear else kv
     allowed = (space.options(index, "attention"), space.options(index, "ffn"))
     return dense | {
         "attention": kv if kv in allowed[0] else dense["attention"],

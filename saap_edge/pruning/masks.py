@@ -26,7 +26,7 @@ def masked(model: Any, space: Space, masks: Mapping[tuple[int, str], torch.Tenso
     with ExitStack() as hooks:
         for index, layer in enumerate(model.model.layers):
             shape = space.shapes[index]
-            widths = {"attention": shape_widths(shape)["slots"] * space.head_dim, "ffn": 1}
+            widths = {"attention": shape_widths(shape)["slots"] * space.head_width(index), "ffn": 1}
             for sublayer, module in output_projections(layer).items():
 
                 def mask(module: Any, inputs: Any, key: Any = (index, sublayer), width: int = widths[sublayer]) -> Any:

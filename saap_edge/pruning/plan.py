@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saap_edge.documents.plan import Candidate, Plan, PlanLayer, load_plan, save_plan
 from saap_edge.errors import SaapError
-from saap_edge.model.spec import ONLY_CONVOLUTIONS, LayerShape, ModelSpec, only_convolutions
+from saap_edge.model.spec import ATTENDS_NOWHERE, LayerShape, ModelSpec, attends_nowhere
 from saap_edge.pruning.space import GRID, Cost, Space, Widths, kv_unit
 
 __all__ = ["Candidate", "Plan", "PlanLayer", "check_fits", "check_plan", "load_plan", "make_plan", "save_plan"]
@@ -18,9 +18,10 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
     >>> plan.layers[0].heads, plan.layers[0].ffn, plan.parameters, round(plan.achieved_ratio, 3)
     ((4, 2), (128, 96), (36864, 24576), 0.333)
     """
-    after = [space.shape(layer) for layer in widths]
+    after = [space.shape(layer, before.linear) for layer, before in zip(widths, space.shapes, strict=True)]
+    count = Cost(gated=space.cost.gated, delta=space.cost.delta)
     weights = [
-        round(sum(Cost().layer(shape, space.hidden, space.head_dim) for shape in shapes))
+        round(sum(count.layer(shape, space.hidden, space.head_dim) for shape in shapes))
         for shapes in (space.shapes, after)
     ]
     return Plan(
@@ -32,8 +33,9 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
         parameters=(weights[0], weights[1]),
         layers=[
             PlanLayer(
-                layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn), conv=b.conv
-            )
+                layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn), conv=b.conv,
+                linear=b.linear,
+            )  # fmt: skip
             for i, (b, a) in enumerate(zip(space.shapes, after, strict=True))
         ],
     )
@@ -41,7 +43,8 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
 
 def check_fits(plan: Plan, spec: ModelSpec) -> None:
     """Refuse a plan that does not fit a model of that shape. Raises SaapError as `check_plan`."""
-    check_plan(plan, list(spec.layers), spec.head_dim, uniform_only=spec.family.uniform_only, no_depth=spec.no_depth)
+    why, cost = spec.family.uniform_only, Cost(delta=spec.delta)
+    check_plan(plan, list(spec.layers), spec.head_dim, uniform_only=why, no_depth=spec.no_depth, cost=cost)
 
 
 def check_plan(
@@ -51,6 +54,7 @@ def check_plan(
     *,
     uniform_only: str | None = None,
     no_depth: str | None = None,
+    cost: Cost = Cost(),
 ) -> None:
     """Refuse a plan that does not fit the model or breaks a runtime's rule.
 
@@ -62,6 +66,7 @@ def check_plan(
         dense: widths of the model's layers before pruning.
         uniform_only: why all layers must have the same widths (Family.uniform_only), or None.
         no_depth: why nothing may be gone whole (ModelSpec.no_depth), or None.
+        cost: it knows the sizes of a DeltaNet's heads.
     """
     if len(plan.layers) != len(dense):
         raise SaapError(f"the plan has {len(plan.layers)} layers, the model {len(dense)}")
@@ -73,15 +78,15 @@ def check_plan(
             raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
         if no_depth and not ((layer.after.kv_heads or shape.conv) and layer.after.ffn):
             raise SaapError(f"{where}: attention or FFN cannot be removed whole, because {no_depth}: keep some of both")
-        _check_layer(where, layer.after, shape, head_dim)
+        _check_layer(where, layer.after, shape, cost.head_width(shape, head_dim))
         if uniform_only and layer.after != plan.layers[0].after:
             raise SaapError(
                 f"{where}: its widths differ from layer 0's, but {uniform_only}: give all layers the same widths"
             )
     if all(layer.after.gone for layer in plan.layers):
         raise SaapError("plan: every layer is gone: keep attention or FFN in at least one")
-    if only_convolutions([layer.after for layer in plan.layers]):
-        raise SaapError(f"plan: {ONLY_CONVOLUTIONS}")
+    if attends_nowhere([layer.after for layer in plan.layers]):
+        raise SaapError(f"plan: {ATTENDS_NOWHERE}")
 
 
 def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int) -> None:

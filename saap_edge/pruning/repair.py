@@ -38,7 +38,7 @@ from saap_edge.model.stream import (
 )
 from saap_edge.pruning.removal import least_squares
 from saap_edge.pruning.score import SUBLAYERS
-from saap_edge.pruning.surgery import PROJECTIONS, Kept, output_columns, output_projections
+from saap_edge.pruning.surgery import Kept, output_columns, output_names, output_projections
 
 __all__ = ["MIX", "Variant", "judge_variants", "repair", "restored"]
 
@@ -244,7 +244,7 @@ class _Step:
             local = seen.output.float()
             inputs.append(moments.add(seen.inputs, (1 - mix) * local + mix * (dense - state) if mix else local))
         for sums in (moments.gram, moments.cross):
-            require_finite_sums(sums, self.index, PROJECTIONS[self.sublayer])
+            require_finite_sums(sums, self.index, output_names(self.layer)[self.sublayer])
         mended = moments.solve()
         for index, rows in enumerate(inputs):
             output = self.project(rows.to(mended.weight.dtype), mended.weight, mended.bias)

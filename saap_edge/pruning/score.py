@@ -173,9 +173,9 @@ class _Watch:
     def _weigh(self) -> None:
         """Compute what depends on weights alone: magnitude, equal for every batch, and sums over output columns."""
         for index, layer in enumerate(self.model.model.layers):
-            for sublayer, parameter, columns in _coupled(layer, self.spec):
+            for sublayer, parameter, columns, shared in _coupled(layer, self.spec):
                 absolute, square = weight_sums(parameter, columns)
-                self._add(index, sublayer, "magnitude", absolute, slice(None))
+                self._add(index, sublayer, "magnitude", absolute, slice(None), shared=shared)
                 if columns:
                     self.columns[index, sublayer] = absolute, square
 
@@ -194,11 +194,12 @@ class _Watch:
         self.sums = {}
 
     def _add(
-        self, index: int, sublayer: str, view: str, sums: torch.Tensor, batch: int | slice, signed: bool = False
-    ) -> None:
+        self, index: int, sublayer: str, view: str, sums: torch.Tensor, batch: int | slice,
+        signed: bool = False, shared: bool = False,
+    ) -> None:  # fmt: skip
         """Add sums over the rows or columns of a module to its structures: `signed` ones by absolute value."""
         shape = self.spec.layers[index]
-        for kind, outer in _slicing(sublayer, sums.shape[0], shape, self.spec.head_dim):
+        for kind, outer in _slicing(sublayer, shape, shared):
             figure = per_structure(sums, shape_widths(shape)[kind], outer)
             figure = figure.abs() if signed else figure
             self.values[index][kind][VIEWS.index(view), batch] += figure.cpu().numpy()
@@ -214,9 +215,9 @@ class _Watch:
                 handles.callback(layer.register_forward_hook(self._influence(index)).remove)
                 for name, module in output_projections(layer).items():
                     handles.callback(module.register_forward_hook(self._activation(index, name)).remove)
-                for sublayer, parameter, columns in _coupled(layer, self.spec):
+                for sublayer, parameter, columns, shared in _coupled(layer, self.spec):
                     parameter.requires_grad_(True)
-                    hook = self._gradient(index, sublayer, columns)
+                    hook = self._gradient(index, sublayer, columns, shared)
                     handles.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
             try:
                 yield
@@ -224,15 +225,15 @@ class _Watch:
                 for name, parameter in self.model.named_parameters():
                     parameter.requires_grad_(wanted[name])
 
-    def _gradient(self, index: int, sublayer: str, columns: bool) -> Callable[[torch.Tensor], None]:
+    def _gradient(self, index: int, sublayer: str, columns: bool, shared: bool) -> Callable[[torch.Tensor], None]:
         def reduce(parameter: torch.Tensor) -> None:
             gradient = parameter.grad
             assert gradient is not None
             parameter.grad = None
             fisher = self._running(parameter, gradient)
             vector, element = gradient_sums(parameter.detach(), gradient, columns, fisher, self.second_order)
-            self._add(index, sublayer, "vector", vector, self.number, signed=True)
-            self._add(index, sublayer, "element", element, self.number)
+            self._add(index, sublayer, "vector", vector, self.number, signed=True, shared=shared)
+            self._add(index, sublayer, "element", element, self.number, shared=shared)
 
         return reduce
 
@@ -275,22 +276,24 @@ class _Watch:
         return collect
 
 
-def _coupled(layer: Any, spec: Any) -> Iterator[tuple[str, torch.nn.Parameter, bool]]:
-    """(sublayer, parameter, sliced by columns) for every parameter that surgery cuts in a layer; biases are rows."""
-    sublayers = dict(zip((spec.family.attention, spec.family.ffn), SUBLAYERS, strict=True))
+def _coupled(layer: Any, spec: Any) -> Iterator[tuple[str, torch.nn.Parameter, bool, bool]]:
+    """(sublayer, parameter, sliced by columns, shared) for the projections that surgery cuts in a layer.
+
+    Biases are rows. `shared`: one part a KV group or key head (`Coupling.shared`).
+    """
     for coupling, name in spec.family.projections(layer):
-        module, columns = layer.get_submodule(name), name in coupling.columns
-        yield sublayers[coupling], module.weight, columns
+        sublayer = "ffn" if coupling == spec.family.ffn else "attention"
+        module, columns, shared = layer.get_submodule(name), name in coupling.columns, name in coupling.shared
+        yield sublayer, module.weight, columns, shared
         if module.bias is not None and not columns:
-            yield sublayers[coupling], module.bias, columns
+            yield sublayer, module.bias, columns, shared
 
 
-def _slicing(sublayer: str, size: int, shape: LayerShape, head_dim: int) -> list[tuple[str, int]]:
-    """Kinds of structures on an axis of `size`, with their `outer` for `per_structure`: q and o hold slots too."""
+def _slicing(sublayer: str, shape: LayerShape, shared: bool) -> list[tuple[str, int]]:
+    """Kinds of structures on an axis, with their `outer` for `per_structure`: what is not shared holds slots too."""
     if sublayer == "ffn":
         return [("ffn", 1)]
-    is_query = size == shape.heads * head_dim
-    return [("attention", 1), ("slots", shape.kv_heads)] if is_query else [("attention", 1)]
+    return [("attention", 1)] if shared else [("attention", 1), ("slots", shape.kv_heads)]
 
 
 def save_scores(scores: Scores, folder: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from saap_edge.documents.plan import Unit, Widths, shape_widths
 from saap_edge.errors import SaapError
 from saap_edge.formats import FORMATS, of_kind
-from saap_edge.model.spec import LayerShape, ModelSpec
+from saap_edge.model.spec import DeltaNet, LayerShape, ModelSpec
 
 __all__ = [
     "GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths",
@@ -17,6 +17,7 @@ __all__ = [
 ]  # fmt: skip
 
 GRID = 32  # block of Q4_0, Q8_0 and MatMulNBits: a tensor of another width would stay unquantised
+_STATE = 4  # bytes of a number that a DeltaNet remembers
 SLACK = 0.002  # of the dense cost: missing a budget by so little beats overshooting it by a step of a coarse grid
 
 
@@ -34,9 +35,9 @@ def block_grids(spec: ModelSpec, grid: int, block: int) -> tuple[int, int]:
 
     A dense width that is not a multiple of the block has no tensor in such blocks anyway; its grid stays `grid`.
     """
-    heads, ffn = max(layer.heads for layer in spec.layers), max(layer.ffn for layer in spec.layers)
+    heads, ffn = max(spec.heads_width(layer) for layer in spec.layers), max(layer.ffn for layer in spec.layers)
     coarse = math.lcm(grid, block)
-    return tuple(grid if width % block else coarse for width in (heads * spec.head_dim, ffn))  # type: ignore[return-value]
+    return tuple(grid if width % block else coarse for width in (heads, ffn))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Cost:
         unit: "parameters": attention and FFN weights. "bytes": of the whole file. "latency": predicted seconds to
             decode one token: bytes read (all weights once, the context's KV cache) over the target's bandwidth.
         queries: q and o shrink with their heads; not so in llama.cpp's files of models with convolutions.
+        per_state: of a number that a DeltaNet remembers.
+        gated, delta: as of the model's family and spec.
     """
 
     unit: Unit = "parameters"
@@ -54,6 +57,9 @@ class Cost:
     per_kv_head: float = 0.0
     fixed: float = 0.0
     queries: bool = True
+    per_state: float = 0.0
+    gated: bool = False
+    delta: DeltaNet | None = None
 
     def layer(self, shape: LayerShape, hidden: int, head_dim: int) -> float:
         """Cost of one layer's projections and KV cache.
@@ -61,9 +67,16 @@ class Cost:
         >>> Cost().layer(LayerShape(heads=4, kv_heads=2, ffn=128), hidden=64, head_dim=16)
         36864.0
         """
-        heads = shape.kv_heads + (shape.heads if self.queries else 0)
-        weights = 2 * hidden * head_dim * heads + 3 * hidden * shape.ffn
+        if shape.linear and self.delta:
+            weights = self.delta.weights(shape, hidden) + 3 * hidden * shape.ffn
+            return self.per_weight * weights + (self.per_state * self.delta.state(shape) if shape.heads else 0.0)
+        rows = 2 * shape.kv_heads + ((2 + self.gated) * shape.heads if self.queries else 0)
+        weights = hidden * head_dim * rows + 3 * hidden * shape.ffn
         return self.per_weight * weights + self.per_kv_head * shape.kv_heads
+
+    def head_width(self, shape: LayerShape, head_dim: int) -> int:
+        """Inputs of the output projection that a query head, or a DeltaNet's value head, has."""
+        return self.delta.values if shape.linear and self.delta else head_dim
 
 
 def model_cost(
@@ -78,8 +91,9 @@ def model_cost(
 
     Raises SaapError for an unknown quantisation.
     """
+    own = {"gated": spec.family.gated, "delta": spec.delta}
     if unit == "parameters":
-        return Cost()
+        return Cost(**own)  # type: ignore[arg-type]
     record = FORMATS.get(f"gguf-{quantisation}")
     if record is None:
         known = ", ".join(format.quantisation for format in of_kind("gguf"))
@@ -87,10 +101,11 @@ def model_cost(
     weight, numbers = (bits / 8 for bits in record.weight_bits(GRID))
     table, kept, queries = spec.vocab_size * spec.hidden * numbers, staying_weights(spec) * weight, not spec.taps
     if unit == "bytes":
-        return Cost("bytes", weight, 0.0, table * (1 if spec.tied else 2) + kept, queries)
+        return Cost("bytes", weight, 0.0, table * (1 if spec.tied else 2) + kept, queries, **own)  # type: ignore[arg-type]
     # Decoding reads the output matrix, and of an untied embedding a single row.
     fixed = (table + kept) / bandwidth
-    return Cost("latency", weight / bandwidth, 2 * spec.head_dim * 2 * context / bandwidth, fixed, queries)
+    cached = 2 * spec.head_dim * 2 * context / bandwidth
+    return Cost("latency", weight / bandwidth, cached, fixed, queries, _STATE / bandwidth, **own)  # type: ignore[arg-type]
 
 
 def staying_weights(spec: ModelSpec, wide: bool = True) -> int:
@@ -152,7 +167,7 @@ class Space:
         """How many structures of this kind leave this layer together."""
         shape = self.shapes[layer]
         if kind == "attention":
-            return kv_unit(shape.heads // shape.kv_heads, self.head_dim, self._heads_grid)
+            return kv_unit(shape.heads // shape.kv_heads, self.head_width(layer), self._heads_grid)
         return self.grid if kind == "ffn" else 1
 
     def options(self, layer: int, kind: str) -> list[int]:
@@ -181,28 +196,34 @@ class Space:
     def _protected(self) -> set[int]:
         return {layer % len(self.shapes) for layer in self.protect}
 
-    def shape(self, widths: dict[str, int]) -> LayerShape:
-        """The layer of these widths."""
-        return LayerShape(widths["attention"] * widths["slots"], widths["attention"], widths["ffn"])
+    def head_width(self, layer: int) -> int:
+        """Inputs of a layer's output projection that a query head, or a DeltaNet's value head, has."""
+        return self.cost.head_width(self.shapes[layer], self.head_dim)
+
+    def shape(self, widths: dict[str, int], linear: bool = False) -> LayerShape:
+        """The layer of these widths; `linear`: with a DeltaNet."""
+        return LayerShape(widths["attention"] * widths["slots"], widths["attention"], widths["ffn"], linear=linear)
 
     def fits(self, layer: int, widths: dict[str, int]) -> bool:
         """Whether the heads are together on the grid, or attention is still dense.
 
-        In a family without models of widths per layer (`uniform_only`) the number of heads must also divide the hidden
-        size, because transformers refuses others.
+        In a family without models of widths per layer (`uniform_only`) the number of query heads must also divide the
+        hidden size, because transformers refuses others.
         """
         dense = shape_widths(self.shapes[layer])
         same = all(widths[kind] == dense[kind] for kind in ("attention", "slots"))
         heads = widths["attention"] * widths["slots"]
-        plain = not self.uniform_only or (heads > 0 and self.hidden % heads == 0)
-        return same or (heads * self.head_dim % self._heads_grid == 0 and plain)
+        linear = self.shapes[layer].linear
+        plain = not self.uniform_only or (heads > 0 and (linear or self.hidden % heads == 0))
+        return same or (heads * self.head_width(layer) % self._heads_grid == 0 and plain)
 
-    def layer_cost(self, widths: dict[str, int]) -> float:
-        return self.cost.layer(self.shape(widths), self.hidden, self.head_dim)
+    def layer_cost(self, layer: int, widths: dict[str, int]) -> float:
+        """Cost of a layer at these widths."""
+        return self.cost.layer(self.shape(widths, self.shapes[layer].linear), self.hidden, self.head_dim)
 
     def total(self, widths: Widths) -> float:
         """Cost of the whole model at these widths."""
-        return self.cost.fixed + sum(self.layer_cost(layer) for layer in widths)
+        return self.cost.fixed + sum(self.layer_cost(index, layer) for index, layer in enumerate(widths))
 
     def removed(self, widths: Widths) -> float:
         """Share of the dense model's cost that these widths save."""
@@ -212,8 +233,8 @@ class Space:
         """What one structure of this kind costs in the dense layer; a little where it costs nothing."""
         dense = shape_widths(self.shapes[layer])
         less = dense | {kind: dense[kind] - 1}
-        whole = self.layer_cost(dense)
-        return max(whole - self.layer_cost(less), 1e-9 * whole)
+        whole = self.layer_cost(layer, dense)
+        return max(whole - self.layer_cost(layer, less), 1e-9 * whole)
 
     def sublayers(self) -> Iterator[tuple[int, str]]:
         """Every (layer, kind) that has more than one width."""

@@ -9,11 +9,11 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Coupling
+from saap_edge.families.base import FFN_CHANNEL, KEY_HEAD, KV_GROUP
 from saap_edge.model.folder import build_pruned, spec_of
-from saap_edge.model.spec import LayerShape, convolved
-from saap_edge.model.stream import convolution
+from saap_edge.model.spec import LayerShape, mixed_as
 
-__all__ = ["PROJECTIONS", "Kept", "cut", "kept_shapes", "output_columns", "output_projections", "zero_removed"]
+__all__ = ["Kept", "cut", "kept_shapes", "output_columns", "output_names", "output_projections", "zero_removed"]
 
 # [layer][kind] ascending indices of what stays: kv groups, query slots (r-th query head of every kv group), channels.
 Kept = list[dict[str, np.ndarray]]
@@ -39,7 +39,7 @@ def cut(dense: Any, kept: Kept) -> Any:
     whole sublayer goes whose output projection has a bias.
     """
     spec = spec_of(dense)
-    shapes = convolved(kept_shapes(kept), spec.layers)
+    shapes = mixed_as(kept_shapes(kept), spec.layers)
     pruned = build_pruned(dense, shapes)
     stay = [index for index, shape in enumerate(shapes) if not shape.gone]
     with torch.no_grad():
@@ -50,6 +50,7 @@ def cut(dense: Any, kept: Kept) -> Any:
             for coupling, name in spec.family.projections(old):
                 if name in staying:
                     _copy(old, new, name, coupling, kinds)
+                    _copy_beside(old, new, coupling, kinds)
                 elif name in coupling.columns and old.get_submodule(name).bias is not None:
                     raise SaapError(f"layer {index}: {name} has a bias, so the sublayer cannot be removed whole")
     return pruned
@@ -58,7 +59,7 @@ def cut(dense: Any, kept: Kept) -> Any:
 def _copy(old: Any, new: Any, name: str, coupling: Coupling, kinds: dict[str, np.ndarray]) -> None:
     source, target = old.get_submodule(name), new.get_submodule(name)
     columns = name in coupling.columns
-    index = _slices(old, source.weight.shape[1 if columns else 0], coupling, kinds).to(source.weight.device)
+    index = _slices(old, name, source.weight.shape[1 if columns else 0], coupling, kinds).to(source.weight.device)
     target.weight.copy_(source.weight.index_select(1 if columns else 0, index))
     if source.bias is not None:
         target.bias.copy_(source.bias if columns else source.bias[index])
@@ -66,36 +67,57 @@ def _copy(old: Any, new: Any, name: str, coupling: Coupling, kinds: dict[str, np
         target.bias.zero_()  # the model's class has one because repair gave other layers one
 
 
-def _slices(layer: Any, size: int, coupling: Coupling, kinds: dict[str, np.ndarray]) -> torch.Tensor:
-    """Indices of the rows or columns that stay, on an axis of `size`."""
+def _copy_beside(old: Any, new: Any, coupling: Coupling, kinds: dict[str, np.ndarray]) -> None:
+    for name in coupling.beside:
+        source = old.get_parameter(name)
+        index = _slices(old, name.removesuffix(".weight"), len(source), coupling, kinds).to(source.device)
+        new.get_parameter(name).copy_(source.index_select(0, index))
+
+
+def _slices(layer: Any, name: str, size: int, coupling: Coupling, kinds: dict[str, np.ndarray]) -> torch.Tensor:
+    """Indices of the rows or columns that stay, on an axis of `size` of the module or parameter `name`."""
     if coupling.kind == "ffn":
         return torch.from_numpy(kinds["ffn"])
-    width = layer.self_attn.head_dim
-    groups = layer.self_attn.v_proj.weight.shape[0] // width
-    per_group = size // width // groups  # query heads a kv group on q and o, 1 on k and v
-    slots = kinds["slots"] if per_group > 1 else np.zeros(1, dtype=np.int64)
-    heads = (kinds["attention"][:, None] * per_group + slots).flatten()
+    groups, slots = _heads(layer, coupling)
+    kept = np.zeros(1, dtype=np.int64) if name in coupling.shared or slots == 1 else kinds["slots"]
+    slots = 1 if name in coupling.shared else slots
+    width = size // groups // slots
+    heads = (kinds["attention"][:, None] * slots + kept).flatten()
     return torch.from_numpy((heads[:, None] * width + np.arange(width)).flatten())
 
 
+def _heads(layer: Any, coupling: Coupling) -> tuple[int, int]:
+    """KV groups and query heads a group; of a DeltaNet key heads, and value heads that share one."""
+    if coupling.kind == "key_head":
+        mixer = layer.linear_attn
+        return mixer.key_heads, mixer.value_heads // mixer.key_heads
+    mixer = layer.self_attn
+    groups = mixer.v_proj.weight.shape[0] // mixer.head_dim
+    return groups, mixer.o_proj.weight.shape[1] // mixer.head_dim // groups
+
+
 # The projection that ends each sublayer. Its input columns are cut and repaired.
-PROJECTIONS = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
+OUTPUTS = (("attention", KV_GROUP), ("attention", KEY_HEAD), ("ffn", FFN_CHANNEL))
+
+
+def output_names(layer: Any) -> dict[str, str]:
+    """Names of the projections that end the sublayers of a dense layer; one with a convolution has no "attention"."""
+    there = [(sublayer, coupling) for sublayer, coupling in OUTPUTS if getattr(layer, coupling.module, None) is not None]
+    return {sublayer: coupling.columns[0] for sublayer, coupling in there}
 
 
 def output_projections(layer: Any) -> dict[str, Any]:
-    """The modules of PROJECTIONS in a dense layer, by sublayer; one with a convolution has no "attention"."""
-    names = {sublayer: name for sublayer, name in PROJECTIONS.items() if sublayer == "ffn" or not convolution(layer)}
-    return {sublayer: layer.get_submodule(name) for sublayer, name in names.items()}
+    """The modules of `output_names`."""
+    return {sublayer: layer.get_submodule(name) for sublayer, name in output_names(layer).items()}
 
 
 def output_columns(layer: Any, sublayer: str, kinds: dict[str, np.ndarray]) -> torch.Tensor:
-    """Input columns of the dense layer's `o_proj` ("attention") or `down_proj` ("ffn") that stay, ascending."""
+    """Input columns of the projection that ends a dense layer's sublayer ("attention" or "ffn") that stay, ascending."""
     if sublayer == "ffn":
         return torch.from_numpy(kinds["ffn"])
-    return _slices(layer, layer.self_attn.o_proj.weight.shape[1], _ATTENTION, kinds)
-
-
-_ATTENTION = Coupling("kv_group", (), ())
+    name = output_names(layer)[sublayer]
+    coupling = next(coupling for _, coupling in OUTPUTS if name in coupling.columns)
+    return _slices(layer, name, layer.get_submodule(name).weight.shape[1], coupling, kinds)
 
 
 @torch.no_grad()
@@ -107,7 +129,7 @@ def zero_removed(dense: Any, kept: Kept) -> None:
             module = layer.get_submodule(name)
             axis = 1 if name in coupling.columns else 0
             gone = torch.ones(module.weight.shape[axis], dtype=torch.bool)
-            gone[_slices(layer, len(gone), coupling, kinds)] = False
+            gone[_slices(layer, name, len(gone), coupling, kinds)] = False
             if axis:
                 module.weight[:, gone] = 0
             else:

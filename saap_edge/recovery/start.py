@@ -23,11 +23,11 @@ from saap_edge.model.adapters import put
 from saap_edge.model.blocks import BLOCK, BlockFormat, codes_at, grouped, nearest, rounded
 from saap_edge.model.stream import (
     attention_branch,
-    convolution,
     ffn_branch,
     follow,
     layer_arguments,
     layer_inputs,
+    remembering,
     require_finite_sums,
 )
 from saap_edge.recovery.quantiser import GroupLinear, Start
@@ -244,7 +244,7 @@ def _grams(layer: Any, family: Family, states: list[torch.Tensor], keywords: dic
 
 def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any]) -> None:
     """Run a layer on `states`, in place. A pruned layer may lack a sublayer."""
-    mixes = layer.self_attn is not None or convolution(layer) is not None
+    mixes = layer.self_attn is not None or remembering(layer) is not None
     for there, branch in ((mixes, attention_branch(layer, keywords)), (layer.mlp is not None, ffn_branch(layer))):
         if there:
             states[:] = [state + branch(state) for state in states]

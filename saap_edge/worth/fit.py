@@ -110,18 +110,18 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv:
     record, kept = format_of(artifact_format), 1 - ratio
     weight, table = record.weight_bits(group)
     wide = kind_of(record.kind).wide_queries
-    count = Cost(queries=not (spec.taps and wide))
+    count = Cost(queries=not (spec.taps and wide), gated=spec.family.gated, delta=spec.delta)
     weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
     weights += staying_weights(spec, wide)
     numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
     tables = 1 if spec.tied else 2
-    cached = 2 * sum(shape.kv_heads for shape in spec.layers) * kept * spec.head_dim
+    cached = spec.kv_bytes_per_token(1) * kept
     number = record.kv_bytes if kv is None else kv_type(kv).size / kv_type(kv).block
     return ArtifactCost(
         format=artifact_format, projection_bytes=round((weights * weight + numbers * table) / 8),
         kv_bytes_per_token=round(cached * number),
         file_bytes=round((weights * weight + tables * numbers * table) / 8),
-        parameters=round(weights + tables * numbers), kv=kv, state_bytes=spec.state_bytes(),
+        parameters=round(weights + tables * numbers), kv=kv, state_bytes=round(spec.state_bytes() * (kept if spec.delta else 1)),
     )  # fmt: skip
 
 

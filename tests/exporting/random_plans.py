@@ -33,7 +33,7 @@ from saap_edge.exporting.weights import ExportWeights
 from saap_edge.exporting.write import write_artifact
 from saap_edge.families import FAMILIES, Refusal
 from saap_edge.model.folder import load_model, save_model, spec_of
-from saap_edge.model.spec import ModelSpec, convolved, only_convolutions
+from saap_edge.model.spec import ModelSpec, mixed_as, attends_nowhere
 from saap_edge.pruning.plan import check_plan, make_plan
 from saap_edge.pruning.space import Space, Widths
 from saap_edge.pruning.surgery import Kept, cut, output_projections
@@ -152,8 +152,8 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
         widths = [kinds | (none if shape.conv else {}) for kinds, shape in zip(widths, spec.layers, strict=True)]
     else:
         widths = [layer(index) for index in range(len(spec.layers))]
-    after = convolved([space.shape(kinds) for kinds in widths], spec.layers)
-    if all(shape.gone for shape in after) or only_convolutions(after):
+    after = mixed_as([space.shape(kinds) for kinds in widths], spec.layers)
+    if all(shape.gone for shape in after) or attends_nowhere(after):
         widths[first] = space.dense()[first]
     check_plan(
         make_plan("random", "first", 0.0, space, widths), list(spec.layers), spec.head_dim,

@@ -12,7 +12,7 @@ from saap_edge.errors import SaapError
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.perplexity import perplexity
-from saap_edge.model.spec import LayerShape, convolved, only_convolutions
+from saap_edge.model.spec import LayerShape, mixed_as, attends_nowhere
 from saap_edge.pruning.plan import check_plan, make_plan
 from saap_edge.pruning.repair import repair
 from saap_edge.pruning.space import Space, shape_widths
@@ -53,7 +53,7 @@ def test_every_kind_removed_equals_zeroed(family, kind):
         kept[0] = DENSE | KINDS[kind]
         kept[2] = DENSE | KINDS[kind] | ({"ffn": np.arange(64)} if kind == "attention" else {})
     pruned = assert_cut_equals_zeroed(dense, kept)
-    left = [shape for shape in convolved(kept_shapes(kept), spec_of(dense).layers) if not shape.gone]
+    left = [shape for shape in mixed_as(kept_shapes(kept), spec_of(dense).layers) if not shape.gone]
     assert spec_of(pruned).layers == tuple(left)
     assert len(pruned.model.layers) == len(left) == (3 if kind != "block" else 1 + any(shape.conv for shape in left))
 
@@ -159,8 +159,8 @@ def plans(draw, family):
 
     first = layer(0)
     widths = [first if uniform else layer(index) for index in range(3)]
-    after = convolved([space.shape(layer) for layer in widths], space.shapes)
-    if all(shape.gone for shape in after) or only_convolutions(after):
+    after = mixed_as([space.shape(layer) for layer in widths], space.shapes)
+    if all(shape.gone for shape in after) or attends_nowhere(after):
         widths[1] = space.dense()[1]
     seed = draw(st.integers(0, 1000))
     rng = np.random.default_rng(seed)
