@@ -56,6 +56,10 @@ EXTRAS: dict[str, dict] = {
     },
     "smollm3": {"no_rope_layer_interval": 2, "pad_token_id": 0},
     "lfm2": {"conv_L_cache": 3, "block_auto_adjust_ff_dim": False, "pad_token_id": 0},
+    "qwen3_5_text": {
+        "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "pad_token_id": 0,
+    },
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "pad_token_id": 0},
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "pad_token_id": 0},
 }  # fmt: skip
@@ -72,6 +76,11 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
     if family == "lfm2":
         kinds = ["conv", "full_attention", "full_attention"]
         shape = {"layer_types": [kinds[index % 3] for index in range(shape["num_hidden_layers"])]} | shape
+    if family == "qwen3_5_text":
+        if TRANSFORMERS_4:
+            pytest.skip("transformers 4 does not have Qwen3.5")
+        kinds = ["linear_attention", "full_attention", "full_attention"]
+        shape = {"layer_types": [kinds[index % 3] for index in range(shape["num_hidden_layers"])]} | shape
     if family == "granitemoehybrid":  # without Mamba
         layers = ["attention"] * shape["num_hidden_layers"]
         shape = {"layer_types": layers, "shared_intermediate_size": shape["intermediate_size"]} | shape
@@ -86,7 +95,8 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
             if name.endswith("bias"):
                 parameter.normal_(0, 0.3)
             elif "norm" in name:
-                parameter.uniform_(0.5, 1.5)
+                centred = FAMILIES[family].centred_norms and "linear_attn" not in name
+                parameter.uniform_(*((-0.5, 0.5) if centred else (0.5, 1.5)))
     return model.eval()
 
 
@@ -106,7 +116,7 @@ def randomise_projections(model: PreTrainedModel, seed: int = 1) -> PreTrainedMo
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "_proj" in name:
+            if any(part in name for part in ("_proj", ".conv_", "A_log", "dt_bias")):
                 parameter.normal_(0, 0.1)
     return model
 

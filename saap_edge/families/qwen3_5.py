@@ -25,25 +25,33 @@ _PART = re.compile(r"(.*\.linear_attn\.)(in_proj_|conv_)([qkv])\.weight")
 
 
 def spelled(config: Config) -> Config:
-    """The config with the kind of every layer said, and with positions of texts, which have one axis.
+    """The config with positions of texts, which have one axis, whatever order the axes of images take turns in.
 
-    >>> spelled({"num_hidden_layers": 3, "full_attention_interval": 2})
-    {'num_hidden_layers': 3, 'layer_types': ['linear_attention', 'full_attention', 'linear_attention']}
+    >>> spelled({"rope_parameters": {"rope_theta": 1e7, "mrope_interleaved": True, "mrope_section": [11, 11, 10]}})
+    {'rope_parameters': {'rope_theta': 10000000.0}}
     """
-    rest = {name: value for name, value in config.items() if name != "full_attention_interval"}
-    if config.get("layer_types") is None and isinstance(config.get("num_hidden_layers"), int):
-        every = config.get("full_attention_interval") or 4
-        kinds = ("linear_attention", "full_attention")
-        rest["layer_types"] = [kinds[(index + 1) % every == 0] for index in range(config["num_hidden_layers"])]
+    rest = dict(config)
     for name in ("rope_parameters", "rope_scaling"):
         if isinstance(rest.get(name), dict):
             rest[name] = {key: value for key, value in rest[name].items() if not key.startswith("mrope_")}
     return rest
 
 
+def kinds_of(config: Config) -> list[str]:
+    """The kind of every layer: three DeltaNets and one attention in turn, where config.json does not say it.
+
+    >>> kinds_of({"num_hidden_layers": 3, "full_attention_interval": 2})
+    ['linear_attention', 'full_attention', 'linear_attention']
+    """
+    every, kinds = config.get("full_attention_interval") or 4, ("linear_attention", "full_attention")
+    layers = int(config.get("num_hidden_layers", every))
+    said: list[str] | None = config.get("layer_types")
+    return said or [kinds[(index + 1) % every == 0] for index in range(layers)]
+
+
 def canonical(config: Config) -> Config:
     """The config of our own class with the same widths."""
-    linear = [int(kind == "linear_attention") for kind in config["layer_types"]]
+    linear = [int(kind == "linear_attention") for kind in kinds_of(config)]
     attention = [int(config["num_attention_heads"]), int(config["num_key_value_heads"])]
     delta = [int(config["linear_num_value_heads"]), int(config["linear_num_key_heads"])]
     ffn = int(config["intermediate_size"])
@@ -117,7 +125,7 @@ def refuse(config: Config) -> str | None:
         return "attention without gates (attn_output_gate) is not supported"
     if config.get("attention_bias"):
         return "attention with biases (attention_bias) is not supported"
-    types = set(config.get("layer_types") or ())
+    types = set(kinds_of(config))
     if odd := types - {"linear_attention", "full_attention"}:
         return f"layer_types has '{min(odd)}'"
     if "full_attention" not in types:

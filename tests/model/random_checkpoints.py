@@ -28,7 +28,8 @@ from tests.conftest import VOCABULARY, randomise_projections, raw_model, tiny_mo
 
 __all__ = ["KINDS", "Draft", "write_valid"]
 
-KINDS = (*FAMILIES, *(f"{PRUNED_TYPE}/{name}" for name in ("llama", "qwen2", "qwen3", "hunyuan_v1_dense", "lfm2")))
+_OURS = ("llama", "qwen2", "qwen3", "hunyuan_v1_dense", "lfm2", "qwen3_5_text")
+KINDS = (*FAMILIES, *(f"{PRUNED_TYPE}/{name}" for name in _OURS))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # What transformers' own class has for a field that a folder leaves out is not always that of a tiny model.
 _BIASED = ("llama", "qwen3", "granite", "granitemoehybrid", "hunyuan_v1_dense", "gemma2", "gemma3_text")
@@ -105,6 +106,13 @@ def _dense(dice: random.Random, family: str) -> Any:
         overrides["layer_types"] = dice.choice([["conv", "full_attention"], ["full_attention", "conv"]])
         overrides |= {"conv_L_cache": dice.choice([2, 3, 5]), "block_auto_adjust_ff_dim": dice.random() < 0.5}
         overrides |= {"block_multiple_of": 32, "norm_eps": overrides.pop("rms_norm_eps")}
+    if family == "qwen3_5_text":
+        kinds = ["linear_attention", "full_attention"]
+        overrides["layer_types"] = dice.choice([kinds, kinds[::-1]])
+        overrides |= {"linear_num_key_heads": 2, "linear_num_value_heads": dice.choice([2, 4])}
+        overrides |= {"linear_value_head_dim": dice.choice([16, 32]), "linear_conv_kernel_dim": dice.choice([2, 4])}
+        share = dice.choice([0.25, 0.5, 1.0]) if head_dim == 8 else 0.25
+        overrides["rope_parameters"] = {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": share}
     if gemma:
         overrides |= {"query_pre_attn_scalar": dice.choice([head_dim, 24]), "sliding_window": dice.choice([8, 64])}
         overrides["sliding_window_pattern"] = 2
@@ -124,7 +132,7 @@ def _per_layer(dice: random.Random, family: str) -> Any:
         num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     )  # fmt: skip
     others = [LayerShape(2, 1, 64), LayerShape(0, 0, 64), LayerShape(2, 1, 0)]
-    if family == "lfm2":  # one layer with attention has to stay
+    if family in ("lfm2", "qwen3_5_text"):  # one layer with attention has to stay
         del others[1]
     widths = [LayerShape(4, 2, 32), dice.choice(others)]
     return randomise_projections(build_pruned(dense, widths), dice.randrange(2**31))

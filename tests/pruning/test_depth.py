@@ -36,7 +36,7 @@ KINDS = {
 def assert_cut_equals_zeroed(dense, kept):
     pruned = cut(dense, kept)
     zero_removed(dense, kept)
-    torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=3e-5, rtol=1e-4)  # DeltaNets round most
     return pruned
 
 
@@ -98,7 +98,7 @@ def test_repair_around_removed_sublayers(per_layer_family):
     dense = tiny_model(per_layer_family)
     kept = [DENSE, DENSE | KINDS["attention"], DENSE | KINDS["ffn"] | {"attention": np.array([1, 3])}]
     torch.manual_seed(0)
-    windows, fresh = torch.randint(0, 320, (24, 32)), torch.randint(0, 320, (8, 32))
+    windows, fresh = torch.randint(0, 320, (48, 32)), torch.randint(0, 320, (8, 32))
     target = dense(fresh).logits
     before = float((cut(dense, kept)(fresh).logits - target).square().mean())
     repair(dense, kept, windows)

@@ -37,9 +37,18 @@ def by_hand(model, batch, layer, kind, index):
         rows = [(block.mlp.gate_proj, slice(index, index + 1)), (block.mlp.up_proj, slice(index, index + 1))]
         column, columns = block.mlp.down_proj, slice(index, index + 1)
     else:
-        attention, kv, q = block.self_attn, slice(16 * index, 16 * index + 16), slice(32 * index, 32 * index + 32)
+        attention, kv, columns = block.self_attn, part(index, 16), part(index, 32)
+        q = part(index, attention.q_proj.out_features // 4)  # twice as many with gates
         rows = [(attention.q_proj, q), (attention.k_proj, kv), (attention.v_proj, kv)]
-        column, columns = attention.o_proj, q
+        column = attention.o_proj
+    return of_slices(model, rows, column, columns)
+
+
+def part(index, size):
+    return slice(size * index, size * index + size)
+
+
+def of_slices(model, rows, column, columns):
     slices = [(m.weight[s], m.weight.grad[s]) for m, s in rows]
     slices += [(m.bias[s], m.bias.grad[s]) for m, s in rows if m.bias is not None]
     slices.append((column.weight[:, columns], column.weight.grad[:, columns]))
@@ -55,6 +64,29 @@ def test_equals_the_formulas(scored, kind, index):
     for number, batch in enumerate(batches):
         expected = by_hand(model, batch, 1, kind, index)
         assert scores.values[1][kind][:2, number, index] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_key_heads_of_a_delta_net_are_scored_with_their_value_heads(index):
+    model = tiny_model("qwen3_5_text")
+    torch.manual_seed(0)
+    batches = list(torch.randint(0, 320, (4, 24)).split(2))
+    scores, mixer = score_model(model, batches, {}), model.model.layers[0].linear_attn
+    keys, values, heads = part(index, 16), part(index, 32), part(index, 2)
+    rows = [(mixer.in_proj_q, keys), (mixer.in_proj_k, keys), (mixer.in_proj_v, values), (mixer.in_proj_z, values)]
+    rows += [(mixer.in_proj_b, heads), (mixer.in_proj_a, heads)]
+    for number, batch in enumerate(batches):
+        model.zero_grad()
+        model(input_ids=batch, labels=batch).loss.backward()
+        slot = sum(
+            abs(sum(float((m.weight.grad[s] * m.weight[s]).sum().detach()) for s in map(rows_of, range(1, 8, 2))))
+            for m, rows_of in ((m, lambda h, w=m.out_features // 8: part(h, w)) for m, _ in rows[2:])
+        )
+        out = mixer.out_proj.weight
+        slot += abs(sum(float((out.grad[:, part(h, 16)] * out[:, part(h, 16)]).sum().detach()) for h in range(1, 8, 2)))
+        expected = of_slices(model, rows, mixer.out_proj, values)
+        assert scores.values[0]["attention"][:2, number, index] == pytest.approx(expected, rel=1e-4)
+        assert scores.values[0]["slots"][0, number, 1] == pytest.approx(slot, rel=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "index"), [("ffn", 5), ("attention", 2)])
@@ -74,8 +106,9 @@ def test_query_slots_are_scored_over_all_kv_groups(scored):
     model.zero_grad()
     model(input_ids=batches[0], labels=batches[0]).loss.backward()
     attention = model.model.layers[1].self_attn
-    rows = [slice(32 * j + 16, 32 * j + 32) for j in range(4)]
-    query = sum((attention.q_proj.weight.grad[r] * attention.q_proj.weight[r]).sum() for r in rows)
+    rows, wide = [slice(32 * j + 16, 32 * j + 32) for j in range(4)], attention.q_proj.out_features // 8
+    own = [part(2 * j + 1, wide) for j in range(4)]
+    query = sum((attention.q_proj.weight.grad[r] * attention.q_proj.weight[r]).sum() for r in own)
     output = sum((attention.o_proj.weight.grad[:, r] * attention.o_proj.weight[:, r]).sum() for r in rows)
     expected = float((query.abs() + output.abs()).detach())
     if attention.q_proj.bias is not None:
