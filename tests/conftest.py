@@ -95,7 +95,7 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
             if name.endswith("bias"):
                 parameter.normal_(0, 0.3)
             elif "norm" in name:
-                centred = FAMILIES[family].centred_norms and "linear_attn" not in name
+                centred = FAMILIES[family].gated and "linear_attn" not in name
                 parameter.uniform_(*((-0.5, 0.5) if centred else (0.5, 1.5)))
     return model.eval()
 

@@ -17,9 +17,11 @@ __all__ = ["Shape", "read_shape"]
 # shows that the file is incomplete.
 _UNIFORM = (
     "llama", "qwen2", "qwen3", "phi3", "granite", "ernie4_5", "hunyuan-dense", "gemma", "gemma2", "gemma3", "deci",
-    "openelm", "smollm3", "lfm2",
+    "openelm", "smollm3", "lfm2", "qwen35",
 )  # fmt: skip
 _CONVOLVED = "lfm2"  # short convolutions in layers without KV heads
+_DELTA_NETS = "qwen35"  # gated DeltaNets in layers that the metadata name
+_EVERY = 4  # llama.cpp's own for these: every so many layers one has attention
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 
@@ -74,6 +76,8 @@ class _Reader:
         vocab_size = self._vocab_size()
         heads = self._per_layer("attention.head_count", blocks)
         kv_heads = self._per_layer("attention.head_count_kv", blocks, heads)
+        if self._name == _DELTA_NETS:
+            kv_heads = [0 if linear else each for each, linear in zip(kv_heads, self._recurrent(blocks), strict=True)]
         self._check_blocks(blocks, kv_heads)
         width = self._number("embedding_length") // max(heads)
         key, value = (self._number(f"attention.{part}_length", width) for part in ("key", "value"))
@@ -87,7 +91,24 @@ class _Reader:
             self._number("embedding_length"), widest, self._state(kv_heads),
         )  # fmt: skip
 
+    def _recurrent(self, blocks: int) -> list[bool]:
+        """Which layers have a DeltaNet."""
+        named = self._metadata.get(f"{self._name}.attention.recurrent_layers")
+        if not isinstance(named, list):
+            every = self._number("full_attention_interval", _EVERY)
+            return [(index + 1) % every != 0 for index in range(blocks)]
+        if len(named) != blocks:
+            raise SaapError(
+                f"'{self.path}' is damaged: {self._name}.attention.recurrent_layers is of {len(named)} layers, "
+                f"block_count is {blocks}"
+            )
+        return [bool(each) for each in named]
+
     def _state(self, kv_heads: list[int]) -> int:
+        if self._name == _DELTA_NETS:
+            size, values = self._number("ssm.state_size"), self._number("ssm.inner_size")
+            channels = values + 2 * self._number("ssm.group_count") * size
+            return kv_heads.count(0) * ((self._number("ssm.conv_kernel") - 1) * channels + size * values)
         if self._name != _CONVOLVED:
             return 0
         taps = self._number("shortconv.l_cache")
@@ -143,10 +164,10 @@ class _Reader:
             return
         names = {
             index: frozenset(name for name in self._blocks[index] if not name.endswith(".bias"))
-            for index in range(blocks) if kv_heads[index] or self._name == _CONVOLVED
+            for index in range(blocks) if kv_heads[index] or self._name in (_CONVOLVED, _DELTA_NETS)
         }  # fmt: skip
-        for convolution in (True, False):  # which is a layer without KV heads
-            alike = {index: own for index, own in names.items() if (not kv_heads[index]) == convolution}
+        for without in (True, False):  # KV heads: a convolution or a DeltaNet
+            alike = {index: own for index, own in names.items() if (not kv_heads[index]) == without}
             all_names = frozenset().union(*(own for index, own in alike.items() if index not in no_ffn))
             for index, own in alike.items():
                 if own != all_names and index not in no_ffn:
@@ -159,6 +180,8 @@ class _Reader:
     def _kv_elements(self, index: int, heads: int, kv_heads: int, key: int, value: int) -> int:
         """Numbers that a token adds to the KV cache of one layer. The projections of the layer have to agree."""
         block = self._blocks.get(index, {})
+        if self._name == _DELTA_NETS and not kv_heads:
+            return 0
         told = {"attn_k.weight": kv_heads * key, "attn_v.weight": kv_heads * value}
         told["attn_qkv.weight"] = heads * key + sum(told.values())
         for name, rows in told.items():

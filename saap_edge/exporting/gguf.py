@@ -19,6 +19,7 @@ import torch
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gemma import add_gemma
 from saap_edge.exporting.gguf_lfm2 import file_heads, head_places
+from saap_edge.exporting.gguf_qwen35 import DELTA_NET, add_delta_nets, delta_net_vectors, value_places
 from saap_edge.exporting.gguf_rows import pack, permute, placed, unpermute
 from saap_edge.exporting.gguf_tokenizer import add_tokenizer, model_name
 from saap_edge.exporting.refusal import export_refusal, gguf_architecture
@@ -167,18 +168,20 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     writer.add_embedding_length(spec.hidden)
     writer.add_block_count(len(spec.layers))
     writer.add_head_count(heads if uniform else [layer.heads for layer in spec.layers])
-    writer.add_head_count_kv(kv_heads[0] if uniform and not spec.taps else kv_heads)
+    writer.add_head_count_kv(first.kv_heads if uniform and not spec.taps else kv_heads)
     writer.add_feed_forward_length(first.ffn if uniform else [layer.ffn for layer in spec.layers])
     # llama.cpp's default of hidden / heads is wrong once heads are gone.
     writer.add_key_length(spec.head_dim)
     writer.add_value_length(spec.head_dim)
-    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_rope_dimension_count(spec.rotary or spec.head_dim)
     writer.add_rope_freq_base(spec.rope_theta)
     _add_rope_scaling(writer, spec)
     writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
     writer.add_vocab_size(spec.vocab_size)
     if spec.gemma:
         add_gemma(writer, spec.gemma)
+    if spec.delta:
+        add_delta_nets(writer, spec)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(_FILE_TYPE.__members__.get(f"MOSTLY_{quantisation.upper()}", _FILE_TYPE.ALL_F32))
 
@@ -223,9 +226,12 @@ def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: 
     if spec.layers[index].conv:
         kernel = weights.tensor(f"{source}conv.conv.weight").squeeze(1).numpy()
         yield _Tensor(f"{target}shortconv.conv.weight", _TYPE.F32, kernel.shape, lambda: kernel)
+    if spec.layers[index].linear:
+        for name, (size, read) in delta_net_vectors(spec, index, weights.tensor).items():
+            yield _Tensor(f"{target}{name}", _TYPE.F32, size, read)
     for ours, theirs in _norms(spec, index).items():
-        size = spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
-        yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", size)
+        width = spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
+        yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", width)
     for matrix in projections(spec, architecture, index):
         first = matrix.sources[0]
         rows, columns = sum(shapes[name][0] for name in matrix.sources), shapes[first][1]
@@ -244,6 +250,8 @@ def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Proj
     parts = (_FUSED_QKV if architecture in _FUSED else _QKV) | _REST
     if layer.conv:
         parts = _CONVOLUTION | {ours: theirs for ours, theirs in _REST.items() if ours != "attn_output"}
+    if layer.linear:
+        parts = DELTA_NET | {ours: theirs for ours, theirs in _REST.items() if ours != "attn_output"}
     for ours, stacked in parts.items():
         sources = tuple(f"model.layers.{index}.{theirs}.weight" for theirs in stacked)
         rows, columns = _spread(spec, architecture, layer, ours)
@@ -251,7 +259,11 @@ def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Proj
 
 
 def _spread(spec: ModelSpec, architecture: str, layer: LayerShape, name: str) -> list[tuple[np.ndarray, int] | None]:
-    """`Projection.rows` and `columns` of an attention matrix."""
+    """`Projection.rows` and `columns` of an attention matrix, or one of a DeltaNet."""
+    if layer.linear and layer.heads != layer.kv_heads and name in DELTA_NET and spec.delta:
+        width = 1 if name in ("ssm_beta", "ssm_alpha") else spec.delta.values
+        places = value_places(layer, width, 2 * layer.kv_heads * spec.delta.keys if name == "attn_qkv" else 0)
+        return [None, (places, len(places))] if name == "ssm_out" else [(places, len(places)), None]
     if architecture != "lfm2" or layer.conv or not name.startswith("attn_"):
         return [None, None]
     queries = name in ("attn_q", "attn_output")
@@ -267,7 +279,9 @@ def _norms(spec: ModelSpec, index: int) -> dict[str, str]:
     if spec.gemma:
         norms |= {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
         norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
-    if spec.layers[index].conv:
+    if spec.family.gated:
+        norms = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
+    if not spec.layers[index].attends:
         return norms
     return norms | dict(zip(("attn_q_norm", "attn_k_norm"), spec.family.qk_norms, strict=False))
 
@@ -277,8 +291,8 @@ def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:
     factor = attention_factor(weights.spec.rope_scaling) ** 2 if "q_norm" in source else 1.0
 
     def read() -> np.ndarray:
-        # Gemma multiplies by 1 + weight, llama.cpp by the stored value.
-        return (weights.tensor(source).numpy() + np.float32(1 if weights.spec.gemma else 0)) * np.float32(factor)
+        # Gemma and Qwen3.5 multiply by 1 + weight, llama.cpp by the stored value.
+        return (weights.tensor(source).numpy() + np.float32(weights.spec.family.centred_norms)) * np.float32(factor)
 
     return _Tensor(name, _TYPE.F32, (size,), read)
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from saap_edge.exporting.gemma import gemma_limit
 from saap_edge.exporting.gguf_lfm2 import lfm2_limit
+from saap_edge.exporting.gguf_qwen35 import qwen35_limit
 from saap_edge.families import Refusal
 from saap_edge.formats import Format, format_of
 from saap_edge.gguf_file.architectures import UNROTATED_PERIOD
@@ -20,10 +21,11 @@ __all__ = [
 
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
-GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2")
+GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2", "qwen35")
 ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
+_LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit}
 WIDENED_AT_LOAD = 1 << 30  # largest result of constant folding, in bytes (ONNX Runtime, constant_folding.cc)
 
 
@@ -93,8 +95,8 @@ def openvino_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | N
     reason, carrier = shape_reason(spec), spec.family.exports.onnx
     if reason or isinstance(carrier, Refusal):
         return reason or str(carrier)
-    if spec.taps:
-        return "saap-edge writes no states of convolutions for OpenVINO GenAI"
+    if spec.stateful:
+        return f"saap-edge writes no states of {spec.stateful} for OpenVINO GenAI"
     if carrier not in OPENVINO_WRITERS:
         return (
             "OpenVINO GenAI's paged attention has no soft caps, and takes sliding windows only from graphs of a form "
@@ -108,10 +110,10 @@ def shape_reason(spec: ModelSpec) -> str | None:
     if spec.hidden % BLOCK:
         return f"hidden size {spec.hidden} is not a multiple of {BLOCK}: no runtime quantises such rows"
     for index, layer in enumerate(spec.layers):
-        if layer.heads * spec.head_dim % BLOCK:
+        if (width := spec.heads_width(layer)) % BLOCK:
             return (
-                f"layer {index}: {layer.heads} heads of {spec.head_dim} are {layer.heads * spec.head_dim} wide, "
-                f"not a multiple of {BLOCK}: o_proj could not be quantised"
+                f"layer {index}: {layer.heads} heads of {width // layer.heads} are {width} wide, not a multiple of "
+                f"{BLOCK}: {'out_proj' if layer.linear else 'o_proj'} could not be quantised"
             )
     return None
 
@@ -140,7 +142,7 @@ def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | No
     """Why optimum's exporter cannot write a model, or None."""
     if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
         return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
-    if spec.family.norms_after_rope or spec.taps:
+    if spec.family.norms_after_rope or spec.stateful:
         return f"optimum's exporter does not know {spec.family.title}"
     repaired = (spec.o_bias and not spec.qkv_bias) or (spec.down_bias and not spec.gate_up_bias)
     if per_layer or not spec.uniform or repaired:
@@ -164,6 +166,6 @@ def _limit(spec: ModelSpec, architecture: str) -> str | None:
         return f"llama.cpp's '{architecture}' has no {scaling['rope_type']} rope scaling"
     if (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1, scaling.get("truncate", True)) != (32, 1, True):
         return f"llama.cpp's '{architecture}' has yarn rope scaling between whole pairs of 32 and 1 turns only"
-    if architecture == "lfm2":
-        return lfm2_limit(spec)
+    if architecture in _LIMITS:
+        return _LIMITS[architecture](spec)
     return gemma_limit(spec, spec.gemma, architecture) if spec.gemma else None

@@ -27,7 +27,7 @@ IN_WIDER_FLOATS = "use gguf-bf16, gguf-f32 or onnx-fp32 instead (export.formats)
 # order 1.4.
 OTHER_WEIGHT = 0.8
 
-_ATTENTION, _FFN = ("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")
+_ATTENTION, _FFN = ("self_attn", "linear_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")
 
 
 def floats_of(artifact_format: str) -> torch.dtype | None:
@@ -40,10 +40,11 @@ def floats_of(artifact_format: str) -> torch.dtype | None:
     return None if name is None else cast(torch.dtype, getattr(torch, name))
 
 
-def _mended(layer: LayerShape, head_dim: int) -> LayerShape:
+def _mended(spec: ModelSpec, layer: LayerShape) -> LayerShape:
     """The widths in the file: an FFN on the grid and never empty, attention never without heads."""
     if layer.heads == layer.kv_heads == 0 and not layer.conv:
-        layer = replace(layer, heads=BLOCK // math.gcd(BLOCK, head_dim), kv_heads=1)
+        width = spec.heads_width(replace(layer, heads=1))
+        layer = replace(layer, heads=BLOCK // math.gcd(BLOCK, width), kv_heads=1)
     return replace(layer, ffn=max(-(-layer.ffn // BLOCK), 1) * BLOCK)
 
 
@@ -81,7 +82,7 @@ class ExportWeights:
     def __init__(self, folder: str | Path, whole_heads: bool = False) -> None:
         self.folder = Path(folder)
         source = self._source = read_spec(folder)
-        self.spec: ModelSpec = replace(source, layers=tuple(_mended(layer, source.head_dim) for layer in source.layers))
+        self.spec: ModelSpec = replace(source, layers=tuple(_mended(source, layer) for layer in source.layers))
         if whole_heads:
             self.spec = _with_whole_heads(self.spec)
         self._blank = tuple(

@@ -61,5 +61,6 @@ FAMILY = Family(
     defaults=DEFAULTS
     | {"max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     uniform_only=UNIFORM_ONLY,
+    centred_norms=True,
     gemma=gemma,
 )

@@ -143,8 +143,10 @@ FAMILY = Family(
     title="Qwen3.5",
     covers="Qwen3.5 0.8B to 27B (text; not the mixtures of experts)",
     exports=Exports(
-        gguf_uniform=Refusal("saap-edge writes no gated DeltaNets to GGUF yet"),
-        gguf_layers=Refusal("saap-edge writes no gated DeltaNets to GGUF yet"),
+        gguf_uniform="qwen35",
+        gguf_layers=Refusal(
+            "llama.cpp's 'qwen35' has one FFN width and one number of heads of each kind for all layers"
+        ),
         onnx=Refusal("saap-edge writes no gated DeltaNets to ONNX yet"),
     ),
     refuse=refuse,

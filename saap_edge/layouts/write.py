@@ -71,9 +71,9 @@ def _check_states(given: Given, layout: Layout) -> None:
     from saap_edge.model.checkpoint import read_spec
 
     spec = read_spec(given.model) if layout.attention_only else None
-    if spec and spec.taps:
+    if spec and spec.stateful:
         raise SaapError(
-            f"the layout '{layout.name}' holds no model with short convolutions ({spec.family.title}): nothing there "
+            f"the layout '{layout.name}' holds no model with {spec.stateful} ({spec.family.title}): nothing there "
             "keeps their states. Take ollama, or the run's own GGUF and ONNX files"
         )
 
