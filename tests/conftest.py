@@ -57,7 +57,7 @@ EXTRAS: dict[str, dict] = {
     "smollm3": {"no_rope_layer_interval": 2, "pad_token_id": 0},
     "lfm2": {"conv_L_cache": 3, "block_auto_adjust_ff_dim": False, "pad_token_id": 0},
     "qwen3_5_text": {
-        "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
         "pad_token_id": 0,
     },
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "pad_token_id": 0},

@@ -7,6 +7,7 @@ only if it equals, byte for byte, the file that saap-edge writes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = ["TorchEngine", "load_transformers"]
 CONFIG_FILE = "config.json"
 MODELLING_FILE = Path(__file__).parents[1] / "model" / "modeling_saap_edge.py"
 FLOAT32 = 4  # bytes
+_KERNEL = re.compile(r"\.(conv\.conv|linear_attn\.conv(1d|_q|_k|_v))\.weight$")  # [channels, 1, taps]
 torch, transformers, safetensors = lazy_import("torch"), lazy_import("transformers"), lazy_import("safetensors")
 
 
@@ -59,9 +61,10 @@ class TorchEngine:
         self._cache = self._new_cache()
 
     def _new_cache(self) -> Any:
-        """A cache that keeps all tokens, of layers with a sliding window too, and what convolutions remember."""
-        convolved = "conv" in (getattr(self._model.config, "layer_types", None) or ())
-        return transformers.DynamicCache(config=self._model.config) if convolved else transformers.DynamicCache()
+        """A cache that keeps all tokens, of layers with a sliding window too, and what other layers remember."""
+        kinds = getattr(self._model.config, "layer_types", None) or ()
+        stateful = "conv" in kinds or "linear_attention" in kinds
+        return transformers.DynamicCache(config=self._model.config) if stateful else transformers.DynamicCache()
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError when the sequence is shorter."""
@@ -69,7 +72,7 @@ class TorchEngine:
             raise ValueError(f"cannot keep {length} of {self._length} tokens")
         held = self._held[:length]
         if length < self._length and any(hasattr(layer, "conv_states") for layer in self._cache.layers):
-            replay(self, held)  # what convolutions remember has no way back
+            replay(self, held)  # what convolutions and DeltaNets remember has no way back
         for layer in self._cache.layers:  # Cache.crop takes the tokens that stay in transformers 4, that go in 5
             if getattr(layer, "keys", None) is not None:
                 layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
@@ -142,8 +145,16 @@ def folder_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
         artifact_format or "torch-f32", FLOAT32 * read, FLOAT32 * keys,
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), sum(sizes.values()),
         folder_context(path),
-        state_bytes=FLOAT32 * sum(size for name, size in sizes.items() if name.endswith("conv.conv.weight")),
+        state_bytes=FLOAT32 * _remembered(config, sizes),
     )  # fmt: skip
+
+
+def _remembered(config: dict[str, Any], sizes: dict[str, int]) -> int:
+    """Numbers that convolutions and DeltaNets remember in transformers: as many tokens as a convolution has taps."""
+    tokens = sum(size for name, size in sizes.items() if _KERNEL.search(name))
+    heads = sum(size for name, size in sizes.items() if name.endswith(".A_log"))
+    keys, values = (_number(config, f"linear_{part}_head_dim") or 0 for part in ("key", "value"))
+    return tokens + heads * keys * values
 
 
 def load_transformers(path: Path, dtype: str) -> Any:

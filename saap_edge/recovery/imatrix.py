@@ -26,7 +26,7 @@ def importance_matrix(model: Any, windows: torch.Tensor) -> dict[str, np.ndarray
     sums: dict[str, torch.Tensor] = {}
     handles = []
     for name, module in model.named_modules():
-        if name.endswith("_proj"):
+        if "_proj" in name.rpartition(".")[2]:
 
             def add(module: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
                 squares = inputs[0].float().square().flatten(0, -2).sum(0).double().cpu()

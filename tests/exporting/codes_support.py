@@ -35,12 +35,14 @@ def tune(folder: Path, format_name: str, group: int) -> dict[str, Blocks]:
     blocks = {
         name: random_blocks(tuple(parameter.shape), format_name, group, dice)
         for name, parameter in load_model(folder).named_parameters()
-        if name.endswith("_proj.weight")
+        if "_proj" in name and name.endswith(".weight")
     }
     Codes.save(blocks, folder)
     tensors, checkpoint = load_file(folder / "model.safetensors"), open_checkpoint(folder)
     for name, part in blocks.items():
-        values = dequantise(part)
-        tensors[checkpoint.source(name).name] = values * (1 + 0.1 * torch.randn(values.shape, generator=dice))
+        values, source = dequantise(part), checkpoint.source(name)
+        near = values * (1 + 0.1 * torch.randn(values.shape, generator=dice))
+        start, stop = source.rows or (0, len(near))
+        tensors[source.name] = torch.cat([tensors[source.name][:start], near, tensors[source.name][stop:]])
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return blocks

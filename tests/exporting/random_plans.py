@@ -35,7 +35,7 @@ from saap_edge.families import FAMILIES, Refusal
 from saap_edge.model.folder import load_model, save_model, spec_of
 from saap_edge.model.spec import ModelSpec, mixed_as, attends_nowhere
 from saap_edge.pruning.plan import check_plan, make_plan
-from saap_edge.pruning.space import Space, Widths
+from saap_edge.pruning.space import Space, Widths, model_cost
 from saap_edge.pruning.surgery import Kept, cut, output_projections
 from tests.conftest import tiny_model, tiny_tokenizer
 
@@ -108,6 +108,16 @@ def dense_model(dice: random.Random, family: str) -> Any:
         dice.shuffle(kinds)
         overrides |= {"num_hidden_layers": layers, "layer_types": kinds}
         overrides |= {"hidden_size": filled, "conv_L_cache": dice.randint(2, 5)}
+    if family == "qwen3_5_text":  # llama.cpp wants keys and values of one size, in whole blocks
+        layers, shared = dice.randint(2, 5), dice.choice([1, 1, 2, 3])
+        kinds = ["full_attention", *(dice.choice(["linear_attention", "full_attention"]) for _ in range(layers - 1))]
+        dice.shuffle(kinds)
+        overrides |= {"num_hidden_layers": layers, "layer_types": kinds, "linear_num_key_heads": (keys := dice.choice([2, 4]))}
+        overrides |= {"linear_num_value_heads": keys * shared, "linear_conv_kernel_dim": dice.randint(2, 5)}
+        sizes = dice.choice([(32, 32), (32, 32), (16, 16), (16, 32)])
+        overrides |= dict(zip(("linear_key_head_dim", "linear_value_head_dim"), sizes, strict=True))
+        share = dice.choice([0.25, 0.5, 1.0]) if head_dim > 8 else 1.0
+        overrides["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": share}
     if declared.gemma:
         overrides |= {"query_pre_attn_scalar": head_dim, "sliding_window_pattern": 6 if family == "gemma3_text" else 2}
     if family == "smollm3":  # llama.cpp leaves every fourth layer unrotated
@@ -135,10 +145,12 @@ def dense_model(dice: random.Random, family: str) -> Any:
 def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
     """Widths of a random plan: every layer its own, or all alike."""
     uniform = spec.family.uniform_only
-    space = Space(spec.layers, spec.hidden, spec.head_dim, slots=True, depth=depth, uniform_only=uniform)
+    cost = model_cost(spec, "parameters")
+    space = Space(spec.layers, spec.hidden, spec.head_dim, cost, slots=True, depth=depth, uniform_only=uniform)
     only_alike = isinstance(spec.family.exports.gguf_layers, Refusal)  # in GGUF
     alike = bool(uniform) or dice.random() < (0.5 if only_alike else 0.2)
-    first = next(index for index, shape in enumerate(spec.layers) if shape.heads)
+    first = next(index for index, shape in enumerate(spec.layers) if shape.attends)
+    linear = next((index for index, shape in enumerate(spec.layers) if shape.linear), first)
 
     def layer(index: int) -> dict[str, int]:
         while True:
@@ -147,9 +159,11 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
                 return widths
 
     if alike:
-        widths = [layer(first)] * len(spec.layers)
-        none = {"attention": 0, "slots": 0}
-        widths = [kinds | (none if shape.conv else {}) for kinds, shape in zip(widths, spec.layers, strict=True)]
+        of_attention, of_nets, none = layer(first), layer(linear), {"attention": 0, "slots": 0}
+        of_nets = of_nets | {"ffn": of_attention["ffn"]}
+        widths = [
+            of_attention | none if shape.conv else of_nets if shape.linear else of_attention for shape in spec.layers
+        ]
     else:
         widths = [layer(index) for index in range(len(spec.layers))]
     after = mixed_as([space.shape(kinds) for kinds in widths], spec.layers)
@@ -157,7 +171,7 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
         widths[first] = space.dense()[first]
     check_plan(
         make_plan("random", "first", 0.0, space, widths), list(spec.layers), spec.head_dim,
-        uniform_only=uniform, no_depth=spec.no_depth if not depth else None,
+        uniform_only=uniform, no_depth=spec.no_depth if not depth else None, cost=cost,
     )  # fmt: skip
     return widths
 
@@ -182,7 +196,7 @@ def write_case(number: int, folder: Path) -> str:
     folder.mkdir()
     tiny_tokenizer(family).save_pretrained(folder)
     save_model(pruned, folder, folder)
-    shapes = [f"{shape.heads}/{shape.kv_heads}/{shape.ffn}" for shape in spec_of(pruned).layers]
+    shapes = [f"{shape.heads}/{shape.kv_heads}{'L' * shape.linear}/{shape.ffn}" for shape in spec_of(pruned).layers]
     return f"case {number}: {family}, head_dim {spec.head_dim}, tied {spec.tied}, biased {biased}, {' '.join(shapes)}"
 
 

@@ -251,7 +251,7 @@ def test_a_folder_of_ours_says_its_delta_nets(tmp_path):
     named = {"per_layer_config": config["per_layer_config"] | {"0": {"num_attention_heads": 4}}}
     for change, reason in (
         ({"linear_layers": [1, 0]}, "linear_layers is of 2 layers"),
-        ({"linear_key_head_dim": 8}, r"in_proj_q\.weight is \(64, 64\), config\.json says \(32, 64\)"),
+        ({"linear_key_head_dim": 8}, r"in_proj_q\.weight is \(128, 64\), config\.json says \(32, 64\)"),
         ({"gated_attention": False}, "gated_attention is False, and not so in base_model_type"),
         (named, "layer 0 has a num_attention_heads of its own"),
     ):  # fmt: skip

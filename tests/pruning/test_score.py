@@ -72,7 +72,7 @@ def test_key_heads_of_a_delta_net_are_scored_with_their_value_heads(index):
     torch.manual_seed(0)
     batches = list(torch.randint(0, 320, (4, 24)).split(2))
     scores, mixer = score_model(model, batches, {}), model.model.layers[0].linear_attn
-    keys, values, heads = part(index, 16), part(index, 32), part(index, 2)
+    keys, values, heads = part(index, 32), part(index, 64), part(index, 2)
     rows = [(mixer.in_proj_q, keys), (mixer.in_proj_k, keys), (mixer.in_proj_v, values), (mixer.in_proj_z, values)]
     rows += [(mixer.in_proj_b, heads), (mixer.in_proj_a, heads)]
     for number, batch in enumerate(batches):
@@ -83,7 +83,7 @@ def test_key_heads_of_a_delta_net_are_scored_with_their_value_heads(index):
             for m, rows_of in ((m, lambda h, w=m.out_features // 8: part(h, w)) for m, _ in rows[2:])
         )
         out = mixer.out_proj.weight
-        slot += abs(sum(float((out.grad[:, part(h, 16)] * out[:, part(h, 16)]).sum().detach()) for h in range(1, 8, 2)))
+        slot += abs(sum(float((out.grad[:, part(h, 32)] * out[:, part(h, 32)]).sum().detach()) for h in range(1, 8, 2)))
         expected = of_slices(model, rows, mixer.out_proj, values)
         assert scores.values[0]["attention"][:2, number, index] == pytest.approx(expected, rel=1e-4)
         assert scores.values[0]["slots"][0, number, 1] == pytest.approx(slot, rel=1e-4)

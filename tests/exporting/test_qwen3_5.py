@@ -1,0 +1,234 @@
+"""Qwen3.5 in the runtimes: answers as torch's, value heads in llama.cpp's order, states of DeltaNets, and what they take."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from saap_edge.engines.llama_cpp import LlamaCppEngine
+from saap_edge.engines.torch import TorchEngine, folder_cost
+from saap_edge.errors import SaapError
+from saap_edge.evaluation.parity import logits, shipped_model
+from saap_edge.exporting.gguf import write_gguf
+from saap_edge.exporting.imatrix import save_importance
+from saap_edge.exporting.refusal import export_refusal
+from saap_edge.exporting.write import export_artifacts
+from saap_edge.model.checkpoint import read_spec
+from saap_edge.model.folder import load_model, spec_of
+from saap_edge.model.spec import LayerShape
+from saap_edge.prediction.cost import artifact_cost
+from saap_edge.prediction.predict import predict
+from saap_edge.pruning.space import model_cost
+from saap_edge.recovery.imatrix import importance_matrix
+from saap_edge.targets import load_target
+from saap_edge.worth.fit import cost_at
+from tests.conftest import tiny_model, write_folder
+from tests.exporting.codes_support import tune
+from tests.exporting.llama_support import exact_logits
+from tests.exporting.test_families import assert_parity, pruned
+from tests.exporting.test_kquants import check
+
+IDS = list(range(1, 30))
+FAMILY = "qwen3_5_text"
+# 3 value heads a key head, DeltaNets where llama.cpp would not expect them, other taps.
+THREE = {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "num_hidden_layers": 5, "linear_conv_kernel_dim": 3}
+WIDE = {
+    "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6,
+    "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+}  # fmt: skip
+
+
+def alike(spec_layers: Any, delta: tuple[int, int], attention: tuple[int, int], ffn: int) -> list[LayerShape]:
+    return [LayerShape(*(delta if layer.linear else attention), ffn) for layer in spec_layers]
+
+
+# name -> (model, (value heads, key heads), (query heads, KV heads), FFN): widths of a uniform plan
+GGUF: dict[str, tuple[dict, tuple | None]] = {
+    "dense": ({}, None), "untied": ({"tied": False, "linear_conv_kernel_dim": 6}, None),
+    "three": (THREE, None), "key heads": ({}, ((4, 2), (8, 4), 96)), "value heads": ({}, ((4, 4), (8, 4), 128)),
+    "both": (THREE, ((2, 2), (4, 2), 64)), "small heads": (
+        {"linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}, ((2, 2), (4, 4), 64)),
+    "whole rope": ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("artifact_format", ["gguf-f32", "gguf-f16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1"])
+@pytest.mark.parametrize("name", GGUF)
+def test_llama_cpp_answers_as_torch_does(name: str, artifact_format: str, tmp_path: Path) -> None:
+    overrides, widths = GGUF[name]
+    model = tiny_model(FAMILY, **overrides)
+    model = pruned(model, alike(spec_of(model).layers, *widths)) if widths else model
+    folder = write_folder(model, tmp_path / "model")
+    assert assert_parity(folder, tmp_path, artifact_format) == "qwen35"
+    path = tmp_path / f"{artifact_format}.gguf"
+    fields, spec = gguf.GGUFReader(path).fields, read_spec(folder)
+    delta = next(layer for layer in spec.layers if layer.linear)
+    assert fields["qwen35.ssm.time_step_rank"].contents() == delta.heads
+    assert fields["qwen35.ssm.group_count"].contents() == delta.kv_heads
+    assert fields["qwen35.attention.recurrent_layers"].contents() == [layer.linear for layer in spec.layers]
+    assert artifact_cost(path).kv_bytes_per_token == LlamaCppEngine(path, 1, 16).kv_bytes_per_token()
+    if artifact_format == "gguf-f32":
+        np.testing.assert_allclose(exact_logits(path, IDS), logits(load_model(folder), IDS), atol=1e-4)
+
+
+def test_tuned_blocks_move_as_they_are(tmp_path: Path) -> None:
+    """Value heads of one key head lie apart in the file: rows of v, z, b and a, and columns of the output."""
+    folder = write_folder(tiny_model(FAMILY, **WIDE), tmp_path / "model")
+    tune(folder, "q4_0", 32)
+    write_gguf(folder, tmp_path / "m.gguf", "q4_0")
+    parameters = dict(shipped_model(folder, "gguf-q4_0").named_parameters())
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+
+    def held(name: str) -> np.ndarray:
+        return gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
+
+    def ours(name: str) -> np.ndarray:
+        return parameters[f"model.layers.0.linear_attn.{name}.weight"].detach().numpy()
+
+    qkv = held("blk.0.attn_qkv.weight")
+    np.testing.assert_array_equal(qkv[:512], np.concatenate([ours("in_proj_q"), ours("in_proj_k")]))
+    for found, name, width in ((qkv[512:], "in_proj_v", 64), (held("blk.0.ssm_beta.weight"), "in_proj_b", 1)):
+        np.testing.assert_array_equal(
+            found.reshape(2, 4, width, 256), ours(name).reshape(4, 2, width, 256).swapaxes(0, 1)
+        )
+    out = held("blk.0.ssm_out.weight").reshape(256, 2, 4, 64)
+    np.testing.assert_array_equal(out, ours("out_proj").reshape(256, 4, 2, 64).swapaxes(1, 2))
+
+
+def test_types_that_llama_cpp_makes(tmp_path: Path) -> None:
+    """By importance and without: values are read back from the file, past the order of value heads."""
+    model = tiny_model(FAMILY, **WIDE | {"intermediate_size": 512, "num_hidden_layers": 2})
+    model = pruned(model, alike(spec_of(model).layers, (4, 2), (8, 4), 256))
+    windows = torch.randint(0, 320, (8, 32), generator=torch.Generator().manual_seed(0))
+    matrix = save_importance(importance_matrix(model, windows), tmp_path)
+    check(write_folder(model, tmp_path / "model"), matrix, tmp_path / "out", ("q4_k_m", "iq4_xs"))
+
+
+REFUSED: list[tuple[dict, list[LayerShape] | None, str]] = [
+    ({}, [LayerShape(8, 4, 96), LayerShape(8, 4, 64), LayerShape(8, 4, 64)], "one FFN width and one number of heads"),
+    ({}, [LayerShape(8, 4, 64), LayerShape(8, 4, 64), LayerShape(4, 2, 64)], "one FFN width and one number of heads"),
+    ({"linear_value_head_dim": 64}, None, "keys and values of one size, this model has 32 and 64"),
+    ({"rms_norm_eps": 1e-5}, None, r"adds rms_norm_eps \(1e-05\) to the squared lengths"),
+    ({"linear_key_head_dim": 16, "linear_value_head_dim": 16}, None, "value heads of 16 fill no blocks of 32"),
+    ({"layer_types": ["full_attention"] * 3}, None, "without any gated DeltaNet"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "widths", "reason"), REFUSED)
+def test_what_llama_cpp_cannot_hold_is_refused(
+    overrides: dict, widths: list[LayerShape] | None, reason: str, tmp_path: Path
+) -> None:
+    model = tiny_model(FAMILY, **overrides)
+    folder = write_folder(pruned(model, widths) if widths else model, tmp_path / "model")
+    with pytest.raises(SaapError, match=f"Qwen3.5: .* cannot go to gguf-q4_0: .*{reason}.*leave gguf-q4_0 out"):
+        write_gguf(folder, tmp_path / "m.gguf", "q4_0")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("artifact_format", ["openvino-int4", "onnx-optimum"])
+def test_formats_without_states_are_refused(artifact_format: str) -> None:
+    refusal = export_refusal(spec_of(tiny_model(FAMILY)), artifact_format)
+    assert refusal and f"cannot go to {artifact_format}" in refusal
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    root = tmp_path_factory.mktemp(FAMILY)
+    folder = write_folder(tiny_model(FAMILY, vocab_size=2048, **WIDE), root / "model")
+    (root / "out").mkdir()
+    formats = ("gguf-f32", "gguf-q8_0")
+    return folder, root / "out", export_artifacts(folder, root / "out", formats, "dense", {}, lambda name: None)
+
+
+@pytest.mark.parametrize("engine", ["torch", "gguf"])
+def test_a_sequence_is_shortened(engine: str, exported: tuple[Path, Path, Any]) -> None:
+    """Also inside a text, and to nothing: DeltaNets have no way back, so that the rest is read again."""
+    folder, out, manifest = exported
+    paths = {artifact.format: out / artifact.path for artifact in manifest.artifacts}
+    made: Any = {
+        "torch": lambda: TorchEngine(folder, 1, 64), "gguf": lambda: LlamaCppEngine(paths["gguf-f32"], 1, 64, "f16"),
+    }[engine]()  # fmt: skip
+    whole = made.forward(IDS, all_logits=True).copy()
+    for kept in (9, 9, 2, 1, 0):
+        made.truncate(kept)
+        np.testing.assert_allclose(made.forward(IDS[kept:], all_logits=True), whole[kept:], atol=2e-2)
+    made.truncate(len(IDS))
+    made.forward(IDS[:3])
+    made.truncate(5)
+    np.testing.assert_allclose(made.forward(IDS[5:], all_logits=True), whole[5:], atol=2e-2)
+    with pytest.raises(ValueError, match="cannot keep"):
+        made.truncate(len(IDS) + 1)
+
+
+def test_costs_count_keys_values_and_states(exported: tuple[Path, Path, Any]) -> None:
+    """From the files, and beforehand from the shape: KV in layers with attention, states in the others."""
+    folder, out, manifest = exported
+    spec = read_spec(folder)
+    channels = 2 * 4 * 64 + 8 * 64
+    assert spec.state_bytes() == 2 * (3 * channels + 8 * 64 * 64) * 4
+    for artifact in manifest.artifacts:
+        cost = artifact_cost(out / artifact.path)
+        assert cost.state_bytes == spec.state_bytes()
+        assert cost.kv_bytes_per_token == spec.kv_bytes_per_token(2 if artifact.format.startswith("gguf") else 4)
+        assert cost.projection_bytes == artifact.projection_bytes
+        assert cost.parameters == pytest.approx(manifest.parameters, rel=0.01)
+        told = cost_at(spec, artifact.format, 32, 0)
+        assert told.projection_bytes == pytest.approx(artifact.projection_bytes, rel=0.03)
+        assert told.file_bytes == pytest.approx(artifact.bytes, rel=0.1)
+        assert (told.kv_bytes_per_token, told.state_bytes) == (cost.kv_bytes_per_token, cost.state_bytes)
+    plain = folder_cost(folder, None)
+    assert plain.kv_bytes_per_token == spec.kv_bytes_per_token(4)
+    assert plain.state_bytes == spec.state_bytes() + 2 * channels * 4  # transformers keeps one token more
+
+
+def test_memory_counts_states() -> None:
+    small, large = (
+        predict(cost, load_target("rpi5"), 64, 64).ram_mib
+        for cost in (
+            cost_at(spec_of(tiny_model(FAMILY, linear_conv_kernel_dim=taps)), "gguf-q4_0", 32, 0) for taps in (2, 1024)
+        )
+    )  # fmt: skip
+    channels = 2 * 4 * 32 + 8 * 32
+    assert small and large and large.value - small.value == pytest.approx(1022 * channels * 4 / 2**20)
+
+
+def test_states_are_what_llama_cpp_reserves(tmp_path: Path) -> None:
+    """By its own report, as it opens a context."""
+    shape = WIDE | {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 64}
+    folder = write_folder(tiny_model(FAMILY, **shape), tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", "q8_0")
+    code = (
+        "import llama_cpp; from llama_cpp import Llama; import sys\n"
+        "Llama(sys.argv[1], n_ctx=256, n_batch=32, n_threads=1, verbose=True)"
+    )
+    child = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.gguf")], capture_output=True, text=True)
+    sizes = re.findall(r"(llama_kv_cache|llama_memory_recurrent): size = +([\d.]+) MiB", child.stderr)
+    told = {kind: float(size) for kind, size in sizes}
+    cost = artifact_cost(tmp_path / "m.gguf")
+    assert told["llama_memory_recurrent"] == pytest.approx(cost.state_bytes / 2**20, abs=0.006)
+    assert told["llama_kv_cache"] == pytest.approx(cost.kv_bytes_per_token * 256 / 2**20, abs=0.006)
+
+
+@pytest.mark.parametrize("unit", ["bytes", "latency"])
+@pytest.mark.parametrize("delta", [(8, 4), (4, 4), (4, 2)])
+def test_a_plan_in_bytes_and_latency_is_what_the_file_and_its_states_are(
+    unit: Any, delta: tuple[int, int], tmp_path: Path
+) -> None:
+    model = tiny_model(FAMILY, vocab_size=2048, **WIDE)
+    dense = spec_of(model)
+    folder = write_folder(pruned(model, alike(dense.layers, delta, (4, 2), 96)), tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", "q8_0")
+    spec, found = read_spec(folder), artifact_cost(tmp_path / "m.gguf")
+    cost = model_cost(dense, unit, "q8_0", context=100)
+    total = cost.fixed + sum(cost.layer(layer, spec.hidden, spec.head_dim) for layer in spec.layers)
+    tensors = sum(tensor.n_bytes for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors)
+    expected = tensors + (found.state_bytes + 100 * found.kv_bytes_per_token if unit == "latency" else 0)
+    assert total == pytest.approx(expected, rel=0.03)
