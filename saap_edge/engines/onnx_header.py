@@ -72,7 +72,7 @@ class Graph:
         kv_bytes_per_token: bytes of a token in all inputs past_key_values.*.
         state_bytes: bytes of all inputs past.*, which do not grow with a text.
         quantisation: as saap-edge wrote it; else after the bits of the matrices, "fp32" for floats.
-        layers: layers with a KV cache, or with a convolution.
+        layers: layers with a KV cache, or with a convolution or DeltaNet.
         context: tokens of the longest sequence; None: the graph does not state it.
         vocab_size: logits for a token; None: the graph does not state it.
     """
@@ -168,7 +168,7 @@ def _count(parsed: _Parsed) -> Graph:
     context = int(parsed.told["saap_edge.context"]) if "saap_edge.context" in parsed.told else None
     if context is not None and context < 1:
         raise ValueError
-    layers = sum(name.endswith(".key") for name in parsed.past) + len(parsed.state)
+    layers = sum(name.endswith(".key") for name in parsed.past) + len({name.split(".")[0] for name in parsed.state})
     return Graph(
         sum(read.values()), sum(elements.values()), sum(parsed.past.values()), quantisation, layers, context,
         parsed.vocab_size, sum(parsed.state.values()),

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from saap_edge.exporting.onnx_convolution import Convolutions
+from saap_edge.exporting.onnx_deltanet import DeltaNets
 from saap_edge.exporting.onnx_graph import GraphWriter
 from saap_edge.exporting.packing import nibbles
 from saap_edge.exporting.rope import rope_frequencies
@@ -53,11 +54,13 @@ class Decoder:
         mask = graph.input("attention_mask", ir.DataType.INT64, ["batch_size", "total"])
         self._sequence(ids, mask)
         embedded, table = self._embedding(ids)
-        normed = self._norm(embedded, "model.layers.0.input_layernorm.weight")
+        normed = self.norm(embedded, "model.layers.0.input_layernorm.weight")
         residual, convolved = embedded, Convolutions(self, ids, self.lengths).output
+        delta_net = DeltaNets(self, ids, self.lengths).output
         for index in range(len(spec.layers)):
             prefix = f"model.layers.{index}."
-            mixed = (convolved if spec.layers[index].conv else self._attention)(normed, index)
+            layer = spec.layers[index]
+            mixed = (convolved if layer.conv else delta_net if layer.linear else self._attention)(normed, index)
             normed, residual = self._skip_norm(residual, mixed, f"{prefix}{self.FFN_NORM}.weight")
             last = index + 1 == len(spec.layers)
             following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
@@ -75,12 +78,13 @@ class Decoder:
         self.seqlens = graph.node("Cast", [last], to=ir.DataType.INT32)
         total = graph.node("Gather", [graph.node("Shape", [mask]), graph.constant("index_1", 1)], axis=0)
         self.total = graph.node("Cast", [total], to=ir.DataType.INT32)
-        inside = spec.head_dim % 16 == 0 and not spec.family.norms_after_rope  # attention itself can rotate
+        whole = spec.rotary in (None, spec.head_dim)
+        inside = whole and spec.head_dim % 16 == 0 and not spec.family.norms_after_rope  # attention itself can rotate
         self.positions = None if inside else self._positions(ids, lengths)
         self.rotary = self._rotary(spec)
 
     def _rotary(self, spec: ModelSpec, suffix: str = "cache") -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines of every position, each [context, head_dim / 2]."""
+        """Cosines and sines of every position, each [context, rotating dimensions of a head / 2]."""
         angles = np.outer(np.arange(spec.context, dtype=np.float32), rope_frequencies(spec))
         factor = np.float32(attention_factor(spec.rope_scaling))
         cos = self.graph.weight(f"cos_{suffix}", factor * np.cos(angles), per_token=False)
@@ -95,8 +99,9 @@ class Decoder:
         return graph.node("Add", [graph.node("Unsqueeze", [start, graph.constant("column", [1])]), steps])
 
     def _rotate(self, x: ir.Value, heads: int, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
-        """Rotary embedding outside of attention, whose own needs a head_dim that is a multiple of 16 and comes last."""
-        return self.graph.node("RotaryEmbedding", [x, self.positions, *rotary], CONTRIB, num_heads=heads)
+        """Rotary embedding outside of attention, whose own takes whole heads, of a multiple of 16, and comes last."""
+        part = {} if self.spec.rotary in (None, self.spec.head_dim) else {"rotary_embedding_dim": self.spec.rotary}
+        return self.graph.node("RotaryEmbedding", [x, self.positions, *rotary], CONTRIB, num_heads=heads, **part)
 
     def _embedding(self, ids: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         """Token vectors, and the table (its weight, or codes and scales), which a tied head uses too."""
@@ -147,7 +152,7 @@ class Decoder:
             self.graph.weight(f"{name}.{part}", array, per_token) for part, array in named if array is not None
         )
 
-    def _norm(self, x: ir.Value, name: str) -> ir.Value:
+    def norm(self, x: ir.Value, name: str) -> ir.Value:
         return self.graph.node(
             "SimplifiedLayerNormalization", [x, self._scale(name)], axis=-1, epsilon=self.spec.rms_norm_eps
         )
@@ -163,19 +168,24 @@ class Decoder:
 
     def _scale(self, name: str) -> ir.Value:
         """The factors of a norm."""
+        if self.spec.family.centred_norms and ".linear_attn." not in name:
+            return self.graph.weight(name, 1 + self.weights.tensor(name).numpy())
         return self._plain(name)
 
     def _head_norm(self, x: ir.Value, name: str, heads: int) -> ir.Value:
         """Norm of every head of q or k. Attention has inputs for it, but not on CPU."""
         graph, width = self.graph, self.spec.head_dim
         apart = graph.node("Reshape", [x, graph.constant(f"{name}.heads", [0, 0, heads, width])])
-        return graph.node("Reshape", [self._norm(apart, name), graph.constant(f"{name}.whole", [0, 0, heads * width])])
+        return graph.node("Reshape", [self.norm(apart, name), graph.constant(f"{name}.whole", [0, 0, heads * width])])
 
     def _attention(self, x: ir.Value, index: int) -> ir.Value:
         graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
         prefix = f"model.layers.{index}.self_attn."
         packed = self.linear(x, f"{prefix}qkv_proj", [f"{prefix}{name}_proj" for name in "qkv"])
         past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
+        gate = None
+        if spec.family.gated:
+            packed, gate = self._gated(packed, prefix, layer)
         rotary, attributes = self._kind(index)
         fused, apart = (rotary, None) if self.positions is None else (None, rotary)
         states = [packed, None, None]
@@ -187,7 +197,21 @@ class Decoder:
         )  # fmt: skip
         for present, kind in zip(outputs[1:], KINDS, strict=True):
             graph.output(present, f"present.{index}.{kind}", *self._cache(layer, "total"))
-        return self.linear(outputs[0], f"{prefix}o_proj")
+        mixed = outputs[0]
+        if gate is not None:
+            mixed = graph.node("Mul", [mixed, graph.node("Sigmoid", [gate])])
+        return self.linear(mixed, f"{prefix}o_proj")
+
+    def _gated(self, packed: ir.Value, prefix: str, layer: LayerShape) -> tuple[ir.Value, ir.Value]:
+        """Queries, keys and values, and the gates of all heads, which lie beside each head's query."""
+        graph, width = self.graph, self.spec.head_dim
+        sizes = graph.constant(f"{prefix}gated.widths", [2 * layer.heads * width, 2 * layer.kv_heads * width])
+        both, others = graph.nodes(2, "Split", [packed, sizes], axis=-1)
+        apart = graph.node("Reshape", [both, graph.constant(f"{prefix}gated.heads", [0, 0, layer.heads, 2 * width])])
+        query, gate = graph.nodes(2, "Split", [apart], axis=-1, num_outputs=2)
+        whole = graph.constant(f"{prefix}gated.whole", [0, 0, layer.heads * width])
+        query, gate = (graph.node("Reshape", [each, whole]) for each in (query, gate))
+        return graph.node("Concat", [query, others], axis=-1), gate
 
     def _states(
         self, packed: ir.Value, prefix: str, layer: LayerShape, rotary: tuple[ir.Value, ir.Value] | None

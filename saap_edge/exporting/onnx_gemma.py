@@ -40,7 +40,7 @@ class GemmaDecoder(Decoder):
         return self._times(vectors, "embedding_scale", math.sqrt(self.spec.hidden)), table
 
     def _attention(self, x: ir.Value, index: int) -> ir.Value:
-        return self._norm(super()._attention(x, index), f"model.layers.{index}.post_attention_layernorm.weight")
+        return self.norm(super()._attention(x, index), f"model.layers.{index}.post_attention_layernorm.weight")
 
     def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value] | None, dict[str, Any]]:
         gemma, windowed = self.gemma, self.gemma.windowed[index]
@@ -52,13 +52,10 @@ class GemmaDecoder(Decoder):
         return self.windowed if windowed else self.rotary, attributes
 
     def _ffn(self, x: ir.Value, prefix: str) -> ir.Value:
-        return self._norm(super()._ffn(x, prefix), f"{prefix}post_feedforward_layernorm.weight")
+        return self.norm(super()._ffn(x, prefix), f"{prefix}post_feedforward_layernorm.weight")
 
     def _activation(self, gate: ir.Value) -> ir.Value:
         return self.graph.node("Gelu", [gate], approximate="tanh")
-
-    def _scale(self, name: str) -> ir.Value:
-        return self.graph.weight(name, 1 + self.weights.tensor(name).numpy())
 
     def _capped(self, logits: ir.Value) -> ir.Value:
         cap = self.gemma.final_cap

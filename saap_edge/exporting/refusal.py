@@ -11,7 +11,7 @@ from saap_edge.families import Refusal
 from saap_edge.formats import Format, format_of
 from saap_edge.gguf_file.architectures import UNROTATED_PERIOD
 from saap_edge.model.blocks import BLOCK
-from saap_edge.model.spec import ModelSpec
+from saap_edge.model.spec import LayerShape, ModelSpec
 from saap_edge.registry import resolve
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
 GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2", "qwen35")
-ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions")
+ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions", "delta-nets")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
 _LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit}
@@ -120,6 +120,8 @@ def shape_reason(spec: ModelSpec) -> str | None:
 
 def onnx_shape_reason(spec: ModelSpec) -> str | None:
     """Which shape of a model the CPU kernel of GroupQueryAttention refuses, or None."""
+    if spec.rotary and spec.rotary % 4:
+        return f"{spec.rotary} dimensions of a head rotate, not a multiple of 4"
     if spec.head_dim % 8:
         return f"head_dim {spec.head_dim} is not a multiple of 8: ONNX Runtime's attention refuses it"
     return None
@@ -128,7 +130,7 @@ def onnx_shape_reason(spec: ModelSpec) -> str | None:
 def _onnx_limit(spec: ModelSpec, format: Format) -> str | None:
     """What makes a format slow in ONNX Runtime for this model, or None."""
     # q, k and v are one matrix, gate and up another (onnx_decoder.py).
-    stacked = (max((layer.heads + 2 * layer.kv_heads) * spec.head_dim, 2 * layer.ffn) for layer in spec.layers)
+    stacked = (max(_mixer_rows(spec, layer), 2 * layer.ffn) for layer in spec.layers)
     rows = max(spec.vocab_size, 3 * spec.hidden if spec.taps else 0, *stacked)
     if format.widened and 4 * rows * spec.hidden > WIDENED_AT_LOAD:
         return (
@@ -136,6 +138,13 @@ def _onnx_limit(spec: ModelSpec, format: Format) -> str | None:
             f"{spec.hidden}) anew at every token"
         )
     return None
+
+
+def _mixer_rows(spec: ModelSpec, layer: LayerShape) -> int:
+    """Rows of the one matrix of what takes a layer's input."""
+    if layer.linear and spec.delta:
+        return 2 * layer.kv_heads * spec.delta.keys + layer.heads * (2 * spec.delta.values + 2)
+    return ((1 + spec.family.gated) * layer.heads + 2 * layer.kv_heads) * spec.head_dim
 
 
 def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:

@@ -13,7 +13,7 @@ __all__ = ["rope_frequencies"]
 
 
 def rope_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Angle of each rotated pair per position, in radians, float32 [head_dim / 2], scaled as the model says.
+    """Angle of each rotated pair per position, in radians, float32 [pairs], scaled as the model says.
 
     The formulas are those of transformers' modeling_rope_utils:
 
@@ -29,7 +29,8 @@ def rope_frequencies(spec: ModelSpec) -> np.ndarray:
     [1.0, 0.01]
     """
     # In float32, as in transformers: at position 100,000 its rounding changes the angle noticeably.
-    exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+    width = spec.rotary or spec.head_dim
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     plain, scaling = (1 / np.float32(spec.rope_theta) ** exponents).astype(np.float32), spec.rope_scaling
     if scaling is None:
         return plain

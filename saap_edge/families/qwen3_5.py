@@ -147,7 +147,7 @@ FAMILY = Family(
         gguf_layers=Refusal(
             "llama.cpp's 'qwen35' has one FFN width and one number of heads of each kind for all layers"
         ),
-        onnx=Refusal("saap-edge writes no gated DeltaNets to ONNX yet"),
+        onnx="delta-nets",
     ),
     refuse=refuse,
     defaults={
