@@ -84,12 +84,12 @@ def _write_templates(out: Path, templates: dict[str, str]) -> None:
 def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
     """The content of genai_config.json, which onnxruntime-genai needs to load the folder.
 
-    `type` only selects the decoder-only runtime, and "lfm2" the one with states of convolutions; widths per layer come
-    from the shapes of the graph's inputs, but for the KV heads of an "lfm2". genai's tokenizer adds no BOS unless asked
+    `type` only selects the decoder-only runtime, and "lfm2" or "qwen3_5_text" one with states; widths per layer come
+    from the shapes of the graph's inputs, but for the KV heads of these two. genai's tokenizer adds no BOS unless asked
     (`tokenizer.update_options(add_special_tokens="true")`), with any model. `context_length` is the model's;
     `max_length`, which decides the memory, is a usual text's.
     """
-    widest = max(spec.layers, key=lambda layer: layer.heads)
+    widest = max(spec.layers, key=lambda layer: layer.heads * layer.attends)
     names = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in KINDS}
     decoder: dict[str, Any] = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -113,8 +113,13 @@ def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
             "past.%d.conv",
             "present.%d.conv",
         )
+    if spec.delta:
+        decoder["layer_types"] = ["linear_attention" if layer.linear else "full_attention" for layer in spec.layers]
+        for kind in ("conv", "recurrent"):
+            decoder["inputs"][f"past_{kind}_names"] = f"past.%d.{kind}"
+            decoder["outputs"][f"present_{kind}_names"] = f"present.%d.{kind}"
     model = {
-        "type": "lfm2" if spec.taps else "llama",
+        "type": "lfm2" if spec.taps else "qwen3_5_text" if spec.delta else "llama",
         "bos_token_id": -1 if chat.bos is None else chat.bos,
         "eos_token_id": chat.ends[0] if len(chat.ends) == 1 else list(chat.ends),
         "pad_token_id": _pad(chat),

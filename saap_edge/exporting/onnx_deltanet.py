@@ -93,7 +93,7 @@ class DeltaNets:
         graph, delta, layer = self.graph, self.spec.delta, self.spec.layers[index]
         assert delta
         name, shared = f"model.layers.{index}.linear_attn.{part}", layer.heads // layer.kv_heads
-        scale = graph.weight(f"{name}.scale", np.full(delta.keys, delta.keys**-0.5, dtype=np.float32), per_token=False)
+        scale = graph.weight(f"{name}.scale", np.full(delta.keys, delta.keys**-0.5, dtype=np.float32))
         apart = graph.node("Reshape", [x, graph.constant(f"{name}.heads", [0, 0, layer.kv_heads, delta.keys])])
         unit = graph.node(
             "SimplifiedLayerNormalization", [apart, scale], axis=-1, epsilon=LENGTH_EPS / delta.keys

@@ -120,8 +120,6 @@ def shape_reason(spec: ModelSpec) -> str | None:
 
 def onnx_shape_reason(spec: ModelSpec) -> str | None:
     """Which shape of a model the CPU kernel of GroupQueryAttention refuses, or None."""
-    if spec.rotary and spec.rotary % 4:
-        return f"{spec.rotary} dimensions of a head rotate, not a multiple of 4"
     if spec.head_dim % 8:
         return f"head_dim {spec.head_dim} is not a multiple of 8: ONNX Runtime's attention refuses it"
     return None

@@ -177,7 +177,8 @@ def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: 
     shapes = [layers[index] for index in stay]
     first, modules = shapes[0], dense.model.layers
     # Repair may have given single layers a bias that the family does not have.
-    o_bias = any(layer.self_attn is not None and layer.self_attn.o_proj.bias is not None for layer in modules)
+    ends = [getattr(mixer, name) for mixer, name in map(_mixer, modules) if mixer is not None]
+    o_bias = any(end.bias is not None for end in ends)
     down_bias = any(layer.mlp is not None and layer.mlp.down_proj.bias is not None for layer in modules)
     alike = len(set(shapes)) == 1 and first.heads > 0 and first.ffn > 0
     # transformers' plain classes refuse other numbers of heads.
@@ -197,6 +198,13 @@ def _pruned_config(dense: Any, spec: ModelSpec, layers: list[LayerShape], stay: 
     config = SaapEdgeConfig(**_plain(pruned_config(source, left, widths, o_bias, down_bias)))
     config._attn_implementation = dense.config._attn_implementation
     return config
+
+
+def _mixer(layer: Any) -> tuple[Any, str]:
+    """A layer's attention or DeltaNet, None where it has neither, and the name of the projection that ends it."""
+    if layer.self_attn is not None:
+        return layer.self_attn, "o_proj"
+    return getattr(layer, "linear_attn", None), "out_proj"
 
 
 def _plain_config(dense: Any, spec: ModelSpec, shape: LayerShape, stay: list[int]) -> Any:

@@ -226,7 +226,7 @@ class SaapEdgeDeltaNet(nn.Module):
         )
         self.A_log, self.dt_bias = (nn.Parameter(torch.zeros(value_heads)) for _ in "Ad")
         self.norm = Qwen3NextRMSNormGated(self.values, eps=config.rms_norm_eps)
-        self.out_proj = nn.Linear(values, size, bias=False)
+        self.out_proj = nn.Linear(values, size, bias=config.o_bias)
 
     def forward(
         self, hidden_states: torch.Tensor, past_key_values: Any = None, padding: torch.Tensor | None = None

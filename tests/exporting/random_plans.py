@@ -114,7 +114,7 @@ def dense_model(dice: random.Random, family: str) -> Any:
         dice.shuffle(kinds)
         overrides |= {"num_hidden_layers": layers, "layer_types": kinds, "linear_num_key_heads": (keys := dice.choice([2, 4]))}
         overrides |= {"linear_num_value_heads": keys * shared, "linear_conv_kernel_dim": dice.randint(2, 5)}
-        sizes = dice.choice([(32, 32), (32, 32), (16, 16), (16, 32)])
+        sizes = dice.choice([(32, 32)] * 4 + [(16, 16), (16, 32)])
         overrides |= dict(zip(("linear_key_head_dim", "linear_value_head_dim"), sizes, strict=True))
         share = dice.choice([0.25, 0.5, 1.0]) if head_dim > 8 else 1.0
         overrides["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": share}

@@ -10,15 +10,18 @@ from typing import Any
 
 import gguf
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 
 from saap_edge.engines.llama_cpp import LlamaCppEngine
+from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.engines.torch import TorchEngine, folder_cost
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.parity import logits, shipped_model
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.imatrix import save_importance
+from saap_edge.exporting.onnx import write_onnx
 from saap_edge.exporting.refusal import export_refusal
 from saap_edge.exporting.write import export_artifacts
 from saap_edge.model.checkpoint import read_spec
@@ -33,7 +36,7 @@ from saap_edge.worth.fit import cost_at
 from tests.conftest import tiny_model, write_folder
 from tests.exporting.codes_support import tune
 from tests.exporting.llama_support import exact_logits
-from tests.exporting.test_families import assert_parity, pruned
+from tests.exporting.test_families import assert_genai_answers_as_torch_does, assert_parity, pruned
 from tests.exporting.test_kquants import check
 
 IDS = list(range(1, 30))
@@ -123,7 +126,7 @@ REFUSED: list[tuple[dict, list[LayerShape] | None, str]] = [
 
 
 @pytest.mark.parametrize(("overrides", "widths", "reason"), REFUSED)
-def test_what_llama_cpp_cannot_hold_is_refused(
+def test_what_llama_cpp_cannot_hold_is_refused_and_onnx_runs_it(
     overrides: dict, widths: list[LayerShape] | None, reason: str, tmp_path: Path
 ) -> None:
     model = tiny_model(FAMILY, **overrides)
@@ -131,6 +134,7 @@ def test_what_llama_cpp_cannot_hold_is_refused(
     with pytest.raises(SaapError, match=f"Qwen3.5: .* cannot go to gguf-q4_0: .*{reason}.*leave gguf-q4_0 out"):
         write_gguf(folder, tmp_path / "m.gguf", "q4_0")
     assert not (tmp_path / "m.gguf").exists()
+    assert_parity(folder, tmp_path, "onnx-fp32")
 
 
 @pytest.mark.parametrize("artifact_format", ["openvino-int4", "onnx-optimum"])
@@ -139,22 +143,75 @@ def test_formats_without_states_are_refused(artifact_format: str) -> None:
     assert refusal and f"cannot go to {artifact_format}" in refusal
 
 
+ONNX: dict[str, tuple[dict, list[LayerShape] | None]] = {
+    "dense": ({"head_dim": 32, "tied": False}, None), "three": (THREE | {"linear_key_head_dim": 8}, None),
+    "by layer": ({}, [LayerShape(3, 3, 96), LayerShape(4, 2, 64), LayerShape(2, 1, 32)]),
+    "depth": ({}, [LayerShape(0, 0, 64), LayerShape(8, 4, 0), LayerShape(0, 0, 64)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("artifact_format", ["onnx-fp32", "onnx-fp16", "onnx-int4", "onnx-int4-full", "onnx-int8"])
+@pytest.mark.parametrize("name", ONNX)
+def test_onnx_runtime_answers_as_torch_does(name: str, artifact_format: str, tmp_path: Path) -> None:
+    overrides, widths = ONNX[name]
+    model = tiny_model(FAMILY, **overrides)
+    folder = write_folder(pruned(model, widths) if widths else model, tmp_path / "model")
+    assert_parity(folder, tmp_path, artifact_format)
+
+
+@pytest.mark.parametrize("widths", [None, [LayerShape(3, 3, 96), LayerShape(4, 2, 64), LayerShape(6, 2, 32)]], ids=str)
+def test_genai_runs_it(widths: list[LayerShape] | None, tmp_path: Path) -> None:
+    model = tiny_model(FAMILY)
+    folder = write_folder(pruned(model, widths) if widths else model, tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    assert_genai_answers_as_torch_does(folder, tmp_path / "out")
+
+
+def test_a_batch_with_right_padding(tmp_path: Path) -> None:
+    """What is remembered of a row is of its own tokens, not of the padding behind them."""
+    folder = write_folder(tiny_model(FAMILY), tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    session, model = ort.InferenceSession(str(tmp_path / "out" / "model.onnx")), load_model(folder)
+    feeds: dict[str, Any] = {}
+    for value in session.get_inputs():
+        if value.name.startswith("past"):
+            shape = [size if isinstance(size, int) else {"batch_size": 2}.get(size, 0) for size in value.shape]
+            feeds[value.name] = np.zeros(shape, dtype=np.float32)
+    rows = [IDS[:8], IDS[10:12]]  # the second is shorter than what a convolution remembers
+    feeds["input_ids"] = np.array([rows[0], [*rows[1], *[0] * 6]])
+    feeds["attention_mask"] = np.array([[1] * 8, [1] * 2 + [0] * 6])
+    for step in range(3):
+        names = [value.name for value in session.get_outputs()]
+        found = dict(zip(names, session.run(names, feeds), strict=True))
+        for row, tokens in enumerate(rows):
+            at = len(tokens) - 1 if not step else 0
+            np.testing.assert_allclose(found["logits"][row, at], logits(model, tokens)[-1], atol=1e-4)
+        rows = [[*tokens, 20 + step] for tokens in rows]
+        feeds = {
+            name.replace("present", "past" if name.endswith(("conv", "recurrent")) else "past_key_values"): value
+            for name, value in found.items() if name != "logits"
+        }  # fmt: skip
+        feeds["input_ids"] = np.array([[20 + step]] * 2)
+        feeds["attention_mask"] = np.array([[1] * (9 + step), [1] * (3 + step) + [0] * 6])
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     root = tmp_path_factory.mktemp(FAMILY)
     folder = write_folder(tiny_model(FAMILY, vocab_size=2048, **WIDE), root / "model")
     (root / "out").mkdir()
-    formats = ("gguf-f32", "gguf-q8_0")
+    formats = ("gguf-f32", "gguf-q8_0", "onnx-fp32", "onnx-int8")
     return folder, root / "out", export_artifacts(folder, root / "out", formats, "dense", {}, lambda name: None)
 
 
-@pytest.mark.parametrize("engine", ["torch", "gguf"])
+@pytest.mark.parametrize("engine", ["torch", "gguf", "onnx"])
 def test_a_sequence_is_shortened(engine: str, exported: tuple[Path, Path, Any]) -> None:
     """Also inside a text, and to nothing: DeltaNets have no way back, so that the rest is read again."""
     folder, out, manifest = exported
     paths = {artifact.format: out / artifact.path for artifact in manifest.artifacts}
     made: Any = {
         "torch": lambda: TorchEngine(folder, 1, 64), "gguf": lambda: LlamaCppEngine(paths["gguf-f32"], 1, 64, "f16"),
+        "onnx": lambda: OnnxRuntimeEngine(paths["onnx-fp32"], 1, 64),
     }[engine]()  # fmt: skip
     whole = made.forward(IDS, all_logits=True).copy()
     for kept in (9, 9, 2, 1, 0):
