@@ -87,7 +87,7 @@ class PlanLayer(Part):
     conv: bool = Field(default=False, description="a short convolution is in the place of attention, and stays")
     linear: bool = Field(
         default=False,
-        description="a gated DeltaNet is in the place of attention: `heads` are its value heads, `kv_heads` its key heads",
+        description="a gated DeltaNet is in the place of attention; `heads`: its value heads, `kv_heads`: key heads",
     )
 
     @property

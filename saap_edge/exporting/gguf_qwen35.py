@@ -1,4 +1,4 @@
-"""Qwen3.5 in llama.cpp, its `qwen35`: all layers of one width, and the value heads of a gated DeltaNet in another order.
+"""Qwen3.5 in llama.cpp, its `qwen35`: layers of one width, and value heads of gated DeltaNets in another order.
 
 A value head h of the model shares key head h // r, where r value heads share one. In the file it shares key head
 h % (number of key heads): the first value heads of all key heads come first, then the second ones.
@@ -23,7 +23,7 @@ LENGTH_EPS = 1e-6  # transformers', added to the squared lengths of queries and 
 _EVERY = 4  # llama.cpp's own: every so many layers one has attention
 
 # llama.cpp's projection <- ours, stacked if there are several.
-DELTA_NET = {
+DELTA_NET: dict[str, tuple[str, ...]] = {
     "attn_qkv": ("linear_attn.in_proj_q", "linear_attn.in_proj_k", "linear_attn.in_proj_v"),
     "attn_gate": ("linear_attn.in_proj_z",), "ssm_beta": ("linear_attn.in_proj_b",),
     "ssm_alpha": ("linear_attn.in_proj_a",), "ssm_out": ("linear_attn.out_proj",),

@@ -84,9 +84,7 @@ class DeltaNets:
         graph.output(present, f"present.{index}.conv", ir.DataType.FLOAT, kept)
         kernels = [self.decoder.weights.tensor(f"{prefix}conv_{letter}.weight") for letter in "qkv"]
         kernel = graph.weight(f"{prefix}conv.weight", torch.cat(kernels).numpy())
-        return graph.node(
-            "Transpose", [self._silu(graph.node("Conv", [seen, kernel], group=channels))], perm=[0, 2, 1]
-        )
+        return graph.node("Transpose", [self._silu(graph.node("Conv", [seen, kernel], group=channels))], perm=[0, 2, 1])
 
     def _unit(self, x: ir.Value, index: int, part: str) -> ir.Value:
         """Queries or keys of length 1, one for each value head: those of a key head for all that share it."""

@@ -43,7 +43,7 @@ def kinds_of(config: Config) -> list[str]:
     >>> kinds_of({"num_hidden_layers": 3, "full_attention_interval": 2})
     ['linear_attention', 'full_attention', 'linear_attention']
     """
-    every, kinds = config.get("full_attention_interval") or 4, ("linear_attention", "full_attention")
+    every, kinds = int(config.get("full_attention_interval") or 4), ("linear_attention", "full_attention")
     layers = int(config.get("num_hidden_layers", every))
     said: list[str] | None = config.get("layer_types")
     return said or [kinds[(index + 1) % every == 0] for index in range(layers)]

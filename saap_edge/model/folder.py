@@ -253,7 +253,9 @@ def _as_plain(model: Any) -> Any:
 def _stacked(parts: list[tuple[tuple[int, int], torch.nn.Parameter]]) -> torch.nn.Parameter:
     """The parts of one stored tensor, by their rows in it. A single part is not copied."""
     ordered = [part for _, part in sorted(parts, key=lambda part: part[0])]
-    return ordered[0] if len(ordered) == 1 else torch.nn.Parameter(torch.cat(ordered).detach(), requires_grad=False)
+    if len(ordered) == 1:
+        return ordered[0]
+    return torch.nn.Parameter(torch.cat([part.detach() for part in ordered]), requires_grad=False)
 
 
 def save_model(model: PreTrainedModel, tokenizer_from: str | Path, out: str | Path) -> None:

@@ -68,7 +68,8 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
 def _beside(delta: DeltaNet, layer: LayerShape) -> dict[str, tuple[int, ...]]:
     """Shapes of what a gated DeltaNet has beside projections."""
     keys, values = layer.kv_heads * delta.keys, layer.heads * delta.values
-    kernels = {f"conv_{letter}.weight": (count, 1, delta.taps) for letter, count in zip("qkv", (keys, keys, values))}
+    channels = {"q": keys, "k": keys, "v": values}
+    kernels = {f"conv_{letter}.weight": (count, 1, delta.taps) for letter, count in channels.items()}
     return kernels | {"A_log": (layer.heads,), "dt_bias": (layer.heads,), "norm.weight": (delta.values,)}
 
 

@@ -60,9 +60,8 @@ def widths_by_layer(layers: dict[Any, dict[str, Any]], usual: dict[str, Any], co
     widths = []
     for index in range(count):
         layer = named.get(index, {})
-        heads, kv_heads, ffn = (
-            layer.get(name, usual.get(name)) for name in width_names(usual.get("linear_layers"), index)
-        )
+        names = width_names(usual.get("linear_layers"), index)
+        heads, kv_heads, ffn = (int(layer.get(name, usual[name])) for name in names)
         attention, mlp = (name not in layer.get("skip", ()) for name in SKIPS)
         widths.append([heads * attention, kv_heads * attention, ffn * mlp])
     return widths
@@ -78,7 +77,7 @@ class SaapEdgeConfig(LlamaConfig):
     `no_rope_layers`: for each layer 1, or 0 where queries and keys are not rotated (SmolLM3); None: all are.
     `conv_layers`: for each layer 0, or 1 where a short convolution of `conv_taps` tokens is in the place of attention
     (LFM2); its heads are 0.
-    `linear_layers`: for each layer 0, or 1 where a gated DeltaNet is in the place of attention (Qwen3.5), with the sizes
+    `linear_layers`: for each layer 0, or 1 where a gated DeltaNet is in the place of attention (Qwen3.5), of the sizes
     `linear_key_head_dim`, `linear_value_head_dim` and `linear_conv_kernel_dim`; its widths are [value heads, key heads,
     ffn].
     `gated_attention`: each head has a gate in q_proj, beside its query. `centred_norms`: norms multiply by 1 + weight.
@@ -383,9 +382,10 @@ class SaapEdgeModel(LlamaModel):
             super().__init__(config)
         self.layers = build_layers(config)
         if config.centred_norms:
-            self.norm = Qwen3NextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.norm = norm_class(config)(config.hidden_size, eps=config.rms_norm_eps)
         if config.gated_attention:  # a part of each head rotates
-            self.rotary_emb = Qwen3NextRotaryEmbedding(config)
+            rotary: Any = Qwen3NextRotaryEmbedding
+            self.rotary_emb = rotary(config)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, **keywords: Any) -> Any:

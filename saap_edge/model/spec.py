@@ -23,7 +23,7 @@ PRUNED_TYPE = "saap_edge"  # model_type of a folder with widths per layer
 class DeltaNet:
     """What all gated DeltaNets of a model have: the sizes of a head's keys and values, and the taps of a convolution.
 
-    Queries, keys and values pass a short convolution, each channel by itself. A value head has a state of keys x values.
+    Queries, keys and values pass a short convolution, each channel alone. A value head has a state of keys x values.
     """
 
     keys: int
@@ -292,8 +292,8 @@ def spec_from_config(config: Config) -> ModelSpec:
         none = [0] * len(config["layer_widths"])
         kinds = (config.get("conv_layers") or none, config.get("linear_layers") or none)
         layers = tuple(
-            LayerShape(*widths, bool(conv), bool(linear))
-            for widths, conv, linear in zip(config["layer_widths"], *kinds, strict=True)
+            LayerShape(heads, kv_heads, ffn, bool(conv), bool(linear))
+            for (heads, kv_heads, ffn), conv, linear in zip(config["layer_widths"], *kinds, strict=True)
         )
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)

@@ -33,7 +33,11 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
         parameters=(weights[0], weights[1]),
         layers=[
             PlanLayer(
-                layer=i, heads=(b.heads, a.heads), kv_heads=(b.kv_heads, a.kv_heads), ffn=(b.ffn, a.ffn), conv=b.conv,
+                layer=i,
+                heads=(b.heads, a.heads),
+                kv_heads=(b.kv_heads, a.kv_heads),
+                ffn=(b.ffn, a.ffn),
+                conv=b.conv,
                 linear=b.linear,
             )  # fmt: skip
             for i, (b, a) in enumerate(zip(space.shapes, after, strict=True))
@@ -54,7 +58,7 @@ def check_plan(
     *,
     uniform_only: str | None = None,
     no_depth: str | None = None,
-    cost: Cost = Cost(),
+    cost: Cost | None = None,
 ) -> None:
     """Refuse a plan that does not fit the model or breaks a runtime's rule.
 
@@ -66,7 +70,7 @@ def check_plan(
         dense: widths of the model's layers before pruning.
         uniform_only: why all layers must have the same widths (Family.uniform_only), or None.
         no_depth: why nothing may be gone whole (ModelSpec.no_depth), or None.
-        cost: it knows the sizes of a DeltaNet's heads.
+        cost: it knows the sizes of a DeltaNet's heads; None for models without.
     """
     if len(plan.layers) != len(dense):
         raise SaapError(f"the plan has {len(plan.layers)} layers, the model {len(dense)}")
@@ -78,7 +82,7 @@ def check_plan(
             raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
         if no_depth and not ((layer.after.kv_heads or shape.conv) and layer.after.ffn):
             raise SaapError(f"{where}: attention or FFN cannot be removed whole, because {no_depth}: keep some of both")
-        _check_layer(where, layer.after, shape, cost.head_width(shape, head_dim))
+        _check_layer(where, layer.after, shape, (cost or Cost()).head_width(shape, head_dim))
         if uniform_only and layer.after != plan.layers[0].after:
             raise SaapError(
                 f"{where}: its widths differ from layer 0's, but {uniform_only}: give all layers the same widths"

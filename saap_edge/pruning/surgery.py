@@ -102,7 +102,9 @@ OUTPUTS = (("attention", KV_GROUP), ("attention", KEY_HEAD), ("ffn", FFN_CHANNEL
 
 def output_names(layer: Any) -> dict[str, str]:
     """Names of the projections that end the sublayers of a dense layer; one with a convolution has no "attention"."""
-    there = [(sublayer, coupling) for sublayer, coupling in OUTPUTS if getattr(layer, coupling.module, None) is not None]
+    there = [
+        (sublayer, coupling) for sublayer, coupling in OUTPUTS if getattr(layer, coupling.module, None) is not None
+    ]
     return {sublayer: coupling.columns[0] for sublayer, coupling in there}
 
 
@@ -112,7 +114,7 @@ def output_projections(layer: Any) -> dict[str, Any]:
 
 
 def output_columns(layer: Any, sublayer: str, kinds: dict[str, np.ndarray]) -> torch.Tensor:
-    """Input columns of the projection that ends a dense layer's sublayer ("attention" or "ffn") that stay, ascending."""
+    """Input columns of the projection that ends a sublayer ("attention" or "ffn") that stay, ascending."""
     if sublayer == "ffn":
         return torch.from_numpy(kinds["ffn"])
     name = output_names(layer)[sublayer]

@@ -33,7 +33,7 @@ from saap_edge.exporting.weights import ExportWeights
 from saap_edge.exporting.write import write_artifact
 from saap_edge.families import FAMILIES, Refusal
 from saap_edge.model.folder import load_model, save_model, spec_of
-from saap_edge.model.spec import ModelSpec, mixed_as, attends_nowhere
+from saap_edge.model.spec import ModelSpec, attends_nowhere, mixed_as
 from saap_edge.pruning.plan import check_plan, make_plan
 from saap_edge.pruning.space import Space, Widths, model_cost
 from saap_edge.pruning.surgery import Kept, cut, output_projections
@@ -112,7 +112,11 @@ def dense_model(dice: random.Random, family: str) -> Any:
         layers, shared = dice.randint(2, 5), dice.choice([1, 1, 2, 3])
         kinds = ["full_attention", *(dice.choice(["linear_attention", "full_attention"]) for _ in range(layers - 1))]
         dice.shuffle(kinds)
-        overrides |= {"num_hidden_layers": layers, "layer_types": kinds, "linear_num_key_heads": (keys := dice.choice([2, 4]))}
+        overrides |= {
+            "num_hidden_layers": layers,
+            "layer_types": kinds,
+            "linear_num_key_heads": (keys := dice.choice([2, 4])),
+        }
         overrides |= {"linear_num_value_heads": keys * shared, "linear_conv_kernel_dim": dice.randint(2, 5)}
         sizes = dice.choice([(32, 32)] * 4 + [(16, 16), (16, 32)])
         overrides |= dict(zip(("linear_key_head_dim", "linear_value_head_dim"), sizes, strict=True))

@@ -1,4 +1,4 @@
-"""Qwen3.5 in the runtimes: answers as torch's, value heads in llama.cpp's order, states of DeltaNets, and what they take."""
+"""Qwen3.5 in the runtimes: answers as torch's, llama.cpp's order of value heads, states, and what they take."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ GGUF: dict[str, tuple[dict, tuple | None]] = {
     "three": (THREE, None), "key heads": ({}, ((4, 2), (8, 4), 96)), "value heads": ({}, ((4, 4), (8, 4), 128)),
     "both": (THREE, ((2, 2), (4, 2), 64)), "small heads": (
         {"linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}, ((2, 2), (4, 4), 64)),
-    "whole rope": ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}, None),
+    "whole rope": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}, None),
 }  # fmt: skip
 
 

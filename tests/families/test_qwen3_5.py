@@ -1,4 +1,4 @@
-"""Qwen3.5: gated DeltaNets beside gated attention. Reading, the text part of a vision model, caches, padding, refusals."""
+"""Qwen3.5: gated DeltaNets beside gated attention. Reading, text parts of vision models, caches, padding, refusals."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_layers_that_config_json_does_not_name(tmp_path):
 
 @pytest.fixture(scope="module")
 def vision_folder(tmp_path_factory):
-    """A whole model of transformers' class, with a part for images and, as in published ones, tensors of an MTP head."""
+    """A whole model of transformers' class, with a part for images and, as in published ones, an MTP head."""
     folder = tmp_path_factory.mktemp("vision")
     text = raw_model("qwen3_5_text").config.to_dict()
     config = transformers.Qwen3_5Config(
@@ -112,7 +112,10 @@ REFUSED = [
     ({"attention_bias": True}, "attention with biases"),
     ({"attn_output_gate": False}, "attention without gates"),
     ({"layer_types": ["linear_attention"] * 3}, "it has no layer with attention"),
-    ({"layer_types": ["linear_attention", "sliding_attention", "full_attention"]}, "layer_types has 'sliding_attention'"),
+    (
+        {"layer_types": ["linear_attention", "sliding_attention", "full_attention"]},
+        "layer_types has 'sliding_attention'",
+    ),
     ({"linear_num_value_heads": 6}, "6 value heads .* cannot share 4 key heads"),
     ({"linear_conv_kernel_dim": 1}, "convolutions of 1 token"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not supported"),

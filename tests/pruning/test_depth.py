@@ -12,7 +12,7 @@ from saap_edge.errors import SaapError
 from saap_edge.families import FAMILIES
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.perplexity import perplexity
-from saap_edge.model.spec import LayerShape, mixed_as, attends_nowhere
+from saap_edge.model.spec import LayerShape, attends_nowhere, mixed_as
 from saap_edge.pruning.plan import check_plan, make_plan
 from saap_edge.pruning.repair import repair
 from saap_edge.pruning.space import Space, shape_widths
