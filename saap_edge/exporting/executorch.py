@@ -62,8 +62,8 @@ def write_executorch(
 
     Returns quantised, context, pte_bytes, delegated (the number of parts that XNNPACK runs), error (of logits beside
     torch's, the largest over prefill and steps) and noise (of rounded inputs). Raises SaapError for an unknown variant,
-    where ExecuTorch is not installed, for a folder that `load_model` refuses, for convolutions and DeltaNets, for shapes
-    that nothing quantises, when ExecuTorch's compiler refuses the model, and when the file's answers are not torch's.
+    where ExecuTorch is not installed, for a folder that `load_model` refuses, for convolutions and DeltaNets, for
+    shapes that nothing quantises, when ExecuTorch's compiler refuses the model, and when the file's answers are not torch's.
     """
     quantised = QUANTISED.get(variant)
     if quantised is None:
@@ -74,7 +74,8 @@ def write_executorch(
     reason = shape_reason(spec) if quantised else None
     if spec.stateful:
         states = f"a program of saap-edge keeps no states of {spec.stateful}"
-        reason = f"{states}, which {spec.family.title} has: take GGUF or ONNX"if reason:
+        reason = f"{states}, which {spec.family.title} has: take GGUF or ONNX"
+    if reason:
         raise SaapError(f"'{folder}': {reason}")
     context = min(context, spec.context)
     out.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
                 ffn=(b.ffn, a.ffn),
                 conv=b.conv,
                 linear=b.linear,
-            )  # fmt: skip
+            )
             for i, (b, a) in enumerate(zip(space.shapes, after, strict=True))
         ],
     )

@@ -121,7 +121,8 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv:
         format=artifact_format, projection_bytes=round((weights * weight + numbers * table) / 8),
         kv_bytes_per_token=round(cached * number),
         file_bytes=round((weights * weight + tables * numbers * table) / 8),
-        parameters=round(weights + tables * numbers), kv=kv, state_bytes=round(spec.state_bytes() * (kept if spec.delta else 1)),
+        parameters=round(weights + tables * numbers), kv=kv,
+        state_bytes=round(spec.state_bytes() * (kept if spec.delta else 1)),
     )  # fmt: skip
 
 

@@ -141,7 +141,8 @@ def test_widths_by_layer_that_others_wrote_are_refused(field, tmp_path):
 
 
 KINDS = {
-    "key heads": {"attention": np.array([0, 2])}, "value heads": {"slots": np.array([1])}, "net": {"attention": NOTHING},
+    "key heads": {"attention": np.array([0, 2])}, "value heads": {"slots": np.array([1])},
+    "net": {"attention": NOTHING},
     "both": {"attention": np.array([1, 3]), "slots": np.array([0]), "ffn": np.arange(32, 96)},
 }  # fmt: skip
 
