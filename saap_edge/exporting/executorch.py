@@ -63,7 +63,8 @@ def write_executorch(
     Returns quantised, context, pte_bytes, delegated (the number of parts that XNNPACK runs), error (of logits beside
     torch's, the largest over prefill and steps) and noise (of rounded inputs). Raises SaapError for an unknown variant,
     where ExecuTorch is not installed, for a folder that `load_model` refuses, for convolutions and DeltaNets, for
-    shapes that nothing quantises, when ExecuTorch's compiler refuses the model, and when the file's answers are not torch's.
+    shapes that nothing quantises, when ExecuTorch's compiler refuses the model, and when the file's answers are not
+    torch's.
     """
     quantised = QUANTISED.get(variant)
     if quantised is None:

@@ -247,11 +247,10 @@ def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Proj
     """The projection matrices of layer `index` in a file of that architecture."""
     layer = spec.layers[index]
     heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads} if architecture in _NEIGHBOURS else {}
-    parts = (_FUSED_QKV if architecture in _FUSED else _QKV) | _REST
-    if layer.conv:
-        parts = _CONVOLUTION | {ours: theirs for ours, theirs in _REST.items() if ours != "attn_output"}
-    if layer.linear:
-        parts = DELTA_NET | {ours: theirs for ours, theirs in _REST.items() if ours != "attn_output"}
+    parts: dict[str, tuple[str, ...]] = {**(_FUSED_QKV if architecture in _FUSED else _QKV), **_REST}
+    if layer.conv or layer.linear:
+        parts = {**(DELTA_NET if layer.linear else _CONVOLUTION), **_REST}
+        del parts["attn_output"]
     for ours, stacked in parts.items():
         sources = tuple(f"model.layers.{index}.{theirs}.weight" for theirs in stacked)
         rows, columns = _spread(spec, architecture, layer, ours)
