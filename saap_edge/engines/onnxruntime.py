@@ -212,7 +212,9 @@ def open_session(path: Path, threads: int) -> Any:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the binding's exceptions share no base class of their own
         reason = str(error).splitlines()[0]
-        todo = advice(path.parent) if is_shortage(reason) else "Export the model again"
+        unknown = "is not a registered function/op" in reason
+        todo = "Take a newer ONNX Runtime" if unknown else "Export the model again"
+        todo = advice(path.parent) if is_shortage(reason) else todo
         raise SaapError(f"{path}: ONNX Runtime cannot load it ({reason}). {todo}") from None
 
 
