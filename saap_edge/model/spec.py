@@ -95,7 +95,7 @@ class ModelSpec:
         """The projections that have a bias, by their names within a layer."""
         carried = (
             (self.qkv_bias, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-            (self.o_bias, ("self_attn.o_proj", "linear_attn.out_proj")),
+            (self.o_bias, ("self_attn.o_proj", *(["linear_attn.out_proj"] if self.delta else []))),
             (self.gate_up_bias, ("mlp.gate_proj", "mlp.up_proj")),
             (self.down_bias, ("mlp.down_proj",)),
         )
