@@ -65,6 +65,12 @@ EXTRAS: dict[str, dict] = {
 }  # fmt: skip
 
 
+def skip_without(family: str) -> None:
+    """Skip a test of a family that this transformers does not have."""
+    if TRANSFORMERS_4 and family == "qwen3_5_text":
+        pytest.skip("transformers 4 does not have Qwen3.5")
+
+
 def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object) -> PreTrainedModel:
     """A random 3-layer model of transformers' own class, hidden 64; every structure matters to the logits."""
     torch.manual_seed(seed)
@@ -77,8 +83,7 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
         kinds = ["conv", "full_attention", "full_attention"]
         shape = {"layer_types": [kinds[index % 3] for index in range(shape["num_hidden_layers"])]} | shape
     if family == "qwen3_5_text":
-        if TRANSFORMERS_4:
-            pytest.skip("transformers 4 does not have Qwen3.5")
+        skip_without(family)
         kinds = ["linear_attention", "full_attention", "full_attention"]
         shape = {"layer_types": [kinds[index % 3] for index in range(shape["num_hidden_layers"])]} | shape
     if family == "granitemoehybrid":  # without Mamba
