@@ -14,6 +14,7 @@ from saap_edge.model.checkpoint import open_checkpoint, read_spec
 from saap_edge.model.classes import TRANSFORMERS_4
 from saap_edge.model.folder import build_pruned, load_model, save_model, spec_of
 from saap_edge.model.spec import LayerShape
+from saap_edge.pruning.repair import repair
 from saap_edge.pruning.space import Cost
 from saap_edge.pruning.surgery import cut, zero_removed
 from tests.conftest import randomise_projections, raw_model, tiny_model, write_folder
@@ -163,6 +164,22 @@ def test_heads_of_a_delta_net_removed_equal_zeroed(kind, shape):
             for model, cache in zip((pruned, dense), caches, strict=True)
         )
         torch.testing.assert_close(found, told, atol=3e-5, rtol=1e-4)
+
+
+def test_repair_nears_what_a_delta_net_gave():
+    dense, windows = tiny_model("qwen3_5_text"), torch.randint(1, 320, (24, 32))
+    kept = [ALL | KINDS["key heads"], ALL, ALL]
+
+    def given(model):
+        return model.model.layers[0].linear_attn(
+            model.model.layers[0].input_layernorm(model.model.embed_tokens(windows))
+        )
+
+    with torch.no_grad():
+        target = given(dense)
+        before = float((given(cut(dense, kept)) - target).square().mean())
+        repair(dense, kept, windows, mix=0.0)
+        assert float((given(cut(dense, kept)) - target).square().mean()) < 0.9 * before
 
 
 # Widths of each layer, whole sublayers gone, a block gone, and layers that are alike: transformers' own class.

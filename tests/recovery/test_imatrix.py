@@ -1,23 +1,28 @@
 """The importance matrix against activations taken apart by hand."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.imatrix import read_importance, save_importance
-from saap_edge.model.stream import attention_branch, convolution, layer_arguments
+from saap_edge.model.stream import attention_branch, layer_arguments
 from saap_edge.recovery.imatrix import importance_matrix
 from tests.conftest import VOCABULARY, tiny_model
+
+PROJECTION = re.compile(r"_proj(_[qkvzba])?\.weight$")
 
 
 def test_mean_of_squared_inputs_of_every_projection(per_layer_family, tmp_path):
     model = tiny_model(per_layer_family)
     windows = torch.randint(VOCABULARY, (11, 24), generator=torch.Generator().manual_seed(0))
     matrix = importance_matrix(model, windows)
-    assert sorted(matrix) == sorted(name for name, _ in model.named_parameters() if name.endswith("_proj.weight"))
+    assert sorted(matrix) == sorted(name for name, _ in model.named_parameters() if PROJECTION.search(name))
     layer, state = model.model.layers[0], model.get_input_embeddings()(windows)
-    first = "conv.in_proj" if convolution(layer) else "self_attn.v_proj"
+    firsts = ("conv.in_proj", "linear_attn.in_proj_b", "self_attn.v_proj")
+    first = next(name for name in firsts if getattr(layer, name.split(".")[0], None) is not None)
     expected = {first: layer.input_layernorm(state)}
     with torch.no_grad():
         state = state + attention_branch(layer, layer_arguments(model, windows)[0])(state)
