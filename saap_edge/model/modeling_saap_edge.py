@@ -313,7 +313,10 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         remembering: Any = self.conv if self.conv is not None else self.linear_attn
         if remembering is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
-            hidden_states = hidden_states + remembering(normed, keywords.get("past_key_values"), padding)
+            cache = keywords.get(
+                "cache", keywords.get("past_key_values")
+            )  # its name from transformers 5.24 on, and before
+            hidden_states = hidden_states + remembering(normed, cache, padding)
         if self.self_attn is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
             if not self.rotated:  # by an angle of zero
