@@ -425,4 +425,4 @@ class SaapEdgeForCausalLM(LlamaForCausalLM):
         """As transformers'; where its caches hold only keys and values, each token reads all before it again."""
         if self.config.stateful and not CACHES_CONVOLVE:
             keywords["use_cache"] = False
-        return super().generate(*args, **keywords)  # type: ignore[misc]
+        return super().generate(*args, **keywords)
