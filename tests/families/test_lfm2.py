@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, Lfm2ForCausalLM
+from transformers import AutoModelForCausalLM, Lfm2ForCausalLM
 
 from saap_edge.errors import SaapError
 from saap_edge.families.lfm2 import ffn_width, source
@@ -16,6 +16,7 @@ from saap_edge.model.folder import build_pruned, load_model, save_model, spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.pruning.surgery import cut
 from tests.conftest import randomise_projections, raw_model, tiny_model, write_folder
+from tests.families.stepping import assert_steps_as_it_reads
 
 IDS = torch.arange(1, 40).view(1, -1)
 ALL = {"attention": np.arange(4), "slots": np.arange(2), "ffn": np.arange(128)}
@@ -98,25 +99,9 @@ PLANS = {
 @only_5
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_pruned_model_steps_as_it_reads(plan, tmp_path):
-    """Single tokens, pieces after a prompt, beams and a static cache; in transformers alone, from the folder."""
     pruned = cut(tiny_model("lfm2"), [ALL | change for change in PLANS[plan]])
-    write_folder(pruned, tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    model = assert_steps_as_it_reads(pruned, tmp_path, IDS, atol=1e-5)
     assert isinstance(model, Lfm2ForCausalLM) == (plan == "block")  # alike: transformers' own class
-    whole = model(IDS).logits
-    torch.testing.assert_close(whole, pruned(IDS).logits, atol=1e-5, rtol=1e-4)
-    for size in (1, 2, 5):
-        cache, steps = DynamicCache(config=model.config), []
-        for part in IDS.split(size, dim=1):
-            steps.append(model(part, past_key_values=cache, use_cache=True).logits)
-        torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=1e-4)
-    model.generation_config.eos_token_id = None
-    plain = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    greedy = model.generate(IDS[:, :6], use_cache=False, **plain)
-    for kind in ({}, {"cache_implementation": "static"}):
-        assert model.generate(IDS[:, :6], **kind, **plain).tolist() == greedy.tolist()
-    beams = [model.generate(IDS[:, :6], num_beams=3, use_cache=cached, **plain) for cached in (True, False)]
-    assert beams[0].tolist() == beams[1].tolist()
 
 
 def test_padding_does_not_reach_the_convolutions(tmp_path):

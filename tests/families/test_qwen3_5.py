@@ -18,6 +18,7 @@ from saap_edge.pruning.repair import repair
 from saap_edge.pruning.space import Cost
 from saap_edge.pruning.surgery import cut, zero_removed
 from tests.conftest import randomise_projections, raw_model, tiny_model, write_folder
+from tests.families.stepping import assert_steps_as_it_reads
 
 pytestmark = pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 does not have Qwen3.5")
 IDS = torch.arange(1, 40).view(1, -1)
@@ -194,30 +195,13 @@ PLANS = {
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_pruned_model_steps_as_it_reads(plan, tmp_path):
-    """Single tokens, pieces after a prompt, beams and a static cache; in transformers alone, from the folder."""
     kinds = ["linear_attention", "full_attention", "full_attention", "linear_attention"]
     changes = PLANS[plan]
     if plan == "alike":
         changes = [KINDS["both"], *[{"attention": np.array([0, 3]), "ffn": np.arange(64)}] * 2, KINDS["both"]]
     pruned = cut(tiny_model("qwen3_5_text", num_hidden_layers=4, layer_types=kinds), [ALL | one for one in changes])
-    write_folder(pruned, tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    model = assert_steps_as_it_reads(pruned, tmp_path, IDS, atol=2e-5)
     assert isinstance(model, transformers.Qwen3_5ForCausalLM) == (plan in ("block", "alike"))
-    whole = model(IDS).logits
-    torch.testing.assert_close(whole, pruned(IDS).logits, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(load_model(tmp_path)(IDS).logits, whole, atol=2e-5, rtol=1e-4)
-    for size in (1, 2, 5):
-        cache, steps = DynamicCache(config=model.config), []
-        for part in IDS.split(size, dim=1):
-            steps.append(model(part, past_key_values=cache, use_cache=True).logits)
-        torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=3e-5, rtol=1e-4)
-    model.generation_config.eos_token_id = None
-    plain = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    greedy = model.generate(IDS[:, :6], use_cache=False, **plain)
-    for kind in ({}, {"cache_implementation": "static"}):
-        assert model.generate(IDS[:, :6], **kind, **plain).tolist() == greedy.tolist()
-    beams = [model.generate(IDS[:, :6], num_beams=3, use_cache=cached, **plain) for cached in (True, False)]
-    assert beams[0].tolist() == beams[1].tolist()
 
 
 def test_padding_does_not_reach_the_states(tmp_path):
