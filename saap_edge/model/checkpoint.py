@@ -112,7 +112,8 @@ def _opened(folder: Path, identity: tuple[tuple[str | int, ...], ...]) -> Checkp
         read_object(folder / beside, optional=True)
     family, _ = config_family(config)
     stored = stored_in(folder)
-    pairs, left_out = text_names(stored.entries, family)
+    whole = read_object(folder / "config.json").get("model_type") == family.whole
+    pairs, left_out = text_names(stored.entries, family, whole)
     within = dict(pairs)
     names = {name: within[kept] for name, kept in canonical_names(within).items()}
     if len(names) < len(pairs):

@@ -90,10 +90,11 @@ def canonical_names(stored: Iterable[str]) -> dict[str, str]:
     return {name if name.startswith("lm_head.") else f"model.{name}": name for name in names}
 
 
-def text_names(stored: Iterable[str], family: Family) -> tuple[list[tuple[str, str]], list[str]]:
+def text_names(stored: Iterable[str], family: Family, whole: bool) -> tuple[list[tuple[str, str]], list[str]]:
     """(name in the text model, stored name) of its tensors, and a line about each part that is none of it.
 
-    `Family.dropped` names these parts.
+    `Family.dropped` names these parts. `whole`: config.json is of a model with more than text, whose text part has
+    names of its own.
     """
     names, lines = list(stored), []
     for start in family.dropped:
@@ -101,7 +102,7 @@ def text_names(stored: Iterable[str], family: Family) -> tuple[list[tuple[str, s
         if count:
             lines.append(f"{count} tensors '{start}*' are no part of the text model: they are left out")
     kept = [name for name in names if not any(map(name.startswith, family.dropped))]
-    return [(_INNER.sub("", name) if family.whole else name, name) for name in kept], lines
+    return [(_INNER.sub("", name) if whole else name, name) for name in kept], lines
 
 
 def check_inventory(

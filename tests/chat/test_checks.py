@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -147,6 +147,7 @@ def test_what_repeats_itself(text, expected):
     assert repeats(text) is expected
 
 
+@settings(deadline=None)  # scipy is slow the first time
 @given(st.integers(0, 80), st.integers(1, 80))
 def test_wilson_is_that_of_scipy(count, n):
     count = min(count, n)
