@@ -93,7 +93,10 @@ def fit(
     Args:
         budget: limits (docs/gate.md): a YAML file, a document or a `Budget`.
         formats: formats that may meet them; the recipe's where absent.
-        over, trials, study, seed: as for `frontier`.
+        over: axes to search, as for `frontier`; so are the next three.
+        trials: models to make.
+        study: the journal of the search.
+        seed: of the choice of models.
         out: folder to write, which `compile` may share.
 
     The other arguments are those of `compile`. Raises SaapError for bad input, and for a limit that can never be judged
