@@ -25,8 +25,8 @@ def recipe_of(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None, *, model: str | Path | None = None,
     target: str | Path | None = None, ratio: float | None = None, method: str | None = None, effort: str | None = None,
     tokens: int | None = None, teacher: str | Path | None = None, shard: bool | None = None,
-    data: str | Path | None = None,
-    formats: Sequence[str] | None = None, budget: Budget | Mapping[str, Any] | str | Path | None = None,
+    data: str | Path | None = None, formats: Sequence[str] | None = None,
+    budget: Budget | Mapping[str, Any] | str | Path | None = None,
 ) -> Recipe:  # fmt: skip
     """A recipe that was checked. Options replace what `recipe` says; what neither says has its default.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saap_edge.api.recipes import recipe_of
 from saap_edge.api.results import Place, Run, folder_of
 from saap_edge.errors import SaapError
+from saap_edge.machine.launch import processes
 from saap_edge.progress import Listener, Progress, progress_of
 
 if TYPE_CHECKING:
@@ -286,12 +286,12 @@ def told_ahead(listener: Progress) -> Before:
 
 def _check_processes(recipe: Recipe, names: tuple[str, ...]) -> None:
     """Refuse several processes where a stage cannot share its work. Raises SaapError in each of them."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes > 1 and names not in (("recover",), ("score",)):
+    count = processes()
+    if count > 1 and names not in (("recover",), ("score",)):
         raise SaapError("a launch of processes is for `saap-edge score` and `recover`: run other stages without it")
-    if names == ("score",) and recipe.score.batches < processes:
-        raise SaapError(f"score.batches {recipe.score.batches} cannot be shared out over {processes} processes")
-    if names == ("score",) and processes > 1 and recipe.score.running_fisher:
+    if names == ("score",) and recipe.score.batches < count:
+        raise SaapError(f"score.batches {recipe.score.batches} cannot be shared out over {count} processes")
+    if names == ("score",) and count > 1 and recipe.score.running_fisher:
         raise SaapError("score.running_fisher goes from one batch to the next: score in one process")
-    if names == ("recover",) and recipe.recover.batch % processes:  # all see this, so that none waits for another
-        raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {processes} processes")
+    if names == ("recover",) and recipe.recover.batch % count:  # all see this, so that none waits for another
+        raise SaapError(f"recover.batch {recipe.recover.batch} cannot be shared out over {count} processes")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from saap_edge.chain.estimate import ESTIMATED, HIGH, LOW, Estimate, estimate_stages, measure_rates
 from saap_edge.errors import SaapError
+from saap_edge.machine.launch import processes
 from saap_edge.machine.limits import memory
 from saap_edge.progress import duration
 
@@ -28,7 +28,7 @@ def announce(context: Any, steps: list[Any]) -> list[str]:
     """What `run_stages` is about to do, in lines; no lines for short work. Raises SaapError when a stage needs more
     memory than the machine has."""
     todo = [step.stage.name for step in steps if not step.cached]
-    if not ESTIMATED & set(todo) or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launch shares the work out
+    if not ESTIMATED & set(todo) or processes() > 1:  # a launch shares the work out
         return []
     rates = measure_rates()
     if rates is None:

@@ -16,7 +16,7 @@ from saap_edge.formats import TABLE_GROUP, format_of
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, dequantise, quantise_rows
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.inventory import needed
-from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes
+from saap_edge.model.spec import LayerShape, ModelSpec, head_width, linear_shapes
 from saap_edge.model.tensors import Codes, TensorStore
 from saap_edge.model.values import require_finite
 
@@ -43,7 +43,7 @@ def floats_of(artifact_format: str) -> torch.dtype | None:
 def _mended(spec: ModelSpec, layer: LayerShape) -> LayerShape:
     """The widths in the file: an FFN on the grid and never empty, attention never without heads."""
     if layer.heads == layer.kv_heads == 0 and not layer.conv:
-        width = spec.heads_width(replace(layer, heads=1))
+        width = head_width(layer, spec.head_dim, spec.delta)
         layer = replace(layer, heads=BLOCK // math.gcd(BLOCK, width), kv_heads=1)
     return replace(layer, ffn=max(-(-layer.ffn // BLOCK), 1) * BLOCK)
 

@@ -23,11 +23,9 @@ def canonical(config: Config) -> Config:
     >>> found["max_position_embeddings"], "llama_4_scaling_beta" in found["rope_parameters"]
     (64, False)
     """
-    rope = rope_of(config)
-    plain = {name: value for name, value in rope.items() if name not in _OF_QUERIES}
-    llama = as_llama(
-        {name: value for name, value in config.items() if name != "rope_scaling"} | {"rope_parameters": plain}
-    )
+    llama = as_llama(config)
+    rope = llama["rope_parameters"]
+    llama["rope_parameters"] = {name: value for name, value in rope.items() if name not in _OF_QUERIES}
     return within_window(within_window(llama, rope["original_max_position_embeddings"]), config.get("sliding_window"))
 
 

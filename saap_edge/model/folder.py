@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel
 
 from saap_edge.errors import SaapError
+from saap_edge.machine.launch import processes
 from saap_edge.model import modeling_saap_edge
 from saap_edge.model.by_layer import pruned_config
 from saap_edge.model.chat import read_generation
@@ -50,7 +51,7 @@ def placement() -> str | dict[str, Any] | None:
     """
     if not torch.cuda.is_available():
         return None
-    return {"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}"} if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "auto"
+    return {"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}"} if processes() > 1 else "auto"
 
 
 def load_model(

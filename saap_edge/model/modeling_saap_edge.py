@@ -183,6 +183,16 @@ def cache_of(keywords: dict[str, Any]) -> Any:
     return keywords.get("cache", keywords.get("past_key_values"))
 
 
+def after_past(states: torch.Tensor, cache: Any, cache_index: int, taps: int) -> torch.Tensor:
+    """`states` [batch, channels, tokens] behind the `taps` - 1 tokens before them: of the cache, or zeros."""
+    wanted = states.shape[2] + taps - 1
+    if cache is not None:
+        if not hasattr(cache, "update_conv_state"):
+            raise ValueError("a cache of transformers 4 holds no states of convolutions: use transformers 5")
+        states = cache.update_conv_state(states, cache_index, conv_kernel_size=taps)
+    return nn.functional.pad(states, (max(wanted - states.shape[2], 0), 0))[:, :, -wanted:]
+
+
 class SaapEdgeConvolution(nn.Module):
     """LFM2's short convolution: out(C * conv(B * x)) with B, C, x = in(states), causal, each channel by itself."""
 
@@ -202,13 +212,7 @@ class SaapEdgeConvolution(nn.Module):
         if padding is not None and count > 1:  # a token that is being generated is none
             hidden_states = hidden_states * padding[:, -count:, None].to(hidden_states.dtype)
         gate_in, gate_out, x = self.in_proj(hidden_states).transpose(1, 2).chunk(3, dim=1)
-        states = before = gate_in * x
-        if past_key_values is not None:
-            if not hasattr(past_key_values, "update_conv_state"):
-                raise ValueError("a cache of transformers 4 holds no states of convolutions: use transformers 5")
-            before = past_key_values.update_conv_state(states, self.cache_index, conv_kernel_size=self.taps)
-        before = nn.functional.pad(before, (max(count + self.taps - 1 - before.shape[2], 0), 0))
-        seen = self.conv(before[:, :, 1 - self.taps - count :])
+        seen = self.conv(after_past(gate_in * x, past_key_values, self.cache_index, self.taps))
         result: torch.Tensor = self.out_proj((gate_out * seen).transpose(1, 2))
         return result
 
@@ -244,16 +248,12 @@ class SaapEdgeDeltaNet(nn.Module):
         if padding is not None and count > 1:
             hidden_states = hidden_states * padding[:, -count:, None].to(hidden_states.dtype)
         state, cached = None, past_key_values is not None
-        before = torch.cat([each(hidden_states) for each in (self.in_proj_q, self.in_proj_k, self.in_proj_v)], dim=-1)
-        before = before.transpose(1, 2)
-        if cached:
-            if not CACHES_CONVOLVE:
-                raise ValueError("a cache of transformers 4 holds no states of DeltaNets: use transformers 5")
+        if cached and CACHES_CONVOLVE:  # before the tokens are put down: then there would be a state already
             state = past_key_values.get_recurrent_state(self.cache_index)
-            before = past_key_values.update_conv_state(before, self.cache_index, conv_kernel_size=self.taps)
-        before = nn.functional.pad(before, (max(count + self.taps - 1 - before.shape[2], 0), 0))
+        before = torch.cat([each(hidden_states) for each in (self.in_proj_q, self.in_proj_k, self.in_proj_v)], dim=-1)
+        before = after_past(before.transpose(1, 2), past_key_values, self.cache_index, self.taps)
         kernel = torch.cat([self.conv_q.weight, self.conv_k.weight, self.conv_v.weight])
-        seen = nn.functional.conv1d(before[:, :, 1 - self.taps - count :], kernel, groups=len(kernel))
+        seen = nn.functional.conv1d(before, kernel, groups=len(kernel))
         query, key, value = nn.functional.silu(seen).transpose(1, 2).split(self.widths, dim=-1)
         shared = self.value_heads // self.key_heads
         query, key = (each.reshape(batch, count, -1, self.keys).repeat_interleave(shared, 2) for each in (query, key))

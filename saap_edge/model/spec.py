@@ -13,7 +13,7 @@ from saap_edge.families.rope import head_dim_of, rope_of
 
 __all__ = [
     "ATTENDS_NOWHERE", "PRUNED_TYPE", "DeltaNet", "LayerShape", "ModelSpec", "attends_nowhere", "canonical_config",
-    "config_family", "for_transformers_4", "linear_shapes", "mixed_as", "spec_from_config",
+    "config_family", "for_transformers_4", "head_width", "linear_shapes", "mixed_as", "spec_from_config",
 ]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with widths per layer
@@ -42,6 +42,11 @@ class DeltaNet:
     def weights(self, layer: LayerShape, hidden: int) -> int:
         """Weights of a layer's projections."""
         return hidden * (2 * layer.kv_heads * self.keys + layer.heads * (3 * self.values + 2))
+
+
+def head_width(layer: LayerShape, head_dim: int, delta: DeltaNet | None) -> int:
+    """Inputs of a layer's output projection that a query head, or a DeltaNet's value head, has."""
+    return delta.values if layer.linear and delta else head_dim
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class ModelSpec:
 
     def heads_width(self, layer: LayerShape) -> int:
         """Inputs of a layer's output projection: of all query heads, or of a DeltaNet's value heads."""
-        return layer.heads * (self.delta.values if layer.linear and self.delta else self.head_dim)
+        return layer.heads * head_width(layer, self.head_dim, self.delta)
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of KV cache for one token: keys and values of every layer, `element_bytes` a number."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saap_edge.documents.plan import Candidate, Plan, PlanLayer, load_plan, save_plan
 from saap_edge.errors import SaapError
-from saap_edge.model.spec import ATTENDS_NOWHERE, LayerShape, ModelSpec, attends_nowhere
+from saap_edge.model.spec import ATTENDS_NOWHERE, DeltaNet, LayerShape, ModelSpec, attends_nowhere, head_width
 from saap_edge.pruning.space import GRID, Cost, Space, Widths, kv_unit
 
 __all__ = ["Candidate", "Plan", "PlanLayer", "check_fits", "check_plan", "load_plan", "make_plan", "save_plan"]
@@ -47,8 +47,8 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
 
 def check_fits(plan: Plan, spec: ModelSpec) -> None:
     """Refuse a plan that does not fit a model of that shape. Raises SaapError as `check_plan`."""
-    why, cost = spec.family.uniform_only, Cost(delta=spec.delta)
-    check_plan(plan, list(spec.layers), spec.head_dim, uniform_only=why, no_depth=spec.no_depth, cost=cost)
+    why, no_depth = spec.family.uniform_only, spec.no_depth
+    check_plan(plan, list(spec.layers), spec.head_dim, uniform_only=why, no_depth=no_depth, delta=spec.delta)
 
 
 def check_plan(
@@ -58,7 +58,7 @@ def check_plan(
     *,
     uniform_only: str | None = None,
     no_depth: str | None = None,
-    cost: Cost | None = None,
+    delta: DeltaNet | None = None,
 ) -> None:
     """Refuse a plan that does not fit the model or breaks a runtime's rule.
 
@@ -70,7 +70,7 @@ def check_plan(
         dense: widths of the model's layers before pruning.
         uniform_only: why all layers must have the same widths (Family.uniform_only), or None.
         no_depth: why nothing may be gone whole (ModelSpec.no_depth), or None.
-        cost: it knows the sizes of a DeltaNet's heads; None for models without.
+        delta: the sizes of a DeltaNet's heads; None for models without.
     """
     if len(plan.layers) != len(dense):
         raise SaapError(f"the plan has {len(plan.layers)} layers, the model {len(dense)}")
@@ -82,7 +82,7 @@ def check_plan(
             raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
         if no_depth and not ((layer.after.kv_heads or shape.conv) and layer.after.ffn):
             raise SaapError(f"{where}: attention or FFN cannot be removed whole, because {no_depth}: keep some of both")
-        _check_layer(where, layer.after, shape, (cost or Cost()).head_width(shape, head_dim))
+        _check_layer(where, layer.after, shape, head_width(shape, head_dim, delta))
         if uniform_only and layer.after != plan.layers[0].after:
             raise SaapError(
                 f"{where}: its widths differ from layer 0's, but {uniform_only}: give all layers the same widths"

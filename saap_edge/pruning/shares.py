@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
+
+from saap_edge.machine.launch import processes
 
 __all__ = ["ALONE", "Share", "share_of_this_process"]
 
@@ -48,7 +49,7 @@ def share_of_this_process() -> Share:
 
     A process waits for the others as long as it takes: one that fails ends the launch.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if processes() == 1:
         return ALONE
     from accelerate import PartialState
 

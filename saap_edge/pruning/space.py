@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from saap_edge.documents.plan import Unit, Widths, shape_widths
 from saap_edge.errors import SaapError
 from saap_edge.formats import FORMATS, of_kind
-from saap_edge.model.spec import DeltaNet, LayerShape, ModelSpec
+from saap_edge.model.spec import DeltaNet, LayerShape, ModelSpec, head_width
 
 __all__ = [
     "GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths",
@@ -74,10 +74,6 @@ class Cost:
         weights = hidden * head_dim * rows + 3 * hidden * shape.ffn
         return self.per_weight * weights + self.per_kv_head * shape.kv_heads
 
-    def head_width(self, shape: LayerShape, head_dim: int) -> int:
-        """Inputs of the output projection that a query head, or a DeltaNet's value head, has."""
-        return self.delta.values if shape.linear and self.delta else head_dim
-
 
 def model_cost(
     spec: ModelSpec, unit: Unit, quantisation: str = "q4_0", context: int = 512, bandwidth: float = 1.0
@@ -91,9 +87,9 @@ def model_cost(
 
     Raises SaapError for an unknown quantisation.
     """
-    own = {"gated": spec.family.gated, "delta": spec.delta}
+    plain = Cost(gated=spec.family.gated, delta=spec.delta)
     if unit == "parameters":
-        return Cost(**own)  # type: ignore[arg-type]
+        return plain
     record = FORMATS.get(f"gguf-{quantisation}")
     if record is None:
         known = ", ".join(format.quantisation for format in of_kind("gguf"))
@@ -101,11 +97,13 @@ def model_cost(
     weight, numbers = (bits / 8 for bits in record.weight_bits(GRID))
     table, kept, queries = spec.vocab_size * spec.hidden * numbers, staying_weights(spec) * weight, not spec.taps
     if unit == "bytes":
-        return Cost("bytes", weight, 0.0, table * (1 if spec.tied else 2) + kept, queries, **own)  # type: ignore[arg-type]
+        fixed = table * (1 if spec.tied else 2) + kept
+        return replace(plain, unit="bytes", per_weight=weight, fixed=fixed, queries=queries)
     # Decoding reads the output matrix, and of an untied embedding a single row.
-    fixed = (table + kept) / bandwidth
-    cached = 2 * spec.head_dim * 2 * context / bandwidth
-    return Cost("latency", weight / bandwidth, cached, fixed, queries, _STATE / bandwidth, **own)  # type: ignore[arg-type]
+    return replace(
+        plain, unit="latency", per_weight=weight / bandwidth, per_kv_head=2 * spec.head_dim * 2 * context / bandwidth,
+        fixed=(table + kept) / bandwidth, queries=queries, per_state=_STATE / bandwidth,
+    )  # fmt: skip
 
 
 def staying_weights(spec: ModelSpec, wide: bool = True) -> int:
@@ -198,7 +196,7 @@ class Space:
 
     def head_width(self, layer: int) -> int:
         """Inputs of a layer's output projection that a query head, or a DeltaNet's value head, has."""
-        return self.cost.head_width(self.shapes[layer], self.head_dim)
+        return head_width(self.shapes[layer], self.head_dim, self.cost.delta)
 
     def shape(self, widths: dict[str, int], linear: bool = False) -> LayerShape:
         """The layer of these widths; `linear`: with a DeltaNet."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from accelerate import PartialState
 
 from saap_edge.errors import SaapError
 from saap_edge.families import Family
+from saap_edge.machine.launch import processes
 from saap_edge.machine.memory import give_back
 from saap_edge.model.adapters import LoraLinear, SppLinear, WholeLinear, change_projections
 from saap_edge.model.arithmetic import uses_bfloat16
@@ -147,8 +147,7 @@ def recover(
 
 def _check_shards(settings: RecoverSettings) -> None:
     """Raises SaapError, in every process before one waits for another, where nothing of the weights is frozen."""
-    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if settings.shard and settings.adapter == "all" and settings.weights and launched:
+    if settings.shard and settings.adapter == "all" and settings.weights and processes() > 1:
         raise SaapError(
             f"adapter: all (auto takes it up to {SMALL // 1_000_000} million weights) trains every weight, and only "
             "frozen ones can be shared out: drop --shard, or use recover.adapter: lora"

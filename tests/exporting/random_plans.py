@@ -175,7 +175,7 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
         widths[first] = space.dense()[first]
     check_plan(
         make_plan("random", "first", 0.0, space, widths), list(spec.layers), spec.head_dim,
-        uniform_only=uniform, no_depth=spec.no_depth if not depth else None, cost=cost,
+        uniform_only=uniform, no_depth=spec.no_depth if not depth else None, delta=spec.delta,
     )  # fmt: skip
     return widths
 

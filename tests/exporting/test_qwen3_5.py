@@ -16,7 +16,6 @@ from saap_edge.evaluation.parity import logits, shipped_model
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.imatrix import save_importance
 from saap_edge.exporting.onnx import write_onnx
-from saap_edge.exporting.refusal import export_refusal
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.spec import LayerShape
@@ -126,12 +125,6 @@ def test_what_llama_cpp_cannot_hold_is_refused_and_onnx_runs_it(
         write_gguf(folder, tmp_path / "m.gguf", "q4_0")
     assert not (tmp_path / "m.gguf").exists()
     assert_parity(folder, tmp_path, "onnx-fp32")
-
-
-@pytest.mark.parametrize("artifact_format", ["openvino-int4", "onnx-optimum"])
-def test_formats_without_states_are_refused(artifact_format: str) -> None:
-    refusal = export_refusal(spec_of(tiny_model(FAMILY)), artifact_format)
-    assert refusal and f"cannot go to {artifact_format}" in refusal
 
 
 ONNX: dict[str, tuple[dict, list[LayerShape] | None]] = {

@@ -18,6 +18,7 @@ from saap_edge.engines.torch import TorchEngine, folder_cost
 from saap_edge.evaluation.parity import logits
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.onnx import write_onnx
+from saap_edge.exporting.refusal import export_refusal
 from saap_edge.exporting.write import export_artifacts
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, spec_of
@@ -146,3 +147,10 @@ def test_states_are_what_llama_cpp_reserves(family: str, shape: dict[str, int], 
     cost = artifact_cost(tmp_path / "m.gguf")
     assert told["llama_memory_recurrent"] == pytest.approx(cost.state_bytes / 2**20, abs=0.006)
     assert told["llama_kv_cache"] == pytest.approx(cost.kv_bytes_per_token * 256 / 2**20, abs=0.006)
+
+
+@pytest.mark.parametrize("artifact_format", ["openvino-int4", "onnx-optimum"])
+@pytest.mark.parametrize("family", TAPS)
+def test_formats_without_states_are_refused(family: str, artifact_format: str) -> None:
+    refusal = export_refusal(spec_of(tiny_model(family)), artifact_format)
+    assert refusal and f"cannot go to {artifact_format}" in refusal

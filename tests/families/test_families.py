@@ -1,6 +1,5 @@
 """Canonical forms against transformers' own models, and what is refused."""
 
-import json
 import re
 from pathlib import Path
 
@@ -18,17 +17,10 @@ from saap_edge.model.classes import TRANSFORMERS_4
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.spec import canonical_config, spec_from_config
 from tests.conftest import AS_LLAMA, raw_model, skip_without
+from tests.families.support import saved
 
 IDS = torch.arange(1, 60).view(1, -1)
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
-
-
-def saved(model, folder, **changes):
-    model.save_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
-    return folder
 
 
 @pytest.mark.parametrize("tied", [True, False])

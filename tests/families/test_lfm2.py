@@ -16,18 +16,11 @@ from saap_edge.model.folder import build_pruned, load_model, save_model, spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.pruning.surgery import cut
 from tests.conftest import randomise_projections, raw_model, tiny_model, write_folder
-from tests.families.stepping import assert_steps_as_it_reads
+from tests.families.support import assert_steps_as_it_reads, saved
 
 IDS = torch.arange(1, 40).view(1, -1)
 ALL = {"attention": np.arange(4), "slots": np.arange(2), "ffn": np.arange(128)}
 only_5 = pytest.mark.skipif(TRANSFORMERS_4, reason="the cache of transformers 4 holds no states of convolutions")
-
-
-def saved(model, folder, **changes):
-    model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
-    return folder
 
 
 @pytest.mark.parametrize("adjusted", [True, False])

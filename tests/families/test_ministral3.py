@@ -1,7 +1,5 @@
 """Ministral 3: the context within which queries are not scaled, the text part of whole models, refusals."""
 
-import json
-
 import pytest
 import torch
 import transformers
@@ -11,16 +9,10 @@ from saap_edge.model.checkpoint import open_checkpoint, read_spec
 from saap_edge.model.classes import TRANSFORMERS_4
 from saap_edge.model.folder import load_model
 from tests.conftest import EXTRAS, raw_model
+from tests.families.support import saved
 
 pytestmark = pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 does not have Ministral 3")
 CONTEXT = EXTRAS["ministral3"]["rope_parameters"]["original_max_position_embeddings"]
-
-
-def saved(model, folder, **changes):
-    model.save_pretrained(folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return folder
 
 
 def test_the_context_ends_where_queries_begin_to_grow(tmp_path):

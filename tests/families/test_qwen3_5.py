@@ -18,7 +18,7 @@ from saap_edge.pruning.repair import repair
 from saap_edge.pruning.space import Cost
 from saap_edge.pruning.surgery import cut, zero_removed
 from tests.conftest import randomise_projections, raw_model, tiny_model, write_folder
-from tests.families.stepping import assert_steps_as_it_reads
+from tests.families.support import assert_steps_as_it_reads, saved
 
 pytestmark = pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 does not have Qwen3.5")
 IDS = torch.arange(1, 40).view(1, -1)
@@ -32,13 +32,6 @@ SHAPES = [
     {"linear_num_key_heads": 4, "linear_num_value_heads": 4, "num_hidden_layers": 5, "linear_conv_kernel_dim": 6},
     {"rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 1.0}},
 ]
-
-
-def saved(model, folder, **changes):
-    model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
-    return folder
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saap_edge.cache import alone, work_folder
 from saap_edge.chain.rule import WRITE, Inputs, Rule
 from saap_edge.errors import SaapError
+from saap_edge.machine.launch import processes
 
 if TYPE_CHECKING:
     from saap_edge.chain.context import Context
@@ -28,7 +28,7 @@ def _write(context: Context, inputs: Inputs, out: Path) -> None:
     from saap_edge.chain.amounts import written_tokens
     from saap_edge.writing.write import write_text
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if processes() > 1:
         raise SaapError("several processes cannot write the calibration text: run `saap-edge write` first, alone")
     tokens, work = written_tokens(context.recipe), work_folder(out)
     with alone(work), context.bar("write: tokens", tokens) as advance:

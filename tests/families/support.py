@@ -1,12 +1,23 @@
-"""A pruned model whose layers remember more than keys and values: step by step it answers as at once."""
+"""What tests of families share: folders that say other things, and models that answer step by step as at once."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from saap_edge.model.folder import load_model
 from tests.conftest import write_folder
+
+
+def saved(model: PreTrainedModel, folder: Path, **changes: Any) -> Path:
+    """The model's folder, with other fields in config.json; `...` takes one out."""
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    return folder
 
 
 def assert_steps_as_it_reads(pruned: PreTrainedModel, folder: Path, ids: torch.Tensor, atol: float) -> PreTrainedModel:
