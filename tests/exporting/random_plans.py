@@ -1,6 +1,6 @@
 """Random models of every family, pruned by random valid plans: are their files right in both runtimes?
 
-Every case is drawn from its number alone. It is checked like this, whole prompts and single steps:
+A family's cases are drawn from their numbers alone. A case is checked like this, whole prompts and single steps:
 
 - GGUF F32 with a float32 cache and without flash attention, and ONNX fp32: every logit within 1e-4 of torch's (but
   Gemma in llama.cpp, whose GELU is a table of fp16 numbers: within 0.001 of the logits' own size);
@@ -79,6 +79,12 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     worst: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: Outcome) -> None:
+        """Take what another batch has seen, too."""
+        self.faults += other.faults
+        self.counts += other.counts
+        self.worst |= {way: max(error, self.worst.get(way, 0.0)) for way, error in other.worst.items()}
 
     def judge(self, run: Run, answers: dict[str, np.ndarray]) -> None:
         for mode, answer in answers.items():
@@ -180,10 +186,9 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
     return widths
 
 
-def write_case(number: int, folder: Path) -> str:
+def write_case(family: str, number: int, folder: Path) -> str:
     """Write the pruned model of a case and say what it is."""
-    dice = random.Random(number)
-    family = list(FAMILIES)[number % len(FAMILIES)]
+    dice = random.Random(f"{family} {number}")
     dense = dense_model(dice, family)
     spec, biased = spec_of(dense), not FAMILIES[family].uniform_only and dice.random() < 0.2
     depth = not (spec.no_depth or biased) and dice.random() < 0.5
@@ -204,10 +209,10 @@ def write_case(number: int, folder: Path) -> str:
     return f"case {number}: {family}, head_dim {spec.head_dim}, tied {spec.tied}, biased {biased}, {' '.join(shapes)}"
 
 
-def prepare(number: int, scratch: Path, counts: Counter[str]) -> list[Run]:
+def prepare(family: str, number: int, scratch: Path, counts: Counter[str]) -> list[Run]:
     """Write a case's files: what is to be run. Counts what was written and what was refused."""
-    folder, dice = scratch / f"model-{number}", random.Random(-1 - number)
-    case = write_case(number, folder)
+    folder, dice = scratch / f"model-{number}", random.Random(f"{family} {number} files")
+    case = write_case(family, number, folder)
     weights = ExportWeights(folder)
     tokens = [dice.randrange(1, weights.spec.vocab_size) for _ in range(TOKENS)]
     runs = []
@@ -256,10 +261,10 @@ def runs_of(case: str, folder: Path, path: Path, artifact_format: str, group: in
     return [run("llama.cpp"), run("exact")]
 
 
-def check(numbers: Sequence[int], scratch: Path) -> Outcome:
-    """Write the files of these cases, and run them all in one child process."""
+def check(family: str, numbers: Sequence[int], scratch: Path) -> Outcome:
+    """Write the files of these cases of a family, and run them all in one child process."""
     outcome = Outcome()
-    runs = [run for number in numbers for run in prepare(number, scratch, outcome.counts)]
+    runs = [run for number in numbers for run in prepare(family, number, scratch, outcome.counts)]
     jobs = [{"engine": run.engine, "path": str(run.path), "tokens": run.tokens} for run in runs]
     (scratch / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     child = subprocess.run(
