@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,7 +187,7 @@ class OnnxRuntimeEngine(OnnxEngine):
             if not value.name.startswith("past_key_values."):
                 continue
             _, kv_heads, _, head_dim = value.shape
-            buffer = np.zeros((1, kv_heads, self.context, head_dim), dtype=np.float32)
+            buffer = untouched((1, kv_heads, self.context, head_dim))
             self._cache.append(buffer)
             self._kv_bytes += kv_heads * head_dim * buffer.itemsize
             self._bind_both(value.name, value.name.replace("past_key_values", "present"), buffer)
@@ -196,6 +198,15 @@ class OnnxRuntimeEngine(OnnxEngine):
 
     def _bind_input(self, name: str, array: np.ndarray) -> None:
         self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def untouched(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros, float32, in pages of their own, which take no memory before they are written to.
+
+    numpy's zeros may lie in what was freed before, which is in memory and stays there: in that of packing weights.
+    """
+    size = math.prod(shape) * np.dtype(np.float32).itemsize
+    return np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float32).reshape(shape)
 
 
 def open_session(path: Path, threads: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.conftest import VOCABULARY, tiny_model, write_folder
 from tests.exporting.onnx_support import PlainSession, random_tokens, reference
 
 TOKENS = random_tokens(VOCABULARY, 24, seed=5)
+PAGES = Path("/proc/self/pagemap")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,24 @@ def test_cost_and_description(pruned_folder: Path, onnx_folder: Path) -> None:
     description = engine.describe()
     assert description["provider"] == "CPUExecutionProvider"
     assert (description["threads"], description["context"], description["quantisation"]) == (1, 40, "fp32")
+
+
+@pytest.mark.skipif(not PAGES.exists(), reason="only Linux tells which pages are in memory")
+def test_the_cache_takes_memory_as_it_fills(onnx_folder: Path) -> None:
+    """A loaded engine holds no page of it; a prompt fills those that it writes to."""
+    engine = OnnxRuntimeEngine(onnx_folder, 1, 96)
+    assert [in_memory(buffer) for buffer in engine._cache] == [0] * len(engine._cache)
+    engine.forward(TOKENS[:8])
+    assert all(in_memory(buffer) for buffer in engine._cache)
+
+
+def in_memory(array: np.ndarray) -> int:
+    """How many pages of an array are in memory: the highest bit of their entries of 8 bytes."""
+    first = array.ctypes.data // mmap.PAGESIZE
+    with PAGES.open("rb", buffering=0) as present:
+        present.seek(8 * first)
+        entries = present.read(8 * ((array.ctypes.data + array.nbytes - 1) // mmap.PAGESIZE - first + 1))
+    return sum(byte >> 7 for byte in entries[7::8])
 
 
 def test_bad_calls(onnx_folder: Path) -> None:
