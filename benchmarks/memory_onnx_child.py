@@ -20,12 +20,18 @@ from saap_edge.engines.options import PIECE
 from saap_edge.machine.pages import collapse
 
 DATA = "model.onnx.data"
-WAYS = ("plain", "no arena", "own allocator", "dropped", "collapsed", "prepacked", "write", "whole")
+WAYS = ("plain", "reuse", "no arena", "own allocator", "dropped", "collapsed", "prepacked", "write", "whole")
+
+
+class Reusing(engines.ort.SessionOptions):  # type: ignore[misc]
+    """Settings under which buffers are used again, as by default, whatever the engine wants."""
+
+    enable_mem_reuse = property(lambda self: True, lambda self, wanted: None)
 
 
 def options_of(way: str, folder: Path) -> Any:
     """Settings of a session: what a way is, beside which file it opens."""
-    options = engines.ort.SessionOptions()
+    options = Reusing() if way in ("reuse", "whole") else engines.ort.SessionOptions()
     if way == "no arena":
         options.enable_cpu_mem_arena = False
     if way == "own allocator":

@@ -21,6 +21,7 @@ from saap_edge.engines.registry import EngineRecord, register_engine
 from saap_edge.engines.replay import replay
 from saap_edge.engines.shortage import advice, is_shortage
 from saap_edge.errors import SaapError
+from saap_edge.machine.memory import give_back
 from saap_edge.machine.sharing import free_cpus, shared
 
 __all__ = ["SPINNING", "OnnxEngine", "OnnxRuntimeEngine", "environment", "spinning"]
@@ -45,6 +46,7 @@ class OnnxEngine:
         self.path = path / GRAPH_FILE if path.is_dir() else path
         self.threads, self.context = threads, context
         self._session = open_session(self.path, threads)
+        give_back()  # what packing weights took meanwhile
         self._length = 0
 
     def truncate(self, length: int) -> None:
@@ -218,6 +220,9 @@ def open_session(path: Path, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning(threads))))
+    # A buffer that a later layer of just that width will use again is otherwise kept until then. Where widths differ
+    # from layer to layer, one of each would be there at once (docs/memory.md).
+    options.enable_mem_reuse = False
     options.log_severity_level = 3  # errors arrive as exceptions
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -74,7 +74,7 @@ class EngineOptions:
 
 AS_IT_IS = EngineOptions()
 UBATCH = 512  # of llama.cpp's own programs
-PIECE = 128  # for ONNX Runtime: about as fast as a prompt that is computed whole, and work space follows it (memory.md)
+PIECE = 64  # for ONNX Runtime: about as fast as a prompt that is computed whole, and work space follows it (memory.md)
 
 
 def kv_type(name: str) -> KvType:
