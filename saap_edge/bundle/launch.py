@@ -14,7 +14,7 @@ from saap_edge.formats import format_of
 from saap_edge.machine.pages import HUGE_PAGES
 from saap_edge.registry import resolve
 
-__all__ = ["IN_GENAI", "IN_LLAMA_CPP", "IN_OPENVINO", "Program", "launch_files"]
+__all__ = ["IN_GENAI", "IN_LLAMA_CPP", "IN_OPENVINO", "Program", "launch_files", "program_of"]
 
 TOKENS = 64
 CONTEXT = 2048  # tokens of KV cache at most: a model's whole context may not fit a board
@@ -84,7 +84,7 @@ if os.environ.get("SAAP_EDGE_TELEMETRY") != "1":  # before the import: it sends 
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime_genai as genai
-
+{imports}
 from saap_edge.engines.onnx_prepared import refusal
 from saap_edge.engines.onnxruntime import environment, spinning
 from saap_edge.machine.pages import collapse
@@ -99,21 +99,39 @@ search = {{"chunk_size": {ubatch}}}  # tokens of a prompt that are computed at o
 config.overlay(json.dumps({{"model": {{"decoder": {{"session_options": options}}}}, "search": search}}))
 model = genai.Model(config)
 collapse()
-tokenizer = genai.Tokenizer(model)
-tokenizer.update_options(add_special_tokens="true")
+{tokenizer}
 text, tokens = sys.argv[1], int(sys.argv[2])
-ids = tokenizer.encode(text)
+ids = {ids}
 search = genai.GeneratorParams(model)
 length = min(len(ids) + tokens, {context})
 search.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=length)
-generator, stream = genai.Generator(model, search), tokenizer.create_stream()
+generator = genai.Generator(model, search)
 generator.append_tokens(ids)
 print(text, end="", flush=True)
 while not generator.is_done():
     generator.generate_next_token()
-    print(stream.decode(generator.get_next_tokens()[0]), end="", flush=True)
+    print({piece}, end="", flush=True)
 print()
 '''
+
+# How it makes ids and texts: in genai's own way, or by tokenizer.json where genai reads that otherwise.
+BY_GENAI = {
+    "imports": "",
+    "tokenizer": '''\
+tokenizer = genai.Tokenizer(model)
+tokenizer.update_options(add_special_tokens="true")
+stream = tokenizer.create_stream()''',
+    "ids": "tokenizer.encode(text)", "piece": "stream.decode(generator.get_next_tokens()[0])",
+}  # fmt: skip
+BY_TOKENIZERS = {
+    "imports": "from tokenizers import Tokenizer\nfrom tokenizers.decoders import DecodeStream\n",
+    "tokenizer": '''\
+tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))  # genai splits some texts into other tokens
+tokenizer.no_truncation()
+tokenizer.no_padding()
+stream = DecodeStream(skip_special_tokens=True)''',
+    "ids": "tokenizer.encode(text).ids", "piece": 'stream.step(tokenizer, int(generator.get_next_tokens()[0])) or ""',
+}  # fmt: skip
 
 
 OPENVINO = '''\
@@ -150,6 +168,8 @@ class Program:
         script: text of run.py.
         native: lines of run.sh that come before run.py is started, to try the runtime's own program.
         packages: packages that run.py needs beside saap-edge[device].
+        vocabulary: the engine whose tokenizer run.py takes, where that may give other ids than tokenizer.json.
+        own_ids: the program to take where it does.
 
     `str.format` puts `model`, `threads`, `context`, `mapped`, `reading`, `pages` and `how` into the texts, and what
     `asked` makes of the runtime's options, as `flags` of its program and `arguments` of its class.
@@ -159,6 +179,8 @@ class Program:
     native: str = ""
     packages: tuple[str, ...] = ()
     asked: Callable[[EngineOptions], dict[str, str]] = lambda options: {}
+    vocabulary: str | None = None
+    own_ids: Program | None = None
 
 
 def _of_llama_cpp(options: EngineOptions) -> dict[str, str]:
@@ -180,14 +202,29 @@ def _of_llama_cpp(options: EngineOptions) -> dict[str, str]:
 
 IN_LLAMA_CPP = Program(GGUF, NATIVE, asked=_of_llama_cpp)
 IN_GENAI = Program(
-    ONNX, packages=("onnxruntime-genai",), asked=lambda options: {"ubatch": str(options.ubatch or PIECE)}
-)
+    ONNX, packages=("onnxruntime-genai",), vocabulary="onnxruntime-genai",
+    asked=lambda options: {"ubatch": str(options.ubatch or PIECE), **BY_GENAI},
+    own_ids=Program(
+        ONNX, packages=("onnxruntime-genai", "tokenizers"),
+        asked=lambda options: {"ubatch": str(options.ubatch or PIECE), **BY_TOKENIZERS},
+    ),
+)  # fmt: skip
 IN_OPENVINO = Program(OPENVINO, packages=("openvino", "openvino-tokenizers", "openvino-genai"))
 
 
+def program_of(artifact_format: str) -> Program:
+    """How a bundle of a format runs it. Raises SaapError for a format that no bundle can have."""
+    record = format_of(artifact_format)
+    if record.launch is None:
+        raise SaapError(f"'{artifact_format}': {record.no_bundle}")
+    program: Program = resolve(record.launch)
+    return program
+
+
 def launch_files(
-    artifact_format: str, model: str, threads: int, context: int, prompt: str, options: EngineOptions = AS_IT_IS
-) -> dict[str, str]:
+    artifact_format: str, model: str, threads: int, context: int, prompt: str, options: EngineOptions = AS_IT_IS,
+    own_ids: bool = False,
+) -> dict[str, str]:  # fmt: skip
     """The files that start a bundle: their texts, by name.
 
     Args:
@@ -197,16 +234,15 @@ def launch_files(
         context: the model's longest sequence, tokens; the KV cache holds CONTEXT at most.
         prompt: text that run.sh continues where it is given none.
         options: what the runtime is asked for.
+        own_ids: token ids are made by tokenizer.json, as far as there is a program for it.
 
     Raises SaapError for a format that no bundle can have.
 
     >>> sorted(launch_files("gguf-q4_0", "model-q4_0.gguf", threads=4, context=2048, prompt="Once"))
     ['requirements.txt', 'run.py', 'run.sh']
     """
-    record = format_of(artifact_format)
-    if record.launch is None:
-        raise SaapError(f"'{artifact_format}': {record.no_bundle}")
-    program: Program = resolve(record.launch)
+    record, program = format_of(artifact_format), program_of(artifact_format)
+    program = program.own_ids if own_ids and program.own_ids else program
     values = {
         "model": model, "threads": threads, "context": min(context, CONTEXT), "mapped": not record.repacked,
         "reading": READING if record.repacked else "", "how": " $how" if record.repacked else "",

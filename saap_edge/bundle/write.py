@@ -14,7 +14,7 @@ from saap_edge.artifacts import context_of, engine_of
 from saap_edge.bundle.archive import SUFFIX, pack, zstandard
 from saap_edge.bundle.check import check_bundle, columns
 from saap_edge.bundle.find import Source, base_licence, find_source, licence_files
-from saap_edge.bundle.launch import launch_files
+from saap_edge.bundle.launch import launch_files, program_of
 from saap_edge.bundle.schema import (
     BUNDLE_FILE,
     LOGITS_FILE,
@@ -26,7 +26,8 @@ from saap_edge.bundle.schema import (
     list_files,
 )
 from saap_edge.cache import library_versions
-from saap_edge.engines.answers import HARD_TEXT
+from saap_edge.engines.answers import DIGITS, HARD_TEXT
+from saap_edge.engines.child import VOCABULARY
 from saap_edge.engines.options import AS_IT_IS, EngineOptions, check_options
 from saap_edge.engines.registry import engine_named
 from saap_edge.engines.worker import Worker
@@ -92,7 +93,10 @@ def _fill(source: Source, folder: Path, options: EngineOptions) -> Bundle:
     if options != AS_IT_IS:  # raises where they do not go with the model
         with Worker(engine_of(artifact.format), folder / model, threads, TOKENS, options) as worker:
             worker.generate(answers.tokens[: answers.prompt_tokens], 1)
-    launch = launch_files(artifact.format, model, board.threads, context_of(folder / model), PROMPT, options)
+    launch = launch_files(
+        artifact.format, model, board.threads, context_of(folder / model), PROMPT, options,
+        own_ids=_ids_differ(program_of(artifact.format).vocabulary, folder / tokenizer_file),
+    )  # fmt: skip
     for name, text in launch.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "run.sh").chmod(0o755)
@@ -147,6 +151,21 @@ def _record(worker: Worker, folder: Path, tokenizer_file: str, source: Source) -
         tolerance=source.tolerance,
     )  # fmt: skip
     return Tokenizer(file=tokenizer_file, text=HARD_TEXT, ids=hard, pieces=pieces), answers
+
+
+def _ids_differ(vocabulary: str | None, tokenizer_file: Path) -> bool:
+    """Whether the tokenizer of that engine gives plain text other ids than tokenizer.json, or does not take it."""
+    if vocabulary is None:
+        return False
+    split = _load_tokenizer(tokenizer_file)
+    try:
+        with Worker(f"{vocabulary}{VOCABULARY}", tokenizer_file.parent, 1, 1) as worker:
+            return any(
+                worker.tokenize(text, False, True) != split.encode(text, add_special_tokens=False).ids
+                for text in (HARD_TEXT, DIGITS, PROMPT)
+            )
+    except SaapError:
+        return True
 
 
 def _load_tokenizer(path: Path) -> Any:

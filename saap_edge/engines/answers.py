@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["HARD_TEXT", "VERIFIED", "VERIFIED_CHARACTERS", "relative_error"]
+__all__ = ["DIGITS", "HARD_TEXT", "VERIFIED", "VERIFIED_CHARACTERS", "relative_error"]
 
 VERIFIED = 48  # tokens that verify runs through every artifact
 VERIFIED_CHARACTERS = 2000  # of the test text, from which these tokens are taken
@@ -14,6 +14,8 @@ HARD_TEXT = (
     "Hello,  world!\n\n\tdef f(x_1):   return x**2 # it's 12345.67\n"
     "Zürich — “naïve” café… Привет, мир! 你好，世界。 日本語 العربية 🙂👩‍💻 don't I'LL\r\n  end "
 )
+# Tokenizers that split digits first differ in the spaces before them.
+DIGITS = "a  1\n\n 2   34 5,678  "
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from saap_edge.engines.answers import HARD_TEXT, VERIFIED_CHARACTERS
+from saap_edge.engines.answers import DIGITS, HARD_TEXT, VERIFIED_CHARACTERS
 from saap_edge.engines.child import VOCABULARY
 from saap_edge.engines.worker import Worker
 from saap_edge.errors import SaapError
@@ -41,7 +41,6 @@ PLAIN, LEADING, ACCENTS = "plain text", "text that begins with a space", "accent
 ADDED, CHAT, AROUND = "text beside added tokens", "chat prompts", "what stands around a text"
 NAMES = "names of special tokens in plain text"
 
-_DIGITS = "a  1\n\n 2   34 5,678  "  # tokenizers that split digits first differ in the spaces before them
 _BESIDE = ("The quick{}brown fox", "a {} b", "{}\n\n{}x")
 _ADDED = 48  # most added tokens that are tried: some vocabularies have thousands of reserved ones
 _CHAT = (("user", "The quick  fox?"), ("assistant", "Yes, 12 of them."), ("user", "Why"))
@@ -75,7 +74,7 @@ def probes(tokenizer: Any, text: str, rows: int) -> list[Probe]:
     found = [token for token in added if not token.special and len(token.content.strip()) > 1]
     own = ADDED if any(token.content in sample for token in found) else PLAIN
     texts = [
-        Probe(PLAIN, HARD_TEXT), Probe(PLAIN, _DIGITS), Probe(own, sample), Probe(LEADING, "  two spaces first"),
+        Probe(PLAIN, HARD_TEXT), Probe(PLAIN, DIGITS), Probe(own, sample), Probe(LEADING, "  two spaces first"),
         Probe(ACCENTS, "e\u0301clair man\u0303ana"), Probe(AROUND, "The quick brown fox", True, True),
     ]  # fmt: skip
     texts += [Probe(ADDED, form.format(name, name), True) for name in _chosen(added) for form in _BESIDE]

@@ -51,7 +51,7 @@ def test_contents(made, run):
     assert (bundle.answers.error, bundle.answers.tolerance) == (parity["max_error"], parity["tolerance"])
     assert "n_threads=4, n_threads_batch=4" in (folder / "run.py").read_text()
     assert '"intra_op_num_threads": 4' in (made["onnx-int4"] / "run.py").read_text()
-    assert '"chunk_size": 128' in (made["onnx-int4"] / "run.py").read_text()
+    assert '"chunk_size": 64' in (made["onnx-int4"] / "run.py").read_text()
     assert "saap-edge[device]" in (folder / "requirements.txt").read_text()
     assert str(run.parent) not in (folder / "bundle.json").read_text(), "no path of the machine that made it"
 
@@ -128,23 +128,27 @@ def test_licence_of_the_base_model(tmp_path, readme, name):
     assert base_licence(tmp_path).model_dump() == {"name": name, "files": ["NOTICE"]}
 
 
-@pytest.fixture(scope="module")
-def readable(tmp_path_factory):
-    """Bundles of the model that ships with the package, dense: it continues a text with words."""
-    root = tmp_path_factory.mktemp("readable")
+def bundles_of(model: Path, root: Path, formats: tuple[str, ...] = FORMATS) -> Path:
+    """Bundles of a dense model, by format."""
     dense, verify = root / "stages" / "dense-01", root / "stages" / "verify-02"
     dense.mkdir(parents=True)
     verify.mkdir()
-    export_artifacts(bundled_model(), dense, FORMATS, "dense", {"model": "aa"}, lambda _: None)
+    export_artifacts(model, dense, formats, "dense", {"model": "aa"}, lambda _: None)
     parities = [
-        {"format": name, "role": "dense", "max_error": 0.007, "tolerance": 0.014, "passed": True} for name in FORMATS
+        {"format": name, "role": "dense", "max_error": 0.007, "tolerance": 0.014, "passed": True} for name in formats
     ]
     (verify / "verify.json").write_text(json.dumps(parities))
-    write_stage(dense, [], bundled_model())
-    write_stage(verify, [dense.name], bundled_model())
-    for name in FORMATS:
+    write_stage(dense, [], model)
+    write_stage(verify, [dense.name], model)
+    for name in formats:
         write_bundle(dense, root / name, name)
     return root
+
+
+@pytest.fixture(scope="module")
+def readable(tmp_path_factory):
+    """Those of the model that ships with the package: it continues a text with words."""
+    return bundles_of(bundled_model(), tmp_path_factory.mktemp("readable"))
 
 
 def run_sh(folder: Path, *arguments: str, **environment: str) -> str:
@@ -223,6 +227,26 @@ def test_a_prompt_in_pieces_goes_to_run_py_of_an_onnx_folder(readable, tmp_path)
     assert '"chunk_size": 2}' in (folder / "run.py").read_text()
     text = "The river was wide"
     assert run_sh(folder, text, "12") == run_sh(readable / "onnx-int4", text, "12")
+
+
+@pytest.mark.parametrize("step", [
+    {"type": "Digits", "individual_digits": True},  # which genai leaves out
+    {"type": "Split", "pattern": {"Regex": "\\p{N}+"}, "behavior": "Isolated", "invert": False},  # which it cannot read
+], ids=["other ids", "not read"])  # fmt: skip
+def test_ids_are_those_of_tokenizer_json_where_genai_reads_it_otherwise(readable, tmp_path, step):
+    model = Path(shutil.copytree(bundled_model(), tmp_path / "model"))
+    document = json.loads((model / "tokenizer.json").read_text())
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [step, document["pre_tokenizer"]]}
+    (model / "tokenizer.json").write_text(json.dumps(document))
+    folder = bundles_of(model, tmp_path / "out", ("onnx-int4",)) / "onnx-int4"
+    text, tokenizer = "In  1 7 of  23 the", Tokenizer.from_file(str(model / "tokenizer.json"))
+    ids = tokenizer.encode(text).ids
+    assert ids != Tokenizer.from_file(str(bundled_model() / "tokenizer.json")).encode(text).ids
+    with Worker("onnxruntime", folder / "model-int4", 1, 64) as worker:
+        expected = tokenizer.decode(worker.generate(ids, 12))
+    assert run_sh(folder, text, "12").rstrip("\n") == text + expected
+    needed = [(place / "requirements.txt").read_text() for place in (folder, readable / "onnx-int4")]
+    assert ["tokenizers==" in each for each in needed] == [True, False]
 
 
 def test_only_files_that_llama_cpp_repacks_are_read_without_a_mapping():
