@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from saap_edge.exporting.gemma import gemma_limit
 from saap_edge.exporting.gguf_lfm2 import lfm2_limit
+from saap_edge.exporting.gguf_nemotron_h import nemotron_h_limit
 from saap_edge.exporting.gguf_qwen35 import qwen35_limit
 from saap_edge.families import Refusal
 from saap_edge.formats import Format, format_of
@@ -21,11 +22,14 @@ __all__ = [
 
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
-GGUF_WRITERS = ("llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2", "qwen35")
+GGUF_WRITERS = (
+    "llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2", "qwen35", "nemotron_h",
+)  # fmt: skip
 ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions", "delta-nets")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
-_LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit}
+_LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit, "nemotron_h": nemotron_h_limit}
+_ALL_BIASES = ("llama", "deci", "nemotron_h")  # architectures that read them
 WIDENED_AT_LOAD = 1 << 30  # largest result of constant folding, in bytes (ONNX Runtime, constant_folding.cc)
 
 
@@ -166,7 +170,7 @@ def _limit(spec: ModelSpec, architecture: str) -> str | None:
         return f"llama.cpp's '{architecture}' has rotary positions {kept}, this model has none in layers {where}"
     if architecture in ("llama", "deci"):
         return None
-    if spec.biased:
+    if spec.biased and architecture not in _ALL_BIASES:
         return f"llama.cpp's '{architecture}' does not read all of the biases"  # those of q, k and v at most
     scaling = spec.rope_scaling or {"rope_type": "linear"}
     if scaling["rope_type"] not in ("linear", "yarn"):
