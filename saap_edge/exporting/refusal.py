@@ -25,7 +25,7 @@ __all__ = [
 GGUF_WRITERS = (
     "llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2", "qwen35", "nemotron_h",
 )  # fmt: skip
-ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions", "delta-nets")
+ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions", "delta-nets", "mamba")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
 _LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit, "nemotron_h": nemotron_h_limit}
@@ -144,6 +144,8 @@ def _onnx_limit(spec: ModelSpec, format: Format) -> str | None:
 
 def _mixer_rows(spec: ModelSpec, layer: LayerShape) -> int:
     """Rows of the one matrix of what takes a layer's input."""
+    if layer.mamba and spec.mamba:
+        return spec.mamba.rows
     if layer.linear and spec.delta:
         return 2 * layer.kv_heads * spec.delta.keys + layer.heads * (2 * spec.delta.values + 2)
     return ((1 + spec.family.gated) * layer.heads + 2 * layer.kv_heads) * spec.head_dim

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from saap_edge.families.base import UNGATED_CHANNEL, Config, Exports, Family, Refusal, Source, refuse_common
+from saap_edge.families.base import UNGATED_CHANNEL, Config, Exports, Family, Source, refuse_common
 
 _KEPT = (
     "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
@@ -120,13 +120,11 @@ def refuse(config: Config) -> str | None:
     return None
 
 
-_NO_OPERATOR = "ONNX Runtime has no operator for Mamba-2 blocks"
-
 FAMILY = Family(
     model_type="nemotron_h",
     title="Nemotron-H",
     covers="Nemotron-H 4B, 8B, 47B, 56B, Nemotron Nano 2 9B and 12B, Nemotron 3 Nano 4B (not the mixtures of experts)",
-    exports=Exports(gguf_uniform="nemotron_h", gguf_layers="nemotron_h", onnx=Refusal(_NO_OPERATOR)),
+    exports=Exports(gguf_uniform="nemotron_h", gguf_layers="nemotron_h", onnx="mamba"),
     mlp_bias=lambda config: bool(config["mlp_bias"]),
     refuse=refuse,
     defaults={
