@@ -129,11 +129,8 @@ def dense_model(dice: random.Random, family: str) -> Any:
         share = dice.choice([0.25, 0.5, 1.0]) if head_dim > 8 else 1.0
         overrides["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": share}
     if family == "nemotron_h":
-        kinds = [
-            "full_attention",
-            "linear_attention",
-            *dice.choices(["linear_attention", "full_attention", "mlp"], k=4),
-        ]
+        every = ["linear_attention", "full_attention", "mlp"]
+        kinds = [*every[:2], *dice.choices(every, k=4)]
         dice.shuffle(kinds)
         groups, shared = dice.choice([1, 2, 4]), dice.choice([1, 2, 3])
         overrides |= {
