@@ -162,6 +162,7 @@ def cut_short(folder: Path, name: str, rows: int) -> Path:
 
 # Enter as Llama: their exports are Llama's, so that one of them shows the way through both exporters.
 AS_LLAMA = ("mistral", "ministral3", "phi3", "granite", "granitemoehybrid", "ernie4_5")
+STATEFUL = ("lfm2", "qwen3_5_text", "nemotron_h")  # what some of their layers remember is no keys and values
 PER_LAYER = [name for name, family in FAMILIES.items() if not family.uniform_only]
 
 
