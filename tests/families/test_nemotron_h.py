@@ -106,7 +106,7 @@ REFUSED = [
     ({"layers_block_type": [MAMBA, ATTENTION, "sliding_attention"]}, "layers_block_type has 'sliding_attention'"),
     ({"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu' is not supported"),
     ({"mamba_hidden_act": "gelu"}, "mamba_hidden_act 'gelu' is not supported"),
-    ({"use_bias": True}, r"projections have biases \(use_bias\)"),
+    ({"use_bias": True}, r"Mamba-2 blocks whose projections have biases \(use_bias\)"),
     ({"tie_word_embeddings": True}, "transformers' class has a head of its own"),
     ({"conv_kernel": 1}, "convolutions of 1 token"),
     ({"n_groups": 3}, "8 heads of a Mamba-2 .* cannot share 3 groups"),
@@ -151,7 +151,7 @@ def test_removed_equals_zeroed_and_steps_as_it_reads(plan, tmp_path):
     zero_removed(dense, kept)
     torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=1e-5, rtol=1e-4)
     found = assert_steps_as_it_reads(pruned, tmp_path, IDS, atol=2e-5)
-    assert (type(found).__name__ == "NemotronHForCausalLM") == (plan in ("all ffns", "alike"))
+    assert (type(found).__name__ == "NemotronHForCausalLM") == (plan in ("blocks", "all ffns", "alike"))
 
 
 def test_padding_does_not_reach_the_states(tmp_path):
