@@ -11,10 +11,9 @@ import gguf
 import numpy as np
 import torch
 
-from saap_edge.model.blocks import BLOCK
 from saap_edge.model.spec import LayerShape, ModelSpec
 
-__all__ = ["add_mamba", "mamba_vectors", "nemotron_h_limit", "nemotron_h_parts"]
+__all__ = ["add_mamba", "mamba_vectors", "nemotron_h_parts"]
 
 _MAMBA = {"ssm_in": ("mamba.in_proj",), "ssm_out": ("mamba.out_proj",)}
 _ATTENTION = {
@@ -67,10 +66,3 @@ def add_mamba(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     writer.add_ssm_time_step_rank(mamba.heads)
     writer.add_ssm_group_count(mamba.groups)
     writer.add_layer_norm_eps(spec.rms_norm_eps)
-
-
-def nemotron_h_limit(spec: ModelSpec) -> str | None:
-    """Why llama.cpp's 'nemotron_h' cannot hold this model, or None."""
-    if spec.mamba and spec.mamba.inner % BLOCK:
-        return f"{spec.mamba.heads} heads of a Mamba-2 of {spec.mamba.width} fill no blocks of {BLOCK}"
-    return None

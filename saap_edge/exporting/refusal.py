@@ -6,7 +6,6 @@ from importlib.util import find_spec
 
 from saap_edge.exporting.gemma import gemma_limit
 from saap_edge.exporting.gguf_lfm2 import lfm2_limit
-from saap_edge.exporting.gguf_nemotron_h import nemotron_h_limit
 from saap_edge.exporting.gguf_qwen35 import qwen35_limit
 from saap_edge.families import Refusal
 from saap_edge.formats import Format, format_of
@@ -28,7 +27,7 @@ GGUF_WRITERS = (
 ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions", "delta-nets", "mamba")
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
-_LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit, "nemotron_h": nemotron_h_limit}
+_LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit}
 _ALL_BIASES = ("llama", "deci", "nemotron_h")  # architectures that read them
 WIDENED_AT_LOAD = 1 << 30  # largest result of constant folding, in bytes (ONNX Runtime, constant_folding.cc)
 
@@ -113,6 +112,11 @@ def shape_reason(spec: ModelSpec) -> str | None:
     """Which shape of a model no runtime can run or quantise, or None."""
     if spec.hidden % BLOCK:
         return f"hidden size {spec.hidden} is not a multiple of {BLOCK}: no runtime quantises such rows"
+    if spec.mamba and spec.mamba.inner % BLOCK:
+        return (
+            f"{spec.mamba.heads} heads of a Mamba-2 of {spec.mamba.width} are {spec.mamba.inner} wide, not a multiple "
+            f"of {BLOCK}: out_proj could not be quantised"
+        )
     for index, layer in enumerate(spec.layers):
         if (width := spec.heads_width(layer)) % BLOCK:
             return (

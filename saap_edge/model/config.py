@@ -119,11 +119,11 @@ class _Fields(BaseModel):
     mlp_hidden_act: str | None = None
     mamba_hidden_act: str | None = None
     mamba_layers: list[Annotated[int, Field(strict=True, ge=0, le=1)]] | None = None
-    mamba_num_heads: _Count = 1
-    mamba_head_dim: _Count = 1
-    ssm_state_size: _Count = 1
-    n_groups: _Count = 1
-    conv_kernel: _Taps = 4
+    mamba_num_heads: _Count | None = None
+    mamba_head_dim: _Count | None = None
+    ssm_state_size: _Count | None = None
+    n_groups: _Count | None = None
+    conv_kernel: _Taps | None = None
     use_conv_bias: _Flag = True
     time_step_min: Annotated[float, Field(strict=True, ge=0, le=1e18)] = 0.0
     chunk_size: _Count = 128
