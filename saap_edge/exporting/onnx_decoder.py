@@ -74,6 +74,10 @@ class Decoder:
             normed, residual = self._skip_norm(residual, self._ffn(normed, prefix), following)
         return normed
 
+    def place(self, index: int) -> int:
+        """The number of a layer in the names of what it remembers."""
+        return index
+
     def _sequence(self, ids: ir.Value, mask: ir.Value) -> None:
         """Values that all attention nodes share: lengths from the mask, rotary tables, positions if needed."""
         graph, spec = self.graph, self.spec
@@ -188,7 +192,8 @@ class Decoder:
         graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
         prefix = f"model.layers.{index}.self_attn."
         packed = self.linear(x, f"{prefix}qkv_proj", [f"{prefix}{name}_proj" for name in "qkv"])
-        past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
+        place = self.place(index)
+        past = [graph.input(f"past_key_values.{place}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
         gate = None
         if spec.family.gated:
             packed, gate = self._gated(packed, prefix, layer)
@@ -202,7 +207,7 @@ class Decoder:
             num_heads=layer.heads, kv_num_heads=layer.kv_heads, do_rotary=int(bool(fused)), **attributes,
         )  # fmt: skip
         for present, kind in zip(outputs[1:], KINDS, strict=True):
-            graph.output(present, f"present.{index}.{kind}", *self._cache(layer, "total"))
+            graph.output(present, f"present.{place}.{kind}", *self._cache(layer, "total"))
         mixed = outputs[0]
         if gate is not None:
             mixed = graph.node("Mul", [mixed, graph.node("Sigmoid", [gate])])

@@ -12,7 +12,15 @@ __all__ = ["NemotronDecoder"]
 
 
 class NemotronDecoder(Decoder):
-    """Writes blocks, each of which has a norm and a Mamba-2, attention or an FFN without gate."""
+    """Writes blocks, each of which has a norm and a Mamba-2, attention or an FFN without gate.
+
+    FFNs remember nothing: only the other blocks are counted in the names of inputs and outputs, as onnxruntime-genai
+    wants it.
+    """
+
+    def place(self, index: int) -> int:
+        """The number of blocks before this one that remember something."""
+        return sum(not layer.ffn for layer in self.spec.layers[:index])
 
     def _layers(self, embedded: ir.Value, ids: ir.Value) -> ir.Value:
         """The normed output of the last block."""
@@ -66,12 +74,13 @@ class _Mambas(Recurrent):
         size = graph.node("Unsqueeze", [size, graph.constant(f"{name}.axis", [3])])
         written = graph.node("Reshape", [graph.node("Mul", [value, size]), whole])
         state: Shape = ["batch_size", heads, states, mamba.width]
-        past = graph.input(f"past.{index}.recurrent", ir.DataType.FLOAT, state)
+        place = self.decoder.place(index)
+        past = graph.input(f"past.{place}.recurrent", ir.DataType.FLOAT, state)
         given, present = graph.nodes(
             2, "LinearAttention", [query, key, written, past, decay], CONTRIB, q_num_heads=heads, kv_num_heads=heads,
             update_rule="gated", scale=1.0,
         )  # fmt: skip
-        graph.output(present, f"present.{index}.recurrent", ir.DataType.FLOAT, state)
+        graph.output(present, f"present.{place}.recurrent", ir.DataType.FLOAT, state)
         skip = graph.weight(f"{name}.D", read(f"{name}.D")[:, None].numpy())
         passed = graph.node("Reshape", [graph.node("Mul", [value, skip]), whole])
         gated = graph.node("Mul", [graph.node("Add", [given, passed]), self.silu(gate)])

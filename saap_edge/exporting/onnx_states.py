@@ -46,14 +46,14 @@ class Recurrent:
         self, mixed: ir.Value, index: int, channels: int, kernel: ir.Value, bias: ir.Value | None = None
     ) -> ir.Value:
         """`mixed` [batch, seq, channels] behind its convolution, which each channel has alone, and SiLU."""
-        graph, kept = self.graph, self.taps - 1
+        graph, kept, place = self.graph, self.taps - 1, self.decoder.place(index)
         shape: Shape = ["batch_size", channels, kept]
-        past = graph.input(f"past.{index}.conv", ir.DataType.FLOAT, shape)
+        past = graph.input(f"past.{place}.conv", ir.DataType.FLOAT, shape)
         seen = graph.node("Concat", [past, graph.node("Transpose", [mixed], perm=[0, 2, 1])], axis=2)
-        wide = graph.constant(f"past.{index}.kept", [channels, kept])
+        wide = graph.constant(f"past.{place}.kept", [channels, kept])
         places = graph.node("Expand", [self._places, graph.node("Concat", [self._batch, wide], axis=0)])
         present = graph.node("GatherElements", [seen, places], axis=2)
-        graph.output(present, f"present.{index}.conv", ir.DataType.FLOAT, shape)
+        graph.output(present, f"present.{place}.conv", ir.DataType.FLOAT, shape)
         inputs = [seen, kernel] if bias is None else [seen, kernel, bias]
         return graph.node("Transpose", [self.silu(graph.node("Conv", inputs, group=channels))], perm=[0, 2, 1])
 

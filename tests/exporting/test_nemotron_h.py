@@ -14,6 +14,7 @@ from saap_edge.errors import SaapError
 from saap_edge.evaluation.parity import logits
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.imatrix import save_importance
+from saap_edge.exporting.onnx import write_onnx
 from saap_edge.exporting.refusal import export_refusal
 from saap_edge.families.nemotron_h import FAMILY
 from saap_edge.model.checkpoint import read_spec
@@ -24,7 +25,7 @@ from saap_edge.pruning.space import model_cost
 from saap_edge.recovery.imatrix import importance_matrix
 from tests.conftest import tiny_model, write_folder
 from tests.exporting.llama_support import exact_logits
-from tests.exporting.test_families import assert_parity, pruned
+from tests.exporting.test_families import assert_genai_answers_as_torch_does, assert_parity, pruned
 from tests.exporting.test_kquants import check
 
 IDS = list(range(1, 30))
@@ -71,6 +72,13 @@ def test_llama_cpp_answers_as_torch_does(name: str, artifact_format: str, tmp_pa
 @pytest.mark.parametrize("name", CASES)
 def test_onnx_runtime_answers_as_torch_does(name: str, artifact_format: str, tmp_path: Path) -> None:
     assert_parity(made(name, tmp_path / "model"), tmp_path, artifact_format)
+
+
+@pytest.mark.parametrize("name", ["dense", "by layer", "gone"])
+def test_genai_runs_it(name: str, tmp_path: Path) -> None:
+    folder = made(name, tmp_path / "model")
+    write_onnx(folder, tmp_path / "out", "fp32")
+    assert_genai_answers_as_torch_does(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("artifact_format", ["gguf-f32", "onnx-fp32"])
