@@ -15,12 +15,12 @@ from saap_edge.model.spec import LayerShape, ModelSpec
 
 __all__ = ["add_mamba", "mamba_vectors", "nemotron_h_parts"]
 
-_MAMBA = {"ssm_in": ("mamba.in_proj",), "ssm_out": ("mamba.out_proj",)}
-_ATTENTION = {
+_MAMBA: dict[str, tuple[str, ...]] = {"ssm_in": ("mamba.in_proj",), "ssm_out": ("mamba.out_proj",)}
+_ATTENTION: dict[str, tuple[str, ...]] = {
     "attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",),
     "attn_output": ("self_attn.o_proj",),
 }  # fmt: skip
-_FFN = {"ffn_up": ("mlp.up_proj",), "ffn_down": ("mlp.down_proj",)}
+_FFN: dict[str, tuple[str, ...]] = {"ffn_up": ("mlp.up_proj",), "ffn_down": ("mlp.down_proj",)}
 
 
 def nemotron_h_parts(layer: LayerShape) -> dict[str, tuple[str, ...]]:

@@ -54,7 +54,7 @@ class Recurrent:
         places = graph.node("Expand", [self._places, graph.node("Concat", [self._batch, wide], axis=0)])
         present = graph.node("GatherElements", [seen, places], axis=2)
         graph.output(present, f"present.{place}.conv", ir.DataType.FLOAT, shape)
-        inputs = [seen, kernel] if bias is None else [seen, kernel, bias]
+        inputs: list[ir.Value | None] = [seen, kernel, *([] if bias is None else [bias])]
         return graph.node("Transpose", [self.silu(graph.node("Conv", inputs, group=channels))], perm=[0, 2, 1])
 
     def shared(self, x: ir.Value, name: str, groups: int, times: int, width: int) -> ir.Value:

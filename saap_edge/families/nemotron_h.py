@@ -36,13 +36,13 @@ def spelled(config: Config) -> Config:
 
     >>> spelled({"num_hidden_layers": 9, "hybrid_override_pattern": "M-*", "mamba_d_conv": 4})
     ... # doctest: +NORMALIZE_WHITESPACE
-    {'num_hidden_layers': 3, 'layers_block_type': ['linear_attention', 'mlp', 'full_attention'], 'conv_kernel': 4}
+    {'num_hidden_layers': 3, 'conv_kernel': 4, 'layers_block_type': ['linear_attention', 'mlp', 'full_attention']}
     """
     rest = {name: value for name, value in config.items() if name not in (*_OLDER_NAMES, *_LISTS)}
     rest |= {name: config[old] for old, name in _OLDER_NAMES.items() if old in config}
     said, pattern = config.get("layers_block_type") or config.get("layer_types"), config.get("hybrid_override_pattern")
     if said or pattern:
-        kinds = [_OLDER.get(kind, kind) for kind in said] if said else [_LETTERS.get(each, each) for each in pattern]
+        kinds = [_OLDER.get(kind, kind) for kind in said or ()] or [_LETTERS.get(each, each) for each in pattern or ""]
         rest |= {"layers_block_type": kinds, "num_hidden_layers": len(kinds)}
     return rest
 

@@ -335,4 +335,5 @@ def _delta_net(config: Config) -> DeltaNet:
 
 def _mamba(config: Config) -> Mamba:
     names = ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel")
-    return Mamba(*(int(config[name]) for name in names), conv_bias=bool(config["use_conv_bias"]))
+    heads, width, states, groups, taps = (int(config[name]) for name in names)
+    return Mamba(heads, width, states, groups, taps, bool(config["use_conv_bias"]))
