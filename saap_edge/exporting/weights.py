@@ -187,7 +187,7 @@ class ExportWeights:
         stored = self._store.shape(name)
         columns = sum(shape[1:]) - sum(stored[1:])
         for piece in self._store.pieces(name):
-            require_finite(self.folder, name, piece)
+            require_finite(self.folder, self._store.stored_name(name), piece)
             yield torch.nn.functional.pad(piece, (0, columns)) if columns else piece
         if shape[0] > stored[0]:
             yield torch.zeros(shape[0] - stored[0], *shape[1:])

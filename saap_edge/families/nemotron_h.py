@@ -40,10 +40,12 @@ def spelled(config: Config) -> Config:
     """
     rest = {name: value for name, value in config.items() if name not in (*_OLDER_NAMES, *_LISTS)}
     rest |= {name: config[old] for old, name in _OLDER_NAMES.items() if old in config}
-    said, pattern = config.get("layers_block_type") or config.get("layer_types"), config.get("hybrid_override_pattern")
-    if said or pattern:
-        kinds = [_OLDER.get(kind, kind) for kind in said or ()] or [_LETTERS.get(each, each) for each in pattern or ""]
+    first, second = ([_OLDER.get(kind, kind) for kind in config.get(name) or ()] for name in _LISTS[:2])
+    kinds = first or second or [_LETTERS.get(letter, letter) for letter in config.get("hybrid_override_pattern") or ""]
+    if kinds:
         rest |= {"layers_block_type": kinds, "num_hidden_layers": len(kinds)}
+    if first and second and first != second:
+        rest["layer_types"] = second
     return rest
 
 
@@ -100,6 +102,8 @@ def refuse(config: Config) -> str | None:
     kinds = config.get("layers_block_type") or [_EXPERTS]  # transformers' default has some
     if _EXPERTS in kinds:
         return "mixtures of experts are not supported"
+    if config.get("layer_types"):
+        return "layers_block_type and layer_types say different blocks"
     if odd := set(kinds) - set(_LETTERS.values()):
         return f"layers_block_type has '{min(odd)}'"
     for kind, name in ((_ATTENTION, "attention"), (_MAMBA, "a Mamba-2")):

@@ -83,7 +83,7 @@ def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     tied = {HEAD} if checkpoint.spec.tied else set()
     for name in [name for name, _ in model.named_parameters() if name not in tied]:
         tensor = store.tensor(name)
-        require_finite(checkpoint.folder, name, tensor)
+        require_finite(checkpoint.folder, store.stored_name(name), tensor)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor.to(dtype)))
     if tied:

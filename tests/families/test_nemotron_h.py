@@ -104,6 +104,7 @@ REFUSED = [
     ({"layers_block_type": [MAMBA, FFN, FFN]}, "it has no block with attention"),
     ({"layers_block_type": [ATTENTION, ATTENTION, FFN]}, "it has no block with a Mamba-2"),
     ({"layers_block_type": [MAMBA, ATTENTION, "sliding_attention"]}, "layers_block_type has 'sliding_attention'"),
+    ({"layer_types": [MAMBA, FFN, ATTENTION]}, "layers_block_type and layer_types say different blocks"),
     ({"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu' is not supported"),
     ({"mamba_hidden_act": "gelu"}, "mamba_hidden_act 'gelu' is not supported"),
     ({"use_bias": True}, r"Mamba-2 blocks whose projections have biases \(use_bias\)"),
