@@ -135,7 +135,8 @@ def dense_model(dice: random.Random, family: str) -> Any:
         groups, shared = dice.choice([1, 2, 4]), dice.choice([1, 2, 3])
         overrides |= {
             "layers_block_type": kinds, "n_groups": groups, "mamba_num_heads": groups * shared,
-            "mamba_head_dim": dice.choice([16, *[32] * 9, *[64] * 5]), "ssm_state_size": dice.choice([8, 16, 32]),
+            "mamba_head_dim": dice.choice([32, 64] if groups * shared % 2 else [16, 32, 64]),  # together whole blocks
+            "ssm_state_size": dice.choice([8, 16, 32]),
             "conv_kernel": dice.randint(2, 5), "use_conv_bias": dice.random() < 0.7, "mlp_bias": dice.random() < 0.25,
         }  # fmt: skip
     if declared.gemma:
