@@ -27,6 +27,8 @@ class LayerShape:
 
     `conv`: the layer has a short convolution in place of attention, as in LFM2. It is as wide as the model, and stays.
     `linear`: it has a gated DeltaNet there, as in Qwen3.5: `heads` are its value heads, `kv_heads` its key heads.
+    `mamba`: it has a Mamba-2 block and nothing else, as in Nemotron-H, and stays. The other layers of such a model have
+    either attention or an FFN.
     """
 
     heads: int
@@ -34,9 +36,10 @@ class LayerShape:
     ffn: int
     conv: bool = False
     linear: bool = False
+    mamba: bool = False
 
     def __repr__(self) -> str:
-        kind = ", conv=True" if self.conv else ", linear=True" if self.linear else ""
+        kind = "".join(f", {name}=True" for name in ("conv", "linear", "mamba") if getattr(self, name))
         return f"LayerShape(heads={self.heads}, kv_heads={self.kv_heads}, ffn={self.ffn}{kind})"
 
     @property
@@ -46,18 +49,23 @@ class LayerShape:
 
     @property
     def gone(self) -> bool:
-        """Whether nothing is left: no attention, no FFN, and no convolution."""
-        return not (self.heads or self.ffn or self.conv)
+        """Whether nothing is left: no attention, no FFN, and no convolution or Mamba-2 block."""
+        return not (self.heads or self.ffn or self.conv or self.mamba)
 
 
 def alike(shapes: Iterable[LayerShape]) -> bool:
     """Whether all layers have the same FFN width, and all with attention the same heads, and all with a DeltaNet.
+
+    Beside Mamba-2 blocks, all layers with attention have the same heads, and all with an FFN the same width.
 
     >>> whole = LayerShape(8, 4, 96)
     >>> alike([whole, LayerShape(0, 0, 96, conv=True)]), alike([whole, LayerShape(0, 0, 96)])
     (True, False)
     """
     found = list(shapes)
+    if any(shape.mamba for shape in found):
+        heads = {(shape.heads, shape.kv_heads) for shape in found if shape.heads}
+        return len(heads) <= 1 and len({shape.ffn for shape in found if shape.ffn}) <= 1
     kinds = {(shape.heads, shape.kv_heads, shape.linear) for shape in found if not shape.conv}
     several = len({linear for *_, linear in kinds}) < len(kinds)
     return not several and len({shape.ffn for shape in found}) == 1
@@ -89,16 +97,17 @@ class PlanLayer(Part):
         default=False,
         description="a gated DeltaNet is in the place of attention; `heads`: its value heads, `kv_heads`: key heads",
     )
+    mamba: bool = Field(default=False, description="the layer is a Mamba-2 block, and stays")
 
     @property
     def before(self) -> LayerShape:
         """Widths before pruning."""
-        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0], self.conv, self.linear)
+        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0], self.conv, self.linear, self.mamba)
 
     @property
     def after(self) -> LayerShape:
         """Widths after pruning."""
-        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1], self.conv, self.linear)
+        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1], self.conv, self.linear, self.mamba)
 
 
 class Candidate(Part):

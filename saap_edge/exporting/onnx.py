@@ -13,6 +13,7 @@ from saap_edge.exporting.genai import write_genai
 from saap_edge.exporting.onnx_decoder import Decoder
 from saap_edge.exporting.onnx_gemma import GemmaDecoder
 from saap_edge.exporting.onnx_graph import DATA_FILE, GraphWriter
+from saap_edge.exporting.onnx_nemotron_h import NemotronDecoder
 from saap_edge.exporting.optimum import write_config
 from saap_edge.exporting.refusal import export_refusal
 from saap_edge.exporting.weights import ExportWeights, floats_of
@@ -62,7 +63,7 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
-        decoder = GemmaDecoder if weights.spec.gemma else Decoder
+        decoder = GemmaDecoder if weights.spec.gemma else NemotronDecoder if weights.spec.mamba else Decoder
         vocabulary = weights.vocabulary(f"onnx-{quantisation}")
         stored = floats_of(f"onnx-{quantisation}") or torch.float32
         decoder(graph, weights, layout, vocabulary, stored).build()

@@ -12,12 +12,12 @@ from saap_edge.formats import FORMATS, of_kind
 from saap_edge.model.spec import DeltaNet, LayerShape, ModelSpec, head_width
 
 __all__ = [
-    "GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths",
+    "GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "plain_cost", "shape_widths",
     "staying_weights",
 ]  # fmt: skip
 
 GRID = 32  # block of Q4_0, Q8_0 and MatMulNBits: a tensor of another width would stay unquantised
-_STATE = 4  # bytes of a number that a DeltaNet remembers
+_STATE = 4  # bytes of a number that a DeltaNet or Mamba-2 block remembers
 SLACK = 0.002  # of the dense cost: missing a budget by so little beats overshooting it by a step of a coarse grid
 
 
@@ -50,6 +50,7 @@ class Cost:
         queries: q and o shrink with their heads; not so in llama.cpp's files of models with convolutions.
         per_state: of a number that a DeltaNet remembers.
         gated, delta: as of the model's family and spec.
+        matrices: of an FFN: gate, up and down, or the last two.
     """
 
     unit: Unit = "parameters"
@@ -60,6 +61,7 @@ class Cost:
     per_state: float = 0.0
     gated: bool = False
     delta: DeltaNet | None = None
+    matrices: int = 3
 
     def layer(self, shape: LayerShape, hidden: int, head_dim: int) -> float:
         """Cost of one layer's projections and KV cache.
@@ -68,11 +70,16 @@ class Cost:
         36864.0
         """
         if shape.linear and self.delta:
-            weights = self.delta.weights(shape, hidden) + 3 * hidden * shape.ffn
+            weights = self.delta.weights(shape, hidden) + self.matrices * hidden * shape.ffn
             return self.per_weight * weights + (self.per_state * self.delta.state(shape) if shape.heads else 0.0)
         rows = 2 * shape.kv_heads + ((2 + self.gated) * shape.heads if self.queries else 0)
-        weights = hidden * head_dim * rows + 3 * hidden * shape.ffn
+        weights = hidden * head_dim * rows + self.matrices * hidden * shape.ffn
         return self.per_weight * weights + self.per_kv_head * shape.kv_heads
+
+
+def plain_cost(spec: ModelSpec) -> Cost:
+    """What counts weights of attention and FFN."""
+    return Cost(gated=spec.family.gated, delta=spec.delta, matrices=2 if spec.family.ungated else 3)
 
 
 def model_cost(
@@ -87,7 +94,7 @@ def model_cost(
 
     Raises SaapError for an unknown quantisation.
     """
-    plain = Cost(gated=spec.family.gated, delta=spec.delta)
+    plain = plain_cost(spec)
     if unit == "parameters":
         return plain
     record = FORMATS.get(f"gguf-{quantisation}")
@@ -99,20 +106,21 @@ def model_cost(
     if unit == "bytes":
         fixed = table * (1 if spec.tied else 2) + kept
         return replace(plain, unit="bytes", per_weight=weight, fixed=fixed, queries=queries)
-    # Decoding reads the output matrix, and of an untied embedding a single row.
+    # Decoding reads the output matrix, and of an untied embedding a single row; and what Mamba-2 blocks remember.
+    states = spec.mambas * spec.mamba.state * _STATE if spec.mamba else 0
     return replace(
         plain, unit="latency", per_weight=weight / bandwidth, per_kv_head=2 * spec.head_dim * 2 * context / bandwidth,
-        fixed=(table + kept) / bandwidth, queries=queries, per_state=_STATE / bandwidth,
+        fixed=(table + kept + states) / bandwidth, queries=queries, per_state=_STATE / bandwidth,
     )  # fmt: skip
 
 
 def staying_weights(spec: ModelSpec, wide: bool = True) -> int:
-    """Weights that no pruning takes out of a file: of convolutions and, beside them, of q and o if these are `wide`.
+    """Weights that no pruning takes out of a file: of convolutions and Mamba-2, and q and o beside convolutions.
 
-    They are so in GGUF (formats.py's `Kind.wide_queries`).
+    These are so if they are `wide`, in GGUF (formats.py's `Kind.wide_queries`).
     """
     queries = sum(layer.heads > 0 for layer in spec.layers) * 2 * spec.hidden**2 if spec.taps and wide else 0
-    return spec.convolution_weights() + queries
+    return spec.mixer_weights() + queries
 
 
 @dataclass(frozen=True)
