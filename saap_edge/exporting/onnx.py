@@ -12,6 +12,7 @@ from saap_edge.errors import SaapError
 from saap_edge.exporting.genai import write_genai
 from saap_edge.exporting.onnx_decoder import Decoder
 from saap_edge.exporting.onnx_gemma import GemmaDecoder
+from saap_edge.exporting.onnx_gemma4 import Gemma4Decoder
 from saap_edge.exporting.onnx_graph import DATA_FILE, GraphWriter
 from saap_edge.exporting.optimum import write_config
 from saap_edge.exporting.refusal import export_refusal
@@ -62,10 +63,10 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
-        decoder = GemmaDecoder if weights.spec.gemma else Decoder
-        vocabulary = weights.vocabulary(f"onnx-{quantisation}")
+        gemma = weights.spec.gemma
+        decoder = Gemma4Decoder if gemma and gemma.scaled else GemmaDecoder if gemma else Decoder
         stored = floats_of(f"onnx-{quantisation}") or torch.float32
-        decoder(graph, weights, layout, vocabulary, stored).build()
+        decoder(graph, weights, layout, f"onnx-{quantisation}", stored).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(
         {"saap_edge.quantisation": quantisation, "saap_edge.context": str(weights.spec.context)}

@@ -112,6 +112,14 @@ class _Fields(BaseModel):
     attn_output_gate: _Flag = True
     gated_attention: _Flag = False
     centred_norms: _Flag = False
+    global_head_dim: _Count | None = None
+    num_global_key_value_heads: _Count | None = None
+    num_kv_shared_layers: _Width | None = 0
+    hidden_size_per_layer_input: _Width | None = None
+    vocab_size_per_layer_input: _Width | None = None
+    attention_k_eq_v: _Flag = False
+    use_double_wide_mlp: _Flag = False
+    enable_moe_block: _Flag = False
     quantization_config: dict[str, Any] | None = None
 
 

@@ -140,9 +140,12 @@ def test_repair_brings_the_logits_nearer_to_dense(family, mix):
     torch.testing.assert_close(dense(fresh).logits, target)
 
 
-def test_the_dense_target_mends_what_earlier_layers_broke(per_layer_family):
-    """Only layer 0 is cut; layers 1 and 2 are whole, and still take part of the mending over."""
-    dense, kept = tiny_model(per_layer_family), random_kept(0)
+def test_the_dense_target_mends_what_earlier_layers_broke(deep_family):
+    """Only layer 0 is cut; layers 1 and 2 are whole, and still take part of the mending over.
+
+    Not in Gemma, whose norms of sublayers' outputs allow the local target only.
+    """
+    dense, kept = tiny_model(deep_family), random_kept(0)
     for layer in (1, 2):
         kept[layer] = {"attention": np.arange(4), "slots": np.arange(2), "ffn": np.arange(128)}
     torch.manual_seed(0)
