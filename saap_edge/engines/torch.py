@@ -140,7 +140,8 @@ def folder_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
         raise SaapError(f"'{path}': what its KV cache takes cannot be told from the names of its weights")
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     untied = "lm_head.weight" in sizes and not config.get("tie_word_embeddings")
-    read = sum(size for name, size in sizes.items() if not (untied and "embed_tokens" in name))
+    rows = ("embed_tokens_per_layer.", *(("embed_tokens.",) if untied else ()))  # of which a token reads one
+    read = sum(size for name, size in sizes.items() if not any(part in name for part in rows))
     return ArtifactCost(
         artifact_format or "torch-f32", FLOAT32 * read, FLOAT32 * keys,
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), sum(sizes.values()),
