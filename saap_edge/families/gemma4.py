@@ -185,6 +185,8 @@ def _refuse_feature(config: Config) -> str | None:
         return "attention with biases (attention_bias) is not supported"
     if config.get("use_bidirectional_attention") == "all":
         return "bidirectional attention is not supported: this is no decoder"
+    if config.get("num_kv_shared_layers") and not config.get("hidden_size_per_layer_input"):
+        return "borrowed keys and values without embeddings of every layer's own, which transformers cannot run"
     if config.get("hidden_size_per_layer_input") and config["vocab_size_per_layer_input"] != config["vocab_size"]:
         rows, own = config["vocab_size_per_layer_input"], config["vocab_size"]
         return f"a table of {rows} tokens for layers (vocab_size_per_layer_input), and {own} for the model"

@@ -167,7 +167,8 @@ def gemma4_shape(dice: random.Random, head_dim: int, kv_heads: int) -> dict[str,
     overrides: dict[str, Any] = {
         "layer_types": kinds, "num_hidden_layers": len(kinds), "num_kv_shared_layers": borrowed,
         "global_head_dim": head_dim * dice.choice([1, 2]), "use_double_wide_mlp": dice.random() < 0.5,
-        "hidden_size_per_layer_input": dice.choice([0, 32, 64]), "sliding_window": dice.choice([4, 8, 64]),
+        "hidden_size_per_layer_input": dice.choice([32, 64] if borrowed else [0, 32, 64]),
+        "sliding_window": dice.choice([4, 8, 64]),
         "final_logit_softcapping": dice.choice([None, 5.0, 30.0]),
     }  # fmt: skip
     if dice.random() < 0.3:

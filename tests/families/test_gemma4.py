@@ -123,6 +123,7 @@ REFUSED = [
     ({"use_bidirectional_attention": "all"}, "bidirectional attention"),
     ({"layer_types": [SLIDING, "linear_attention", FULL]}, "layer_types has 'linear_attention'"),
     ({"vocab_size_per_layer_input": 100}, "a table of 100 tokens for layers .*, and 320 for the model"),
+    (LENT | {"hidden_size_per_layer_input": 0}, "borrowed keys and values without embeddings of every layer's own"),
     ({"num_kv_shared_layers": 1}, "no layer of type 'full_attention' has keys and values of its own"),
     ({"rope_parameters": ROPE | {FULL: {"rope_type": "yarn", "factor": 4.0}}}, "rope scaling 'yarn' is not supported"),
     ({"rope_parameters": ROPE | {SLIDING: {"rope_type": "proportional"}}}, "'proportional' of 'sliding_attention'"),
