@@ -82,14 +82,17 @@ def canonical(config: Config) -> Config:
 def plain(config: Config) -> Config | None:
     """The config of transformers' class for one of ours, or None where its layers differ in what that class has once.
 
-    KV heads may differ from layer to layer, query heads not, and FFNs only of layers that borrow keys and values, which
-    may be twice as wide.
+    Layers with a window and without may have other KV heads, query heads are the same in all, and FFNs of layers that
+    borrow keys and values may be twice as wide. The class reads `per_layer_config`, but cannot be built where layers of
+    one type differ in it (transformers 5.24).
     """
     widths, borrowed = config["layer_widths"], int(config.get("num_kv_shared_layers") or 0)
     own = {ffn for *_, ffn in widths[: len(widths) - borrowed]}
     theirs = {ffn for *_, ffn in widths[len(widths) - borrowed :]} if borrowed else own
     heads = {queries for queries, *_ in widths}
-    if (len(own), len(theirs), len(heads)) != (1, 1, 1) or (theirs != own and theirs != {2 * max(own)}):
+    shared = {(kind, kv_heads) for kind, (_, kv_heads, _) in zip(config["layer_types"], widths, strict=True)}
+    alike = (len(own), len(theirs), len(heads), len(shared)) == (1, 1, 1, len({*config["layer_types"]}))
+    if not alike or (theirs != own and theirs != {2 * max(own)}):
         return None
     kept = {name: config[name] for name in _KEPT if config.get(name) is not None}
     full = {"head_dim": config["global_head_dim"]}
@@ -208,20 +211,12 @@ def _refuse_heads(config: Config) -> str | None:
             if not isinstance(layer[name], int) or isinstance(layer[name], bool) or not 1 <= layer[name] < 2**31:
                 return f"per_layer_config: layer {key}: {name} is {layer[name]!r}: it takes a number from 1"
     own, kinds, queries = heads_of(config), kinds_of(config), int(config["num_attention_heads"])
-    if odd_sizes := next((kind for kind in (FULL, SLIDING) if len(_sizes(own, kinds, kind)) > 1), None):
-        return f"heads of layers of type '{odd_sizes}' differ in size"
+    pairs = {*zip(kinds, own, strict=True)}
+    if odd_kind := next((kind for kind in (FULL, SLIDING) if sum(each == kind for each, _ in pairs) > 1), None):
+        return f"layers of type '{odd_kind}' differ in the number or the size of heads"
     if bad := next((kv_heads for _, kv_heads in own if queries % kv_heads), None):
         return f"{queries} attention heads cannot share {bad} key-value heads"
-    first = count - int(config.get("num_kv_shared_layers") or 0)
-    for index in range(max(first, 0), count):  # transformers reads the heads of the layer that lends
-        lender = max((at for at in range(first) if kinds[at] == kinds[index]), default=index)
-        if own[lender] != own[index]:
-            return f"layer {index} borrows keys and values of {own[lender][1]} heads, and says {own[index][1]}"
     return None
-
-
-def _sizes(own: list[tuple[int, int]], kinds: list[str], kind: str) -> set[int]:
-    return {size for (size, _), each in zip(own, kinds, strict=True) if each == kind}
 
 
 FAMILY = Family(

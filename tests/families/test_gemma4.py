@@ -50,7 +50,10 @@ SHAPES = {
         },
     },
     "by layer": {
-        "per_layer_config": {"0": {"num_key_value_heads": 2}, "2": {"head_dim": 64, "num_key_value_heads": 1}},
+        "per_layer_config": {
+            "0": {"num_key_value_heads": 2}, "1": {"num_key_value_heads": 2},
+            "2": {"head_dim": 64, "num_key_value_heads": 1},
+        },
     },
 }  # fmt: skip
 
@@ -131,8 +134,9 @@ REFUSED = [
     ({"hidden_activation": "silu"}, "hidden_act 'silu' is not supported"),
     ({"per_layer_config": {"1": {"intermediate_size": 64}}}, "layer 1 has a intermediate_size of its own"),
     ({"per_layer_config": {"7": {"head_dim": 64}}}, "names a layer '7', and there are layers 0 to 2"),
-    ({"per_layer_config": {"0": {"head_dim": 64}}}, "heads of layers of type 'sliding_attention' differ in size"),
-    ({"per_layer_config": {"0": {"num_key_value_heads": 3}}}, "8 attention heads cannot share 3 key-value heads"),
+    ({"per_layer_config": {"0": {"head_dim": 64}}}, "layers of type 'sliding_attention' differ in the number or the"),
+    ({"per_layer_config": {"1": {"num_key_value_heads": 2}}}, "layers of type 'sliding_attention' differ in"),
+    ({"per_layer_config": {str(index): {"num_key_value_heads": 3} for index in range(3)}}, "8 attention heads cannot share 3 key-value heads"),
 ]  # fmt: skip
 
 
@@ -140,7 +144,7 @@ REFUSED = [
 def test_what_cannot_be_carried_is_refused(change, reason, tmp_path):
     folder = saved(raw_model(FAMILY), tmp_path, **change)
     for read in (read_spec, load_model):
-        with pytest.raises(SaapError, match=f"this Gemma 4 model cannot be handled: {reason}"):
+        with pytest.raises(SaapError, match=f"this Gemma 4 model cannot be handled: .*{reason}"):
             read(folder)
 
 
@@ -169,8 +173,7 @@ def test_removed_equals_zeroed_and_steps_as_it_reads(kind, tmp_path):
     zero_removed(dense, kept)
     torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=2e-5, rtol=1e-4)
     model = assert_steps_as_it_reads(pruned, tmp_path, IDS, atol=2e-5)
-    # KV heads may differ in transformers' own class.
-    assert isinstance(model, transformers.Gemma4ForCausalLM) == (kind in ("kv groups", "slots"))
+    assert isinstance(model, transformers.Gemma4ForCausalLM) == (kind == "slots")
     cache = DynamicCache(config=model.config)
     model(IDS, past_key_values=cache, use_cache=True)
     held = [layer.keys.shape for layer in cache.layers if getattr(layer, "keys", None) is not None]
