@@ -119,6 +119,8 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
             elif "norm" in name:
                 centred = FAMILIES[family].gated and "linear_attn" not in name
                 parameter.uniform_(*((-0.5, 0.5) if centred else (0.5, 1.5)))
+            if family == "gemma4_text" and "q_norm" in name:  # scores are not scaled: trained ones are small
+                parameter.mul_(parameter.numel() ** -0.5)
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.uniform_(0.5, 1.5)

@@ -56,6 +56,8 @@ def add_gemma4(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     writer.add_value_length_swa(spec.head_dim)
     writer.add_rope_dimension_count_swa(spec.head_dim)
     writer.add_rope_freq_base_swa(gemma.window_theta)
+    if not gemma.final_cap:  # without a word llama.cpp caps logits at 30
+        writer.add_final_logit_softcapping(0.0)
 
 
 def gemma4_limit(spec: ModelSpec) -> str | None:

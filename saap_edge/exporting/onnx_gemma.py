@@ -65,5 +65,5 @@ class GemmaDecoder(Decoder):
         return self._times(curved, "logits_cap", cap)
 
     def _times(self, x: ir.Value, name: str, factor: float) -> ir.Value:
-        scale = self.graph.weight(name, np.array([factor], dtype=np.float32), per_token=False)
+        scale = self.graph.weight(name, np.array([factor], dtype=np.float32))
         return self.graph.node("Mul", [x, scale])

@@ -89,7 +89,7 @@ class Gemma4Decoder(GemmaDecoder):
         """Norm of every head, without weights."""
         graph = self.graph
         if width not in self._ones:
-            self._ones[width] = graph.weight(f"ones_{width}", np.ones(width, dtype=np.float32), per_token=False)
+            self._ones[width] = graph.weight(f"ones_{width}", np.ones(width, dtype=np.float32))
         apart = graph.node("Reshape", [x, graph.constant(f"{name}.heads", [0, 0, heads, width])])
         normed = graph.node(
             "SimplifiedLayerNormalization", [apart, self._ones[width]], axis=-1, epsilon=self.spec.rms_norm_eps

@@ -17,7 +17,7 @@ from saap_edge.engines.llama_cpp import LlamaCppEngine
 from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
 from saap_edge.engines.torch import TorchEngine, folder_cost
 from saap_edge.errors import SaapError
-from saap_edge.evaluation.parity import logits
+from saap_edge.evaluation.parity import logits, relative_error
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.imatrix import save_importance
 from saap_edge.exporting.onnx import write_onnx
@@ -32,6 +32,7 @@ from saap_edge.recovery.imatrix import importance_matrix
 from saap_edge.worth.fit import cost_at
 from tests.conftest import tiny_model, write_folder
 from tests.exporting.llama_support import exact_logits
+from tests.exporting.random_plans import GELU_TABLE
 from tests.exporting.test_families import assert_genai_answers_as_torch_does, assert_parity, pruned
 from tests.exporting.test_kquants import check
 from tests.families.test_gemma4 import LARGE, LENT
@@ -50,6 +51,19 @@ MODELS: dict[str, tuple[dict, list[LayerShape] | None]] = {
 }  # fmt: skip
 
 
+def assert_only_gelu_parts(folder: Path, path: Path) -> None:
+    """In float32, llama.cpp's answers are torch's but for GELU, a table that rounds arguments and values to fp16."""
+    actual, model = exact_logits(path, IDS), load_model(folder)
+    assert relative_error(actual, logits(model, IDS)) < GELU_TABLE
+    for layer in model.model.layers:
+        for owner in (layer, layer.mlp):
+            if hasattr(owner, "act_fn"):
+                gelu = owner.act_fn.forward
+                owner.act_fn.forward = lambda x, gelu=gelu: gelu(x.half().float()).half().float()
+    emulated = logits(model, IDS)
+    assert np.median([relative_error(actual[[at]], emulated[[at]]) for at in range(len(IDS))]) < 1e-4
+
+
 @pytest.mark.parametrize("artifact_format", ["gguf-f32", "gguf-f16", "gguf-q8_0", "gguf-q4_0", "gguf-q4_1"])
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_answers_as_torch_does(name: str, artifact_format: str, tmp_path: Path) -> None:
@@ -65,7 +79,7 @@ def test_llama_cpp_answers_as_torch_does(name: str, artifact_format: str, tmp_pa
         assert fields[f"gemma4.{key}"].contents() == [getattr(layer, attribute) for layer in spec.layers]
     assert artifact_cost(path).kv_bytes_per_token == spec.kv_bytes_per_token(2)
     if artifact_format == "gguf-f32":
-        np.testing.assert_allclose(exact_logits(path, IDS), logits(load_model(folder), IDS), atol=2e-3)
+        assert_only_gelu_parts(folder, path)
 
 
 def test_types_that_llama_cpp_makes(tmp_path: Path) -> None:
@@ -151,7 +165,7 @@ def test_the_cache_is_what_llama_cpp_reserves(exported: tuple[Path, Path, Any]) 
     path = next(out / artifact.path for artifact in manifest.artifacts if artifact.format == "gguf-q8_0")
     code = (
         "import llama_cpp; from llama_cpp import Llama; import sys\n"
-        "Llama(sys.argv[1], n_ctx=1024, n_batch=32, n_threads=1, verbose=True)"
+        "Llama(sys.argv[1], n_ctx=1024, n_batch=32, n_threads=1, flash_attn=True, verbose=True)"
     )
     child = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     sizes = [float(size) for size in re.findall(r"llama_kv_cache: size = +([\d.]+) MiB", child.stderr)]

@@ -136,7 +136,10 @@ REFUSED = [
     ({"per_layer_config": {"7": {"head_dim": 64}}}, "names a layer '7', and there are layers 0 to 2"),
     ({"per_layer_config": {"0": {"head_dim": 64}}}, "layers of type 'sliding_attention' differ in the number or the"),
     ({"per_layer_config": {"1": {"num_key_value_heads": 2}}}, "layers of type 'sliding_attention' differ in"),
-    ({"per_layer_config": {str(index): {"num_key_value_heads": 3} for index in range(3)}}, "8 attention heads cannot share 3 key-value heads"),
+    (
+        {"per_layer_config": {str(index): {"num_key_value_heads": 3} for index in range(3)}},
+        "8 attention heads cannot share 3 key-value heads",
+    ),
 ]  # fmt: skip
 
 
