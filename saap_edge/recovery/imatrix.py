@@ -28,7 +28,7 @@ def importance_matrix(model: Any, windows: torch.Tensor) -> dict[str, np.ndarray
     handles = []
     for name, module in model.named_modules():
         leaf = name.rpartition(".")[2]
-        if "_proj" in leaf or leaf in PER_LAYER:
+        if ("_proj" in leaf or leaf in PER_LAYER) and not leaf.endswith("norm"):
 
             def add(module: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
                 squares = inputs[0].float().square().flatten(0, -2).sum(0).double().cpu()

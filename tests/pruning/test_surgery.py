@@ -95,17 +95,15 @@ def test_cutting_nothing_changes_nothing(family):
     torch.testing.assert_close(cut(dense, kept)(IDS).logits, dense(IDS).logits)
 
 
-def query_rows(family):
-    return 32 if FAMILIES[family].gated else 16  # of a head in q_proj
-
-
 @pytest.mark.parametrize("slot", [0, 1])
 def test_a_query_slot_removed_equals_zeroed(family, slot):
     dense, kept = tiny_model(family), kept_for(family, 4)
     for layer in (0, 1, 2) if FAMILIES[family].uniform_only else (0, 2):
         kept[layer]["slots"] = np.array([slot])
     pruned = cut(dense, kept)
-    assert pruned.model.layers[2].self_attn.q_proj.weight.shape[0] == len(kept[2]["attention"]) * query_rows(family)
+    attention = pruned.model.layers[2].self_attn  # of which each head may have a gate in q_proj
+    rows = len(kept[2]["attention"]) * attention.head_dim * (1 + FAMILIES[family].gated)
+    assert attention.q_proj.weight.shape[0] == rows
     zero_removed(dense, kept)
     torch.testing.assert_close(pruned(IDS).logits, dense(IDS).logits, atol=3e-5, rtol=1e-4)
 
