@@ -49,13 +49,12 @@ def heads_of(config: Config) -> list[tuple[int, int]]:
     >>> heads_of({"num_hidden_layers": 2, "head_dim": 256, "num_key_value_heads": 2, "global_head_dim": 512})
     [(256, 2), (512, 2)]
     """
-    usual, kinds, layers = (int(config["head_dim"]), int(config["num_key_value_heads"])), kinds_of(config), {}
+    usual, kinds = (int(config["head_dim"]), int(config["num_key_value_heads"])), kinds_of(config)
     if config.get("per_layer_config") is not None:
         layers = {int(index): layer for index, layer in config["per_layer_config"].items()}
-        return [
-            tuple(int(layers.get(index, {}).get(name, value)) for name, value in zip(_BY_LAYER, usual, strict=True))
-            for index in range(len(kinds))
-        ]  # type: ignore[misc]
+        named = [layers.get(index, {}) for index in range(len(kinds))]
+        size, heads = _BY_LAYER
+        return [(int(layer.get(size, usual[0])), int(layer.get(heads, usual[1]))) for layer in named]
     fewer = config.get("num_global_key_value_heads") if config.get("attention_k_eq_v") else None
     full = int(config.get("global_head_dim") or 512), int(fewer or usual[1])
     return [full if kind == FULL else usual for kind in kinds]

@@ -12,7 +12,7 @@ import copy
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -129,12 +129,12 @@ class SaapEdgeConfig(LlamaConfig):
     def __post_init__(self, **keywords: Any) -> None:
         if keywords.get("layer_types"):  # transformers asks for them before it sets fields of this class
             self.layer_types = keywords["layer_types"]
-        super().__post_init__(**keywords)  # type: ignore[misc]
+        super().__post_init__(**keywords)  # type: ignore[no-untyped-call]
 
     def validate_architecture(self) -> None:
         """As transformers', but Gemma 4's heads need not fill the hidden size."""
         if not self.is_gemma4:
-            super().validate_architecture()  # type: ignore[misc]
+            super().validate_architecture()  # type: ignore[no-untyped-call]
 
     @property
     def is_gemma4(self) -> bool:
@@ -449,13 +449,14 @@ class SaapEdgeGemma4Model(gemma4.Gemma4TextModel if gemma4 else nn.Module):  # t
     config_class = SaapEdgeConfig
 
     def __init__(self, config: SaapEdgeConfig):
-        super(gemma4.Gemma4TextModel, self).__init__(config)
+        super(gemma4.Gemma4TextModel, self).__init__(config)  # type: ignore[misc]
         size, own, count = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
-        table, norm = gemma4.Gemma4TextScaledWordEmbedding, gemma4.Gemma4RMSNorm
+        table: Any = gemma4.Gemma4TextScaledWordEmbedding
+        norm, rotary = gemma4.Gemma4RMSNorm, cast(Any, gemma4.Gemma4TextRotaryEmbedding)
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         self.embed_tokens = table(config.vocab_size, size, config.pad_token_id, embed_scale=size**0.5)
         self.layers = nn.ModuleList([gemma4_layer(config, index) for index in range(len(config.layer_widths or ()))])
-        self.norm, self.rotary_emb = norm(size, eps=config.rms_norm_eps), gemma4.Gemma4TextRotaryEmbedding(config)
+        self.norm, self.rotary_emb = norm(size, eps=config.rms_norm_eps), rotary(config)
         self.gradient_checkpointing, self.unique_layer_types = False, set(config.layer_types)
         self.first_kv_shared_layer_idx = count - config.num_kv_shared_layers
         self.hidden_size_per_layer_input = own
@@ -509,7 +510,7 @@ class SaapEdgeForCausalLM(LlamaForCausalLM):
 
     def __init__(self, config: SaapEdgeConfig):
         if config.is_gemma4:
-            super(LlamaForCausalLM, self).__init__(config)  # type: ignore[no-untyped-call]
+            super(LlamaForCausalLM, self).__init__(config)
             self.vocab_size, self.model = config.vocab_size, SaapEdgeGemma4Model(config)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         else:
@@ -519,7 +520,7 @@ class SaapEdgeForCausalLM(LlamaForCausalLM):
         self.post_init()  # type: ignore[no-untyped-call]
 
     @functools.wraps(LlamaForCausalLM.forward)
-    def forward(self, *args: Any, **keywords: Any) -> Any:
+    def forward(self, *args: Any, **keywords: Any) -> Any:  # type: ignore[override]
         """As transformers', with Gemma 4's soft cap on logits."""
         cap = self.config.final_logit_softcapping
         if not cap:

@@ -195,7 +195,9 @@ def mixed_as(layers: Sequence[LayerShape], dense: Sequence[LayerShape]) -> list[
     [LayerShape(heads=0, kv_heads=0, ffn=64, conv=True), LayerShape(heads=4, kv_heads=2, ffn=64, linear=True)]
     """
     return [
-        replace(before, ffn=shape.ffn, **({} if before.conv else {"heads": shape.heads, "kv_heads": shape.kv_heads}))
+        replace(before, ffn=shape.ffn)
+        if before.conv
+        else replace(before, heads=shape.heads, kv_heads=shape.kv_heads, ffn=shape.ffn)
         for shape, before in zip(layers, dense, strict=False)
     ]
 
