@@ -12,7 +12,7 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.refusal import shape_reason
-from saap_edge.formats import TABLE_GROUP, format_of
+from saap_edge.formats import TABLE_GROUP, format_of, kind_of
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, dequantise, quantise_rows
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.inventory import PER_LAYER_MATRIX, needed
@@ -117,7 +117,7 @@ class ExportWeights:
 
     def floats(self, name: str, artifact_format: str) -> torch.dtype | None:
         """The type of a matrix in an artifact; None if it is in blocks, or in codes that llama.cpp makes."""
-        kept = name == PER_LAYER_MATRIX and format_of(artifact_format).kind == "gguf"
+        kept = name == PER_LAYER_MATRIX and kind_of(format_of(artifact_format).kind).float_matrix
         return floats_of(artifact_format) or (torch.float16 if kept else None)
 
     def layout(self, artifact_format: str, group: int = BLOCK) -> tuple[BlockFormat, int] | None:

@@ -114,13 +114,14 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv:
     """
     record, kept = format_of(artifact_format), 1 - ratio
     weight, table = record.weight_bits(group)
-    wide = kind_of(record.kind).wide_queries
+    kind = kind_of(record.kind)
+    wide = kind.wide_queries
     count = Cost(queries=not (spec.taps and wide), gated=spec.family.gated, delta=spec.delta)
     weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
     weights += staying_weights(spec, wide)
     numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
     tables = 1 if spec.tied else 2
-    matrix = spec.per_layer_projection() * (max(table, 8 * HALF) if record.kind == "gguf" else table)
+    matrix = spec.per_layer_projection() * (max(table, 8 * HALF) if kind.float_matrix else table)
     cached = spec.kv_bytes_per_token(1) * kept
     others = spec.per_layer_table()
     number = record.kv_bytes if kv is None else kv_type(kv).size / kv_type(kv).block
