@@ -449,6 +449,8 @@ class SaapEdgeGemma4Model(gemma4.Gemma4TextModel if gemma4 else nn.Module):  # t
     config_class = SaapEdgeConfig
 
     def __init__(self, config: SaapEdgeConfig):
+        if gemma4 is None:
+            raise ImportError("this transformers does not have Gemma 4: use version 5.24 or later")
         super(gemma4.Gemma4TextModel, self).__init__(config)  # type: ignore[misc]
         size, own, count = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
         table: Any = gemma4.Gemma4TextScaledWordEmbedding
