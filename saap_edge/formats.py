@@ -31,6 +31,7 @@ class Kind:
         usual: a run's --out folder has a link of this name, where it exported such artifacts.
         doubt: why predictions of its speed are less sure; None: they are not.
         wide_queries: where a model has convolutions, its q and o are as wide as the model, whatever heads are left.
+        float_matrix: where layers have embeddings of their own, the matrix that makes them is never in blocks.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Kind:
     usual: bool = False
     doubt: str | None = None
     wide_queries: bool = False
+    float_matrix: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ _K_QUANTS = 0.06  # activations are rounded in blocks of 256, which is not predi
 
 KINDS: Registry[Kind] = Registry("kind", "saap_edge.kinds")
 for _kind in (
-    Kind("gguf", "o", usual=True, wide_queries=True),
+    Kind("gguf", "o", usual=True, wide_queries=True, float_matrix=True),
     Kind("onnx", "s", usual=True, doubt="ONNX Runtime (all published rows are of llama.cpp)"),
     Kind("openvino", "P", usual=True, doubt="OpenVINO (all published rows are of llama.cpp)"),
     Kind("torch", doubt="torch (all published rows are of llama.cpp)"),

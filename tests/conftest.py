@@ -70,11 +70,15 @@ EXTRAS: dict[str, dict] = {
         "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 16, "chunk_size": 16,
         "pad_token_id": 0,
     },
+    "gemma4_text": {
+        "sliding_window": 8, "global_head_dim": 32, "hidden_size_per_layer_input": 32, "pad_token_id": 0,
+        "final_logit_softcapping": 30.0,
+    },
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "pad_token_id": 0},
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "pad_token_id": 0},
 }  # fmt: skip
 
-NOT_IN_4 = ("qwen3_5_text", "ministral3", "nemotron_h")
+NOT_IN_4 = ("qwen3_5_text", "ministral3", "nemotron_h", "gemma4_text")
 MADE_HERE = tuple(name for name in FAMILIES if not TRANSFORMERS_4 or name not in NOT_IN_4)
 
 
@@ -103,6 +107,10 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
         kinds = ["linear_attention", "full_attention", "mlp"]
         blocks = [kinds[index % 3] for index in range(shape.pop("num_hidden_layers"))]
         shape = {"layers_block_type": blocks} | shape | {"tie_word_embeddings": False}
+    if family == "gemma4_text":
+        kinds = ["sliding_attention", "full_attention"]
+        kinds = [kinds[(index + 1) % 3 == 0] for index in range(shape["num_hidden_layers"])]
+        shape = {"layer_types": kinds, "vocab_size_per_layer_input": shape["vocab_size"]} | shape
     if family == "granitemoehybrid":  # without Mamba
         layers = ["attention"] * shape["num_hidden_layers"]
         shape = {"layer_types": layers, "shared_intermediate_size": shape["intermediate_size"]} | shape
@@ -119,6 +127,11 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
             elif "norm" in name:
                 centred = FAMILIES[family].gated and "linear_attn" not in name
                 parameter.uniform_(*((-0.5, 0.5) if centred else (0.5, 1.5)))
+            if family == "gemma4_text" and "q_norm" in name:  # scores are not scaled: trained ones are small
+                parameter.mul_(parameter.numel() ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5)
     return model.eval()
 
 
@@ -164,6 +177,7 @@ def cut_short(folder: Path, name: str, rows: int) -> Path:
 AS_LLAMA = ("mistral", "ministral3", "phi3", "granite", "granitemoehybrid", "ernie4_5")
 STATEFUL = ("lfm2", "qwen3_5_text", "nemotron_h")  # what some of their layers remember is no keys and values
 PER_LAYER = [name for name, family in FAMILIES.items() if not family.uniform_only]
+DEEP = [name for name in PER_LAYER if not FAMILIES[name].no_depth]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -181,6 +195,12 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session", params=PER_LAYER)
 def per_layer_family(request: pytest.FixtureRequest) -> str:
     """Families whose layers may have different widths."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session", params=DEEP)
+def deep_family(request: pytest.FixtureRequest) -> str:
+    """Families whose layers may also lose their whole attention or FFN."""
     return str(request.param)
 
 

@@ -31,6 +31,7 @@ from saap_edge.recipe import Recipe
 from tests.conftest import TEXT, randomise_projections, tiny_model, write_folder
 from tests.exporting.test_families import GEMMA, gemma_folder
 from tests.exporting.tokenizer_texts import TEKKEN
+from tests.families.test_gemma4 import LENT
 
 SMALL = {
     "score": {"samples": 8, "batches": 4, "window": 32},
@@ -111,6 +112,7 @@ def test_a_whole_run_gives_a_bundle(compiled, saap, tmp_path):
 COMPILED = {
     "qwen3": ("openelm", ["gguf-f16", "gguf-q4_0", "onnx-int4", "onnx-int8"]),
     "gemma3_text": ("gemma3", ["gguf-f16", "gguf-q4_1", "onnx-int4"]),
+    "gemma4_text": ("gemma4", ["gguf-q4_0", "onnx-int4"]),  # some layers of which borrow keys and values
 }
 
 
@@ -119,7 +121,9 @@ def test_compile_of_families_with_their_own_writers(family, saap, tmp_path):
     """The default method: per layer where the runtimes take that, uniform in Gemma."""
     architecture, formats = COMPILED[family]
     folder = (
-        gemma_folder(family, tmp_path / "m") if family in GEMMA else write_folder(tiny_model(family), tmp_path / "m")
+        gemma_folder(family, tmp_path / "m")
+        if family in GEMMA
+        else write_folder(tiny_model(family, **(LENT if family == "gemma4_text" else {})), tmp_path / "m")
     )
     recipe = write_recipe(tmp_path, folder, export={"formats": formats, "group": 64})
     code, _, stderr = saap("compile", recipe, "--out", tmp_path / "out")

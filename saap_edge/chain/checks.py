@@ -163,7 +163,7 @@ def check_options_of(spec: ModelSpec, recipe: Recipe) -> None:
                 check_options(format_of(name).engine, EngineOptions(**{field: asked.given()[field]}))
             except SaapError as error:
                 raise SaapError(f"bench.{field}, {name}: {error}; leave one of the two out") from None
-    if asked.kv and (refusal := kv_refusal(asked.kv, [spec.head_dim])):
+    if asked.kv and (refusal := kv_refusal(asked.kv, spec.head_dims)):
         raise SaapError(f"bench.kv: {refusal}")
 
 

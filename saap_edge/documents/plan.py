@@ -18,6 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 Unit = Literal["parameters", "bytes", "latency"]
+KV = Literal["", "lent", "borrowed"]
 Widths = list[dict[str, int]]  # [layer][kind]: structures that stay
 
 
@@ -29,6 +30,9 @@ class LayerShape:
     `linear`: it has a gated DeltaNet there, as in Qwen3.5: `heads` are its value heads, `kv_heads` its key heads.
     `mamba`: it has a Mamba-2 block and nothing else, as in Nemotron-H, and stays. The other layers of such a model have
     either attention or an FFN.
+    `head_dim`: its heads have a size of their own, as in Gemma 4; 0: the model's.
+    `kv`: "lent" where later layers read its keys and values, "borrowed" where it reads those of an earlier layer and
+    has none itself. All of these have the same KV heads, which stay.
     """
 
     heads: int
@@ -37,15 +41,23 @@ class LayerShape:
     conv: bool = False
     linear: bool = False
     mamba: bool = False
+    head_dim: int = 0
+    kv: KV = ""
 
     def __repr__(self) -> str:
-        kind = "".join(f", {name}=True" for name in ("conv", "linear", "mamba") if getattr(self, name))
+        names = ("conv", "linear", "mamba", "head_dim", "kv")
+        kind = "".join(f", {name}={value!r}" for name in names if (value := getattr(self, name)))
         return f"LayerShape(heads={self.heads}, kv_heads={self.kv_heads}, ffn={self.ffn}{kind})"
 
     @property
     def attends(self) -> bool:
         """Whether it has attention, with keys and values of every token."""
         return bool(self.heads) and not self.linear
+
+    @property
+    def caches(self) -> bool:
+        """Whether it has attention with keys and values of its own."""
+        return self.attends and self.kv != "borrowed"
 
     @property
     def gone(self) -> bool:
@@ -56,7 +68,8 @@ class LayerShape:
 def alike(shapes: Iterable[LayerShape]) -> bool:
     """Whether all layers have the same FFN width, and all with attention the same heads, and all with a DeltaNet.
 
-    Beside Mamba-2 blocks, all layers with attention have the same heads, and all with an FFN the same width.
+    Beside Mamba-2 blocks, all layers with attention have the same heads, and all with an FFN the same width. Layers
+    whose heads have another size, or that lend or borrow keys and values, are a kind of their own.
 
     >>> whole = LayerShape(8, 4, 96)
     >>> alike([whole, LayerShape(0, 0, 96, conv=True)]), alike([whole, LayerShape(0, 0, 96)])
@@ -64,11 +77,13 @@ def alike(shapes: Iterable[LayerShape]) -> bool:
     """
     found = list(shapes)
     if any(shape.mamba for shape in found):
-        heads = {(shape.heads, shape.kv_heads) for shape in found if shape.heads}
-        return len(heads) <= 1 and len({shape.ffn for shape in found if shape.ffn}) <= 1
-    kinds = {(shape.heads, shape.kv_heads, shape.linear) for shape in found if not shape.conv}
-    several = len({linear for *_, linear in kinds}) < len(kinds)
-    return not several and len({shape.ffn for shape in found}) == 1
+        own = {(shape.heads, shape.kv_heads) for shape in found if shape.heads}
+        return len(own) <= 1 and len({shape.ffn for shape in found if shape.ffn}) <= 1
+    heads = {
+        ((shape.linear, shape.head_dim, shape.kv), shape.heads, shape.kv_heads) for shape in found if not shape.conv
+    }
+    ffns = {(shape.kv == "borrowed", shape.ffn) for shape in found}
+    return all(len({kind for kind, *_ in widths}) == len(widths) for widths in (heads, ffns))
 
 
 def shape_widths(shape: LayerShape) -> dict[str, int]:
@@ -98,16 +113,26 @@ class PlanLayer(Part):
         description="a gated DeltaNet is in the place of attention; `heads`: its value heads, `kv_heads`: key heads",
     )
     mamba: bool = Field(default=False, description="the layer is a Mamba-2 block, and stays")
+    head_dim: int = Field(default=0, description="size of the heads where it is not the model's, else 0")
+    kv: KV = Field(
+        default="",
+        description="whose keys and values it reads, where KV heads stay: `lent`, its own, as later layers do; "
+        "`borrowed`, those of an earlier layer",
+    )
 
     @property
     def before(self) -> LayerShape:
         """Widths before pruning."""
-        return LayerShape(self.heads[0], self.kv_heads[0], self.ffn[0], self.conv, self.linear, self.mamba)
+        return self._shape(0)
 
     @property
     def after(self) -> LayerShape:
         """Widths after pruning."""
-        return LayerShape(self.heads[1], self.kv_heads[1], self.ffn[1], self.conv, self.linear, self.mamba)
+        return self._shape(1)
+
+    def _shape(self, at: int) -> LayerShape:
+        widths = self.heads[at], self.kv_heads[at], self.ffn[at]
+        return LayerShape(*widths, self.conv, self.linear, self.mamba, self.head_dim, self.kv)
 
 
 class Candidate(Part):
@@ -188,7 +213,8 @@ def load_plan(path: Path) -> Plan:
 def save_plan(plan: Plan, path: Path) -> None:
     """Write plan.json, one line a layer."""
     document = plan.model_dump(mode="json")
-    said = [{name: value for name, value in layer.items() if value is not False} for layer in document.pop("layers")]
+    usual = {name: field.default for name, field in PlanLayer.model_fields.items()}
+    said = [{name: value for name, value in layer.items() if value != usual[name]} for layer in document.pop("layers")]
     layers = ",\n  ".join(json.dumps(layer) for layer in said)
     head = json.dumps(document, indent=1)[:-2]
     path.write_text(f'{head},\n "layers": [\n  {layers}\n ]\n}}\n', encoding="utf-8")

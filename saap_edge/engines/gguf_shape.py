@@ -17,9 +17,10 @@ __all__ = ["Shape", "read_shape"]
 # shows that the file is incomplete.
 _UNIFORM = (
     "llama", "qwen2", "qwen3", "phi3", "granite", "ernie4_5", "hunyuan-dense", "gemma", "gemma2", "gemma3", "deci",
-    "openelm", "smollm3", "lfm2", "qwen35", "nemotron_h",
+    "openelm", "smollm3", "lfm2", "qwen35", "nemotron_h", "gemma4",
 )  # fmt: skip
 _CONVOLVED = "lfm2"  # short convolutions in layers without KV heads
+_LENT = "gemma4"  # the last layers read keys and values of others; heads of layers with a window have another size
 _DELTA_NETS = "qwen35"  # gated DeltaNets in layers that the metadata name
 _MAMBA = "nemotron_h"  # each block is a Mamba-2, attention or an FFN, as its widths say
 _EVERY = 4  # llama.cpp's own for these: every so many layers one has attention
@@ -79,18 +80,30 @@ class _Reader:
         kv_heads = self._per_layer("attention.head_count_kv", blocks, heads)
         if self._name == _DELTA_NETS:
             kv_heads = [0 if linear else each for each, linear in zip(kv_heads, self._recurrent(blocks), strict=True)]
+        if self._name == _LENT:
+            borrowed = int(self._metadata.get(f"{self._name}.attention.shared_kv_layers") or 0)
+            kv_heads = [*kv_heads[: blocks - borrowed], *[0] * borrowed]
         self._check_blocks(blocks, kv_heads)
-        width = self._number("embedding_length") // max(heads)
-        key, value = (self._number(f"attention.{part}_length", width) for part in ("key", "value"))
+        sizes = self._head_dims(blocks, self._number("embedding_length") // max(heads))
         kv_elements = sum(
-            self._kv_elements(index, heads[index], kv_heads[index], key, value) for index in range(blocks)
+            self._kv_elements(index, heads[index], kv_heads[index], *sizes[index]) for index in range(blocks)
         )
         widths = self._metadata.get(f"{self._name}.feed_forward_length", 0)
         widest = max((each for each in (widths if isinstance(widths, list) else [widths]) if _is_int(each)), default=0)
         return Shape(
-            blocks, kv_elements, self._number("context_length"), vocab_size, (key, value),
+            blocks, kv_elements, self._number("context_length"), vocab_size,
+            tuple(size for pair in dict.fromkeys(sizes) for size in pair),
             self._number("embedding_length"), widest, self._state(kv_heads, widths),
         )  # fmt: skip
+
+    def _head_dims(self, blocks: int, width: int) -> list[tuple[int, int]]:
+        """Sizes of the heads of keys and of values in every layer. `width`: where the metadata do not say."""
+        key, value = (self._number(f"attention.{part}_length", width) for part in ("key", "value"))
+        windowed = self._metadata.get(f"{self._name}.attention.sliding_window_pattern")
+        if self._name != _LENT or not isinstance(windowed, list) or len(windowed) != blocks:
+            return [(key, value)] * blocks
+        narrow = self._number("attention.key_length_swa", key), self._number("attention.value_length_swa", value)
+        return [narrow if window else (key, value) for window in windowed]
 
     def _recurrent(self, blocks: int) -> list[bool]:
         """Which layers have a DeltaNet."""
@@ -169,9 +182,13 @@ class _Reader:
             return
         names = {
             index: frozenset(name for name in self._blocks[index] if not name.endswith(".bias"))
-            for index in range(blocks) if kv_heads[index] or self._name in (_CONVOLVED, _DELTA_NETS, _MAMBA)
+            for index in range(blocks) if kv_heads[index] or self._name in (_CONVOLVED, _DELTA_NETS, _MAMBA, _LENT)
         }  # fmt: skip
-        for kind in set(kinds.values()):  # without KV heads: a convolution, a DeltaNet, or (and without FFN) a Mamba-2
+        if self._name == _LENT:  # values may be the keys, and layers that borrow may have either or not
+            odd = {"attn_k.weight", "attn_v.weight", "attn_k_norm.weight"}
+            names = {index: own - odd for index, own in names.items()}
+        # Without KV heads: a convolution, a DeltaNet, those of another layer, or (and without FFN) a Mamba-2.
+        for kind in set(kinds.values()):
             alike = {index: own for index, own in names.items() if kinds[index] == kind}
             all_names = frozenset().union(*(own for index, own in alike.items() if index not in no_ffn))
             for index, own in alike.items():
@@ -185,7 +202,7 @@ class _Reader:
     def _kv_elements(self, index: int, heads: int, kv_heads: int, key: int, value: int) -> int:
         """Numbers that a token adds to the KV cache of one layer. The projections of the layer have to agree."""
         block = self._blocks.get(index, {})
-        if self._name == _DELTA_NETS and not kv_heads:
+        if self._name in (_DELTA_NETS, _LENT) and not kv_heads:
             return 0
         told = {"attn_k.weight": kv_heads * key, "attn_v.weight": kv_heads * value}
         told["attn_qkv.weight"] = heads * key + sum(told.values())

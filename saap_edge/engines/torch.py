@@ -141,8 +141,9 @@ def folder_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
         raise SaapError(f"'{path}': what its KV cache takes cannot be told from the names of its weights")
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     untied = "lm_head.weight" in sizes and not config.get("tie_word_embeddings")
-    tables = ("embed_tokens.weight", ".embeddings.weight")
-    read = sum(size for name, size in sizes.items() if not (untied and name.endswith(tables)))
+    # A token reads one row of them.
+    tables = ("embed_tokens_per_layer.weight", *(("embed_tokens.weight", ".embeddings.weight") if untied else ()))
+    read = sum(size for name, size in sizes.items() if not name.endswith(tables))
     return ArtifactCost(
         artifact_format or "torch-f32", FLOAT32 * read, FLOAT32 * keys,
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), sum(sizes.values()),

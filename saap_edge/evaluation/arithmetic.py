@@ -24,7 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from saap_edge.engines.registry import engine_named
-from saap_edge.exporting.weights import ExportWeights, floats_of
+from saap_edge.exporting.weights import ExportWeights
 from saap_edge.formats import format_of
 from saap_edge.model.blocks import BLOCK, BlockFormat
 
@@ -68,11 +68,12 @@ def _product(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function that replaces the forward of a linear layer."""
     half, layout = _half_sums(artifact_format), weights.layout(artifact_format, group)
-    if layout is None:
+    floats = weights.floats(name, artifact_format)
+    if layout is None or floats:
         # The rounding of inputs before K-quants is not emulated (parity.py). ONNX Runtime multiplies floats in float32.
-        kind = (floats_of(artifact_format) or torch.float16) if half else torch.float32
+        kind = (floats or torch.float16) if half else torch.float32
         return lambda x: nn.functional.linear(x.to(kind).float(), module.weight, module.bias)
-    projection = "_proj" in name
+    projection = name in weights.projections
     block = BLOCK if half else layout[1] if projection else weights.vocabulary(artifact_format)[1]
     minimums = _minimums(weights, name, layout) if projection else None
 

@@ -13,7 +13,7 @@ from saap_edge.documents.verify import Parity
 from saap_edge.engines.answers import relative_error
 from saap_edge.errors import ParityError
 from saap_edge.evaluation.arithmetic import runtime_arithmetic
-from saap_edge.exporting.weights import OTHER_WEIGHT, ExportWeights, floats_of
+from saap_edge.exporting.weights import OTHER_WEIGHT, ExportWeights
 from saap_edge.formats import format_of
 from saap_edge.model.blocks import BLOCK, dequantise
 from saap_edge.model.folder import load_model
@@ -62,17 +62,18 @@ def _shipped(
             if np.linalg.norm(value - own) > OTHER_WEIGHT * np.linalg.norm(own):
                 raise ParityError(f"'{artifact}': {name} is not the model's weight: export again")
             yield name, torch.from_numpy(value)
-        names = [name for name in names if "_proj" not in name]
+        names = [name for name in names if name not in weights.projections]
     for name in names:
         yield name, _coded(weights, name, artifact_format, group)
 
 
 def _coded(weights: ExportWeights, name: str, artifact_format: str, group: int) -> torch.Tensor:
-    floats = floats_of(artifact_format)
+    floats = weights.floats(name, artifact_format)
     if floats is not None:
         return weights.tensor(name, floats).float()
-    layout = weights.layout(artifact_format, group) if "_proj" in name else None
-    return dequantise(weights.blocks(name, *(layout or weights.vocabulary(artifact_format))))
+    layout = weights.layout(artifact_format, group) if name in weights.projections else None
+    layout = layout or weights.vocabulary(artifact_format, weights.shape(name)[1])
+    return dequantise(weights.blocks(name, *layout))
 
 
 def check_parity(

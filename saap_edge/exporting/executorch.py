@@ -25,7 +25,7 @@ from torch import nn
 
 from saap_edge.engines.worker import cause_of_death, child_environment
 from saap_edge.errors import SaapError
-from saap_edge.exporting.refusal import shape_reason
+from saap_edge.exporting.refusal import APART, shape_reason
 from saap_edge.model.blocks import BLOCK
 from saap_edge.model.chat import Chat
 from saap_edge.model.checkpoint import read_spec
@@ -62,8 +62,8 @@ def write_executorch(
 
     Returns quantised, context, pte_bytes, delegated (the number of parts that XNNPACK runs), error (of logits beside
     torch's, the largest over prefill and steps) and noise (of rounded inputs). Raises SaapError for an unknown variant,
-    where ExecuTorch is not installed, for a folder that `load_model` refuses, for convolutions and DeltaNets, for
-    shapes that nothing quantises, when ExecuTorch's compiler refuses the model, and when the file's answers are not
+    where ExecuTorch is not installed, for a folder that `load_model` refuses, for convolutions, DeltaNets and Gemma 4,
+    for shapes that nothing quantises, when ExecuTorch's compiler refuses the model, and when the file's answers are not
     torch's.
     """
     quantised = QUANTISED.get(variant)
@@ -76,6 +76,8 @@ def write_executorch(
     if spec.stateful:
         states = f"a program of saap-edge keeps no states of {spec.stateful}"
         reason = f"{states}, which {spec.family.title} has: take GGUF or ONNX"
+    if spec.is_gemma4:
+        reason = f"saap-edge writes no program of {spec.family.title}: {APART}. Take GGUF or ONNX"
     if reason:
         raise SaapError(f"'{folder}': {reason}")
     context = min(context, spec.context)

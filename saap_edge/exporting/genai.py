@@ -103,7 +103,7 @@ def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
             "present_value_names": "present.%d.value",
         },
         "num_attention_heads": widest.heads,
-        "num_hidden_layers": len(spec.layers),
+        "num_hidden_layers": sum(layer.kv != "borrowed" for layer in spec.layers),  # with a cache; the others come last
         "num_key_value_heads": widest.kv_heads,
     }
     if spec.taps:

@@ -18,6 +18,7 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.gemma import add_gemma
+from saap_edge.exporting.gguf_gemma4 import PER_LAYER, add_gemma4, full_head_dim, layer_factor, turning
 from saap_edge.exporting.gguf_lfm2 import file_heads, head_places
 from saap_edge.exporting.gguf_nemotron_h import add_mamba, mamba_vectors, nemotron_h_parts
 from saap_edge.exporting.gguf_qwen35 import DELTA_NET, add_delta_nets, delta_net_vectors, value_places
@@ -29,6 +30,7 @@ from saap_edge.exporting.weights import ExportWeights, floats_of
 from saap_edge.families.rope import attention_factor, yarn_scale
 from saap_edge.formats import written_by
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS
+from saap_edge.model.inventory import PER_LAYER_MATRIX, PER_LAYER_NORM, PER_LAYER_TABLE
 from saap_edge.model.spec import LayerShape, ModelSpec, linear_shapes
 
 __all__ = ["WRITER", "Projection", "pack", "permute", "projections", "summarise", "unpermute", "write_gguf"]
@@ -38,10 +40,11 @@ WRITER = "saap_edge.exporting.writers:gguf"
 _TYPE = gguf.GGMLQuantizationType
 _FILE_TYPE = gguf.LlamaFileType
 # What distinguishes llama.cpp's architectures (its src/models, and llama_model_rope_type).
-_BY_LAYER = ("deci", "openelm", "nemotron_h")  # widths are arrays
+_BY_LAYER = ("deci", "openelm", "nemotron_h", "gemma4")  # widths are arrays
 _FUSED = ("openelm",)  # q, k and v are one matrix
 # Rope pairs neighbouring rows of q and k; all others pair halves, as transformers does.
 _NEIGHBOURS = ("llama", "deci", "smollm3")
+_PER_LAYER = ("token_embd", "model_proj")
 _TABLE = ("llama", "deci")  # they read rope_freqs, a table of any frequencies
 # llama.cpp's projection <- ours, stacked if there are several.
 _QKV = {"attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",)}
@@ -146,8 +149,9 @@ def summarise(
     by_type: dict[str, int] = {}
     for _, kind, size in tensors:
         by_type[kind] = by_type.get(kind, 0) + size
-    # Decoding a token reads every matrix once, but only one row of an untied embedding.
-    read = sum(size for name, _, size in tensors if spec.tied or name != "token_embd.weight")
+    # Decoding a token reads every matrix once, but only one row of an untied embedding, and of layers' own ones.
+    rows = {"per_layer_token_embd.weight", *(() if spec.tied else ("token_embd.weight",))}
+    read = sum(size for name, _, size in tensors if name not in rows)
     return {
         "architecture": architecture,
         "quantisation": quantisation,
@@ -174,15 +178,18 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     writer.add_head_count_kv(first.kv_heads if uniform and not spec.taps else kv_heads)
     writer.add_feed_forward_length(first.ffn if uniform else [layer.ffn for layer in spec.layers])
     # llama.cpp's default of hidden / heads is wrong once heads are gone.
-    writer.add_key_length(spec.head_dim)
-    writer.add_value_length(spec.head_dim)
-    writer.add_rope_dimension_count(spec.rotary or spec.head_dim)
+    width = full_head_dim(spec)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(spec.rotary or width)
     writer.add_rope_freq_base(spec.rope_theta)
     _add_rope_scaling(writer, spec)
     writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
     writer.add_vocab_size(spec.vocab_size)
     if spec.gemma:
         add_gemma(writer, spec.gemma)
+    if writer.arch == "gemma4":
+        add_gemma4(writer, spec)
     if spec.delta:
         add_delta_nets(writer, spec)
     if spec.mamba:
@@ -217,12 +224,29 @@ def _tensors(weights: ExportWeights, quantisation: str, architecture: str) -> It
         plain = 1 / spec.rope_theta ** (np.arange(0, spec.head_dim, 2) / spec.head_dim)
         factors = (plain / rope_frequencies(spec)).astype(np.float32)
         yield _Tensor("rope_freqs.weight", _TYPE.F32, factors.shape, lambda: factors)
+    if architecture == "gemma4":
+        table_of_pairs = turning(spec)
+        yield _Tensor("rope_freqs.weight", _TYPE.F32, table_of_pairs.shape, lambda: table_of_pairs)
+    if spec.per_layer:
+        yield from _per_layer(weights, vocabulary, quantisation)
     for index in range(len(spec.layers)):
         yield from _layer(weights, index, quantisation, architecture)
     last = "token_embd_norm.weight" if architecture == "lfm2" else "output_norm.weight"  # as llama.cpp calls it there
     yield _norm(weights, "model.norm.weight", last, spec.hidden)
     if not spec.tied:
         yield _matrix(weights, Projection("output.weight", ("lm_head.weight",), None), table, vocabulary)
+
+
+def _per_layer(weights: ExportWeights, vocabulary: str, quantisation: str) -> Iterator[_Tensor]:
+    """What gives every layer an embedding of its own. The matrix stays in floats, as in files that llama.cpp makes."""
+    spec, parts = weights.spec, (PER_LAYER_TABLE, PER_LAYER_MATRIX)
+    table, matrix = (
+        Projection(f"per_layer_{name}.weight", (part,), None) for name, part in zip(_PER_LAYER, parts, strict=True)
+    )
+    width = len(spec.layers) * spec.per_layer
+    yield _matrix(weights, table, (spec.vocab_size, width), vocabulary)
+    yield _matrix(weights, matrix, (width, spec.hidden), "f16" if quantisation in BLOCK_FORMATS else quantisation)
+    yield _norm(weights, PER_LAYER_NORM, "per_layer_proj_norm.weight", spec.per_layer)
 
 
 def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: str) -> Iterator[_Tensor]:
@@ -235,8 +259,12 @@ def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: 
         vectors = delta_net_vectors if spec.layers[index].linear else mamba_vectors
         for name, (size, read) in vectors(spec, index, weights.tensor).items():
             yield _Tensor(f"{target}{name}", _TYPE.F32, size, read)
+    if spec.gemma and spec.gemma.scaled:
+        yield _Tensor(
+            f"{target}layer_output_scale.weight", _TYPE.F32, (1,), lambda: layer_factor(weights.tensor, index)
+        )
     for ours, theirs in _norms(spec, index).items():
-        width = spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
+        width = spec.layers[index].head_dim or spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
         yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", width)
     for matrix in projections(spec, architecture, index):
         first = matrix.sources[0]
@@ -259,6 +287,9 @@ def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Proj
     elif layer.conv or layer.linear:
         parts = {**(DELTA_NET if layer.linear else _CONVOLUTION), **_REST}
         del parts["attn_output"]
+    if layer.kv == "borrowed":
+        del parts["attn_k"], parts["attn_v"]
+    parts |= PER_LAYER if spec.per_layer else {}
     for ours, stacked in parts.items():
         sources = tuple(f"model.layers.{index}.{theirs}.weight" for theirs in stacked)
         rows, columns = _spread(spec, architecture, layer, ours)
@@ -286,13 +317,15 @@ def _norms(spec: ModelSpec, index: int) -> dict[str, str]:
     if spec.gemma:
         norms |= {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
         norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
+        norms |= {"post_norm": "post_per_layer_input_norm"} if spec.per_layer else {}
     if spec.family.gated:
         norms = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
     if spec.mamba:
         return {"attn_norm": "post_attention_layernorm" if spec.layers[index].ffn else "input_layernorm"}
     if not spec.layers[index].attends:
         return norms
-    return norms | dict(zip(("attn_q_norm", "attn_k_norm"), spec.family.qk_norms, strict=False))
+    own = ("attn_q_norm",) if spec.layers[index].kv == "borrowed" else ("attn_q_norm", "attn_k_norm")
+    return norms | dict(zip(own, spec.family.qk_norms, strict=False))
 
 
 def _norm(weights: ExportWeights, source: str, name: str, size: int) -> _Tensor:

@@ -12,6 +12,7 @@ from saap_edge.errors import SaapError
 from saap_edge.exporting.genai import write_genai
 from saap_edge.exporting.onnx_decoder import Decoder
 from saap_edge.exporting.onnx_gemma import GemmaDecoder
+from saap_edge.exporting.onnx_gemma4 import Gemma4Decoder
 from saap_edge.exporting.onnx_graph import DATA_FILE, GraphWriter
 from saap_edge.exporting.onnx_nemotron_h import NemotronDecoder
 from saap_edge.exporting.optimum import write_config
@@ -63,10 +64,11 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     out.mkdir(parents=True, exist_ok=True)
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
-        decoder = GemmaDecoder if weights.spec.gemma else NemotronDecoder if weights.spec.mamba else Decoder
-        vocabulary = weights.vocabulary(f"onnx-{quantisation}")
+        spec = weights.spec
+        of_gemma = Gemma4Decoder if spec.is_gemma4 else GemmaDecoder
+        decoder = of_gemma if spec.gemma else NemotronDecoder if spec.mamba else Decoder
         stored = floats_of(f"onnx-{quantisation}") or torch.float32
-        decoder(graph, weights, layout, vocabulary, stored).build()
+        decoder(graph, weights, layout, f"onnx-{quantisation}", stored).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")
     model.metadata_props.update(
         {"saap_edge.quantisation": quantisation, "saap_edge.context": str(weights.spec.context)}

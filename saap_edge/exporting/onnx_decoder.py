@@ -39,12 +39,12 @@ class Decoder:
 
     def __init__(
         self, graph: GraphWriter, weights: ExportWeights, layout: tuple[BlockFormat, int] | None,
-        vocabulary: tuple[BlockFormat, int], stored: torch.dtype,
+        format: str, stored: torch.dtype,
     ) -> None:  # fmt: skip
-        """`layout`: format and group of the projections, None if these are floats. `vocabulary`: those of embedding
-        and head, used if projections are in blocks. `stored`: the type of float matrices."""
+        """`layout`: format and group of the projections, None if these are floats. `format`: of the artifact, which
+        tells those of embedding and head, used if projections are in blocks. `stored`: the type of float matrices."""
         self.graph, self.weights, self.spec, self.layout = graph, weights, weights.spec, layout
-        self.vocabulary, self.stored = vocabulary, stored
+        self.format, self.stored, self.vocabulary = format, stored, weights.vocabulary(format)
 
     def build(self) -> None:
         """Append the whole model: inputs, layers, head, outputs."""
@@ -71,12 +71,16 @@ class Decoder:
             normed, residual = self._skip_norm(residual, mixed, f"{prefix}{self.FFN_NORM}.weight")
             last = index + 1 == len(spec.layers)
             following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
-            normed, residual = self._skip_norm(residual, self._ffn(normed, prefix), following)
+            normed, residual = self._closed(residual, self._ffn(normed, prefix), index, following)
         return normed
 
     def place(self, index: int) -> int:
         """The number of a layer in the names of what it remembers."""
         return index
+
+    def _closed(self, residual: ir.Value, x: ir.Value, index: int, following: str) -> tuple[ir.Value, ir.Value]:
+        """Add what the FFN of layer `index` gives: the next norm, called `following`, of the sum, and the sum."""
+        return self._skip_norm(residual, x, following)
 
     def _sequence(self, ids: ir.Value, mask: ir.Value) -> None:
         """Values that all attention nodes share: lengths from the mask, rotary tables, positions if needed."""
@@ -95,10 +99,14 @@ class Decoder:
 
     def _rotary(self, spec: ModelSpec, suffix: str = "cache") -> tuple[ir.Value, ir.Value]:
         """Cosines and sines of every position, each [context, rotating dimensions of a head / 2]."""
-        angles = np.outer(np.arange(spec.context, dtype=np.float32), rope_frequencies(spec))
+        angles = np.outer(np.arange(spec.context, dtype=np.float32), self._frequencies(spec))
         factor = np.float32(attention_factor(spec.rope_scaling))
         cos = self.graph.weight(f"cos_{suffix}", factor * np.cos(angles), per_token=False)
         return cos, self.graph.weight(f"sin_{suffix}", factor * np.sin(angles), per_token=False)
+
+    def _frequencies(self, spec: ModelSpec) -> np.ndarray:
+        """Angle of each rotated pair per position."""
+        return rope_frequencies(spec)
 
     def _positions(self, ids: ir.Value, lengths: ir.Value) -> ir.Value:
         """Positions int64 [batch, seq] of the new tokens, which end where the mask ends (right padding)."""
@@ -116,17 +124,22 @@ class Decoder:
     def _embedding(self, ids: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         """Token vectors, and the table (its weight, or codes and scales), which a tied head uses too."""
         table = self._vocabulary(EMBEDDING, per_token=self.spec.tied)
+        return self._rows(ids, EMBEDDING, table, self.spec.hidden), table
+
+    def _rows(self, ids: ir.Value, name: str, table: tuple[ir.Value, ...], width: int) -> ir.Value:
+        """The rows of a table, each of `width` numbers."""
         if not self.layout:
-            return self.graph.node("Gather", [table[0], ids]), table
-        format, group = self.vocabulary
-        codes = self.graph.alias(
-            f"{EMBEDDING}.rows", table[0], (self.spec.vocab_size, self.spec.hidden * format.bits // 8)
-        )
-        vectors = self.graph.node(
+            return self.graph.node("Gather", [table[0], ids])
+        format, group = self._table_layout(width)
+        codes = self.graph.alias(f"{name}.rows", table[0], (self.spec.vocab_size, width * format.bits // 8))
+        return self.graph.node(
             "GatherBlockQuantized", [codes, ids, table[1]], CONTRIB, bits=format.bits, block_size=group, gather_axis=0,
             quantize_axis=1,
         )  # fmt: skip
-        return vectors, table
+
+    def _table_layout(self, width: int) -> tuple[BlockFormat, int]:
+        """Format and group of embedding, head, and other tables of rows of `width`."""
+        return self.vocabulary if width == self.spec.hidden else self.weights.vocabulary(self.format, width)
 
     def _head(self, normed: ir.Value, table: tuple[ir.Value, ...]) -> None:
         graph, spec = self.graph, self.spec
@@ -135,13 +148,16 @@ class Decoder:
         end, axis = graph.constant("end", [2**63 - 1]), graph.constant("axes_1", [1])
         normed = graph.node("Slice", [normed, self.logits_from, end, axis])
         table = table if spec.tied else self._vocabulary(HEAD, per_token=True)
-        if self.layout:
-            logits = self._matmul_bits(normed, table, None, (spec.hidden, self.vocabulary[0].bits, self.vocabulary[1]))
-        else:
-            logits = self._matmul(normed, table[0])
+        logits = self._by_table(normed, table)
         graph.output(self._capped(logits), "logits", ir.DataType.FLOAT, ["batch_size", "logits_seq", spec.vocab_size])
         # Logits come first, where callers that go by position expect them.
         graph.outputs.insert(0, graph.outputs.pop())
+
+    def _by_table(self, x: ir.Value, table: tuple[ir.Value, ...]) -> ir.Value:
+        """The product of states [batch, seq, hidden] with a matrix in the types of embedding and head."""
+        if not self.layout:
+            return self._matmul(x, table[0])
+        return self._matmul_bits(x, table, None, (self.spec.hidden, self.vocabulary[0].bits, self.vocabulary[1]))
 
     def _capped(self, logits: ir.Value) -> ir.Value:
         return logits
@@ -150,7 +166,7 @@ class Decoder:
         """The matrix of embedding or head: (weight,) or, in blocks, (codes [vocab, blocks, bytes], scales)."""
         if not self.layout:
             return (self._floats(name, [name], per_token),)
-        return self._blocks(name, [name], self.vocabulary, per_token)
+        return self._blocks(name, [name], self._table_layout(self.weights.shape(name)[1]), per_token)
 
     def _blocks(
         self, name: str, parts: list[str], layout: tuple[BlockFormat, int], per_token: bool = True
@@ -182,9 +198,9 @@ class Decoder:
             return self.graph.weight(name, 1 + self.weights.tensor(name).numpy())
         return self._plain(name)
 
-    def _head_norm(self, x: ir.Value, name: str, heads: int) -> ir.Value:
-        """Norm of every head of q or k. Attention has inputs for it, but not on CPU."""
-        graph, width = self.graph, self.spec.head_dim
+    def _head_norm(self, x: ir.Value, name: str, heads: int, width: int | None = None) -> ir.Value:
+        """Norm of every head of q or k. Attention has inputs for it, but not on CPU. `width`: of a head."""
+        graph, width = self.graph, width or self.spec.head_dim
         apart = graph.node("Reshape", [x, graph.constant(f"{name}.heads", [0, 0, heads, width])])
         return graph.node("Reshape", [self.norm(apart, name), graph.constant(f"{name}.whole", [0, 0, heads * width])])
 
@@ -250,7 +266,7 @@ class Decoder:
         return rotary, {"scale": 1 / math.sqrt(self.spec.head_dim)}
 
     def _cache(self, layer: LayerShape, length: str) -> tuple[ir.DataType, list[int | str]]:
-        return ir.DataType.FLOAT, ["batch_size", layer.kv_heads, length, self.spec.head_dim]
+        return ir.DataType.FLOAT, ["batch_size", layer.kv_heads, length, layer.head_dim or self.spec.head_dim]
 
     def _ffn(self, x: ir.Value, prefix: str) -> ir.Value:
         both = self.linear(x, f"{prefix}mlp.gate_up_proj", [f"{prefix}mlp.{name}_proj" for name in ("gate", "up")])

@@ -21,7 +21,7 @@ __all__ = ["GemmaDecoder"]
 class GemmaDecoder(Decoder):
     """Writes the decoder of a model whose spec has a `gemma`."""
 
-    FFN_NORM = "pre_feedforward_layernorm"
+    FFN_NORM, MIXED_NORM = "pre_feedforward_layernorm", "post_attention_layernorm"
 
     @property
     def gemma(self) -> Gemma:
@@ -40,7 +40,7 @@ class GemmaDecoder(Decoder):
         return self._times(vectors, "embedding_scale", math.sqrt(self.spec.hidden)), table
 
     def _attention(self, x: ir.Value, index: int) -> ir.Value:
-        return self.norm(super()._attention(x, index), f"model.layers.{index}.post_attention_layernorm.weight")
+        return self.norm(super()._attention(x, index), f"model.layers.{index}.{self.MIXED_NORM}.weight")
 
     def _kind(self, index: int) -> tuple[tuple[ir.Value, ir.Value] | None, dict[str, Any]]:
         gemma, windowed = self.gemma, self.gemma.windowed[index]
@@ -65,5 +65,5 @@ class GemmaDecoder(Decoder):
         return self._times(curved, "logits_cap", cap)
 
     def _times(self, x: ir.Value, name: str, factor: float) -> ir.Value:
-        scale = self.graph.weight(name, np.array([factor], dtype=np.float32), per_token=False)
+        scale = self.graph.weight(name, np.array([factor], dtype=np.float32))
         return self.graph.node("Mul", [x, scale])

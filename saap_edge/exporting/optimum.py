@@ -39,7 +39,8 @@ def write_config(spec: ModelSpec, folder: Path, out: Path) -> None:
     config.pop("auto_map", None)  # the folder does not have torch's modelling file
     caches = {layer.kv_heads for layer in spec.layers}
     heads = spec.hidden // spec.head_dim
-    if len(caches) == 1 and heads and spec.hidden // heads == spec.head_dim:
+    alike = len(caches) == 1 and not spec.is_gemma4  # whose layers have caches of two sizes, or none
+    if alike and heads and spec.hidden // heads == spec.head_dim:
         config |= {"num_key_value_heads": caches.pop(), "num_attention_heads": heads, "head_dim": spec.head_dim}
         if config["model_type"] == PRUNED_TYPE:
             config |= {"model_type": spec.family.model_type, "architectures": None}

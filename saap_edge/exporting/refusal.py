@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from saap_edge.exporting.gemma import gemma_limit
+from saap_edge.exporting.gguf_gemma4 import gemma4_limit
 from saap_edge.exporting.gguf_lfm2 import lfm2_limit
 from saap_edge.exporting.gguf_qwen35 import qwen35_limit
 from saap_edge.families import Refusal
@@ -15,19 +16,21 @@ from saap_edge.model.spec import LayerShape, ModelSpec
 from saap_edge.registry import resolve
 
 __all__ = [
-    "export_refusal", "gguf_architecture", "gguf_reason", "onnx_reason", "openvino_reason", "optimum_reason",
+    "APART", "export_refusal", "gguf_architecture", "gguf_reason", "onnx_reason", "openvino_reason", "optimum_reason",
     "refusal_reason", "shape_reason",
 ]  # fmt: skip
 
 # Architectures and graphs that gguf.py and onnx.py can write. A family may declare others; its exports are refused
 # until a writer exists and its name is added here.
 GGUF_WRITERS = (
-    "llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "smollm3", "lfm2", "qwen35", "nemotron_h",
+    "llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "gemma4", "smollm3", "lfm2", "qwen35",
+    "nemotron_h",
 )  # fmt: skip
-ONNX_WRITERS = ("llama", "qk-norm", "gemma", "convolutions", "delta-nets", "mamba")
+ONNX_WRITERS = ("llama", "qk-norm", "gemma", "gemma4", "convolutions", "delta-nets", "mamba")
+APART = "its layers have embeddings of their own, and caches of two sizes or none"  # of Gemma 4
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
-_LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit}
+_LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit, "gemma4": gemma4_limit}
 _ALL_BIASES = ("llama", "deci", "nemotron_h")  # architectures that read them
 WIDENED_AT_LOAD = 1 << 30  # largest result of constant folding, in bytes (ONNX Runtime, constant_folding.cc)
 
@@ -100,6 +103,8 @@ def openvino_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | N
         return reason or str(carrier)
     if spec.stateful:
         return f"saap-edge writes no states of {spec.stateful} for OpenVINO GenAI"
+    if spec.is_gemma4:
+        return f"saap-edge writes no {spec.family.title} for OpenVINO: {APART}"
     if carrier not in OPENVINO_WRITERS:
         return (
             "OpenVINO GenAI's paged attention has no soft caps, and takes sliding windows only from graphs of a form "
@@ -117,6 +122,10 @@ def shape_reason(spec: ModelSpec) -> str | None:
             f"{spec.mamba.heads} heads of a Mamba-2 of {spec.mamba.width} are {spec.mamba.inner} wide, not a multiple "
             f"of {BLOCK}: out_proj could not be quantised"
         )
+    if spec.per_layer % BLOCK:
+        return (
+            f"embeddings of {spec.per_layer} for each layer are no multiple of {BLOCK}: no runtime quantises such rows"
+        )
     for index, layer in enumerate(spec.layers):
         if (width := spec.heads_width(layer)) % BLOCK:
             return (
@@ -128,8 +137,8 @@ def shape_reason(spec: ModelSpec) -> str | None:
 
 def onnx_shape_reason(spec: ModelSpec) -> str | None:
     """Which shape of a model the CPU kernel of GroupQueryAttention refuses, or None."""
-    if spec.head_dim % 8:
-        return f"head_dim {spec.head_dim} is not a multiple of 8: ONNX Runtime's attention refuses it"
+    if odd := next((size for size in spec.head_dims if size % 8), None):
+        return f"head_dim {odd} is not a multiple of 8: ONNX Runtime's attention refuses it"
     return None
 
 
@@ -152,14 +161,15 @@ def _mixer_rows(spec: ModelSpec, layer: LayerShape) -> int:
         return spec.mamba.rows
     if layer.linear and spec.delta:
         return 2 * layer.kv_heads * spec.delta.keys + layer.heads * (2 * spec.delta.values + 2)
-    return ((1 + spec.family.gated) * layer.heads + 2 * layer.kv_heads) * spec.head_dim
+    keys = 2 * layer.kv_heads * layer.caches
+    return ((1 + spec.family.gated) * layer.heads + keys) * (layer.head_dim or spec.head_dim)
 
 
 def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:
     """Why optimum's exporter cannot write a model, or None."""
     if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
         return "optimum is not installed (pip install 'saap-edge[compile,optimum]')"
-    if spec.family.norms_after_rope or spec.stateful:
+    if spec.family.norms_after_rope or spec.stateful or spec.is_gemma4:
         return f"optimum's exporter does not know {spec.family.title}"
     repaired = (spec.o_bias and not spec.qkv_bias) or (spec.down_bias and not spec.gate_up_bias)
     if per_layer or not spec.uniform or repaired:

@@ -12,10 +12,10 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.refusal import shape_reason
-from saap_edge.formats import TABLE_GROUP, format_of
+from saap_edge.formats import TABLE_GROUP, format_of, kind_of
 from saap_edge.model.blocks import BLOCK, BLOCK_FORMATS, BlockFormat, Blocks, dequantise, quantise_rows
 from saap_edge.model.checkpoint import read_spec
-from saap_edge.model.inventory import needed
+from saap_edge.model.inventory import PER_LAYER_MATRIX, needed
 from saap_edge.model.spec import LayerShape, ModelSpec, head_width, linear_shapes
 from saap_edge.model.tensors import Codes, TensorStore
 from saap_edge.model.values import require_finite
@@ -78,6 +78,8 @@ class ExportWeights:
     load a first layer without heads. `spec` has these widths. Nothing is kept in memory between calls; while a tensor
     is read, only the result and a piece of the stored tensor are.
 
+    `projections` names all matrices of layers.
+
     `whole_heads`: a uniform model also gets KV groups of zeros, until its heads fill the hidden size again. They change
     no output: their values and their columns of o_proj are zero. Some runtimes take hidden / heads for the head size.
 
@@ -97,6 +99,9 @@ class ExportWeights:
             if not source.mamba
         )
         self._shapes = needed(self.spec)
+        self.projections = frozenset(
+            name for index in range(len(source.layers)) for name in linear_shapes(self.spec, index)
+        )
         self._store = TensorStore(folder)
         self._codes = Codes(folder) if (self.folder / Codes.FILE).is_file() else None
         if self._codes:
@@ -116,6 +121,11 @@ class ExportWeights:
         """Number of parameters of the folder's model, padding not included."""
         return self._store.parameters
 
+    def floats(self, name: str, artifact_format: str) -> torch.dtype | None:
+        """The type of a matrix in an artifact; None if it is in blocks, or in codes that llama.cpp makes."""
+        kept = name == PER_LAYER_MATRIX and kind_of(format_of(artifact_format).kind).float_matrix
+        return floats_of(artifact_format) or (torch.float16 if kept else None)
+
     def layout(self, artifact_format: str, group: int = BLOCK) -> tuple[BlockFormat, int] | None:
         """Format and group of the projections in an artifact ("gguf-q4_1", "onnx-int4", ...); None if not in blocks.
 
@@ -126,15 +136,17 @@ class ExportWeights:
             return self._codes.format, self._codes.group
         return (BLOCK_FORMATS[record.blocks[0]], record.block or group) if record.blocks else None
 
-    def vocabulary(self, artifact_format: str) -> tuple[BlockFormat, int]:
+    def vocabulary(self, artifact_format: str, width: int | None = None) -> tuple[BlockFormat, int]:
         """Format and group of embedding and head if projections are in blocks: 8 bits, except in onnx-int4-full.
+
+        `width`: numbers of a row, where it is not the hidden size.
 
         ONNX has the largest group up to TABLE_GROUP that divides the rows. ONNX Runtime reads 8 bytes more for every
         block, a quarter of the codes at 32, and with 8 bits a larger group costs no quality (the demo compares
         onnx-int4 with gguf-q4_0, which has 32).
         """
         record = format_of(artifact_format)
-        return BLOCK_FORMATS[record.table_block], record.block or math.gcd(TABLE_GROUP, self.spec.hidden)
+        return BLOCK_FORMATS[record.table_block], record.block or math.gcd(TABLE_GROUP, width or self.spec.hidden)
 
     def __contains__(self, name: str) -> bool:
         return not name.startswith(self._blank) and name in self._store

@@ -7,6 +7,7 @@ from saap_edge.families import (
     ernie,
     gemma2,
     gemma3,
+    gemma4,
     granite,
     granite4,
     hunyuan,
@@ -28,7 +29,7 @@ __all__ = ["FAMILIES", "Config", "Coupling", "Family", "Gemma", "Refusal", "Sour
 
 _MODULES = (
     llama, mistral, ministral3, qwen2, qwen3, phi3, granite, smollm3, granite4, ernie, hunyuan, lfm2, qwen3_5,
-    nemotron_h, gemma2, gemma3,
+    nemotron_h, gemma2, gemma3, gemma4,
 )  # fmt: skip
 FAMILIES: Registry[Family] = Registry("model family", "saap_edge.families", own=[module.FAMILY for module in _MODULES])
 

@@ -56,6 +56,8 @@ UNGATED_CHANNEL = Coupling("ffn", ("mlp.up_proj",), ("mlp.down_proj",))
 
 # The projections of a short convolution and of a Mamba-2 block, which no pruning cuts.
 _STAYING = {"conv": ("conv.in_proj", "conv.out_proj"), "mamba": ("mamba.in_proj", "mamba.out_proj")}
+# Those of embeddings that every layer has of its own, which no pruning cuts either.
+PER_LAYER = ("per_layer_input_gate", "per_layer_projection")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ class Gemma:
         window: tokens that a windowed layer sees.
         windowed: for each layer, whether it has the window.
         window_theta: rope base of windowed layers; None if all layers have the same.
+        per_layer: size of the embeddings that every layer has of its own, or 0.
+        turned: share of a head's pairs that rotate in layers without window; the others keep their places.
+        scaled: a layer's output is multiplied by a number of its own.
+        plain_values: values are normalised as keys are, without weights.
     """
 
     attention_scalar: float
@@ -91,6 +97,10 @@ class Gemma:
     window: int | None
     windowed: tuple[bool, ...]
     window_theta: float | None
+    per_layer: int = 0
+    turned: float = 1.0
+    scaled: bool = False
+    plain_values: bool = False
 
 
 class Refusal(str):
@@ -134,11 +144,15 @@ class Family:
         qk_norm: queries and keys are normalised head by head.
         norms_after_rope: that is after they were rotated, not before.
         uniform_only: the reason why all layers must keep the same widths, or None.
+        no_depth: the reason why no layer can lose its whole attention or FFN, or None.
         gemma: config -> what it has of Gemma's arithmetic; None for all other families.
         unrotated: config -> the layers without rotary positions.
         spelled: config -> the same with other names of its fields, which transformers knows too, replaced.
         plain: config of our own class with layers that are alike -> that of transformers' class, as which it is saved.
-            Where it is set, the canonical form is our own class, also of a dense model.
+            Where it is set, the canonical form is our own class, also of a dense model. It gives None where
+            transformers' class cannot hold the layers.
+        traits: config of our own class -> for each layer, what it has beside widths (fields of LayerShape).
+        by_layer: `canonical` reads `per_layer_config` itself, as transformers' class does.
         gated: attention's q_proj gives each head a gate beside its query, on what the head adds.
         centred_norms: norms multiply by 1 + weight, but for that within a DeltaNet.
         whole: `model_type` of models of which this is the text part (their `text_config`).
@@ -160,10 +174,13 @@ class Family:
     qk_norm: bool = False
     norms_after_rope: bool = False
     uniform_only: str | None = None
+    no_depth: str | None = None
     gemma: Callable[[Config], Gemma] | None = None
     unrotated: Callable[[Config], frozenset[int]] = lambda config: frozenset()
     spelled: Callable[[Config], Config] = lambda config: config
-    plain: Callable[[Config], Config] | None = None
+    plain: Callable[[Config], Config | None] | None = None
+    traits: Callable[[Config], list[dict[str, Any]]] | None = None
+    by_layer: bool = False
     gated: bool = False
     centred_norms: bool = False
     whole: str | None = None
@@ -194,14 +211,16 @@ class Family:
     def projections(self, layer: Any) -> Iterator[tuple[Coupling, str]]:
         """Every projection of a decoder layer that pruning cuts, and its coupling; whole sublayers may be lacking."""
         for coupling in (self.attention, self.linear, self.ffn):
-            if getattr(layer, coupling.module, None) is not None:
-                for name in (*coupling.rows, *coupling.columns):
+            module = getattr(layer, coupling.module, None)
+            for name in (*coupling.rows, *coupling.columns) if module is not None else ():
+                if hasattr(module, name.split(".")[1]):  # a layer that borrows keys and values makes none
                     yield coupling, name
 
     def linears(self, layer: Any) -> list[str]:
         """Names of all projections of a decoder layer: those of `projections`, and those that no pruning cuts."""
         staying = [name for part, names in _STAYING.items() if getattr(layer, part, None) is not None for name in names]
-        return [*staying, *(name for _, name in self.projections(layer))]
+        per_layer = PER_LAYER if hasattr(layer, PER_LAYER[0]) else ()
+        return [*staying, *(name for _, name in self.projections(layer)), *per_layer]
 
 
 _SAME = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}  # other names

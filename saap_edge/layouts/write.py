@@ -68,6 +68,7 @@ def _given(path: Path, layout: Layout, format: str | None) -> Given:
 
 
 def _check_states(given: Given, layout: Layout) -> None:
+    from saap_edge.exporting.refusal import APART
     from saap_edge.model.checkpoint import read_spec
 
     spec = read_spec(given.model) if layout.attention_only else None
@@ -75,6 +76,11 @@ def _check_states(given: Given, layout: Layout) -> None:
         raise SaapError(
             f"the layout '{layout.name}' holds no model with {spec.stateful} ({spec.family.title}): nothing there "
             "keeps their states. Take ollama, or the run's own GGUF and ONNX files"
+        )
+    if spec and spec.is_gemma4:
+        raise SaapError(
+            f"the layout '{layout.name}' holds no {spec.family.title}: {APART}, and nothing there knows such. "
+            "Take ollama, or the run's own GGUF and ONNX files"
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from saap_edge.errors import SaapError
-from saap_edge.families import Config
+from saap_edge.families import FAMILIES, Config
 from saap_edge.model.modeling_saap_edge import AUTO_MAP, LINEAR_WIDTHS, SKIPS, WIDTHS, width_names, widths_by_layer
 from saap_edge.model.spec import PRUNED_TYPE, ModelSpec, canonical_config, config_family, spec_from_config
 
@@ -28,6 +28,11 @@ _KEPT = (
     "linear_value_head_dim", "linear_conv_kernel_dim", "mamba_num_heads", "mamba_head_dim", "ssm_state_size",
     "n_groups", "conv_kernel", "use_conv_bias", "time_step_min", "chunk_size", "gated_mlp",
 )  # fmt: skip
+# What Gemma 4 has besides; `layer_types` of other families are said by fields of our own.
+_KEPT_OF_GEMMA = (
+    "layer_types", "sliding_window", "global_head_dim", "num_kv_shared_layers", "hidden_size_per_layer_input",
+    "vocab_size_per_layer_input", "final_logit_softcapping",
+)  # fmt: skip
 
 
 def pruned_config(source: Config, spec: ModelSpec, widths: list[list[int]], o_bias: bool, down_bias: bool) -> Config:
@@ -39,7 +44,8 @@ def pruned_config(source: Config, spec: ModelSpec, widths: list[list[int]], o_bi
     rotated = [int(index not in spec.unrotated) for index in range(len(widths))]
     kinds = ("conv", "linear", "mamba")
     conv, linear, mamba = ([int(getattr(layer, kind)) for layer in spec.layers] for kind in kinds)
-    return {name: source[name] for name in _KEPT if name in source} | {
+    kept = (*_KEPT, *(_KEPT_OF_GEMMA if spec.gemma else ()))
+    return {name: source[name] for name in kept if name in source} | {
         "model_type": PRUNED_TYPE, "base_model_type": spec.family.model_type, "num_hidden_layers": len(widths),
         "head_dim": spec.head_dim, "layer_widths": widths, "qkv_bias": spec.qkv_bias, "o_bias": o_bias,
         "gate_up_bias": spec.gate_up_bias, "down_bias": down_bias, "qk_norm": spec.family.qk_norm,
@@ -61,6 +67,9 @@ def in_our_form(config: Config) -> Config:
     >>> config["model_type"], config["base_model_type"], config["layer_widths"]
     ('saap_edge', 'llama', [[4, 4, 32], [4, 4, 0]])
     """
+    known = FAMILIES.get(str(config.get("model_type")))
+    if known and known.by_layer and config.get(SPARSE) is not None and not config.get(BLOCKS):
+        return config
     said = [name for name in (SPARSE, BLOCKS) if config.get(name)]
     rest = {name: value for name, value in config.items() if name not in (SPARSE, BLOCKS)}
     if config.get("model_type") == PUZZLE:

@@ -53,12 +53,15 @@ def empty_model(parsed: Any) -> Any:
 
 
 def check_class(config: Config) -> None:
-    """Build transformers' model with one layer and no weights, which checks more than the config object does.
+    """Build transformers' model with one layer, or all where they need each other, and no weights.
+
+    That checks more than the config object does.
 
     Raises whatever transformers raises, and ValueError when rotary frequencies are not finite.
     """
     parsed = parsed_config(config)
-    parsed.num_hidden_layers = 1
+    if not getattr(parsed, "kv_sharing_modes", None):  # else layers need others
+        parsed.num_hidden_layers = 1
     for name, table in empty_model(parsed).named_buffers():
         if not bool(torch.isfinite(table).all()):
             raise ValueError(f"{name} would hold values that are no finite numbers")

@@ -127,6 +127,14 @@ class _Fields(BaseModel):
     use_conv_bias: _Flag = True
     time_step_min: Annotated[float, Field(strict=True, ge=0, le=1e18)] = 0.0
     chunk_size: _Count = 128
+    global_head_dim: _Count | None = None
+    num_global_key_value_heads: _Count | None = None
+    num_kv_shared_layers: _Width | None = 0
+    hidden_size_per_layer_input: _Width | None = None
+    vocab_size_per_layer_input: _Width | None = None
+    attention_k_eq_v: _Flag = False
+    use_double_wide_mlp: _Flag = False
+    enable_moe_block: _Flag = False
     quantization_config: dict[str, Any] | None = None
 
 

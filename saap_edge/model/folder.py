@@ -81,16 +81,24 @@ def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     store = TensorStore(checkpoint.folder)
     model = empty_model(config)
     tied = {HEAD} if checkpoint.spec.tied else set()
-    for name in [name for name, _ in model.named_parameters() if name not in tied]:
+    kept = {name for name, _ in _kept_buffers(model)}
+    for name in [name for name in (*(name for name, _ in model.named_parameters()), *kept) if name not in tied]:
         tensor = store.tensor(name)
         require_finite(checkpoint.folder, store.stored_name(name), tensor)
         owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor.to(dtype)))
+        value = tensor.to(dtype)
+        setattr(model.get_submodule(owner), leaf, value if name in kept else torch.nn.Parameter(value))
     if tied:
         model.tie_weights()
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(checkpoint.folder))
     return model
+
+
+def _kept_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:
+    """Buffers that are stored with a model's parameters: Gemma 4's factors of layers."""
+    stored = model.state_dict().keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
 
 
 def _dispatched(model: Any, device_map: str | dict[str, Any] | None) -> Any | None:
@@ -134,6 +142,11 @@ def build_pruned(dense: PreTrainedModel, layers: list[LayerShape]) -> PreTrained
         raise SaapError("every layer would be removed whole: keep at least one")
     if attends_nowhere(layers):
         raise SaapError(ATTENDS_NOWHERE)
+    if spec.family.no_depth and not all(shape.heads and shape.ffn for shape in layers):
+        raise SaapError(f"attention or FFN cannot be removed whole: {spec.family.no_depth}")
+    for index, (shape, before) in enumerate(zip(layers, spec.layers, strict=True)):
+        if shape.kv and shape.kv_heads != before.kv_heads:
+            raise SaapError(f"layer {index}: its KV heads stay, because its keys and values are {shape.kv}")
     config = _pruned_config(dense, spec, layers, stay)
     plain = type(config) is type(dense.config) and not _is_pruned(dense)
     device = cast(torch.Tensor, dense.get_input_embeddings().weight).device
@@ -231,11 +244,14 @@ def _as_plain(model: Any) -> Any:
     family, first = spec.family, spec.attention
     biased = spec.qkv_bias or spec.o_bias or spec.gate_up_bias or spec.down_bias
     whole = all((layer.heads or layer.conv) and layer.ffn for layer in spec.layers) and spec.hidden % first.heads == 0
-    fits = spec.uniform and (_one_bias(spec) if spec.mamba else whole and not biased)
+    alike = spec.uniform and (spec.mamba or whole)
+    fits = (alike or family.by_layer) and (_one_bias(spec) if spec.mamba else not biased)
     if family.plain is None or not fits or not _is_pruned(model):
         return model
-    config = model.config.to_dict()
-    parsed = parsed_config(said := family.plain(config))
+    said = family.plain(model.config.to_dict())
+    if said is None:
+        return model
+    parsed = parsed_config(said)
     named: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
         source = family.source(said, name)  # type: ignore[misc]
@@ -245,6 +261,9 @@ def _as_plain(model: Any) -> Any:
     for name, parts in named.items():
         owner, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(owner), leaf, _stacked(parts))
+    for name, buffer in _kept_buffers(model):
+        owner, _, leaf = name.rpartition(".")
+        setattr(plain.get_submodule(owner), leaf, buffer)
     if spec.tied:
         plain.tie_weights()
     plain.generation_config = model.generation_config

@@ -66,12 +66,13 @@ def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) 
 def states_perplexity(model: Any, states: list[torch.Tensor], windows: torch.Tensor) -> Perplexity:
     """Next-token perplexity over `windows` [n, window], from what the last layer gives for them.
 
-    `states`: [some windows, window, hidden] a chunk, in order, before the model's last norm. The first token of a
-    window is context only.
+    `states`: [some windows, window, hidden or more] a chunk, in order, before the model's last norm. The first token of
+    a window is context only.
     """
     step, done, found = max(1, LOGITS // model.config.get_text_config().vocab_size), 0, []
     for chunk in states:
-        rows, wanted = model.model.norm(chunk)[:, :-1].flatten(0, 1), windows[done : done + len(chunk), 1:].flatten()
+        inner = chunk[:, :-1, : model.config.get_text_config().hidden_size]
+        rows, wanted = model.model.norm(inner).flatten(0, 1), windows[done : done + len(chunk), 1:].flatten()
         pieces = zip(rows.split(step), wanted.to(rows.device).split(step), strict=True)
         losses = [cross_entropy(logits_of(model, piece), tokens, reduction="none") for piece, tokens in pieces]
         found += torch.cat(losses).view(len(chunk), -1).double().mean(1).tolist()

@@ -13,9 +13,14 @@ from saap_edge.families import Family, Source
 from saap_edge.gguf_file.tensors import Entry
 from saap_edge.model.spec import DeltaNet, LayerShape, Mamba, ModelSpec, linear_shapes
 
-__all__ = ["EMBEDDING", "HEAD", "canonical_names", "check_inventory", "needed", "parameters", "text_names"]
+__all__ = [
+    "EMBEDDING", "HEAD", "PER_LAYER_MATRIX", "PER_LAYER_NORM", "PER_LAYER_TABLE", "canonical_names", "check_inventory",
+    "needed", "parameters", "text_names",
+]  # fmt: skip
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+PER_LAYER_TABLE, PER_LAYER_MATRIX = "model.embed_tokens_per_layer.weight", "model.per_layer_model_projection.weight"
+PER_LAYER_NORM = "model.per_layer_projection_norm.weight"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Older Llama checkpoints hold these tables; every class computes them itself.
 _COMPUTED = "rotary_emb.inv_freq"
@@ -35,6 +40,10 @@ def needed(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, spec.hidden)}
     for index in range(len(spec.layers)):
         shapes |= _layer(spec, index)
+    if spec.per_layer:
+        width = len(spec.layers) * spec.per_layer
+        shapes |= {PER_LAYER_TABLE: (spec.vocab_size, width), PER_LAYER_MATRIX: (width, spec.hidden)}
+        shapes[PER_LAYER_NORM] = (spec.per_layer,)
     shapes["model.norm.weight"] = (spec.hidden,)
     if not spec.tied:
         shapes[HEAD] = (spec.vocab_size, spec.hidden)
@@ -46,7 +55,8 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     there = {"conv": layer.conv, "mamba": layer.mamba, "mlp": layer.ffn}
     for name, shape in linear_shapes(spec, index).items():
-        if not there.get(name.removeprefix(prefix).split(".")[0], layer.heads):
+        sublayer = name.removeprefix(prefix).split(".")[0]
+        if not sublayer.startswith("per_layer_") and not there.get(sublayer, layer.heads):
             continue
         shapes[name] = shape
         module = name.removesuffix(".weight")
@@ -56,13 +66,19 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     norms = [*(["input_layernorm"] if mixed else []), *(["post_attention_layernorm"] if layer.ffn else [])]
     if spec.gemma:
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        norms += ["post_per_layer_input_norm"] if spec.per_layer else []
+        shapes |= {f"{prefix}layer_scalar": (1,)} if spec.gemma.scaled else {}
     shapes |= {f"{prefix}{norm}.weight": (spec.hidden,) for norm in norms}
     if layer.conv:
         shapes[f"{prefix}conv.conv.weight"] = (spec.hidden, 1, spec.taps)
     if layer.mamba and spec.mamba:
         shapes |= {f"{prefix}mamba.{name}": shape for name, shape in _beside_mamba(spec.mamba).items()}
     if layer.attends:
-        shapes |= {f"{prefix}{norm}.weight": (spec.head_dim,) for norm in spec.family.qk_norms}
+        borrowed = layer.kv == "borrowed"  # keys too, and with their norm
+        shapes |= {
+            f"{prefix}{norm}.weight": (layer.head_dim or spec.head_dim,)
+            for norm in spec.family.qk_norms[: 1 if borrowed else None]
+        }
     elif layer.heads and spec.delta:
         shapes |= {f"{prefix}linear_attn.{name}": shape for name, shape in _beside(spec.delta, layer).items()}
     return shapes
@@ -146,15 +162,18 @@ def check_inventory(
     for name, shape in expected.items():
         if entries[name].shape != shape:
             raise SaapError(f"{where}: {name} is {entries[name].shape}, config.json says {shape}{lacks}")
-    idle = _idle_norms(spec)
+    idle = _idle(spec)
     extra = [name for name in entries if name not in expected and name not in idle and not name.endswith(_COMPUTED)]
     if extra:
         raise SaapError(f"{where}: {_what_is_extra(extra, spec)}")
 
 
-def _idle_norms(spec: ModelSpec) -> set[str]:
-    """Norms before sublayers that are gone, which some programs store all the same."""
-    idle = [(index, "input_layernorm") for index, layer in enumerate(spec.layers) if not layer.heads]
+def _idle(spec: ModelSpec) -> set[str]:
+    """What some programs store though nothing reads it: norms before sublayers that are gone, and what made the keys
+    and values that a layer borrows. transformers leaves it out without a word."""
+    borrowers = [index for index, layer in enumerate(spec.layers) if layer.kv == "borrowed"]
+    idle = [(index, f"self_attn.{name}") for index in borrowers for name in ("k_proj", "v_proj", "k_norm")]
+    idle += [(index, "input_layernorm") for index, layer in enumerate(spec.layers) if not layer.heads]
     idle += [(index, "post_attention_layernorm") for index, layer in enumerate(spec.layers) if not layer.ffn]
     return {f"model.layers.{index}.{norm}.weight" for index, norm in idle}
 

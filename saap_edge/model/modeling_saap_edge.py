@@ -1,6 +1,7 @@
 """A decoder whose layers differ in heads, kv heads and FFN width, and may lack attention or FFN.
 
-In the place of attention a layer may have a short convolution, a gated DeltaNet, or a Mamba-2 block.
+In the place of attention a layer may have a short convolution, a gated DeltaNet, or a Mamba-2 block. Gemma 4's layers
+are transformers' own, each built with its widths.
 
 This file travels with every pruned model (`auto_map` in config.json), so that
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` works where saap-edge is not installed. It
@@ -8,9 +9,10 @@ imports nothing but torch and transformers, and leaves attention, rotary embeddi
 """
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -28,6 +30,11 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
     torch_chunk_gated_delta_rule,
     torch_recurrent_gated_delta_rule,
 )
+
+try:
+    from transformers.models.gemma4 import modeling_gemma4 as gemma4
+except ImportError:  # transformers 4 does not have it
+    gemma4 = None  # type: ignore[assignment]
 
 __all__ = ["SaapEdgeConfig", "SaapEdgeForCausalLM", "SaapEdgeLayer", "SaapEdgeModel"]
 
@@ -89,6 +96,10 @@ class SaapEdgeConfig(LlamaConfig):
     `gated_attention`: each head has a gate in q_proj, beside its query. `centred_norms`: norms multiply by 1 + weight.
     `gated_mlp`: FFNs have a gate_proj.
     Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
+    Of Gemma 4: `layer_types` and `sliding_window` as transformers has them, `rope_parameters` for each type of layer;
+    `global_head_dim`, the size of heads in layers without window; `num_kv_shared_layers`, how many of the last layers
+    borrow keys and values; `hidden_size_per_layer_input`, the size of the embeddings of every layer's own, and
+    `vocab_size_per_layer_input`, their number; `final_logit_softcapping`.
 
     config.json says the widths in transformers' own field `per_layer_config` too, and may say them there alone. In
     memory, caches of transformers 5 take their shapes from it.
@@ -125,6 +136,38 @@ class SaapEdgeConfig(LlamaConfig):
     gated_attention: bool = False
     centred_norms: bool = False
     gated_mlp: bool = True
+    sliding_window: int | None = None
+    global_head_dim: int | None = None
+    num_kv_shared_layers: int = 0
+    hidden_size_per_layer_input: int = 0
+    vocab_size_per_layer_input: int = 0
+    final_logit_softcapping: float | None = None
+
+    def __post_init__(self, **keywords: Any) -> None:
+        if keywords.get("layer_types"):  # transformers asks for them before it sets fields of this class
+            self.layer_types = keywords["layer_types"]
+        super().__post_init__(**keywords)  # type: ignore[no-untyped-call]
+
+    def validate_architecture(self) -> None:
+        """As transformers', but Gemma 4's heads need not fill the hidden size."""
+        if not self.is_gemma4:
+            super().validate_architecture()  # type: ignore[no-untyped-call]
+
+    @property
+    def is_gemma4(self) -> bool:
+        """The dense model is a Gemma 4."""
+        return self.base_model_type == "gemma4_text"
+
+    @property
+    def kv_sharing_modes(self) -> list[str | None] | None:
+        """For each layer, as transformers' caches and attention ask: "store" where others read its keys and values,
+        "reuse" where it reads others'; None where no model of the kind has any such layers."""
+        if not self.is_gemma4:
+            return None
+        kinds, first = self.layer_types, len(self.layer_types) - self.num_kv_shared_layers
+        last = {kind: index for index, kind in enumerate(kinds[:first])}
+        modes = ["reuse" if index >= first else None for index in range(len(kinds))]
+        return ["store" if index == last.get(kinds[index]) else mode for index, mode in enumerate(modes)]
 
     @property
     def stateful(self) -> bool:
@@ -151,7 +194,7 @@ class SaapEdgeConfig(LlamaConfig):
         self.__dict__["layer_types"] = types
 
     @property
-    def per_layer_config(self) -> list[Any]:
+    def per_layer_config(self) -> "Places":
         """A configuration for each place in a cache: for each layer with attention, with heads of its own.
 
         Where some layers have a convolution or a DeltaNet, every layer has a place, as in transformers' own hybrids.
@@ -159,11 +202,13 @@ class SaapEdgeConfig(LlamaConfig):
         transformers 5 makes static caches of it, for `generate(cache_implementation="static")` and torch.export. It is
         computed from `layer_widths`.
         """
-        configs = []
-        for heads, kv_heads, ffn in self.layer_widths or ():
+        configs = Places()
+        for index, (heads, kv_heads, ffn) in enumerate(self.layer_widths or ()):
             if heads or self.stateful:
                 local = copy.copy(self)
                 local.num_attention_heads, local.num_key_value_heads, local.intermediate_size = heads, kv_heads, ffn
+                if self.is_gemma4 and self.layer_types[index] == "full_attention":
+                    local.head_dim = self.global_head_dim
                 configs.append(local)
         return configs
 
@@ -192,6 +237,13 @@ class SaapEdgeConfig(LlamaConfig):
             if said or skipped:
                 layers[str(index)] = said | ({"skip": skipped} if skipped else {})
         return {**super().to_dict(), "per_layer_config": layers}
+
+
+class Places(list):  # type: ignore[type-arg]
+    """Configurations of layers, by place or, of a model with several, by type of layer."""
+
+    def __getitem__(self, place: Any) -> Any:
+        return super().__getitem__(self[0].layer_types.index(place) if isinstance(place, str) else place)
 
 
 def cache_of(keywords: dict[str, Any]) -> Any:
@@ -493,6 +545,49 @@ def without_layers(config: SaapEdgeConfig) -> Iterator[None]:
         config.num_hidden_layers = count
 
 
+def gemma4_layer(config: SaapEdgeConfig, index: int) -> Any:
+    """transformers' layer of Gemma 4 with the widths of layer `index`."""
+    local = config.per_layer_config[index]
+    local.attention_bias = local.attention_k_eq_v = local.enable_moe_block = local.use_double_wide_mlp = False
+    local.hidden_activation, local.use_bidirectional_attention = config.hidden_act, None
+    layer: Any = gemma4.Gemma4TextDecoderLayer(local, index)
+    # As in SaapEdgeLayer: attention looks up its implementation in the shared configuration.
+    layer.config = layer.self_attn.config = layer.mlp.config = config
+    if config.o_bias:
+        layer.self_attn.o_proj = nn.Linear(layer.self_attn.o_proj.in_features, config.hidden_size)
+    if config.down_bias:
+        layer.mlp.down_proj = nn.Linear(layer.mlp.down_proj.in_features, config.hidden_size)
+    return layer
+
+
+class SaapEdgeGemma4Model(gemma4.Gemma4TextModel if gemma4 else nn.Module):  # type: ignore[misc]
+    """Gemma 4's decoder without its output head: transformers' own, with layers of different widths."""
+
+    config_class = SaapEdgeConfig
+
+    def __init__(self, config: SaapEdgeConfig):
+        if gemma4 is None:
+            raise ImportError("this transformers does not have Gemma 4: use version 5.24 or later")
+        super(gemma4.Gemma4TextModel, self).__init__(config)  # type: ignore[misc]
+        size, own, count = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
+        table: Any = gemma4.Gemma4TextScaledWordEmbedding
+        norm, rotary = gemma4.Gemma4RMSNorm, cast(Any, gemma4.Gemma4TextRotaryEmbedding)
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = table(config.vocab_size, size, config.pad_token_id, embed_scale=size**0.5)
+        self.layers = nn.ModuleList([gemma4_layer(config, index) for index in range(len(config.layer_widths or ()))])
+        self.norm, self.rotary_emb = norm(size, eps=config.rms_norm_eps), rotary(config)
+        self.gradient_checkpointing, self.unique_layer_types = False, set(config.layer_types)
+        self.first_kv_shared_layer_idx = count - config.num_kv_shared_layers
+        self.hidden_size_per_layer_input = own
+        if own:
+            rows = config.vocab_size_per_layer_input
+            self.embed_tokens_per_layer = table(rows, count * own, config.pad_token_id, embed_scale=own**0.5)
+            self.per_layer_input_scale, self.per_layer_model_projection_scale = 2.0**-0.5, size**-0.5
+            self.per_layer_model_projection = nn.Linear(size, count * own, bias=False)
+            self.per_layer_projection_norm = norm(own, eps=config.rms_norm_eps)
+        self.post_init()
+
+
 class SaapEdgeModel(LlamaModel):
     """The decoder without its output head."""
 
@@ -530,13 +625,31 @@ class SaapEdgeForCausalLM(LlamaForCausalLM):
     """The decoder with its output head."""
 
     config_class = SaapEdgeConfig
-    _no_split_modules = ["SaapEdgeLayer"]  # noqa: RUF012
+    _no_split_modules = ["SaapEdgeLayer", "Gemma4TextDecoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: SaapEdgeConfig):
-        with without_layers(config):
-            super().__init__(config)
-        self.model = SaapEdgeModel(config)
+        if config.is_gemma4:
+            super(LlamaForCausalLM, self).__init__(config)
+            self.vocab_size, self.model = config.vocab_size, SaapEdgeGemma4Model(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        else:
+            with without_layers(config):
+                super().__init__(config)
+            self.model = SaapEdgeModel(config)
         self.post_init()  # type: ignore[no-untyped-call]
+
+    @functools.wraps(LlamaForCausalLM.forward)
+    def forward(self, *args: Any, **keywords: Any) -> Any:  # type: ignore[override]
+        """As transformers', with Gemma 4's soft cap on logits."""
+        cap = self.config.final_logit_softcapping
+        if not cap:
+            return super().forward(*args, **keywords)
+        labels = keywords.pop("labels", None)
+        answer = super().forward(*args, **keywords | {"return_dict": True})
+        answer.logits = cap * torch.tanh(answer.logits / cap)
+        if labels is not None:
+            answer.loss = self.loss_function(answer.logits, labels, self.config.vocab_size)
+        return answer
 
     def generate(self, *args: Any, **keywords: Any) -> Any:
         """As transformers'; where its caches hold only keys and values, each token reads all before it again."""

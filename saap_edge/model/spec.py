@@ -63,8 +63,8 @@ class ModelSpec:
     @property
     def no_depth(self) -> str | None:
         """Why attention or FFN cannot be removed whole from a layer of this model; None where they can."""
-        if self.family.uniform_only:
-            return self.family.uniform_only
+        if self.family.uniform_only or self.family.no_depth:
+            return self.family.uniform_only or self.family.no_depth
         if self.o_bias or self.down_bias:
             return "o_proj or down_proj has a bias, which would have to stay"
         return None
@@ -101,6 +101,16 @@ class ModelSpec:
         return sum(layer.mamba for layer in self.layers)
 
     @property
+    def is_gemma4(self) -> bool:
+        """Whether its arithmetic is Gemma 4's."""
+        return self.gemma is not None and self.gemma.scaled
+
+    @property
+    def head_dims(self) -> list[int]:
+        """The sizes of heads that its layers have."""
+        return sorted({self.head_dim, *(layer.head_dim for layer in self.layers if layer.head_dim)})
+
+    @property
     def convolutions(self) -> int:
         """Number of layers with a short convolution."""
         return sum(layer.conv for layer in self.layers)
@@ -117,7 +127,11 @@ class ModelSpec:
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of KV cache for one token: keys and values of every layer, `element_bytes` a number."""
-        return sum(2 * layer.kv_heads * self.head_dim * element_bytes for layer in self.layers if layer.attends)
+        return sum(2 * self.kv_width(layer) * element_bytes for layer in self.layers)
+
+    def kv_width(self, layer: LayerShape) -> int:
+        """Numbers of a token's keys that a layer keeps, and as many of values; 0 where it keeps none."""
+        return layer.kv_heads * (layer.head_dim or self.head_dim) * layer.caches
 
     def state_bytes(self, element_bytes: int = 4) -> int:
         """Bytes that convolutions, the last `taps` - 1 tokens, DeltaNets and Mamba-2 remember of any text."""
@@ -133,13 +147,30 @@ class ModelSpec:
             rows * columns
             for index in range(len(self.layers))
             for name, (rows, columns) in linear_shapes(self, index).items()
-            if ".conv." not in name and ".mamba." not in name
+            if not any(part in name for part in (".conv.", ".mamba.", ".per_layer_"))
         )
 
     def mixer_weights(self) -> int:
         """Weights of the projections of convolutions and Mamba-2 blocks, which stay."""
         mamba = self.mambas * self.mamba.weights(self.hidden) if self.mamba else 0
         return self.convolutions * 4 * self.hidden**2 + mamba
+
+    @property
+    def per_layer(self) -> int:
+        """Size of the embeddings that every layer has of its own (Gemma 4), or 0."""
+        return self.gemma.per_layer if self.gemma else 0
+
+    def per_layer_weights(self) -> int:
+        """Weights of the layers' projections of such embeddings, which stay."""
+        return len(self.layers) * 2 * self.hidden * self.per_layer
+
+    def per_layer_projection(self) -> int:
+        """Weights of the matrix from a token's embedding to those of all layers, which stays."""
+        return len(self.layers) * self.per_layer * self.hidden
+
+    def per_layer_table(self) -> int:
+        """Weights of the table of such embeddings, of which a token reads one row."""
+        return len(self.layers) * self.per_layer * self.vocab_size
 
 
 def mixed_as(layers: Sequence[LayerShape], dense: Sequence[LayerShape]) -> list[LayerShape]:
@@ -180,17 +211,18 @@ def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
         shapes |= {"mamba.in_proj": (spec.mamba.rows, spec.hidden), "mamba.out_proj": (spec.hidden, spec.mamba.inner)}
     if layer.conv:
         shapes |= {"conv.in_proj": (3 * spec.hidden, spec.hidden), "conv.out_proj": (spec.hidden, spec.hidden)}
+    if spec.per_layer:
+        sizes = (spec.per_layer, spec.hidden)
+        shapes |= {"per_layer_input_gate": sizes, "per_layer_projection": sizes[::-1]}
     return {f"{prefix}{name}.weight": shape for name, shape in shapes.items()}
 
 
 def _of_attention(spec: ModelSpec, layer: LayerShape) -> dict[str, tuple[int, int]]:
-    q, kv = layer.heads * spec.head_dim, layer.kv_heads * spec.head_dim
-    return {
-        "self_attn.q_proj": (2 * q if spec.family.gated else q, spec.hidden),
-        "self_attn.k_proj": (kv, spec.hidden),
-        "self_attn.v_proj": (kv, spec.hidden),
-        "self_attn.o_proj": (spec.hidden, q),
-    }
+    width = layer.head_dim or spec.head_dim
+    q, kv = layer.heads * width, layer.kv_heads * width
+    own = {} if layer.kv == "borrowed" else {f"self_attn.{name}_proj": (kv, spec.hidden) for name in "kv"}
+    queries = {"self_attn.q_proj": (2 * q if spec.family.gated else q, spec.hidden)}
+    return queries | own | {"self_attn.o_proj": (spec.hidden, q)}
 
 
 def _of_a_delta_net(spec: ModelSpec, layer: LayerShape) -> dict[str, tuple[int, int]]:
@@ -255,10 +287,10 @@ def for_transformers_4(config: Config) -> Config:
     {'rope_parameters': {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 2.0},
      'rope_theta': 10000.0, 'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}}
     """
-    if config.get("rope_scaling"):
-        return config
     rope: Config = config.get("rope_parameters") or {}
     full, windowed = rope.get("full_attention", rope), rope.get("sliding_attention", {})
+    if config.get("rope_scaling") or full.get("rope_type") == "proportional":  # which transformers 4 does not know
+        return config
     words: Config = {}
     if "rope_theta" in full:
         words["rope_theta"] = full["rope_theta"]
@@ -290,8 +322,10 @@ def spec_from_config(config: Config) -> ModelSpec:
     if pruned:
         none = [0] * len(config["layer_widths"])
         kinds = (config.get(f"{kind}_layers") or none for kind in ("conv", "linear", "mamba"))
+        traits = family.traits(config) if family.traits else [{} for _ in none]
         layers = tuple(
-            LayerShape(*widths, *map(bool, kind)) for widths, *kind in zip(config["layer_widths"], *kinds, strict=True)
+            LayerShape(*widths, *map(bool, kind), **others)
+            for widths, others, *kind in zip(config["layer_widths"], traits, *kinds, strict=True)
         )
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)
@@ -301,7 +335,7 @@ def spec_from_config(config: Config) -> ModelSpec:
     rope, context = rope_of(config), int(config.get("max_position_embeddings", 2048))
     # Some scalings change with the length of the text, but not up to the context of pretraining, which is all that
     # exports have: there longrope uses its short factors, and dynamic scales nothing.
-    scaled = rope["rope_type"] not in ("default", "dynamic")
+    scaled = rope["rope_type"] not in ("default", "dynamic", "proportional")
     if rope["rope_type"] == "longrope":
         context = min(context, rope["original_max_position_embeddings"])
     return ModelSpec(

@@ -12,14 +12,16 @@ from typing import Any, cast
 import torch
 
 from saap_edge.errors import SaapError
+from saap_edge.model.stream_gemma4 import Beside, is_gemma4, widened
 
 __all__ = [
-    "BATCH", "Branch", "attention_branch", "ffn_branch", "follow", "layer_arguments", "layer_inputs",
+    "BATCH", "Branch", "added_by", "attention_branch", "ffn_branch", "follow", "layer_arguments", "layer_inputs",
     "output_norm", "require_finite_sums", "sandwiched",
 ]  # fmt: skip
 
 BATCH = 8  # windows run together
 Branch = Callable[[torch.Tensor], torch.Tensor]
+BESIDE = "beside"  # of a layer's arguments: what runs it, where states are wider than the hidden size
 
 
 class _Stop(Exception):
@@ -28,7 +30,10 @@ class _Stop(Exception):
 
 @torch.no_grad()
 def layer_inputs(model: Any, windows: torch.Tensor) -> list[torch.Tensor]:
-    """Input of the first layer for `windows` [n, window]: one tensor [<= BATCH, window, hidden] a chunk."""
+    """Input of the first layer for `windows` [n, window]: one tensor [<= BATCH, window, hidden] a chunk.
+
+    Those of Gemma 4 are wider (stream_gemma4.py).
+    """
     seen: list[torch.Tensor] = []
 
     def stop(module: Any, inputs: tuple[torch.Tensor, ...], keywords: dict[str, Any]) -> None:
@@ -44,6 +49,8 @@ def layer_inputs(model: Any, windows: torch.Tensor) -> list[torch.Tensor]:
                 continue
     finally:
         handle.remove()
+    if is_gemma4(model):
+        return [widened(model, *pair) for pair in zip(seen, windows.split(BATCH), strict=False)]
     return seen
 
 
@@ -68,6 +75,9 @@ def layer_arguments(model: Any, windows: torch.Tensor) -> list[dict[str, Any]]:
     finally:
         for handle in handles:
             handle.remove()
+    if is_gemma4(model):
+        own = ({name: value for name, value in each.items() if name != "shared_kv_states"} for each in seen)
+        return [each | {BESIDE: Beside(model, index)} for index, each in enumerate(own)]
     return seen
 
 
@@ -94,6 +104,9 @@ def attention_branch(layer: Any, arguments: dict[str, Any]) -> Branch:
     That is nothing where a layer has neither, nor an FFN in `ffn_branch`.
     """
     mixer = remembering(layer)
+    if BESIDE in arguments:
+        runner: Beside = arguments[BESIDE]
+        return runner.attention({name: value for name, value in arguments.items() if name != BESIDE})
     if mixer is None and layer.self_attn is None:
         return torch.zeros_like
     if mixer is not None:
@@ -112,8 +125,14 @@ def remembering(layer: Any) -> Any | None:
     return next((mixer for mixer in found if mixer is not None), None)
 
 
-def ffn_branch(layer: Any) -> Branch:
-    """The function from an FFN's residual input [n, window, hidden] to what the FFN adds to it."""
+def ffn_branch(layer: Any, arguments: dict[str, Any]) -> Branch:
+    """The function from an FFN's residual input [n, window, hidden] to what the FFN adds to it.
+
+    `arguments` are the layer's, of `layer_arguments`.
+    """
+    if BESIDE in arguments:
+        runner: Beside = arguments[BESIDE]
+        return runner.ffn()
     if layer.mlp is None:
         return torch.zeros_like
 
@@ -128,7 +147,7 @@ def ffn_branch(layer: Any) -> Branch:
 
 
 def sandwiched(layer: Any) -> bool:
-    """Whether the layer normalises a sublayer's output as well as its input (Gemma 2 and 3)."""
+    """Whether the layer normalises a sublayer's output as well as its input (Gemma 2, 3 and 4)."""
     return hasattr(layer, "pre_feedforward_layernorm")
 
 
@@ -137,3 +156,15 @@ def output_norm(layer: Any, sublayer: str) -> Any:
     if not sandwiched(layer):
         return None
     return layer.post_attention_layernorm if sublayer == "attention" else layer.post_feedforward_layernorm
+
+
+def added_by(
+    layer: Any, sublayer: str, arguments: dict[str, Any]
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """What a sublayer adds to a state, given that state, the output of its last projection, and what the sublayer adds
+    behind the width of that output (nothing, but for wider states)."""
+    if BESIDE in arguments:
+        runner: Beside = arguments[BESIDE]
+        return runner.attended if sublayer == "attention" else runner.fed
+    norm = output_norm(layer, sublayer)
+    return lambda state, output, rest: output if norm is None else norm(output)

@@ -96,9 +96,10 @@ class Assembly:
                 self._set(index, sublayer, widths[index])
             state = state.to(next(layers[index].parameters()).device)
             panel.states.keep(plan[:index], state)
-            for branch in (attention_branch(layers[index], self._arguments[index]), ffn_branch(layers[index])):
+            given = layers[index], self._arguments[index]
+            for branch in (attention_branch(*given), ffn_branch(*given)):
                 state = state + multiplied(self.precision, branch)(state)
-        normed: torch.Tensor = self.model.model.norm(state)
+        normed: torch.Tensor = self.model.model.norm(state[..., : self.model.config.get_text_config().hidden_size])
         return normed.flatten(0, 1)
 
     def _set(self, index: int, sublayer: str, layer: dict[str, int]) -> None:

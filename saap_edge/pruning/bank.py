@@ -126,7 +126,7 @@ def build_bank(
     arrays: dict[str, torch.Tensor] = {}
     for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
         follow(layer, states)
-        branches = (attention_branch(layer, keywords), ffn_branch(layer))
+        branches = (attention_branch(layer, keywords), ffn_branch(layer, keywords))
         modules = output_projections(layer)
         for sublayer, branch in zip(SUBLAYERS, branches, strict=True):
             run = multiplied(precision, branch)

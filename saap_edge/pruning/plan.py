@@ -18,7 +18,7 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
     >>> plan.layers[0].heads, plan.layers[0].ffn, plan.parameters, round(plan.achieved_ratio, 3)
     ((4, 2), (128, 96), (36864, 24576), 0.333)
     """
-    after = [space.shape(layer, before.linear) for layer, before in zip(widths, space.shapes, strict=True)]
+    after = [space.shape(layer, before) for layer, before in zip(widths, space.shapes, strict=True)]
     count = Cost(gated=space.cost.gated, delta=space.cost.delta, matrices=space.cost.matrices)
     weights = [
         round(sum(count.layer(shape, space.hidden, space.head_dim) for shape in shapes))
@@ -40,6 +40,8 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
                 conv=b.conv,
                 linear=b.linear,
                 mamba=b.mamba,
+                head_dim=b.head_dim,
+                kv=b.kv,
             )
             for i, (b, a) in enumerate(zip(space.shapes, after, strict=True))
         ],
@@ -105,6 +107,12 @@ def _check_layer(where: str, after: LayerShape, dense: LayerShape, head_dim: int
         raise SaapError(
             f"{where}: {after.heads} query heads with {after.kv_heads} kv heads are half an attention: keep both, or "
             "set both to 0 to remove it"
+        )
+    if dense.kv and after.kv_heads != dense.kv_heads:
+        why = "later layers read" if dense.kv == "lent" else "it reads from an earlier layer"
+        raise SaapError(
+            f"{where}: its {dense.kv_heads} kv heads stay, because they are those that {why}: take query heads (slots) "
+            "or FFN channels instead"
         )
     if after.kv_heads:
         _check_attention(where, after, dense, head_dim)

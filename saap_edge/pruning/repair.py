@@ -28,6 +28,7 @@ from saap_edge.model.head import states_perplexity
 from saap_edge.model.perplexity import Perplexity
 from saap_edge.model.stream import (
     Branch,
+    added_by,
     attention_branch,
     ffn_branch,
     follow,
@@ -130,7 +131,7 @@ def judge_variants(
     project = multiplied(precision, torch.nn.functional.linear)
     streams: list[_States | None] = [None for _ in variants]  # none before a variant's first cut: it is the dense one
     for index, (layer, keywords) in enumerate(zip(model.model.layers, arguments, strict=True)):
-        branches = (attention_branch(layer, keywords), ffn_branch(layer))
+        branches = (attention_branch(layer, keywords), ffn_branch(layer, keywords))
         for states in (dense, *streams):
             if states is not None:
                 states.follow(layer)
@@ -143,7 +144,8 @@ def judge_variants(
                         states.advance(run)
                 continue
             module = modules[sublayer]
-            step = _Step(index, layer, sublayer, run, project, module, dense.copy(), dense)
+            added = added_by(layer, sublayer, keywords)
+            step = _Step(index, layer, sublayer, run, added, project, module, dense.copy(), dense)
             dense.advance(step.branch)
             stored = None
             for number, variant in enumerate(variants):
@@ -210,6 +212,7 @@ class _Step:
     layer: Any
     sublayer: str
     branch: Branch
+    added: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     project: Callable[..., torch.Tensor]
     module: Any
     before: _States
@@ -235,21 +238,22 @@ class _Step:
     def _mend(self, variant: Variant, columns: torch.Tensor, states: _States) -> _Mended:
         """Solve for the projection on the variant's calibration states, and carry these past it."""
         assert variant.mix is not None
-        norm = output_norm(self.layer, self.sublayer)
-        mix = variant.mix if norm is None else 0.0
+        mix = variant.mix if output_norm(self.layer, self.sublayer) is None else 0.0
         moments, inputs = _Moments(self.module, columns, variant.bias), []
+        rests, width = [], self.module.weight.shape[0]
         for state, dense in zip(states.calibration, self.after.calibration, strict=True):
             with moments.watching() as seen:
-                self.branch(state)
+                rests.append(self.branch(state)[..., width:].clone())
             local = seen.output.float()
             inputs.append(moments.add(seen.inputs, (1 - mix) * local + mix * (dense - state) if mix else local))
         for sums in (moments.gram, moments.cross):
             require_finite_sums(sums, self.index, output_names(self.layer)[self.sublayer])
         mended = moments.solve()
         for index, rows in enumerate(inputs):
+            state = states.calibration[index]
             output = self.project(rows.to(mended.weight.dtype), mended.weight, mended.bias)
-            output = output.reshape_as(states.calibration[index])
-            states.calibration[index] = states.calibration[index] + (output if norm is None else norm(output))
+            output = output.reshape(*state.shape[:-1], width)
+            states.calibration[index] = state + self.added(state, output, rests[index])
         return mended
 
 

@@ -12,11 +12,14 @@ from saap_edge.formats import FORMATS, of_kind
 from saap_edge.model.spec import DeltaNet, LayerShape, ModelSpec, head_width
 
 __all__ = [
-    "GRID", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "plain_cost", "shape_widths",
+    "GRID", "HALF", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "plain_cost",
+    "shape_widths",
     "staying_weights",
 ]  # fmt: skip
 
 GRID = 32  # block of Q4_0, Q8_0 and MatMulNBits: a tensor of another width would stay unquantised
+_PLAIN = LayerShape(0, 0, 0)
+HALF = 2  # bytes of a number that is in floats where all else is in blocks
 _STATE = 4  # bytes of a number that a DeltaNet or Mamba-2 block remembers
 SLACK = 0.002  # of the dense cost: missing a budget by so little beats overshooting it by a step of a coarse grid
 
@@ -48,6 +51,7 @@ class Cost:
         unit: "parameters": attention and FFN weights. "bytes": of the whole file. "latency": predicted seconds to
             decode one token: bytes read (all weights once, the context's KV cache) over the target's bandwidth.
         queries: q and o shrink with their heads; not so in llama.cpp's files of models with convolutions.
+        per_kv_head: of a KV head of the model's usual size.
         per_state: of a number that a DeltaNet remembers.
         gated, delta: as of the model's family and spec.
         matrices: of an FFN: gate, up and down, or the last two.
@@ -72,9 +76,10 @@ class Cost:
         if shape.linear and self.delta:
             weights = self.delta.weights(shape, hidden) + self.matrices * hidden * shape.ffn
             return self.per_weight * weights + (self.per_state * self.delta.state(shape) if shape.heads else 0.0)
-        rows = 2 * shape.kv_heads + ((2 + self.gated) * shape.heads if self.queries else 0)
-        weights = hidden * head_dim * rows + self.matrices * hidden * shape.ffn
-        return self.per_weight * weights + self.per_kv_head * shape.kv_heads
+        width, kv_heads = shape.head_dim or head_dim, shape.kv_heads * shape.caches
+        rows = 2 * kv_heads + ((2 + self.gated) * shape.heads if self.queries else 0)
+        weights = hidden * width * rows + self.matrices * hidden * shape.ffn
+        return self.per_weight * weights + self.per_kv_head * kv_heads * width / head_dim
 
 
 def plain_cost(spec: ModelSpec) -> Cost:
@@ -103,8 +108,9 @@ def model_cost(
         raise SaapError(f"quantisation '{quantisation}' is unknown (known: {known})")
     weight, numbers = (bits / 8 for bits in record.weight_bits(GRID))
     table, kept, queries = spec.vocab_size * spec.hidden * numbers, staying_weights(spec) * weight, not spec.taps
+    kept += spec.per_layer_projection() * max(numbers, HALF)
     if unit == "bytes":
-        fixed = table * (1 if spec.tied else 2) + kept
+        fixed = table * (1 if spec.tied else 2) + kept + spec.per_layer_table() * numbers
         return replace(plain, unit="bytes", per_weight=weight, fixed=fixed, queries=queries)
     # Decoding reads the output matrix, and of an untied embedding a single row; and what Mamba-2 blocks remember.
     states = spec.mambas * spec.mamba.state * _STATE if spec.mamba else 0
@@ -115,12 +121,13 @@ def model_cost(
 
 
 def staying_weights(spec: ModelSpec, wide: bool = True) -> int:
-    """Weights that no pruning takes out of a file: of convolutions and Mamba-2, and q and o beside convolutions.
+    """Weights of layers that no pruning takes out of a file: of convolutions and Mamba-2, of q and o beside
+    convolutions, and what brings embeddings of their own to layers.
 
     These are so if they are `wide`, in GGUF (formats.py's `Kind.wide_queries`).
     """
     queries = sum(layer.heads > 0 for layer in spec.layers) * 2 * spec.hidden**2 if spec.taps and wide else 0
-    return spec.mixer_weights() + queries
+    return spec.mixer_weights() + queries + spec.per_layer_weights()
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,8 @@ class Space:
         dense = shape_widths(self.shapes[layer])[kind]
         if not dense:  # a convolution has neither KV groups nor slots
             return [0]
-        if layer in self._protected or (kind == "slots" and not self.slots) or not self._touches(kind):
+        shared = kind == "attention" and self.shapes[layer].kv
+        if layer in self._protected or shared or (kind == "slots" and not self.slots) or not self._touches(kind):
             return [dense]
         step = self.step(layer, kind)
         least = max(step, -(-int(self.minimum * dense + 0.999999) // step) * step)
@@ -206,9 +214,10 @@ class Space:
         """Inputs of a layer's output projection that a query head, or a DeltaNet's value head, has."""
         return head_width(self.shapes[layer], self.head_dim, self.cost.delta)
 
-    def shape(self, widths: dict[str, int], linear: bool = False) -> LayerShape:
-        """The layer of these widths; `linear`: with a DeltaNet."""
-        return LayerShape(widths["attention"] * widths["slots"], widths["attention"], widths["ffn"], linear=linear)
+    def shape(self, widths: dict[str, int], dense: LayerShape = _PLAIN) -> LayerShape:
+        """The layer of these widths; what else it has is as in `dense`."""
+        heads = widths["attention"] * widths["slots"]
+        return replace(dense, heads=heads, kv_heads=widths["attention"], ffn=widths["ffn"])
 
     def fits(self, layer: int, widths: dict[str, int]) -> bool:
         """Whether the heads are together on the grid, or attention is still dense.
@@ -225,7 +234,7 @@ class Space:
 
     def layer_cost(self, layer: int, widths: dict[str, int]) -> float:
         """Cost of a layer at these widths."""
-        return self.cost.layer(self.shape(widths, self.shapes[layer].linear), self.hidden, self.head_dim)
+        return self.cost.layer(self.shape(widths, self.shapes[layer]), self.hidden, self.head_dim)
 
     def total(self, widths: Widths) -> float:
         """Cost of the whole model at these widths."""

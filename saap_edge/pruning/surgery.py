@@ -92,8 +92,11 @@ def _heads(layer: Any, coupling: Coupling) -> tuple[int, int]:
         mixer = layer.linear_attn
         return mixer.key_heads, mixer.value_heads // mixer.key_heads
     mixer = layer.self_attn
+    heads = mixer.o_proj.weight.shape[1] // mixer.head_dim
+    if not hasattr(mixer, "v_proj"):  # it borrows keys and values
+        return heads // mixer.num_key_value_groups, mixer.num_key_value_groups
     groups = mixer.v_proj.weight.shape[0] // mixer.head_dim
-    return groups, mixer.o_proj.weight.shape[1] // mixer.head_dim // groups
+    return groups, heads // groups
 
 
 # The projection that ends each sublayer. Its input columns are cut and repaired.

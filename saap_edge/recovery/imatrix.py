@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from saap_edge.families.base import PER_LAYER
 from saap_edge.model.stream import BATCH
 
 __all__ = ["importance_matrix"]
@@ -26,7 +27,8 @@ def importance_matrix(model: Any, windows: torch.Tensor) -> dict[str, np.ndarray
     sums: dict[str, torch.Tensor] = {}
     handles = []
     for name, module in model.named_modules():
-        if "_proj" in name.rpartition(".")[2]:
+        leaf = name.rpartition(".")[2]
+        if ("_proj" in leaf or leaf in PER_LAYER) and not leaf.endswith("norm"):
 
             def add(module: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
                 squares = inputs[0].float().square().flatten(0, -2).sum(0).double().cpu()

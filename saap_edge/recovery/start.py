@@ -245,6 +245,7 @@ def _grams(layer: Any, family: Family, states: list[torch.Tensor], keywords: dic
 def _advance(layer: Any, states: list[torch.Tensor], keywords: dict[str, Any]) -> None:
     """Run a layer on `states`, in place. A pruned layer may lack a sublayer."""
     mixes = layer.self_attn is not None or remembering(layer) is not None
-    for there, branch in ((mixes, attention_branch(layer, keywords)), (layer.mlp is not None, ffn_branch(layer))):
+    branches = attention_branch(layer, keywords), ffn_branch(layer, keywords)
+    for there, branch in zip((mixes, layer.mlp is not None), branches, strict=True):
         if there:
             states[:] = [state + branch(state) for state in states]

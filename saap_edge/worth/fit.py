@@ -25,7 +25,7 @@ from saap_edge.model.spec import ModelSpec
 from saap_edge.prediction.cost import cached_as
 from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar
-from saap_edge.pruning.space import plain_cost, staying_weights
+from saap_edge.pruning.space import HALF, plain_cost, staying_weights
 from saap_edge.recipe import Recipe
 from saap_edge.worth.frontier import open_at, with_ratio
 from saap_edge.worth.judgeable import check_baseline, check_board
@@ -115,19 +115,22 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv:
     """
     record, kept = format_of(artifact_format), 1 - ratio
     weight, table = record.weight_bits(group)
-    wide = kind_of(record.kind).wide_queries
+    kind = kind_of(record.kind)
+    wide = kind.wide_queries
     count = replace(plain_cost(spec), queries=not (spec.taps and wide))
     weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
     weights += staying_weights(spec, wide)
     numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
     tables = 1 if spec.tied else 2
+    matrix = spec.per_layer_projection() * (max(table, 8 * HALF) if kind.float_matrix else table)
     cached = spec.kv_bytes_per_token(1) * kept
+    others = spec.per_layer_table()
     number = record.kv_bytes if kv is None else kv_type(kv).size / kv_type(kv).block
     return ArtifactCost(
-        format=artifact_format, projection_bytes=round((weights * weight + numbers * table) / 8),
+        format=artifact_format, projection_bytes=round((weights * weight + numbers * table + matrix) / 8),
         kv_bytes_per_token=round(cached * number),
-        file_bytes=round((weights * weight + tables * numbers * table) / 8),
-        parameters=round(weights + tables * numbers), kv=kv,
+        file_bytes=round((weights * weight + (tables * numbers + others) * table + matrix) / 8),
+        parameters=round(weights + tables * numbers + others + spec.per_layer_projection()), kv=kv,
         state_bytes=round(spec.state_bytes() * (kept if spec.delta else 1)),
     )  # fmt: skip
 

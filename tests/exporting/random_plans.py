@@ -35,7 +35,7 @@ from saap_edge.families import FAMILIES, Refusal
 from saap_edge.model.folder import load_model, save_model, spec_of
 from saap_edge.model.spec import ModelSpec, attends_nowhere, mixed_as
 from saap_edge.pruning.plan import check_plan, make_plan
-from saap_edge.pruning.space import Space, Widths, model_cost
+from saap_edge.pruning.space import Space, Widths, model_cost, shape_widths
 from saap_edge.pruning.surgery import Kept, cut, output_projections
 from tests.conftest import tiny_model, tiny_tokenizer
 
@@ -139,7 +139,9 @@ def dense_model(dice: random.Random, family: str) -> Any:
             "ssm_state_size": dice.choice([8, 16, 32]),
             "conv_kernel": dice.randint(2, 5), "use_conv_bias": dice.random() < 0.7, "mlp_bias": dice.random() < 0.25,
         }  # fmt: skip
-    if declared.gemma:
+    if family == "gemma4_text":
+        overrides |= gemma4_shape(dice, head_dim, kv_heads)
+    elif declared.gemma:
         overrides |= {"query_pre_attn_scalar": head_dim, "sliding_window_pattern": 6 if family == "gemma3_text" else 2}
     if family == "smollm3":  # llama.cpp leaves every fourth layer unrotated
         overrides |= {"num_hidden_layers": dice.randint(3, 6), "no_rope_layer_interval": dice.choice([4, 4, 4, 2])}
@@ -155,12 +157,39 @@ def dense_model(dice: random.Random, family: str) -> Any:
         overrides["rope_parameters"] = rope
     tied = family == "gemma2" or dice.random() < 0.5
     model = tiny_model(family, tied, dice.randrange(2**31), **overrides)
-    if declared.gemma:  # 1 is added to these weights: trained ones lie around 0
+    if declared.centred_norms and declared.gemma:  # 1 is added to these weights: trained ones lie around 0
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name:
                     parameter.sub_(1)
     return model
+
+
+def gemma4_shape(dice: random.Random, head_dim: int, kv_heads: int) -> dict[str, Any]:
+    """What only Gemma 4 has. llama.cpp wants a layer with a window, and what is lent just before the first borrower."""
+    window, whole = "sliding_attention", "full_attention"
+    borrowed = dice.choice([0, 0, 1, 2, 3])
+    own = [dice.choice([window, window, whole]) for _ in range(dice.randint(0, 2))]
+    lenders = [window, whole] if dice.random() < 0.9 else [whole, window]
+    kinds = [*own, *lenders, *(dice.choice([window, whole]) for _ in range(borrowed))]
+    kinds[-1] = whole
+    if not borrowed and dice.random() < 0.1:
+        kinds = [whole] * len(kinds)
+    overrides: dict[str, Any] = {
+        "layer_types": kinds, "num_hidden_layers": len(kinds), "num_kv_shared_layers": borrowed,
+        "global_head_dim": head_dim * dice.choice([1, 2]), "use_double_wide_mlp": dice.random() < 0.5,
+        "hidden_size_per_layer_input": dice.choice([32, 64] if borrowed else [0, 32, 64]),
+        "sliding_window": dice.choice([4, 8, 64]),
+        "final_logit_softcapping": dice.choice([None, 5.0, 30.0]),
+    }  # fmt: skip
+    if dice.random() < 0.3:
+        overrides |= {"attention_k_eq_v": True, "num_global_key_value_heads": max(kv_heads // 2, 1)}
+    share = dice.choice([0.25, 0.3, 0.5, 1.0])
+    rope = {"rope_type": "proportional", "partial_rotary_factor": share} if share < 1 else {"rope_type": "default"}
+    overrides["rope_parameters"] = {
+        window: {"rope_type": "default", "rope_theta": 1e4}, whole: rope | {"rope_theta": dice.choice([1e4, 1e6])},
+    }  # fmt: skip
+    return overrides
 
 
 def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
@@ -188,6 +217,17 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
             {kind: width if own[kind] else 0 for kind, width in each.items()}
             for each, own in zip(wanted, space.dense(), strict=True)
         ]
+        if spec.is_gemma4:  # FFNs may be twice as wide where keys and values are borrowed
+            wide = [shape.ffn // spec.layers[first].ffn for shape in spec.layers]
+            each = [
+                layer | {"attention": shape_widths(shape)["attention"], "ffn": layer["ffn"] * times}
+                for layer, shape, times in zip(widths, spec.layers, wide, strict=True)
+            ]
+            dense = space.dense()
+            fits = all(
+                space.fits(index, layer) and layer["slots"] <= dense[index]["slots"] for index, layer in enumerate(each)
+            )
+            widths = each if fits else dense
     else:
         widths = [layer(index) for index in range(len(spec.layers))]
     after = mixed_as([space.shape(kinds) for kinds in widths], spec.layers)

@@ -138,12 +138,15 @@ def test_a_run_that_is_not_there(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_keeps_no_states_of_convolutions_is_refused(run, tmp_path, monkeypatch):
-    model = write_folder(tiny_model("lfm2", num_attention_heads=4, num_key_value_heads=2), tmp_path / "lfm2")
+@pytest.mark.parametrize(("family", "told"), [
+    ("lfm2", r"with short convolutions \(LFM2\)"), ("gemma4_text", "Gemma 4: .* caches of two sizes or none"),
+])  # fmt: skip
+def test_what_keeps_no_such_states_or_caches_is_refused(family, told, run, tmp_path, monkeypatch):
+    model = write_folder(tiny_model(family, num_attention_heads=4, num_key_value_heads=2), tmp_path / family)
     found = writing._given
     monkeypatch.setattr(writing, "_given", lambda *given: replace(found(*given), model=model, base=model))
     for name in ("gpt4all", "transformers.js", "browser", "executorch"):
-        with pytest.raises(SaapError, match=rf"'{name}' holds no model with short convolutions \(LFM2\)"):
+        with pytest.raises(SaapError, match=rf"'{name}' holds no (model )?{told}"):
             write_layout(run, name, tmp_path / "out")
         assert not (tmp_path / "out").exists()
     write_layout(run, "ollama", tmp_path / "out")

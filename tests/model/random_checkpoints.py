@@ -28,7 +28,7 @@ from tests.conftest import VOCABULARY, randomise_projections, raw_model, tiny_mo
 
 __all__ = ["KINDS", "Draft", "write_valid"]
 
-_OURS = ("llama", "qwen2", "qwen3", "hunyuan_v1_dense", "lfm2", "qwen3_5_text", "nemotron_h")
+_OURS = ("llama", "qwen2", "qwen3", "hunyuan_v1_dense", "lfm2", "qwen3_5_text", "nemotron_h", "gemma4_text")
 KINDS = (*FAMILIES, *(f"{PRUNED_TYPE}/{name}" for name in _OURS))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # What transformers' own class has for a field that a folder leaves out is not always that of a tiny model.
@@ -119,11 +119,19 @@ def _dense(dice: random.Random, family: str) -> Any:
         overrides |= {"layer_norm_epsilon": overrides.pop("rms_norm_eps"), "mlp_bias": dice.random() < 0.3}
         overrides |= {"n_groups": dice.choice([1, 2, 8]), "use_conv_bias": dice.random() < 0.5}
         overrides |= {"conv_kernel": dice.choice([2, 4]), "ssm_state_size": dice.choice([8, 16])}
-    if gemma:
+    if family == "gemma4_text":
+        overrides |= {"sliding_window": dice.choice([8, 64]), "layer_types": ["sliding_attention", "full_attention"]}
+        overrides |= {"global_head_dim": dice.choice([head_dim, 2 * head_dim]), "attention_k_eq_v": dice.random() < 0.3}
+        overrides |= {"hidden_size_per_layer_input": dice.choice([0, 32]), "num_global_key_value_heads": 1}
+        if dice.random() < 0.5:  # as E2B: each of the last two borrows
+            kinds = [*overrides["layer_types"]] * 2
+            overrides |= {"layer_types": kinds, "num_hidden_layers": 4, "num_kv_shared_layers": 2}
+            overrides |= {"hidden_size_per_layer_input": 32, "use_double_wide_mlp": dice.random() < 0.5}
+    elif gemma:
         overrides |= {"query_pre_attn_scalar": dice.choice([head_dim, 24]), "sliding_window": dice.choice([8, 64])}
         overrides["sliding_window_pattern"] = 2
     model = raw_model(family, dice.random() < 0.5, dice.randrange(2**31), **overrides)
-    if gemma:  # 1 is added to these weights: trained ones lie around 0
+    if gemma and FAMILIES[family].centred_norms:  # 1 is added to these weights: trained ones lie around 0
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name:
@@ -141,6 +149,8 @@ def _per_layer(dice: random.Random, family: str) -> Any:
     others = [LayerShape(2, 1, 64), LayerShape(0, 0, 64), LayerShape(2, 1, 0)]
     if family in ("lfm2", "qwen3_5_text"):  # one layer with attention has to stay
         del others[1]
+    if FAMILIES[family].no_depth:
+        others = [LayerShape(2, 1, 64), LayerShape(2, 2, 32)]
     widths = [LayerShape(4, 2, 32), dice.choice(others)]
     if family == "nemotron_h":  # of which every third block has an FFN
         widths = [LayerShape(2, 1, 32)] * 3

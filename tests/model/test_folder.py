@@ -45,12 +45,14 @@ def test_reloads_with_the_same_logits(pruned_folder):
 
 
 def test_every_family_reloads_where_saap_edge_is_not_installed(tmp_path):
-    """Per-layer widths with a first layer without attention, and uniform ones."""
+    """Per-layer widths with a first layer without attention, where that can be, and uniform ones."""
     plans = {"uniform": [LayerShape(4, 2, 64)] * 3, "widths": [LayerShape(0, 0, 96), *WIDTHS[1:]]}
     folders = {}
     for name in MADE_HERE:
         for kind, widths in plans.items():
             if kind == "uniform" or not FAMILIES[name].uniform_only:
+                if kind == "widths" and FAMILIES[name].no_depth:
+                    widths = WIDTHS
                 model = randomise_projections(build_pruned(tiny_model(name), widths))
                 folders[write_folder(model, tmp_path / f"{name}-{kind}")] = model
     result = subprocess.run(

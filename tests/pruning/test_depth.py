@@ -43,11 +43,12 @@ def assert_cut_equals_zeroed(dense, kept):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_removed_equals_zeroed(family, kind):
     dense, kept = tiny_model(family), [dict(DENSE) for _ in range(3)]
-    if FAMILIES[family].uniform_only:
-        if not all(len(indices) for indices in KINDS[kind].values()):
-            with pytest.raises(SaapError, match="all layers alike"):
-                cut(dense, [DENSE | KINDS[kind], DENSE, DENSE])
-            return
+    declared = FAMILIES[family]
+    if (declared.uniform_only or declared.no_depth) and not all(len(indices) for indices in KINDS[kind].values()):
+        with pytest.raises(SaapError, match="all layers alike" if declared.uniform_only else "removed whole"):
+            cut(dense, [DENSE | KINDS[kind], DENSE, DENSE])
+        return
+    if declared.uniform_only:
         kept = [DENSE | KINDS[kind] for _ in range(3)]
     else:
         kept[0] = DENSE | KINDS[kind]
@@ -60,10 +61,10 @@ def test_every_kind_removed_equals_zeroed(family, kind):
     assert len(pruned.model.layers) == len(left) == (1 + stays if gone else 3)
 
 
-def test_what_is_left_of_deleted_blocks_is_the_plain_class(per_layer_family, tmp_path):
-    dense = tiny_model(per_layer_family)
+def test_what_is_left_of_deleted_blocks_is_the_plain_class(deep_family, tmp_path):
+    dense = tiny_model(deep_family)
     kept = [DENSE, DENSE | KINDS["block"], DENSE]
-    if FAMILIES[per_layer_family].ungated:  # the second block has the attention
+    if FAMILIES[deep_family].ungated:  # the second block has the attention
         kept = [DENSE, DENSE, DENSE | KINDS["block"]]
     pruned = assert_cut_equals_zeroed(dense, kept)
     loaded = load_model(write_folder(pruned, tmp_path))
@@ -73,9 +74,9 @@ def test_what_is_left_of_deleted_blocks_is_the_plain_class(per_layer_family, tmp
 
 
 @pytest.mark.parametrize("first", ["attention", "ffn"])
-def test_step_by_step_equals_prefill(per_layer_family, first, tmp_path):
+def test_step_by_step_equals_prefill(deep_family, first, tmp_path):
     """Without attention in the first layer too: its place in the cache must not stand empty."""
-    pruned = cut(tiny_model(per_layer_family), [DENSE | KINDS[first], DENSE | KINDS["ffn"], DENSE])
+    pruned = cut(tiny_model(deep_family), [DENSE | KINDS[first], DENSE | KINDS["ffn"], DENSE])
     model = load_model(write_folder(pruned, tmp_path))
     whole, cache, ids = model(IDS).logits, None, IDS[:, :12]
     torch.testing.assert_close(whole, pruned(IDS).logits)
@@ -99,10 +100,10 @@ def test_hidden_states_and_attentions_are_recorded():
     )(IDS).logits, atol=1e-5, rtol=1e-4)  # fmt: skip
 
 
-def test_repair_around_removed_sublayers(per_layer_family):
-    if FAMILIES[per_layer_family].ungated:
+def test_repair_around_removed_sublayers(deep_family):
+    if FAMILIES[deep_family].ungated:
         pytest.skip("the only attention has to stay")
-    dense = tiny_model(per_layer_family)
+    dense = tiny_model(deep_family)
     kept = [DENSE, DENSE | KINDS["attention"], DENSE | KINDS["ffn"] | {"attention": np.array([1, 3])}]
     torch.manual_seed(0)
     windows, fresh = torch.randint(0, 320, (48, 32)), torch.randint(0, 320, (8, 32))
@@ -158,7 +159,7 @@ def plans(draw, family):
     """(kept, widths) of a random valid plan: the same widths in all layers where the family can have no others."""
     model = MODELS.setdefault(family, tiny_model(family))
     uniform = bool(FAMILIES[family].uniform_only)
-    space = space_of(model, slots=True, depth=not uniform)
+    space = space_of(model, slots=True, depth=not spec_of(model).no_depth)
 
     def layer(index):
         widths = {kind: draw(st.sampled_from(space.options(index, kind))) for kind in DENSE}

@@ -93,7 +93,7 @@ def main():
             for layer, keywords in zip(model.model.layers, layer_arguments(model, windows), strict=True):
                 follow(layer, states)
                 _advance(layer.self_attn.o_proj, attention_branch(layer, keywords), states)
-                _advance(layer.mlp.down_proj, ffn_branch(layer), states)
+                _advance(layer.mlp.down_proj, ffn_branch(layer, keywords), states)
     print("ok")
 
 

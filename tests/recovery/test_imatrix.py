@@ -8,11 +8,11 @@ import torch
 
 from saap_edge.errors import SaapError
 from saap_edge.exporting.imatrix import read_importance, save_importance
-from saap_edge.model.stream import attention_branch, layer_arguments
+from saap_edge.model.stream import attention_branch, layer_arguments, layer_inputs
 from saap_edge.recovery.imatrix import importance_matrix
 from tests.conftest import VOCABULARY, tiny_model
 
-PROJECTION = re.compile(r"_proj(_[qkvzba])?\.weight$")
+PROJECTION = re.compile(r"(_proj(_[qkvzba])?|per_layer_(input_gate|projection|model_projection))\.weight$")
 
 
 def test_mean_of_squared_inputs_of_every_projection(per_layer_family, tmp_path):
@@ -25,10 +25,13 @@ def test_mean_of_squared_inputs_of_every_projection(per_layer_family, tmp_path):
     first = next(name for name in firsts if getattr(layer, name.split(".")[0], None) is not None)
     expected = {first: layer.input_layernorm(state)}
     with torch.no_grad():
-        state = state + attention_branch(layer, layer_arguments(model, windows)[0])(state)
-        normed = layer.post_attention_layernorm(state)
-        expected["mlp.up_proj"] = normed
-        expected["mlp.down_proj"] = torch.nn.functional.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed)
+        state = torch.cat([inputs for inputs in layer_inputs(model, windows)])
+        state = (state + attention_branch(layer, layer_arguments(model, windows)[0])(state))[
+            ..., : model.config.hidden_size
+        ]
+        inner = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)(state)
+        expected["mlp.up_proj"] = inner
+        expected["mlp.down_proj"] = layer.mlp.act_fn(layer.mlp.gate_proj(inner)) * layer.mlp.up_proj(inner)
     for name, inputs in expected.items():
         mean = inputs.detach().square().mean((0, 1)).numpy()
         np.testing.assert_allclose(matrix[f"model.layers.0.{name}.weight"], mean, rtol=1e-4)
