@@ -80,4 +80,4 @@ class Mamba:
 
 def head_width(layer: LayerShape, head_dim: int, delta: DeltaNet | None) -> int:
     """Inputs of a layer's output projection that a query head, or a DeltaNet's value head, has."""
-    return delta.values if layer.linear and delta else head_dim
+    return delta.values if layer.linear and delta else layer.head_dim or head_dim
