@@ -123,7 +123,8 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv:
     numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head
     tables = 1 if spec.tied else 2
     matrix = spec.per_layer_projection() * (max(table, 8 * HALF) if kind.float_matrix else table)
-    cached = spec.kv_bytes_per_token(1) * kept
+    # KV heads of layers that share keys and values stay.
+    cached = sum(2 * spec.kv_width(layer) * (1 if layer.kv else kept) for layer in spec.layers)
     others = spec.per_layer_table()
     number = record.kv_bytes if kv is None else kv_type(kv).size / kv_type(kv).block
     return ArtifactCost(

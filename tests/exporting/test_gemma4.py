@@ -157,6 +157,8 @@ def test_costs(exported: tuple[Path, Path, Any]) -> None:
         table = 2048 * 6 * 256 * (4 if artifact.format.endswith("32") else 1)
         assert cost.file_bytes - cost.projection_bytes > table
     assert folder_cost(folder, None).kv_bytes_per_token == spec.kv_bytes_per_token(4)
+    half = cost_at(spec, "gguf-q8_0", 32, 0.5)  # of layers that neither lend nor borrow
+    assert half.kv_bytes_per_token == pytest.approx(0.75 * spec.kv_bytes_per_token(2))
 
 
 def test_the_cache_is_what_llama_cpp_reserves(exported: tuple[Path, Path, Any]) -> None:
