@@ -199,8 +199,8 @@ def _uniform_candidates(space: Space, ratio: float) -> tuple[Widths | None, Widt
     for kv, key, ffn in product(space.options(free, "attention"), keys, space.options(wide, "ffn")):
         if (first["attention"] and not kv) or (first["ffn"] and not ffn):
             continue
-        shares_of = [layer["ffn"] // first["ffn"] or 1 for layer in dense]  # some families have wider FFNs in some
-        widths = [_limited(space, index, kv, key, ffn * wide) for index, wide in enumerate(shares_of)]
+        shares_of = [layer["ffn"] // max(first["ffn"], 1) or 1 for layer in dense]  # FFNs of some layers may be wider
+        widths = [_limited(space, index, kv, key, ffn * times) for index, times in enumerate(shares_of)]
         if not all(space.fits(index, layer) for index, layer in enumerate(widths)):
             continue
         over = space.removed(widths) - ratio
