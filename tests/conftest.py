@@ -70,12 +70,16 @@ EXTRAS: dict[str, dict] = {
         "sliding_window": 8, "global_head_dim": 32, "hidden_size_per_layer_input": 32, "pad_token_id": 0,
         "final_logit_softcapping": 30.0,
     },
+    "nemotron_h": {
+        "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 16, "chunk_size": 16,
+        "pad_token_id": 0,
+    },
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0, "pad_token_id": 0},
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "pad_token_id": 0},
 }  # fmt: skip
 
-IN_5_ONLY = ("qwen3_5_text", "ministral3", "gemma4_text")
-MADE_HERE = tuple(name for name in FAMILIES if not TRANSFORMERS_4 or name not in IN_5_ONLY)
+NOT_IN_4 = ("qwen3_5_text", "ministral3", "nemotron_h", "gemma4_text")
+MADE_HERE = tuple(name for name in FAMILIES if not TRANSFORMERS_4 or name not in NOT_IN_4)
 
 
 def skip_without(family: str) -> None:
@@ -103,6 +107,10 @@ def raw_model(family: str, tied: bool = True, seed: int = 0, **overrides: object
         kinds = ["sliding_attention", "full_attention"]
         kinds = [kinds[(index + 1) % 3 == 0] for index in range(shape["num_hidden_layers"])]
         shape = {"layer_types": kinds, "vocab_size_per_layer_input": shape["vocab_size"]} | shape
+    if family == "nemotron_h":
+        kinds = ["linear_attention", "full_attention", "mlp"]
+        blocks = [kinds[index % 3] for index in range(shape.pop("num_hidden_layers"))]
+        shape = {"layers_block_type": blocks} | shape | {"tie_word_embeddings": False}
     if family == "granitemoehybrid":  # without Mamba
         layers = ["attention"] * shape["num_hidden_layers"]
         shape = {"layer_types": layers, "shared_intermediate_size": shape["intermediate_size"]} | shape
@@ -143,7 +151,7 @@ def randomise_projections(model: PreTrainedModel, seed: int = 1) -> PreTrainedMo
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name for part in ("_proj", ".conv_", "A_log", "dt_bias")):
+            if any(part in name for part in ("_proj", ".conv_", "A_log", "dt_bias")) and ".mamba." not in name:
                 parameter.normal_(0, 0.1)
     return model
 
@@ -167,6 +175,7 @@ def cut_short(folder: Path, name: str, rows: int) -> Path:
 
 # Enter as Llama: their exports are Llama's, so that one of them shows the way through both exporters.
 AS_LLAMA = ("mistral", "ministral3", "phi3", "granite", "granitemoehybrid", "ernie4_5")
+STATEFUL = ("lfm2", "qwen3_5_text", "nemotron_h")  # what some of their layers remember is no keys and values
 PER_LAYER = [name for name, family in FAMILIES.items() if not family.uniform_only]
 DEEP = [name for name in PER_LAYER if not FAMILIES[name].no_depth]
 

@@ -55,7 +55,7 @@ def check_formats(spec: ModelSpec, formats: Iterable[str]) -> None:
 def check_pruning(spec: ModelSpec, recipe: Recipe, target: Target, plan: Any) -> None:
     """Raise SaapError where the model cannot have what is asked for: formats, depth, biases, a ratio, a plan."""
     prune = recipe.prune
-    if any(not ((layer.heads or layer.conv) and layer.ffn) for layer in spec.layers):
+    if not spec.mamba and any(not ((layer.heads or layer.conv) and layer.ffn) for layer in spec.layers):
         raise SaapError("the model has layers without attention or FFN: prune the dense model it was made from")
     if prune.depth and spec.no_depth:
         raise SaapError(f"prune.depth: whole sublayers cannot be removed from this model: {spec.no_depth}")

@@ -27,7 +27,7 @@ class PruningWork:
         self.projections, self.head = spec.layer_parameters(), spec.vocab_size * spec.hidden
         self.parameters = self.projections + self.head * (1 if spec.tied else 2)
         self.vocabulary, first = spec.vocab_size, spec.attention
-        self.q, self.ffn = first.heads * spec.head_dim, first.ffn
+        self.q, self.ffn = first.heads * spec.head_dim, spec.widest_ffn
         self.kv = first.kv_heads * spec.head_dim
         self.window, self.samples = recipe.score.window, recipe.score.samples
         self.repaired = recipe.prune.samples if recipe.prune.repair else 0

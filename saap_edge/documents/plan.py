@@ -28,6 +28,8 @@ class LayerShape:
 
     `conv`: the layer has a short convolution in place of attention, as in LFM2. It is as wide as the model, and stays.
     `linear`: it has a gated DeltaNet there, as in Qwen3.5: `heads` are its value heads, `kv_heads` its key heads.
+    `mamba`: it has a Mamba-2 block and nothing else, as in Nemotron-H, and stays. The other layers of such a model have
+    either attention or an FFN.
     `head_dim`: its heads have a size of their own, as in Gemma 4; 0: the model's.
     `kv`: "lent" where later layers read its keys and values, "borrowed" where it reads those of an earlier layer and
     has none itself. All of these have the same KV heads, which stay.
@@ -38,11 +40,12 @@ class LayerShape:
     ffn: int
     conv: bool = False
     linear: bool = False
+    mamba: bool = False
     head_dim: int = 0
     kv: KV = ""
 
     def __repr__(self) -> str:
-        beside = {"conv": self.conv, "linear": self.linear, "head_dim": self.head_dim, "kv": self.kv}
+        beside = {name: getattr(self, name) for name in ("conv", "linear", "mamba", "head_dim", "kv")}
         kind = "".join(f", {name}={value!r}" for name, value in beside.items() if value)
         return f"LayerShape(heads={self.heads}, kv_heads={self.kv_heads}, ffn={self.ffn}{kind})"
 
@@ -58,13 +61,14 @@ class LayerShape:
 
     @property
     def gone(self) -> bool:
-        """Whether nothing is left: no attention, no FFN, and no convolution."""
-        return not (self.heads or self.ffn or self.conv)
+        """Whether nothing is left: no attention, no FFN, and no convolution or Mamba-2 block."""
+        return not (self.heads or self.ffn or self.conv or self.mamba)
 
 
 def alike(shapes: Iterable[LayerShape]) -> bool:
     """Whether all layers have the same FFN width, and all with attention the same heads, and all with a DeltaNet.
 
+    Beside Mamba-2 blocks, all layers with attention have the same heads, and all with an FFN the same width.
     Layers whose heads have another size, or that lend or borrow keys and values, are a kind of their own.
 
     >>> whole = LayerShape(8, 4, 96)
@@ -72,6 +76,9 @@ def alike(shapes: Iterable[LayerShape]) -> bool:
     (True, False)
     """
     found = list(shapes)
+    if any(shape.mamba for shape in found):
+        pairs = {(shape.heads, shape.kv_heads) for shape in found if shape.heads}
+        return len(pairs) <= 1 and len({shape.ffn for shape in found if shape.ffn}) <= 1
     heads = {
         ((shape.linear, shape.head_dim, shape.kv), shape.heads, shape.kv_heads) for shape in found if not shape.conv
     }
@@ -105,6 +112,7 @@ class PlanLayer(Part):
         default=False,
         description="a gated DeltaNet is in the place of attention; `heads`: its value heads, `kv_heads`: key heads",
     )
+    mamba: bool = Field(default=False, description="the layer is a Mamba-2 block, and stays")
     head_dim: int = Field(default=0, description="size of the heads where it is not the model's, else 0")
     kv: KV = Field(
         default="",
@@ -124,7 +132,7 @@ class PlanLayer(Part):
 
     def _shape(self, at: int) -> LayerShape:
         widths = self.heads[at], self.kv_heads[at], self.ffn[at]
-        return LayerShape(*widths, self.conv, self.linear, self.head_dim, self.kv)
+        return LayerShape(*widths, self.conv, self.linear, self.mamba, self.head_dim, self.kv)
 
 
 class Candidate(Part):

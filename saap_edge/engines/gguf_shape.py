@@ -17,11 +17,12 @@ __all__ = ["Shape", "read_shape"]
 # shows that the file is incomplete.
 _UNIFORM = (
     "llama", "qwen2", "qwen3", "phi3", "granite", "ernie4_5", "hunyuan-dense", "gemma", "gemma2", "gemma3", "deci",
-    "openelm", "smollm3", "lfm2", "qwen35", "gemma4",
+    "openelm", "smollm3", "lfm2", "qwen35", "nemotron_h", "gemma4",
 )  # fmt: skip
 _CONVOLVED = "lfm2"  # short convolutions in layers without KV heads
 _LENT = "gemma4"  # the last layers read keys and values of others; heads of layers with a window have another size
 _DELTA_NETS = "qwen35"  # gated DeltaNets in layers that the metadata name
+_MAMBA = "nemotron_h"  # each block is a Mamba-2, attention or an FFN, as its widths say
 _EVERY = 4  # llama.cpp's own for these: every so many layers one has attention
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
@@ -92,7 +93,7 @@ class _Reader:
         return Shape(
             blocks, kv_elements, self._number("context_length"), vocab_size,
             tuple(size for pair in dict.fromkeys(sizes) for size in pair),
-            self._number("embedding_length"), widest, self._state(kv_heads),
+            self._number("embedding_length"), widest, self._state(kv_heads, widths),
         )  # fmt: skip
 
     def _head_dims(self, blocks: int, width: int) -> list[tuple[int, int]]:
@@ -117,11 +118,12 @@ class _Reader:
             )
         return [bool(each) for each in named]
 
-    def _state(self, kv_heads: list[int]) -> int:
-        if self._name == _DELTA_NETS:
+    def _state(self, kv_heads: list[int], widths: Any) -> int:
+        if self._name in (_DELTA_NETS, _MAMBA):
             size, values = self._number("ssm.state_size"), self._number("ssm.inner_size")
             channels = values + 2 * self._number("ssm.group_count") * size
-            return kv_heads.count(0) * ((self._number("ssm.conv_kernel") - 1) * channels + size * values)
+            ffns = len(widths) - widths.count(0) if self._name == _MAMBA and isinstance(widths, list) else 0
+            return (kv_heads.count(0) - ffns) * ((self._number("ssm.conv_kernel") - 1) * channels + size * values)
         if self._name != _CONVOLVED:
             return 0
         taps = self._number("shortconv.l_cache")
@@ -166,6 +168,9 @@ class _Reader:
         """Check that there are as many blocks as block_count says, and that none has fewer tensors than the others."""
         widths = self._metadata.get(f"{self._name}.feed_forward_length")
         no_ffn = {index for index, width in enumerate(widths) if not width} if isinstance(widths, list) else set()
+        alone = self._name == _MAMBA
+        kinds = {index: (not kv_heads[index], alone and index in no_ffn) for index in range(blocks)}
+        no_ffn = set() if alone else no_ffn
         empty, here = {index for index in no_ffn if index < blocks and not kv_heads[index]}, set(self._blocks)
         if here - empty != set(range(blocks)) - empty:
             wrong = min((here ^ set(range(blocks))) - empty)
@@ -177,13 +182,14 @@ class _Reader:
             return
         names = {
             index: frozenset(name for name in self._blocks[index] if not name.endswith(".bias"))
-            for index in range(blocks) if kv_heads[index] or self._name in (_CONVOLVED, _DELTA_NETS, _LENT)
+            for index in range(blocks) if kv_heads[index] or self._name in (_CONVOLVED, _DELTA_NETS, _MAMBA, _LENT)
         }  # fmt: skip
         if self._name == _LENT:  # values may be the keys, and layers that borrow may have either or not
             odd = {"attn_k.weight", "attn_v.weight", "attn_k_norm.weight"}
             names = {index: own - odd for index, own in names.items()}
-        for without in (True, False):  # KV heads: a convolution, a DeltaNet, or those of another layer
-            alike = {index: own for index, own in names.items() if (not kv_heads[index]) == without}
+        # Without KV heads: a convolution, a DeltaNet, those of another layer, or (and without FFN) a Mamba-2.
+        for kind in set(kinds.values()):
+            alike = {index: own for index, own in names.items() if kinds[index] == kind}
             all_names = frozenset().union(*(own for index, own in alike.items() if index not in no_ffn))
             for index, own in alike.items():
                 if own != all_names and index not in no_ffn:

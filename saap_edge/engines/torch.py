@@ -25,7 +25,8 @@ __all__ = ["TorchEngine", "load_transformers"]
 CONFIG_FILE = "config.json"
 MODELLING_FILE = Path(__file__).parents[1] / "model" / "modeling_saap_edge.py"
 FLOAT32 = 4  # bytes
-_KERNEL = re.compile(r"\.(conv\.conv|linear_attn\.conv(1d|_q|_k|_v))\.weight$")  # [channels, 1, taps]
+# [channels, 1, taps]
+_KERNEL = re.compile(r"\.(conv\.conv|linear_attn\.conv(1d|_q|_k|_v)|(mamba|mixer)\.conv1d)\.weight$")
 torch, transformers, safetensors = lazy_import("torch"), lazy_import("transformers"), lazy_import("safetensors")
 
 
@@ -140,8 +141,9 @@ def folder_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
         raise SaapError(f"'{path}': what its KV cache takes cannot be told from the names of its weights")
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     untied = "lm_head.weight" in sizes and not config.get("tie_word_embeddings")
-    rows = ("embed_tokens_per_layer.", *(("embed_tokens.",) if untied else ()))  # of which a token reads one
-    read = sum(size for name, size in sizes.items() if not any(part in name for part in rows))
+    tables = ("embed_tokens.weight", ".embeddings.weight") if untied else ()  # of which a token reads one row
+    rows = (*tables, "embed_tokens_per_layer.weight")
+    read = sum(size for name, size in sizes.items() if not name.endswith(rows))
     return ArtifactCost(
         artifact_format or "torch-f32", FLOAT32 * read, FLOAT32 * keys,
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), sum(sizes.values()),
@@ -150,12 +152,15 @@ def folder_cost(path: Path, artifact_format: str | None) -> ArtifactCost:
     )  # fmt: skip
 
 
+_OF_STATES = ("linear_key_head_dim", "linear_value_head_dim", "mamba_head_dim", "ssm_state_size")
+
+
 def _remembered(config: dict[str, Any], sizes: dict[str, int]) -> int:
-    """Numbers that convolutions and DeltaNets remember in transformers: as many tokens as a convolution has taps."""
+    """Numbers beside keys and values that a model remembers in transformers; of a convolution, a token for each tap."""
     tokens = sum(size for name, size in sizes.items() if _KERNEL.search(name))
     heads = sum(size for name, size in sizes.items() if name.endswith(".A_log"))
-    keys, values = (_number(config, f"linear_{part}_head_dim") or 0 for part in ("key", "value"))
-    return tokens + heads * keys * values
+    keys, values, width, states = (_number(config, name) or 0 for name in _OF_STATES)
+    return tokens + heads * (keys * values + width * states)
 
 
 def load_transformers(path: Path, dtype: str) -> Any:

@@ -113,13 +113,15 @@ def genai_config(spec: ModelSpec, chat: Chat, graph: str) -> dict[str, Any]:
             "past.%d.conv",
             "present.%d.conv",
         )
-    if spec.delta:
-        decoder["layer_types"] = ["linear_attention" if layer.linear else "full_attention" for layer in spec.layers]
+    if spec.delta or spec.mamba:
+        remembering = [layer for layer in spec.layers if not (spec.mamba and layer.ffn)]  # the graph counts these alone
+        decoder["num_hidden_layers"] = len(remembering)
+        decoder["layer_types"] = ["full_attention" if layer.attends else "linear_attention" for layer in remembering]
         for kind in ("conv", "recurrent"):
             decoder["inputs"][f"past_{kind}_names"] = f"past.%d.{kind}"
             decoder["outputs"][f"present_{kind}_names"] = f"present.%d.{kind}"
     model = {
-        "type": "lfm2" if spec.taps else "qwen3_5_text" if spec.delta else "llama",
+        "type": "lfm2" if spec.taps else "qwen3_5_text" if spec.delta or spec.mamba else "llama",
         "bos_token_id": -1 if chat.bos is None else chat.bos,
         "eos_token_id": chat.ends[0] if len(chat.ends) == 1 else list(chat.ends),
         "pad_token_id": _pad(chat),

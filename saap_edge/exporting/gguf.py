@@ -20,6 +20,7 @@ from saap_edge.errors import SaapError
 from saap_edge.exporting.gemma import add_gemma
 from saap_edge.exporting.gguf_gemma4 import PER_LAYER, add_gemma4, full_head_dim, layer_factor, turning
 from saap_edge.exporting.gguf_lfm2 import file_heads, head_places
+from saap_edge.exporting.gguf_nemotron_h import add_mamba, mamba_vectors, nemotron_h_parts
 from saap_edge.exporting.gguf_qwen35 import DELTA_NET, add_delta_nets, delta_net_vectors, value_places
 from saap_edge.exporting.gguf_rows import pack, permute, placed, unpermute
 from saap_edge.exporting.gguf_tokenizer import add_tokenizer, model_name
@@ -39,7 +40,7 @@ WRITER = "saap_edge.exporting.writers:gguf"
 _TYPE = gguf.GGMLQuantizationType
 _FILE_TYPE = gguf.LlamaFileType
 # What distinguishes llama.cpp's architectures (its src/models, and llama_model_rope_type).
-_BY_LAYER = ("deci", "openelm", "gemma4")  # widths are arrays
+_BY_LAYER = ("deci", "openelm", "gemma4", "nemotron_h")  # widths are arrays
 _FUSED = ("openelm",)  # q, k and v are one matrix
 # Rope pairs neighbouring rows of q and k; all others pair halves, as transformers does.
 _NEIGHBOURS = ("llama", "deci", "smollm3")
@@ -171,7 +172,9 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
     writer.add_context_length(spec.context)
     writer.add_embedding_length(spec.hidden)
     writer.add_block_count(len(spec.layers))
-    writer.add_head_count(heads if uniform else [layer.heads for layer in spec.layers])
+    # 'nemotron_h' takes no head_dim from the file where the first block says 0 heads, and goes by KV heads.
+    fewest = heads if spec.mamba else 0
+    writer.add_head_count(heads if uniform else [layer.heads or fewest for layer in spec.layers])
     writer.add_head_count_kv(first.kv_heads if uniform and not spec.taps else kv_heads)
     writer.add_feed_forward_length(first.ffn if uniform else [layer.ffn for layer in spec.layers])
     # llama.cpp's default of hidden / heads is wrong once heads are gone.
@@ -189,6 +192,8 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec, quantisation: str) -
         add_gemma4(writer, spec)
     if spec.delta:
         add_delta_nets(writer, spec)
+    if spec.mamba:
+        add_mamba(writer, spec)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(_FILE_TYPE.__members__.get(f"MOSTLY_{quantisation.upper()}", _FILE_TYPE.ALL_F32))
 
@@ -250,8 +255,9 @@ def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: 
     if spec.layers[index].conv:
         kernel = weights.tensor(f"{source}conv.conv.weight").squeeze(1).numpy()
         yield _Tensor(f"{target}shortconv.conv.weight", _TYPE.F32, kernel.shape, lambda: kernel)
-    if spec.layers[index].linear:
-        for name, (size, read) in delta_net_vectors(spec, index, weights.tensor).items():
+    if spec.layers[index].linear or spec.layers[index].mamba:
+        vectors = delta_net_vectors if spec.layers[index].linear else mamba_vectors
+        for name, (size, read) in vectors(spec, index, weights.tensor).items():
             yield _Tensor(f"{target}{name}", _TYPE.F32, size, read)
     if spec.gemma and spec.gemma.scaled:
         yield _Tensor(
@@ -276,7 +282,9 @@ def projections(spec: ModelSpec, architecture: str, index: int) -> Iterator[Proj
     layer = spec.layers[index]
     heads = {"attn_q": layer.heads, "attn_k": layer.kv_heads} if architecture in _NEIGHBOURS else {}
     parts: dict[str, tuple[str, ...]] = {**(_FUSED_QKV if architecture in _FUSED else _QKV), **_REST}
-    if layer.conv or layer.linear:
+    if spec.mamba:
+        parts = nemotron_h_parts(layer)
+    elif layer.conv or layer.linear:
         parts = {**(DELTA_NET if layer.linear else _CONVOLUTION), **_REST}
         del parts["attn_output"]
     if layer.kv == "borrowed":
@@ -312,6 +320,8 @@ def _norms(spec: ModelSpec, index: int) -> dict[str, str]:
         norms |= {"post_norm": "post_per_layer_input_norm"} if spec.per_layer else {}
     if spec.family.gated:
         norms = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
+    if spec.mamba:
+        return {"attn_norm": "post_attention_layernorm" if spec.layers[index].ffn else "input_layernorm"}
     if not spec.layers[index].attends:
         return norms
     own = ("attn_q_norm",) if spec.layers[index].kv == "borrowed" else ("attn_q_norm", "attn_k_norm")

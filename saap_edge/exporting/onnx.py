@@ -14,6 +14,7 @@ from saap_edge.exporting.onnx_decoder import Decoder
 from saap_edge.exporting.onnx_gemma import GemmaDecoder
 from saap_edge.exporting.onnx_gemma4 import Gemma4Decoder
 from saap_edge.exporting.onnx_graph import DATA_FILE, GraphWriter
+from saap_edge.exporting.onnx_nemotron_h import NemotronDecoder
 from saap_edge.exporting.optimum import write_config
 from saap_edge.exporting.refusal import export_refusal
 from saap_edge.exporting.weights import ExportWeights, floats_of
@@ -64,7 +65,9 @@ def write_onnx(folder: Path, out: Path, quantisation: str, group: int = BLOCK) -
     with open(out / DATA_FILE, "wb") as data:
         graph = GraphWriter(data)
         gemma = weights.spec.gemma
-        decoder = Gemma4Decoder if gemma and gemma.scaled else GemmaDecoder if gemma else Decoder
+        decoder = NemotronDecoder if weights.spec.mamba else Decoder
+        if gemma:
+            decoder = Gemma4Decoder if gemma.scaled else GemmaDecoder
         stored = floats_of(f"onnx-{quantisation}") or torch.float32
         decoder(graph, weights, layout, f"onnx-{quantisation}", stored).build()
     model = ir.Model(graph.finish(), ir_version=IR_VERSION, producer_name="saap-edge")

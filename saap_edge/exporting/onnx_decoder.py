@@ -48,12 +48,19 @@ class Decoder:
 
     def build(self) -> None:
         """Append the whole model: inputs, layers, head, outputs."""
-        graph, spec = self.graph, self.spec
+        graph = self.graph
         # transformers.js knows the name batch_size, and takes a dimension of another name for 0.
         ids = graph.input("input_ids", ir.DataType.INT64, ["batch_size", "seq"])
         mask = graph.input("attention_mask", ir.DataType.INT64, ["batch_size", "total"])
         self._sequence(ids, mask)
         embedded, table = self._embedding(ids)
+        self._head(self._layers(embedded, ids), table)
+        # The optional input comes last, so that input 0 is input_ids for callers that go by position.
+        graph.inputs.append(self.logits_from)
+
+    def _layers(self, embedded: ir.Value, ids: ir.Value) -> ir.Value:
+        """The normed output of the last layer."""
+        spec = self.spec
         normed = self.norm(embedded, "model.layers.0.input_layernorm.weight")
         residual, convolved = embedded, Convolutions(self, ids, self.lengths).output
         delta_net = DeltaNets(self, ids, self.lengths).output
@@ -65,9 +72,11 @@ class Decoder:
             last = index + 1 == len(spec.layers)
             following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
             normed, residual = self._closed(residual, self._ffn(normed, prefix), index, following)
-        self._head(normed, table)
-        # The optional input comes last, so that input 0 is input_ids for callers that go by position.
-        graph.inputs.append(self.logits_from)
+        return normed
+
+    def place(self, index: int) -> int:
+        """The number of a layer in the names of what it remembers."""
+        return index
 
     def _closed(self, residual: ir.Value, x: ir.Value, index: int, following: str) -> tuple[ir.Value, ir.Value]:
         """Add what the FFN of layer `index` gives: the next norm, called `following`, of the sum, and the sum."""
@@ -84,8 +93,9 @@ class Decoder:
         self.total = graph.node("Cast", [total], to=ir.DataType.INT32)
         whole = spec.rotary in (None, spec.head_dim)
         inside = whole and spec.head_dim % 16 == 0 and not spec.family.norms_after_rope  # attention itself can rotate
-        self.positions = None if inside else self._positions(ids, lengths)
-        self.rotary = self._rotary(spec)
+        turning = len(spec.unrotated) < len(spec.layers)
+        self.positions = None if inside or not turning else self._positions(ids, lengths)
+        self.rotary = self._rotary(spec) if turning else None
 
     def _rotary(self, spec: ModelSpec, suffix: str = "cache") -> tuple[ir.Value, ir.Value]:
         """Cosines and sines of every position, each [context, rotating dimensions of a head / 2]."""
@@ -198,7 +208,8 @@ class Decoder:
         graph, spec, layer = self.graph, self.spec, self.spec.layers[index]
         prefix = f"model.layers.{index}.self_attn."
         packed = self.linear(x, f"{prefix}qkv_proj", [f"{prefix}{name}_proj" for name in "qkv"])
-        past = [graph.input(f"past_key_values.{index}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
+        place = self.place(index)
+        past = [graph.input(f"past_key_values.{place}.{kind}", *self._cache(layer, "past")) for kind in KINDS]
         gate = None
         if spec.family.gated:
             packed, gate = self._gated(packed, prefix, layer)
@@ -212,7 +223,7 @@ class Decoder:
             num_heads=layer.heads, kv_num_heads=layer.kv_heads, do_rotary=int(bool(fused)), **attributes,
         )  # fmt: skip
         for present, kind in zip(outputs[1:], KINDS, strict=True):
-            graph.output(present, f"present.{index}.{kind}", *self._cache(layer, "total"))
+            graph.output(present, f"present.{place}.{kind}", *self._cache(layer, "total"))
         mixed = outputs[0]
         if gate is not None:
             mixed = graph.node("Mul", [mixed, graph.node("Sigmoid", [gate])])

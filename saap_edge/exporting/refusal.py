@@ -24,12 +24,14 @@ __all__ = [
 # until a writer exists and its name is added here.
 GGUF_WRITERS = (
     "llama", "deci", "qwen3", "openelm", "hunyuan-dense", "gemma2", "gemma3", "gemma4", "smollm3", "lfm2", "qwen35",
+    "nemotron_h",
 )  # fmt: skip
-ONNX_WRITERS = ("llama", "qk-norm", "gemma", "gemma4", "convolutions", "delta-nets")
+ONNX_WRITERS = ("llama", "qk-norm", "gemma", "gemma4", "convolutions", "delta-nets", "mamba")
 APART = "its layers have embeddings of their own, and caches of two sizes or none"  # of Gemma 4
 OPENVINO_WRITERS = ("llama", "qk-norm")  # of the same names
 OPENVINO_MODULES = ("openvino", "openvino_tokenizers")
 _LIMITS = {"lfm2": lfm2_limit, "qwen35": qwen35_limit, "gemma4": gemma4_limit}
+_ALL_BIASES = ("llama", "deci", "nemotron_h")  # architectures that read them
 WIDENED_AT_LOAD = 1 << 30  # largest result of constant folding, in bytes (ONNX Runtime, constant_folding.cc)
 
 
@@ -119,6 +121,11 @@ def shape_reason(spec: ModelSpec) -> str | None:
         return (
             f"embeddings of {spec.per_layer} for each layer are no multiple of {BLOCK}: no runtime quantises such rows"
         )
+    if spec.mamba and spec.mamba.inner % BLOCK:
+        return (
+            f"{spec.mamba.heads} heads of a Mamba-2 of {spec.mamba.width} are {spec.mamba.inner} wide, not a multiple "
+            f"of {BLOCK}: out_proj could not be quantised"
+        )
     for index, layer in enumerate(spec.layers):
         if (width := spec.heads_width(layer)) % BLOCK:
             return (
@@ -150,6 +157,8 @@ def _onnx_limit(spec: ModelSpec, format: Format) -> str | None:
 
 def _mixer_rows(spec: ModelSpec, layer: LayerShape) -> int:
     """Rows of the one matrix of what takes a layer's input."""
+    if layer.mamba and spec.mamba:
+        return spec.mamba.rows
     if layer.linear and spec.delta:
         return 2 * layer.kv_heads * spec.delta.keys + layer.heads * (2 * spec.delta.values + 2)
     keys = 2 * layer.kv_heads * layer.caches
@@ -177,7 +186,7 @@ def _limit(spec: ModelSpec, architecture: str) -> str | None:
         return f"llama.cpp's '{architecture}' has rotary positions {kept}, this model has none in layers {where}"
     if architecture in ("llama", "deci"):
         return None
-    if spec.biased:
+    if spec.biased and architecture not in _ALL_BIASES:
         return f"llama.cpp's '{architecture}' does not read all of the biases"  # those of q, k and v at most
     scaling = spec.rope_scaling or {"rope_type": "linear"}
     if scaling["rope_type"] not in ("linear", "yarn"):

@@ -41,7 +41,12 @@ def floats_of(artifact_format: str) -> torch.dtype | None:
 
 
 def _mended(spec: ModelSpec, layer: LayerShape) -> LayerShape:
-    """The widths in the file: an FFN on the grid and never empty, attention never without heads."""
+    """The widths in the file: an FFN on the grid and never empty, attention never without heads.
+
+    Beside Mamba-2 blocks a layer has one sublayer in any case.
+    """
+    if spec.mamba:
+        return replace(layer, ffn=-(-layer.ffn // BLOCK) * BLOCK)
     if layer.heads == layer.kv_heads == 0 and not layer.conv:
         width = head_width(layer, spec.head_dim, spec.delta)
         layer = replace(layer, heads=BLOCK // math.gcd(BLOCK, width), kv_heads=1)
@@ -91,6 +96,7 @@ class ExportWeights:
             f"model.layers.{index}.{part}."
             for index, layer in enumerate(source.layers)
             for part in ((_ATTENTION if not (layer.heads or layer.conv) else ()) + (_FFN if not layer.ffn else ()))
+            if not source.mamba
         )
         self._shapes = needed(self.spec)
         self.projections = frozenset(
@@ -193,7 +199,7 @@ class ExportWeights:
         stored = self._store.shape(name)
         columns = sum(shape[1:]) - sum(stored[1:])
         for piece in self._store.pieces(name):
-            require_finite(self.folder, name, piece)
+            require_finite(self.folder, self._store.stored_name(name), piece)
             yield torch.nn.functional.pad(piece, (0, columns)) if columns else piece
         if shape[0] > stored[0]:
             yield torch.zeros(shape[0] - stored[0], *shape[1:])

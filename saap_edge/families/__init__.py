@@ -15,6 +15,7 @@ from saap_edge.families import (
     llama,
     ministral3,
     mistral,
+    nemotron_h,
     phi3,
     qwen2,
     qwen3,
@@ -27,8 +28,8 @@ from saap_edge.registry import Registry
 __all__ = ["FAMILIES", "Config", "Coupling", "Family", "Gemma", "Refusal", "Source", "family_of", "register_family"]
 
 _MODULES = (
-    llama, mistral, ministral3, qwen2, qwen3, phi3, granite, smollm3, granite4, ernie, hunyuan, lfm2, qwen3_5, gemma2,
-    gemma3, gemma4,
+    llama, mistral, ministral3, qwen2, qwen3, phi3, granite, smollm3, granite4, ernie, hunyuan, lfm2, qwen3_5,
+    nemotron_h, gemma2, gemma3, gemma4,
 )  # fmt: skip
 FAMILIES: Registry[Family] = Registry("model family", "saap_edge.families", own=[module.FAMILY for module in _MODULES])
 

@@ -9,8 +9,8 @@ from typing import Any
 from saap_edge.families.rope import head_dim_of, refuse_rope, rope_of
 
 __all__ = [
-    "FFN_CHANNEL", "KEY_HEAD", "KV_GROUP", "LLAMA_EXPORTS", "Config", "Coupling", "Exports", "Family", "Gemma",
-    "Refusal", "Source", "as_llama", "refuse_by_layer", "refuse_common", "within_window",
+    "FFN_CHANNEL", "KEY_HEAD", "KV_GROUP", "LLAMA_EXPORTS", "UNGATED_CHANNEL", "Config", "Coupling", "Exports",
+    "Family", "Gemma", "Refusal", "Source", "as_llama", "refuse_by_layer", "refuse_common", "within_window",
 ]  # fmt: skip
 
 Config = dict[str, Any]
@@ -52,9 +52,10 @@ KEY_HEAD = Coupling(
     beside=(*(f"linear_attn.conv_{letter}.weight" for letter in "qkv"), "linear_attn.A_log", "linear_attn.dt_bias"),
 )  # fmt: skip
 FFN_CHANNEL = Coupling("ffn", ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+UNGATED_CHANNEL = Coupling("ffn", ("mlp.up_proj",), ("mlp.down_proj",))
 
-# The projections of a short convolution, which no pruning cuts.
-CONVOLUTION = ("conv.in_proj", "conv.out_proj")
+# The projections of a short convolution and of a Mamba-2 block, which no pruning cuts.
+_STAYING = {"conv": ("conv.in_proj", "conv.out_proj"), "mamba": ("mamba.in_proj", "mamba.out_proj")}
 # Those of embeddings that every layer has of its own, which no pruning cuts either.
 PER_LAYER = ("per_layer_input_gate", "per_layer_projection")
 
@@ -156,6 +157,7 @@ class Family:
         centred_norms: norms multiply by 1 + weight, but for that within a DeltaNet.
         whole: `model_type` of models of which this is the text part (their `text_config`).
         dropped: starts of the names of tensors that such models have beside it.
+        stem: what checkpoints have at the start of names in place of "model.".
     """
 
     model_type: str
@@ -183,6 +185,7 @@ class Family:
     centred_norms: bool = False
     whole: str | None = None
     dropped: tuple[str, ...] = ()
+    stem: str | None = None
     attention: Coupling = KV_GROUP
     linear: Coupling = KEY_HEAD
     ffn: Coupling = FFN_CHANNEL
@@ -191,6 +194,11 @@ class Family:
     def name(self) -> str:
         """The name under which it is registered."""
         return self.model_type
+
+    @property
+    def ungated(self) -> bool:
+        """Whether FFNs have no gate_proj."""
+        return self.ffn == UNGATED_CHANNEL
 
     @property
     def qk_norms(self) -> tuple[str, ...]:
@@ -210,9 +218,9 @@ class Family:
 
     def linears(self, layer: Any) -> list[str]:
         """Names of all projections of a decoder layer: those of `projections`, and those that no pruning cuts."""
-        convolution = CONVOLUTION if getattr(layer, "conv", None) is not None else ()
+        staying = [name for part, names in _STAYING.items() if getattr(layer, part, None) is not None for name in names]
         per_layer = PER_LAYER if hasattr(layer, PER_LAYER[0]) else ()
-        return [*convolution, *(name for _, name in self.projections(layer)), *per_layer]
+        return [*staying, *(name for _, name in self.projections(layer)), *per_layer]
 
 
 _SAME = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}  # other names

@@ -9,7 +9,8 @@ from saap_edge.errors import SaapError
 
 __all__ = ["ARCHITECTURES", "UNROTATED_PERIOD", "Architecture", "Place", "architecture_of", "place_of"]
 
-UNROTATED_PERIOD = {"smollm3": 4}  # every so many layers has no rotary positions (fixed in llama.cpp's src/models)
+# Every so many layers has no rotary positions (fixed in llama.cpp's src/models).
+UNROTATED_PERIOD = {"smollm3": 4, "nemotron_h": 1}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ _KEPT = (
     "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling",
     "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype", "torch_dtype",
     "quantization_config", "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
-    "linear_value_head_dim", "linear_conv_kernel_dim",
+    "linear_value_head_dim", "linear_conv_kernel_dim", "mamba_num_heads", "mamba_head_dim", "ssm_state_size",
+    "n_groups", "conv_kernel", "use_conv_bias", "time_step_min", "chunk_size", "gated_mlp",
 )  # fmt: skip
 # What Gemma 4 has besides; `layer_types` of other families are said by fields of our own.
 _KEPT_OF_GEMMA = (
@@ -41,8 +42,8 @@ def pruned_config(source: Config, spec: ModelSpec, widths: list[list[int]], o_bi
     in the place of attention, is as in `spec`.
     """
     rotated = [int(index not in spec.unrotated) for index in range(len(widths))]
-    conv, linear = ([int(getattr(layer, kind)) for layer in spec.layers] for kind in ("conv", "linear"))
-    kept = (*_KEPT, *(_KEPT_OF_GEMMA if spec.gemma else ()))
+    kinds, kept = ("conv", "linear", "mamba"), (*_KEPT, *(_KEPT_OF_GEMMA if spec.gemma else ()))
+    conv, linear, mamba = ([int(getattr(layer, kind)) for layer in spec.layers] for kind in kinds)
     return {name: source[name] for name in kept if name in source} | {
         "model_type": PRUNED_TYPE, "base_model_type": spec.family.model_type, "num_hidden_layers": len(widths),
         "head_dim": spec.head_dim, "layer_widths": widths, "qkv_bias": spec.qkv_bias, "o_bias": o_bias,
@@ -50,7 +51,7 @@ def pruned_config(source: Config, spec: ModelSpec, widths: list[list[int]], o_bi
         "norms_after_rope": spec.family.norms_after_rope, "no_rope_layers": rotated if spec.unrotated else None,
         "conv_layers": conv if spec.taps else None, "conv_taps": spec.taps or None,
         "linear_layers": linear if spec.delta else None, "gated_attention": spec.family.gated,
-        "centred_norms": spec.family.centred_norms,
+        "centred_norms": spec.family.centred_norms, "mamba_layers": mamba if spec.mamba else None,
         "auto_map": AUTO_MAP, "architectures": ["SaapEdgeForCausalLM"],
     }  # fmt: skip
 

@@ -120,6 +120,21 @@ class _Fields(BaseModel):
     attention_k_eq_v: _Flag = False
     use_double_wide_mlp: _Flag = False
     enable_moe_block: _Flag = False
+    gated_mlp: _Flag = True
+    layers_block_type: list[str] | None = None
+    hybrid_override_pattern: str | None = None
+    layer_norm_epsilon: _Positive = 1.0
+    mlp_hidden_act: str | None = None
+    mamba_hidden_act: str | None = None
+    mamba_layers: list[Annotated[int, Field(strict=True, ge=0, le=1)]] | None = None
+    mamba_num_heads: _Count | None = None
+    mamba_head_dim: _Count | None = None
+    ssm_state_size: _Count | None = None
+    n_groups: _Count | None = None
+    conv_kernel: _Taps | None = None
+    use_conv_bias: _Flag = True
+    time_step_min: Annotated[float, Field(strict=True, ge=0, le=1e18)] = 0.0
+    chunk_size: _Count = 128
     quantization_config: dict[str, Any] | None = None
 
 
@@ -193,7 +208,7 @@ def _check(config: Config, path: Path) -> None:
         raise SaapError(f"{path}: {heads} attention heads cannot share {fields.num_key_value_heads} key-value heads")
     per_layer = {
         "layer_types": fields.layer_types, "layer_widths": fields.layer_widths, "conv_layers": fields.conv_layers,
-        "linear_layers": fields.linear_layers,
+        "linear_layers": fields.linear_layers, "mamba_layers": fields.mamba_layers,
     }  # fmt: skip
     for name, values in per_layer.items():
         if values is not None and len(values) != config.get("num_hidden_layers", len(values)):
@@ -204,7 +219,7 @@ def _check(config: Config, path: Path) -> None:
         raise SaapError(
             f"{path}: no_rope_layers is of {len(rotated)} layers, num_hidden_layers says {config['num_hidden_layers']}"
         )
-    for index, (heads, kv_heads, _) in enumerate(fields.layer_widths or ()):
+    for index, (heads, kv_heads, ffn) in enumerate(fields.layer_widths or ()):
         if bool(heads) != bool(kv_heads) or (heads and heads % kv_heads):
             raise SaapError(
                 f"{path}: layer {index}: {heads} query heads cannot be shared by {kv_heads} kv heads (llama.cpp would "
@@ -212,6 +227,11 @@ def _check(config: Config, path: Path) -> None:
             )
         if heads and fields.conv_layers and fields.conv_layers[index]:
             raise SaapError(f"{path}: layer {index}: a layer with a convolution (conv_layers) has no heads")
+        if fields.mamba_layers and bool(heads) + bool(ffn) + fields.mamba_layers[index] != 1:
+            raise SaapError(
+                f"{path}: layer {index}: beside Mamba-2 blocks (mamba_layers) a layer is one, or has attention or an "
+                "FFN, and no two of them"
+            )
 
 
 def without_odd_ids(config: Config) -> tuple[Config, list[str]]:

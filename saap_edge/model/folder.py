@@ -84,7 +84,7 @@ def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     kept = {name for name, _ in _kept_buffers(model)}
     for name in [name for name in (*(name for name, _ in model.named_parameters()), *kept) if name not in tied]:
         tensor = store.tensor(name)
-        require_finite(checkpoint.folder, name, tensor)
+        require_finite(checkpoint.folder, store.stored_name(name), tensor)
         owner, _, leaf = name.rpartition(".")
         value = tensor.to(dtype)
         setattr(model.get_submodule(owner), leaf, value if name in kept else torch.nn.Parameter(value))
@@ -243,9 +243,10 @@ def _as_plain(model: Any) -> Any:
     spec = spec_of(model)
     family, first = spec.family, spec.attention
     biased = spec.qkv_bias or spec.o_bias or spec.gate_up_bias or spec.down_bias
-    mixed = all(layer.heads or layer.conv for layer in spec.layers)
-    alike = spec.uniform and mixed and first.ffn and spec.hidden % first.heads == 0
-    if family.plain is None or biased or not (alike or family.by_layer) or not _is_pruned(model):
+    whole = all((layer.heads or layer.conv) and layer.ffn for layer in spec.layers) and spec.hidden % first.heads == 0
+    fits = spec.uniform and (_one_bias(spec) if spec.mamba else whole and not biased)
+    fits = fits or (family.by_layer and not biased)
+    if family.plain is None or not fits or not _is_pruned(model):
         return model
     said = family.plain(model.config.to_dict())
     if said is None:
@@ -267,6 +268,11 @@ def _as_plain(model: Any) -> Any:
         plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
+
+
+def _one_bias(spec: ModelSpec) -> bool:
+    """Whether transformers' class of Mamba-2 blocks has the biases of a model: in all of an FFN or nowhere."""
+    return not (spec.qkv_bias or spec.o_bias) and spec.gate_up_bias == spec.down_bias
 
 
 def _stacked(parts: list[tuple[tuple[int, int], torch.nn.Parameter]]) -> torch.nn.Parameter:

@@ -11,7 +11,7 @@ import torch
 from saap_edge.errors import SaapError
 from saap_edge.families import Family, Source
 from saap_edge.gguf_file.tensors import Entry
-from saap_edge.model.spec import DeltaNet, LayerShape, ModelSpec, linear_shapes
+from saap_edge.model.spec import DeltaNet, LayerShape, Mamba, ModelSpec, linear_shapes
 
 __all__ = [
     "EMBEDDING", "HEAD", "PER_LAYER_MATRIX", "PER_LAYER_NORM", "PER_LAYER_TABLE", "canonical_names", "check_inventory",
@@ -53,15 +53,16 @@ def needed(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     prefix, layer = f"model.layers.{index}.", spec.layers[index]
     shapes: dict[str, tuple[int, ...]] = {}
+    there = {"conv": layer.conv, "mamba": layer.mamba, "mlp": layer.ffn}
     for name, shape in linear_shapes(spec, index).items():
-        sublayer = layer.conv if ".conv." in name else layer.ffn if ".mlp." in name else layer.heads
+        sublayer = there.get(name.removeprefix(prefix).split(".")[0], layer.heads)
         if not sublayer and ".per_layer_" not in name:
             continue
         shapes[name] = shape
         module = name.removesuffix(".weight")
         if module.removeprefix(prefix) in spec.biased:
             shapes[f"{module}.bias"] = shape[:1]
-    mixed = layer.heads or layer.conv
+    mixed = layer.heads or layer.conv or layer.mamba
     norms = [*(["input_layernorm"] if mixed else []), *(["post_attention_layernorm"] if layer.ffn else [])]
     if spec.gemma:
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
@@ -70,6 +71,8 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     shapes |= {f"{prefix}{norm}.weight": (spec.hidden,) for norm in norms}
     if layer.conv:
         shapes[f"{prefix}conv.conv.weight"] = (spec.hidden, 1, spec.taps)
+    if layer.mamba and spec.mamba:
+        shapes |= {f"{prefix}mamba.{name}": shape for name, shape in _beside_mamba(spec.mamba).items()}
     if layer.attends:
         borrowed = layer.kv == "borrowed"  # keys too, and with their norm
         shapes |= {
@@ -87,6 +90,13 @@ def _beside(delta: DeltaNet, layer: LayerShape) -> dict[str, tuple[int, ...]]:
     channels = {"q": keys, "k": keys, "v": values}
     kernels = {f"conv_{letter}.weight": (count, 1, delta.taps) for letter, count in channels.items()}
     return kernels | {"A_log": (layer.heads,), "dt_bias": (layer.heads,), "norm.weight": (delta.values,)}
+
+
+def _beside_mamba(mamba: Mamba) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a Mamba-2 block has beside projections."""
+    shapes: dict[str, tuple[int, ...]] = {"conv1d.weight": (mamba.convolved, 1, mamba.taps)}
+    shapes |= {"conv1d.bias": (mamba.convolved,)} if mamba.conv_bias else {}
+    return shapes | {name: (mamba.heads,) for name in ("A_log", "D", "dt_bias")} | {"norm.weight": (mamba.inner,)}
 
 
 def canonical_names(stored: Iterable[str]) -> dict[str, str]:
@@ -109,8 +119,8 @@ def canonical_names(stored: Iterable[str]) -> dict[str, str]:
 def text_names(stored: Iterable[str], family: Family, whole: bool) -> tuple[list[tuple[str, str]], list[str]]:
     """(name in the text model, stored name) of its tensors, and a line about each part that is none of it.
 
-    `Family.dropped` names these parts. `whole`: config.json is of a model with more than text, whose text part has
-    names of its own.
+    `Family.dropped` names these parts, and `Family.stem` another start of names. `whole`: config.json is of a model
+    with more than text, whose text part has names of its own.
     """
     names, lines = list(stored), []
     for start in family.dropped:
@@ -118,6 +128,9 @@ def text_names(stored: Iterable[str], family: Family, whole: bool) -> tuple[list
         if count:
             lines.append(f"{count} tensors '{start}*' are no part of the text model: they are left out")
     kept = [name for name in names if not any(map(name.startswith, family.dropped))]
+    if family.stem:
+        start = family.stem
+        return [(f"model.{name.removeprefix(start)}" if name.startswith(start) else name, name) for name in kept], lines
     return [(_INNER.sub("", name) if whole else name, name) for name in kept], lines
 
 

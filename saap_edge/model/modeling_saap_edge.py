@@ -1,7 +1,7 @@
 """A decoder whose layers differ in heads, kv heads and FFN width, and may lack attention or FFN.
 
-In the place of attention a layer may have a short convolution, or a gated DeltaNet. Gemma 4's layers are transformers'
-own, each built with its widths.
+In the place of attention a layer may have a short convolution, a gated DeltaNet, or a Mamba-2 block. Gemma 4's layers
+are transformers' own, each built with its widths.
 
 This file travels with every pruned model (`auto_map` in config.json), so that
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` works where saap-edge is not installed. It
@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1Attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
@@ -57,13 +58,15 @@ def width_names(linear: list[int] | None, index: int) -> tuple[str, ...]:
 def widths_by_layer(layers: dict[Any, dict[str, Any]], usual: dict[str, Any], count: int) -> list[list[int]]:
     """`layer_widths` of transformers' `per_layer_config`; `usual` has the widths of layers that it does not name.
 
-    It also has `conv_layers` and `linear_layers`: which have a convolution, or a DeltaNet, in the place of attention.
+    It also has `conv_layers`, `linear_layers` and `mamba_layers`: which have a convolution, a DeltaNet or a Mamba-2
+    block in the place of attention.
     """
     named = {int(key): layer for key, layer in layers.items()}
-    for index, conv in enumerate(usual.get("conv_layers") or ()):
-        if conv:
-            layer = named.get(index, {})
-            named[index] = {**layer, "skip": [*layer.get("skip", ()), "attention"]}
+    for kind in ("conv_layers", "mamba_layers"):
+        for index, there in enumerate(usual.get(kind) or ()):
+            if there:
+                layer = named.get(index, {})
+                named[index] = {**layer, "skip": [*layer.get("skip", ()), "attention"]}
     widths = []
     for index in range(count):
         layer = named.get(index, {})
@@ -87,7 +90,11 @@ class SaapEdgeConfig(LlamaConfig):
     `linear_layers`: for each layer 0, or 1 where a gated DeltaNet is in the place of attention (Qwen3.5), of the sizes
     `linear_key_head_dim`, `linear_value_head_dim` and `linear_conv_kernel_dim`; its widths are [value heads, key heads,
     ffn].
+    `mamba_layers`: for each layer 0, or 1 where a Mamba-2 block is in the place of attention (Nemotron-H), of
+    `mamba_num_heads` heads of `mamba_head_dim`, `n_groups`, `ssm_state_size` and `conv_kernel`; its heads are 0. Such a
+    model's layers have one sublayer each.
     `gated_attention`: each head has a gate in q_proj, beside its query. `centred_norms`: norms multiply by 1 + weight.
+    `gated_mlp`: FFNs have a gate_proj.
     Biases have one flag per kind of projection, because repair may give o and down one where the others have none.
     Of Gemma 4: `layer_types` and `sliding_window` as transformers has them, `rope_parameters` for each type of layer;
     `global_head_dim`, the size of heads in layers without window; `num_kv_shared_layers`, how many of the last layers
@@ -117,8 +124,18 @@ class SaapEdgeConfig(LlamaConfig):
     linear_key_head_dim: int | None = None
     linear_value_head_dim: int | None = None
     linear_conv_kernel_dim: int | None = None
+    mamba_layers: list | None = None  # type: ignore[type-arg]
+    mamba_num_heads: int | None = None
+    mamba_head_dim: int | None = None
+    ssm_state_size: int | None = None
+    n_groups: int | None = None
+    conv_kernel: int | None = None
+    use_conv_bias: bool = True
+    time_step_min: float = 0.0
+    chunk_size: int = 128
     gated_attention: bool = False
     centred_norms: bool = False
+    gated_mlp: bool = True
     sliding_window: int | None = None
     global_head_dim: int | None = None
     num_kv_shared_layers: int = 0
@@ -154,8 +171,8 @@ class SaapEdgeConfig(LlamaConfig):
 
     @property
     def stateful(self) -> bool:
-        """Some layers have a convolution or a DeltaNet in the place of attention."""
-        return bool(self.conv_layers or self.linear_layers)
+        """Some layers have a convolution, a DeltaNet or a Mamba-2 block in the place of attention."""
+        return bool(self.conv_layers or self.linear_layers or self.mamba_layers)
 
     @property
     def layer_types(self) -> list[str]:
@@ -165,11 +182,12 @@ class SaapEdgeConfig(LlamaConfig):
         if not self.stateful or not self.layer_widths:
             raise AttributeError("layer_types")  # as of a Llama: all layers have attention
         none = [0] * len(self.layer_widths)
-        kinds = zip(self.conv_layers or none, self.linear_layers or none, self.layer_widths, strict=True)
+        by_kind = (self.conv_layers or none, self.mamba_layers or none, self.linear_layers or none)
         return [
-            "conv" if conv else "moe" if not heads else "linear_attention" if linear else "full_attention"
-            for conv, linear, (heads, *_) in kinds  # "moe": transformers' word for a layer that keeps nothing
-        ]
+            "conv" if conv else "linear_attention" if mamba or (heads and linear)
+            else "full_attention" if heads else "moe"  # transformers' word for a layer that keeps nothing
+            for conv, mamba, linear, (heads, *_) in zip(*by_kind, self.layer_widths, strict=True)
+        ]  # fmt: skip
 
     @layer_types.setter
     def layer_types(self, types: list[str]) -> None:
@@ -198,7 +216,8 @@ class SaapEdgeConfig(LlamaConfig):
     def per_layer_config(self, layers: dict[Any, dict[str, Any]] | None) -> None:
         if layers is None:
             return
-        usual = {name: getattr(self, name) for name in (*WIDTHS, *LINEAR_WIDTHS, "conv_layers", "linear_layers")}
+        kinds = ("conv_layers", "linear_layers", "mamba_layers")
+        usual = {name: getattr(self, name) for name in (*WIDTHS, *LINEAR_WIDTHS, *kinds)}
         widths = widths_by_layer(layers, usual, self.num_hidden_layers)
         if self.layer_widths is None:
             self.layer_widths = widths
@@ -210,7 +229,8 @@ class SaapEdgeConfig(LlamaConfig):
         layers: dict[str, dict[str, Any]] = {}
         for index, widths in enumerate(self.layer_widths or ()):
             heads, _, ffn = widths
-            heads = heads or bool(self.conv_layers and self.conv_layers[index])  # a convolution is no lack of it
+            for staying in (self.conv_layers, self.mamba_layers):  # which is no lack of attention
+                heads = heads or bool(staying and staying[index])
             named = zip(width_names(self.linear_layers, index), widths, strict=True)
             said: dict[str, Any] = {name: width for name, width in named if width not in (0, getattr(self, name))}
             skipped = [name for name, width in zip(SKIPS, (heads, ffn), strict=True) if not width]
@@ -324,13 +344,107 @@ class SaapEdgeDeltaNet(nn.Module):
         return mixed
 
 
+class SaapEdgeMamba(nn.Module):
+    """Nemotron-H's Mamba-2: each head's state [channels, states] decays and grows by dt x B, and is read by C.
+
+    Heads share B and C within a group. In a prompt transformers keeps time steps dt from falling below `time_step_min`,
+    and in single steps after it lets them; so does this.
+    """
+
+    def __init__(self, config: SaapEdgeConfig, cache_index: int):
+        super().__init__()
+        self.heads, self.width = config.mamba_num_heads or 1, config.mamba_head_dim or 1
+        self.groups, self.states = config.n_groups or 1, config.ssm_state_size or 1
+        self.taps, self.chunk, self.least = config.conv_kernel or 1, config.chunk_size, config.time_step_min
+        self.cache_index, self.eps = cache_index, config.rms_norm_eps
+        inner, shared = self.heads * self.width, self.groups * self.states
+        self.widths = [inner, shared, shared]
+        convolved = inner + 2 * shared
+        self.in_proj = nn.Linear(config.hidden_size, inner + convolved + self.heads, bias=False)
+        self.conv1d = nn.Conv1d(convolved, convolved, self.taps, groups=convolved, bias=config.use_conv_bias)
+        self.A_log, self.D, self.dt_bias = (nn.Parameter(torch.zeros(self.heads)) for _ in "ADd")
+        self.norm = LlamaRMSNorm(inner, eps=config.rms_norm_eps)  # for its weight: the mean is taken by group
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(
+        self, hidden_states: torch.Tensor, past_key_values: Any = None, padding: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`hidden_states` [batch, tokens, hidden]; `padding` as of SaapEdgeConvolution."""
+        batch, count, _ = hidden_states.shape
+        seen = None
+        if padding is not None and count > 1:
+            seen = padding[:, -count:, None].to(hidden_states.dtype)
+            hidden_states = hidden_states * seen
+        state, cached = None, past_key_values is not None
+        if cached and CACHES_CONVOLVE:  # before the tokens are put down: then there would be a state already
+            state = past_key_values.get_recurrent_state(self.cache_index)
+        gate, mixed, dt = self.in_proj(hidden_states).split([self.widths[0], sum(self.widths), self.heads], dim=-1)
+        mixed = after_past(mixed.transpose(1, 2), past_key_values, self.cache_index, self.taps)
+        mixed = nn.functional.silu(self.conv1d(mixed)).transpose(1, 2)
+        x, b, c = (mixed if seen is None else mixed * seen).split(self.widths, dim=-1)
+        dt = nn.functional.softplus(dt + self.dt_bias).float()
+        if state is None or count > 1:
+            dt = dt.clamp(min=self.least)
+        x = x.reshape(batch, count, self.heads, self.width).float()
+        b, c = (
+            each.reshape(batch, count, self.groups, self.states).repeat_interleave(self.heads // self.groups, 2).float()
+            for each in (b, c)
+        )
+        if state is None:
+            state = x.new_zeros(batch, self.heads, self.width, self.states)
+        result, state = scanned(x * dt[..., None], -self.A_log.float().exp() * dt, b, c, state.float(), self.chunk)
+        if cached:
+            past_key_values.update_recurrent_state(state, self.cache_index)
+        result = (result + self.D[:, None] * x).flatten(2) * nn.functional.silu(gate.float())
+        grouped = result.unflatten(-1, (self.groups, -1))
+        grouped = grouped * torch.rsqrt(grouped.square().mean(-1, keepdim=True) + self.eps)
+        output: torch.Tensor = self.out_proj((self.norm.weight * grouped.flatten(2)).to(hidden_states.dtype))
+        return output
+
+
+def scanned(
+    x: torch.Tensor, decay: torch.Tensor, b: torch.Tensor, c: torch.Tensor, state: torch.Tensor, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What heads read of their states, [batch, tokens, heads, width], and the states after the last token.
+
+    state = exp(decay) state + x b^T, and c reads it, token after token; `chunk` tokens at a time as one product
+    (arXiv 2405.21060). x [batch, tokens, heads, width], decay [batch, tokens, heads], b and c [batch, tokens, heads,
+    states], state [batch, heads, width, states].
+    """
+    results = []
+    for part, fall, write, read in zip(*(each.split(chunk, dim=1) for each in (x, decay, b, c)), strict=True):
+        total = fall.cumsum(1)
+        between = total[:, :, None] - total[:, None]  # of the tokens that read, and of those that wrote
+        late = torch.ones(between.shape[1:3], dtype=torch.bool, device=x.device).triu(1)
+        scores = torch.einsum("blhn,bshn->blsh", read, write) * between.masked_fill(late[..., None], -torch.inf).exp()
+        before = torch.einsum("blhn,bhpn->blhp", read, state) * total.exp()[..., None]
+        results.append(torch.einsum("blsh,bshp->blhp", scores, part) + before)
+        rest = (total[:, -1:] - total).exp()[..., None]
+        state = state * total[:, -1].exp()[..., None, None] + torch.einsum("blhn,blhp->bhpn", write * rest, part)
+    return torch.cat(results, dim=1), state
+
+
+class SaapEdgeMLP(nn.Module):
+    """An FFN without gate: down(act(up(states)))."""
+
+    def __init__(self, config: SaapEdgeConfig, width: int):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=config.gate_up_bias)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=config.down_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        return output
+
+
 class SaapEdgeLayer(GradientCheckpointingLayer):
     """A decoder layer with widths of its own. Parts that it lacks are None, norms included.
 
     `cache_index` counts only layers with attention, because transformers takes a cache's length from its first layer.
-    Where some layers have a convolution or a DeltaNet, it counts all.
+    Where some layers have a convolution, a DeltaNet or a Mamba-2 block, it counts all.
     `rotated`: queries and keys are rotated by their positions.
-    `mixer`: what stands in the place of attention, "conv" or "linear_attn", if not attention itself.
+    `mixer`: what stands in the place of attention, "conv", "linear_attn" or "mamba", if not attention itself.
     """
 
     def __init__(
@@ -345,12 +459,14 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
         local.attention_bias, local.mlp_bias = config.qkv_bias, config.gate_up_bias
         local.layer_types = ["full_attention"] * (cache_index + 1)  # Qwen3's attention in transformers 4 reads it
         self.input_layernorm = self.self_attn = self.post_attention_layernorm = self.mlp = self.conv = None
-        self.linear_attn = None
+        self.linear_attn = self.mamba = None
         norm = norm_class(config)
-        if heads or mixer == "conv":
+        if heads or mixer in ("conv", "mamba"):
             self.input_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
         if mixer == "conv":
             self.conv = SaapEdgeConvolution(config, cache_index)
+        elif mixer == "mamba":
+            self.mamba = SaapEdgeMamba(config, cache_index)
         elif heads and mixer == "linear_attn":
             self.linear_attn = SaapEdgeDeltaNet(config, heads, kv_heads, cache_index)
         elif heads:
@@ -364,14 +480,15 @@ class SaapEdgeLayer(GradientCheckpointingLayer):
             self.self_attn.config = config
         if ffn:
             self.post_attention_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps)
-            self.mlp = LlamaMLP(local)
+            self.mlp = LlamaMLP(local) if config.gated_mlp else SaapEdgeMLP(config, ffn)
             if config.down_bias != config.gate_up_bias:
                 self.mlp.down_proj = nn.Linear(ffn, config.hidden_size, bias=config.down_bias)
 
     def forward(
         self, hidden_states: torch.Tensor, padding: torch.Tensor | None = None, **keywords: Any
     ) -> torch.Tensor:
-        remembering: Any = self.conv if self.conv is not None else self.linear_attn
+        mixers = (self.conv, self.linear_attn, self.mamba)
+        remembering: Any = next((mixer for mixer in mixers if mixer is not None), None)
         if remembering is not None and self.input_layernorm is not None:
             normed = self.input_layernorm(hidden_states)
             hidden_states = hidden_states + remembering(normed, cache_of(keywords), padding)
@@ -406,9 +523,9 @@ def build_layers(config: SaapEdgeConfig) -> nn.ModuleList:
     layers, attentions = nn.ModuleList(), 0
     none = [0] * len(config.layer_widths)
     rotated = config.no_rope_layers or [1] * len(config.layer_widths)
-    kinds = zip(config.conv_layers or none, config.linear_layers or none, strict=True)
-    for widths, turned, (conv, linear) in zip(config.layer_widths, rotated, kinds, strict=True):
-        mixer = "conv" if conv else "linear_attn" if linear else "self_attn"
+    kinds = zip(config.conv_layers or none, config.linear_layers or none, config.mamba_layers or none, strict=True)
+    for widths, turned, (conv, linear, mamba) in zip(config.layer_widths, rotated, kinds, strict=True):
+        mixer = "conv" if conv else "linear_attn" if linear else "mamba" if mamba else "self_attn"
         layers.append(SaapEdgeLayer(config, widths, attentions, bool(turned), mixer))
         attentions += widths[0] > 0 or config.stateful
     return layers

@@ -10,43 +10,15 @@ from saap_edge.documents.plan import LayerShape, alike
 from saap_edge.errors import SaapError
 from saap_edge.families import Config, Family, Gemma, family_of
 from saap_edge.families.rope import head_dim_of, rope_of
+from saap_edge.model.mixers import DeltaNet, Mamba, head_width
 
 __all__ = [
-    "ATTENDS_NOWHERE", "PRUNED_TYPE", "DeltaNet", "LayerShape", "ModelSpec", "attends_nowhere", "canonical_config",
-    "config_family", "for_transformers_4", "head_width", "linear_shapes", "mixed_as", "spec_from_config",
+    "ATTENDS_NOWHERE", "PRUNED_TYPE", "DeltaNet", "LayerShape", "Mamba", "ModelSpec", "attends_nowhere",
+    "canonical_config", "config_family", "for_transformers_4", "head_width", "linear_shapes", "mixed_as",
+    "spec_from_config",
 ]  # fmt: skip
 
 PRUNED_TYPE = "saap_edge"  # model_type of a folder with widths per layer
-
-
-@dataclass(frozen=True)
-class DeltaNet:
-    """What all gated DeltaNets of a model have: the sizes of a head's keys and values, and the taps of a convolution.
-
-    Queries, keys and values pass a short convolution, each channel alone. A value head has a state of keys x values.
-    """
-
-    keys: int
-    values: int
-    taps: int
-
-    def state(self, layer: LayerShape) -> int:
-        """Numbers that a layer remembers of a text of any length: the last `taps` - 1 tokens, and the states of heads.
-
-        >>> DeltaNet(keys=128, values=128, taps=4).state(LayerShape(heads=32, kv_heads=16, ffn=9216, linear=True))
-        548864
-        """
-        channels = 2 * layer.kv_heads * self.keys + layer.heads * self.values
-        return (self.taps - 1) * channels + layer.heads * self.keys * self.values
-
-    def weights(self, layer: LayerShape, hidden: int) -> int:
-        """Weights of a layer's projections."""
-        return hidden * (2 * layer.kv_heads * self.keys + layer.heads * (3 * self.values + 2))
-
-
-def head_width(layer: LayerShape, head_dim: int, delta: DeltaNet | None) -> int:
-    """Inputs of a layer's output projection that a query head, or a DeltaNet's value head, has."""
-    return delta.values if layer.linear and delta else layer.head_dim or head_dim
 
 
 @dataclass(frozen=True)
@@ -63,6 +35,7 @@ class ModelSpec:
         unrotated: the layers whose queries and keys have no rotary positions.
         taps: tokens that a short convolution sees, in layers that have one; 0: no layer has.
         delta: what gated DeltaNets have, in layers that have one; None: no layer has.
+        mamba: what Mamba-2 blocks have; None: there are none. Beside them, a layer has attention or an FFN, not both.
         rotary: dimensions of a head that rotate, from its first; None: all.
     """
 
@@ -84,6 +57,7 @@ class ModelSpec:
     unrotated: frozenset[int] = frozenset()
     taps: int = 0
     delta: DeltaNet | None = None
+    mamba: Mamba | None = None
     rotary: int | None = None
 
     @property
@@ -127,6 +101,16 @@ class ModelSpec:
         return sorted({self.head_dim, *(layer.head_dim for layer in self.layers if layer.head_dim)})
 
     @property
+    def widest_ffn(self) -> int:
+        """Channels of the widest FFN."""
+        return max(layer.ffn for layer in self.layers)
+
+    @property
+    def mambas(self) -> int:
+        """Number of Mamba-2 blocks."""
+        return sum(layer.mamba for layer in self.layers)
+
+    @property
     def convolutions(self) -> int:
         """Number of layers with a short convolution."""
         return sum(layer.conv for layer in self.layers)
@@ -134,7 +118,8 @@ class ModelSpec:
     @property
     def stateful(self) -> str | None:
         """What some layers have in the place of attention that remembers a text in states of one size; or None."""
-        return "short convolutions" if self.taps else "gated DeltaNets" if self.delta else None
+        named = (("short convolutions", self.taps), ("gated DeltaNets", self.delta), ("Mamba-2 blocks", self.mamba))
+        return next((name for name, there in named if there), None)
 
     def heads_width(self, layer: LayerShape) -> int:
         """Inputs of a layer's output projection: of all query heads, or of a DeltaNet's value heads."""
@@ -149,8 +134,9 @@ class ModelSpec:
         return layer.kv_heads * (layer.head_dim or self.head_dim) * layer.caches
 
     def state_bytes(self, element_bytes: int = 4) -> int:
-        """Bytes that convolutions, the last `taps` - 1 tokens, and DeltaNets remember of a text of any length."""
+        """Bytes that convolutions, the last `taps` - 1 tokens, DeltaNets and Mamba-2 remember of any text."""
         numbers = self.convolutions * max(self.taps - 1, 0) * self.hidden
+        numbers += self.mambas * self.mamba.state if self.mamba else 0
         if self.delta:
             numbers += sum(self.delta.state(layer) for layer in self.layers if layer.linear)
         return numbers * element_bytes
@@ -161,12 +147,13 @@ class ModelSpec:
             rows * columns
             for index in range(len(self.layers))
             for name, (rows, columns) in linear_shapes(self, index).items()
-            if ".conv." not in name and ".per_layer_" not in name
+            if not any(part in name for part in (".conv.", ".mamba.", ".per_layer_"))
         )
 
-    def convolution_weights(self) -> int:
-        """Weights of the convolutions' projections, which stay."""
-        return self.convolutions * 4 * self.hidden**2
+    def mixer_weights(self) -> int:
+        """Weights of the projections of convolutions and Mamba-2 blocks, which stay."""
+        mamba = self.mambas * self.mamba.weights(self.hidden) if self.mamba else 0
+        return self.convolutions * 4 * self.hidden**2 + mamba
 
     @property
     def per_layer(self) -> int:
@@ -189,15 +176,18 @@ class ModelSpec:
 def mixed_as(layers: Sequence[LayerShape], dense: Sequence[LayerShape]) -> list[LayerShape]:
     """The widths `layers`, with what the dense model has in the place of attention.
 
-    A convolution always stays, and has no heads. So does what else a dense layer is.
+    What a layer of the dense model lacks, it lacks here too: a convolution, which always stays, has no heads.
 
     >>> mixed_as([LayerShape(4, 2, 64)] * 2, [LayerShape(0, 0, 96, conv=True), LayerShape(8, 4, 96, linear=True)])
     [LayerShape(heads=0, kv_heads=0, ffn=64, conv=True), LayerShape(heads=4, kv_heads=2, ffn=64, linear=True)]
     """
     return [
-        replace(before, ffn=shape.ffn)
-        if before.conv
-        else replace(before, heads=shape.heads, kv_heads=shape.kv_heads, ffn=shape.ffn)
+        replace(
+            before,
+            heads=shape.heads if before.heads else 0,
+            kv_heads=shape.kv_heads if before.heads else 0,
+            ffn=shape.ffn if before.ffn else 0,
+        )
         for shape, before in zip(layers, dense, strict=False)
     ]
 
@@ -206,19 +196,19 @@ ATTENDS_NOWHERE = "no layer with attention would be left, and transformers count
 
 
 def attends_nowhere(layers: Sequence[LayerShape]) -> bool:
-    """Whether a model has convolutions or DeltaNets, and attention nowhere."""
-    return any(shape.conv or shape.linear for shape in layers) and not any(shape.attends for shape in layers)
+    """Whether a model has convolutions, DeltaNets or Mamba-2 blocks, and attention nowhere."""
+    hybrid = any(shape.conv or shape.linear or shape.mamba for shape in layers)
+    return hybrid and not any(shape.attends for shape in layers)
 
 
 def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
     """Weight shapes [out, in] of the projections of layer `index`, by full tensor name."""
     layer, prefix = spec.layers[index], f"model.layers.{index}."
     shapes = _of_a_delta_net(spec, layer) if layer.linear else _of_attention(spec, layer)
-    shapes |= {
-        "mlp.gate_proj": (layer.ffn, spec.hidden),
-        "mlp.up_proj": (layer.ffn, spec.hidden),
-        "mlp.down_proj": (spec.hidden, layer.ffn),
-    }
+    shapes |= dict.fromkeys(spec.family.ffn.rows, (layer.ffn, spec.hidden))
+    shapes["mlp.down_proj"] = (spec.hidden, layer.ffn)
+    if layer.mamba and spec.mamba:
+        shapes |= {"mamba.in_proj": (spec.mamba.rows, spec.hidden), "mamba.out_proj": (spec.hidden, spec.mamba.inner)}
     if layer.conv:
         shapes |= {"conv.in_proj": (3 * spec.hidden, spec.hidden), "conv.out_proj": (spec.hidden, spec.hidden)}
     if spec.per_layer:
@@ -262,6 +252,8 @@ def config_family(config: Config) -> tuple[Family, Config]:
     for name, declared in _DECLARED.items() if pruned else ():
         if (said := bool(config.get(name))) != getattr(family, declared):
             raise SaapError(f"{name} is {said}, and not so in base_model_type '{family.model_type}'")
+    if pruned and config.get("gated_mlp", True) == family.ungated:
+        raise SaapError(f"gated_mlp is {not family.ungated} in base_model_type '{family.model_type}'")
     full = family.defaults | config
     reason = family.refuse(full)
     if reason:
@@ -329,11 +321,11 @@ def spec_from_config(config: Config) -> ModelSpec:
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     if pruned:
         none = [0] * len(config["layer_widths"])
-        kinds = (config.get("conv_layers") or none, config.get("linear_layers") or none)
+        kinds = (config.get(f"{kind}_layers") or none for kind in ("conv", "linear", "mamba"))
         traits = family.traits(config) if family.traits else [{} for _ in none]
         layers = tuple(
-            LayerShape(heads, kv_heads, ffn, bool(conv), bool(linear), **others)
-            for (heads, kv_heads, ffn), others, conv, linear in zip(config["layer_widths"], traits, *kinds, strict=True)
+            LayerShape(*widths, *map(bool, kind), **others)
+            for widths, others, *kind in zip(config["layer_widths"], traits, *kinds, strict=True)
         )
     else:
         kv_heads = int(config.get("num_key_value_heads") or heads)
@@ -365,6 +357,7 @@ def spec_from_config(config: Config) -> ModelSpec:
         unrotated=frozenset(said) if pruned else family.unrotated(config),
         taps=int(config.get("conv_taps") or 0) if pruned else 0,
         delta=_delta_net(config) if pruned and config.get("linear_layers") else None,
+        mamba=_mamba(config) if pruned and config.get("mamba_layers") else None,
         rotary=int(head_dim_of(config) * rope["partial_rotary_factor"]) if family.gated else None,
     )
 
@@ -372,3 +365,9 @@ def spec_from_config(config: Config) -> ModelSpec:
 def _delta_net(config: Config) -> DeltaNet:
     names = ("linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim")
     return DeltaNet(*(int(config[name]) for name in names))
+
+
+def _mamba(config: Config) -> Mamba:
+    names = ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel")
+    heads, width, states, groups, taps = (int(config[name]) for name in names)
+    return Mamba(heads, width, states, groups, taps, bool(config["use_conv_bias"]))

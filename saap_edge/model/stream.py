@@ -99,11 +99,16 @@ def follow(layer: Any, states: list[torch.Tensor]) -> None:
 
 
 def attention_branch(layer: Any, arguments: dict[str, Any]) -> Branch:
-    """The function from a layer's input [n, window, hidden] to what its attention, or what is in its place, adds."""
+    """The function from a layer's input [n, window, hidden] to what its attention, or what is in its place, adds.
+
+    That is nothing where a layer has neither, nor an FFN in `ffn_branch`.
+    """
     mixer = remembering(layer)
     if BESIDE in arguments:
         runner: Beside = arguments[BESIDE]
         return runner.attention({name: value for name, value in arguments.items() if name != BESIDE})
+    if mixer is None and layer.self_attn is None:
+        return torch.zeros_like
     if mixer is not None:
         return lambda state: cast(torch.Tensor, mixer(layer.input_layernorm(state)))
 
@@ -115,8 +120,8 @@ def attention_branch(layer: Any, arguments: dict[str, Any]) -> Branch:
 
 
 def remembering(layer: Any) -> Any | None:
-    """The short convolution or gated DeltaNet that a layer has in the place of attention, or None."""
-    found = (getattr(layer, name, None) for name in ("conv", "linear_attn"))
+    """The short convolution, gated DeltaNet or Mamba-2 that a layer has in the place of attention, or None."""
+    found = (getattr(layer, name, None) for name in ("conv", "linear_attn", "mamba"))
     return next((mixer for mixer in found if mixer is not None), None)
 
 
@@ -128,6 +133,8 @@ def ffn_branch(layer: Any, arguments: dict[str, Any]) -> Branch:
     if BESIDE in arguments:
         runner: Beside = arguments[BESIDE]
         return runner.ffn()
+    if layer.mlp is None:
+        return torch.zeros_like
 
     def branch(state: torch.Tensor) -> torch.Tensor:
         if sandwiched(layer):

@@ -50,6 +50,10 @@ class TensorStore:
         start, stop = self._rows(name)
         return (stop - start, *self._stored_shape(name)[1:])
 
+    def stored_name(self, name: str) -> str:
+        """The name in transformers' class of the tensor that it is stored in."""
+        return self._checkpoint.source(name).name
+
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
         """The rows of `tensor`, a few at a time, so that only one piece is in memory."""
         source, (start, stop) = self._checkpoint.source(name), self._rows(name)

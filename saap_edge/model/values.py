@@ -33,7 +33,7 @@ def _largest(folder: Path) -> dict[str, float]:
     store = TensorStore(folder)
     found = {}
     for name, shape in needed(store.spec).items():
-        largest = max(require_finite(folder, name, piece) for piece in store.pieces(name))
+        largest = max(require_finite(folder, store.stored_name(name), piece) for piece in store.pieces(name))
         if len(shape) > 1:
             found[name] = largest
     return found

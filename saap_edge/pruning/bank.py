@@ -39,7 +39,7 @@ from saap_edge.pruning.surgery import output_columns, output_names, output_proje
 
 __all__ = ["Bank", "build_bank", "offered"]
 
-_NONE = torch.zeros(0, dtype=torch.float64)  # figures of the structures that a layer without attention has
+_NONE = torch.zeros(0, dtype=torch.float64)  # figures of the structures that a lacking sublayer has
 FFN_WIDTHS = 16  # repaired widths kept of one FFN, evenly spaced on the grid
 
 
@@ -130,11 +130,10 @@ def build_bank(
         modules = output_projections(layer)
         for sublayer, branch in zip(SUBLAYERS, branches, strict=True):
             run = multiplied(precision, branch)
-            if sublayer not in modules:  # a convolution
+            if sublayer not in modules:  # a convolution, or nothing
                 states[:] = [state + run(state) for state in states]
-                arrays |= {
-                    f"{name}.{index}.{kind}": _NONE for name in ("costs", "obs") for kind in KINDS if kind != "ffn"
-                }
+                lacking = [kind for kind in KINDS if (kind == "ffn") == (sublayer == "ffn")]
+                arrays |= {f"{name}.{index}.{kind}": _NONE for name in ("costs", "obs") for kind in lacking}
                 continue
             module = modules[sublayer]
             gram = _advance(module, run, states)

@@ -193,18 +193,19 @@ def _uniform_candidates(space: Space, ratio: float) -> tuple[Widths | None, Widt
     """The best uniform plan that saves at least `ratio`, and the best that saves less."""
     best: dict[bool, tuple[float, Widths]] = {}
     dense = space.dense()
-    free, linear = _free(space), _free_linear(space)
-    first = dense[free]
+    free, linear, wide = _free(space), _free_linear(space), _free_ffn(space)
+    first = dense[free] | {"ffn": dense[wide]["ffn"]}
     keys = [count for count in space.options(linear, "attention") if count] if linear is not None else [0]
-    for kv, key, ffn in product(space.options(free, "attention"), keys, space.options(free, "ffn")):
-        if not (kv or not first["attention"]) or not ffn:
+    for kv, key, ffn in product(space.options(free, "attention"), keys, space.options(wide, "ffn")):
+        if (first["attention"] and not kv) or (first["ffn"] and not ffn):
             continue
-        shares_of = [layer["ffn"] // first["ffn"] or 1 for layer in dense]  # some families have wider FFNs in some
-        widths = [_limited(space, index, kv, key, ffn * wide) for index, wide in enumerate(shares_of)]
+        shares_of = [layer["ffn"] // max(first["ffn"], 1) or 1 for layer in dense]  # FFNs of some layers may be wider
+        widths = [_limited(space, index, kv, key, ffn * times) for index, times in enumerate(shares_of)]
         if not all(space.fits(index, layer) for index, layer in enumerate(widths)):
             continue
         over = space.removed(widths) - ratio
-        shares = [kv / first["attention"] if first["attention"] else 1 - ratio, ffn / first["ffn"]]
+        chosen = ((kv, first["attention"]), (ffn, first["ffn"]))
+        shares = [width / whole if whole else 1 - ratio for width, whole in chosen]
         shares += [key / dense[linear]["attention"]] if linear is not None else []
         skew = sum(abs(share - (1 - ratio)) for share in shares)
         badness = abs(over) + 0.25 * skew
@@ -220,13 +221,21 @@ def _free(space: Space) -> int:
     return next((layer for layer in free if space.shapes[layer].attends), free[0])
 
 
+def _free_ffn(space: Space) -> int:
+    """The layer of `_free`; the first that is not protected and has an FFN, where that layer has none."""
+    first = _free(space)
+    return first if space.shapes[first].ffn else _unprotected(space)[0]
+
+
 def _free_linear(space: Space) -> int | None:
     """The first layer with a DeltaNet that is not protected; None where there is none."""
     return next((layer for layer in _unprotected(space) if space.shapes[layer].linear), None)
 
 
 def _unprotected(space: Space) -> list[int]:
-    return [layer for layer, kind in space.sublayers() if kind == "ffn"] or list(range(len(space.shapes)))
+    alone = any(shape.mamba for shape in space.shapes)  # layers with an FFN are no others with attention
+    found = dict.fromkeys(layer for layer, kind in space.sublayers() if kind == "ffn" or alone)
+    return list(found) or list(range(len(space.shapes)))
 
 
 def _limited(space: Space, index: int, kv: int, keys: int, ffn: int) -> dict[str, int]:

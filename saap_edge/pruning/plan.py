@@ -19,7 +19,7 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
     ((4, 2), (128, 96), (36864, 24576), 0.333)
     """
     after = [space.shape(layer, before) for layer, before in zip(widths, space.shapes, strict=True)]
-    count = Cost(gated=space.cost.gated, delta=space.cost.delta)
+    count = Cost(gated=space.cost.gated, delta=space.cost.delta, matrices=space.cost.matrices)
     weights = [
         round(sum(count.layer(shape, space.hidden, space.head_dim) for shape in shapes))
         for shapes in (space.shapes, after)
@@ -39,6 +39,7 @@ def make_plan(method: str, order: str, ratio: float, space: Space, widths: Width
                 ffn=(b.ffn, a.ffn),
                 conv=b.conv,
                 linear=b.linear,
+                mamba=b.mamba,
                 head_dim=b.head_dim,
                 kv=b.kv,
             )
@@ -82,7 +83,8 @@ def check_plan(
             raise SaapError(f"{where}: it says layer {layer.layer}; layers must be listed in order")
         if layer.before != shape:
             raise SaapError(f"{where}: made for {layer.before}, but the model has {shape}")
-        if no_depth and not ((layer.after.kv_heads or shape.conv) and layer.after.ffn):
+        pairs = ((shape.kv_heads, layer.after.kv_heads), (shape.ffn, layer.after.ffn))
+        if no_depth and any(before and not after for before, after in pairs):
             raise SaapError(f"{where}: attention or FFN cannot be removed whole, because {no_depth}: keep some of both")
         _check_layer(where, layer.after, shape, head_width(shape, head_dim, delta))
         if uniform_only and layer.after != plan.layers[0].after:

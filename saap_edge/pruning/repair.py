@@ -138,7 +138,7 @@ def judge_variants(
         modules = output_projections(layer)
         for sublayer, branch in zip(SUBLAYERS, branches, strict=True):
             run = multiplied(precision, branch)
-            if sublayer not in modules:  # a convolution, of which nothing goes
+            if sublayer not in modules:  # a convolution, of which nothing goes, or nothing
                 for states in (dense, *streams):
                     if states is not None:
                         states.advance(run)

@@ -50,7 +50,7 @@ class Scores:
         shapes: dense widths, one a layer.
         calibration: conditions of the run (text hash, window, ...).
         fisher: `[layer][sublayer]` float32 [hidden], mean over tokens of the squared gradient of the summed loss at the
-            output of o_proj or down_proj, in nats^2. A layer with a convolution has no "attention".
+            output of o_proj or down_proj, in nats^2, of the sublayers that a layer has.
         influence: float32 [layers], ShortGPT's 1 - cos(input, output) of a layer (arXiv 2403.03853).
     """
 
@@ -321,7 +321,7 @@ def load_scores(folder: Path) -> Scores:
         shapes = [LayerShape(**layer) for layer in document["layers"]]
         layers = range(len(shapes))
         values = [{kind: arrays[f"layers.{i}.{kind}"] for kind in KINDS} for i in layers]
-        names = [[name for name in SUBLAYERS if name == "ffn" or not shape.conv] for shape in shapes]
+        names = [[name for name in SUBLAYERS if (shape.ffn if name == "ffn" else shape.heads)] for shape in shapes]
         fisher = [{name: arrays[f"fisher.{i}.{name}"] for name in names[i]} for i in layers]
         hidden, head_dim, conditions = document["hidden"], document["head_dim"], document["calibration"]
         return Scores(values, shapes, hidden, head_dim, conditions, fisher, arrays["influence"])

@@ -12,14 +12,15 @@ from saap_edge.formats import FORMATS, of_kind
 from saap_edge.model.spec import DeltaNet, LayerShape, ModelSpec, head_width
 
 __all__ = [
-    "GRID", "HALF", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "shape_widths",
+    "GRID", "HALF", "Cost", "Space", "Unit", "Widths", "block_grids", "kv_unit", "model_cost", "plain_cost",
+    "shape_widths",
     "staying_weights",
 ]  # fmt: skip
 
 GRID = 32  # block of Q4_0, Q8_0 and MatMulNBits: a tensor of another width would stay unquantised
 _PLAIN = LayerShape(0, 0, 0)
 HALF = 2  # bytes of a number that is in floats where all else is in blocks
-_STATE = 4  # bytes of a number that a DeltaNet remembers
+_STATE = 4  # bytes of a number that a DeltaNet or Mamba-2 block remembers
 SLACK = 0.002  # of the dense cost: missing a budget by so little beats overshooting it by a step of a coarse grid
 
 
@@ -53,6 +54,7 @@ class Cost:
         per_kv_head: of a KV head of the model's usual size.
         per_state: of a number that a DeltaNet remembers.
         gated, delta: as of the model's family and spec.
+        matrices: of an FFN: gate, up and down, or the last two.
     """
 
     unit: Unit = "parameters"
@@ -63,6 +65,7 @@ class Cost:
     per_state: float = 0.0
     gated: bool = False
     delta: DeltaNet | None = None
+    matrices: int = 3
 
     def layer(self, shape: LayerShape, hidden: int, head_dim: int) -> float:
         """Cost of one layer's projections and KV cache.
@@ -71,12 +74,17 @@ class Cost:
         36864.0
         """
         if shape.linear and self.delta:
-            weights = self.delta.weights(shape, hidden) + 3 * hidden * shape.ffn
+            weights = self.delta.weights(shape, hidden) + self.matrices * hidden * shape.ffn
             return self.per_weight * weights + (self.per_state * self.delta.state(shape) if shape.heads else 0.0)
         width, kv_heads = shape.head_dim or head_dim, shape.kv_heads * shape.caches
         rows = 2 * kv_heads + ((2 + self.gated) * shape.heads if self.queries else 0)
-        weights = hidden * width * rows + 3 * hidden * shape.ffn
+        weights = hidden * width * rows + self.matrices * hidden * shape.ffn
         return self.per_weight * weights + self.per_kv_head * kv_heads * width / head_dim
+
+
+def plain_cost(spec: ModelSpec) -> Cost:
+    """What counts weights of attention and FFN."""
+    return Cost(gated=spec.family.gated, delta=spec.delta, matrices=2 if spec.family.ungated else 3)
 
 
 def model_cost(
@@ -91,7 +99,7 @@ def model_cost(
 
     Raises SaapError for an unknown quantisation.
     """
-    plain = Cost(gated=spec.family.gated, delta=spec.delta)
+    plain = plain_cost(spec)
     if unit == "parameters":
         return plain
     record = FORMATS.get(f"gguf-{quantisation}")
@@ -104,21 +112,22 @@ def model_cost(
     if unit == "bytes":
         fixed = table * (1 if spec.tied else 2) + kept + spec.per_layer_table() * numbers
         return replace(plain, unit="bytes", per_weight=weight, fixed=fixed, queries=queries)
-    # Decoding reads the output matrix, and of an untied embedding a single row.
+    # Decoding reads the output matrix, and of an untied embedding a single row; and what Mamba-2 blocks remember.
+    states = spec.mambas * spec.mamba.state * _STATE if spec.mamba else 0
     return replace(
         plain, unit="latency", per_weight=weight / bandwidth, per_kv_head=2 * spec.head_dim * 2 * context / bandwidth,
-        fixed=(table + kept) / bandwidth, queries=queries, per_state=_STATE / bandwidth,
+        fixed=(table + kept + states) / bandwidth, queries=queries, per_state=_STATE / bandwidth,
     )  # fmt: skip
 
 
 def staying_weights(spec: ModelSpec, wide: bool = True) -> int:
-    """Weights of layers that no pruning takes out of a file: of convolutions and, beside them, of q and o if these are
-    `wide`; and what brings embeddings of their own to layers.
+    """Weights of layers that no pruning takes out of a file: of convolutions and Mamba-2, q and o beside convolutions,
+    and what brings embeddings of their own to layers.
 
-    They are so in GGUF (formats.py's `Kind.wide_queries`).
+    These are so if they are `wide`, in GGUF (formats.py's `Kind.wide_queries`).
     """
     queries = sum(layer.heads > 0 for layer in spec.layers) * 2 * spec.hidden**2 if spec.taps and wide else 0
-    return spec.convolution_weights() + queries + spec.per_layer_weights()
+    return spec.mixer_weights() + queries + spec.per_layer_weights()
 
 
 @dataclass(frozen=True)

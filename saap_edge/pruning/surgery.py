@@ -104,7 +104,7 @@ OUTPUTS = (("attention", KV_GROUP), ("attention", KEY_HEAD), ("ffn", FFN_CHANNEL
 
 
 def output_names(layer: Any) -> dict[str, str]:
-    """Names of the projections that end the sublayers of a dense layer; one with a convolution has no "attention"."""
+    """Names of the projections that end the sublayers that a dense layer has; a convolution is no "attention"."""
     there = [
         (sublayer, coupling) for sublayer, coupling in OUTPUTS if getattr(layer, coupling.module, None) is not None
     ]

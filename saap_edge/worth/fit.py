@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from saap_edge.model.spec import ModelSpec
 from saap_edge.prediction.cost import cached_as
 from saap_edge.prediction.predict import ArtifactCost, artifact_cost, predict
 from saap_edge.progress import Bar
-from saap_edge.pruning.space import HALF, Cost, staying_weights
+from saap_edge.pruning.space import HALF, plain_cost, staying_weights
 from saap_edge.recipe import Recipe
 from saap_edge.worth.frontier import open_at, with_ratio
 from saap_edge.worth.judgeable import check_baseline, check_board
@@ -116,7 +117,7 @@ def cost_at(spec: ModelSpec, artifact_format: str, group: int, ratio: float, kv:
     weight, table = record.weight_bits(group)
     kind = kind_of(record.kind)
     wide = kind.wide_queries
-    count = Cost(queries=not (spec.taps and wide), gated=spec.family.gated, delta=spec.delta)
+    count = replace(plain_cost(spec), queries=not (spec.taps and wide))
     weights = sum(count.layer(shape, spec.hidden, spec.head_dim) for shape in spec.layers) * kept
     weights += staying_weights(spec, wide)
     numbers = spec.vocab_size * spec.hidden  # of the embedding, and again of an untied head

@@ -128,6 +128,17 @@ def dense_model(dice: random.Random, family: str) -> Any:
         overrides |= dict(zip(("linear_key_head_dim", "linear_value_head_dim"), sizes, strict=True))
         share = dice.choice([0.25, 0.5, 1.0]) if head_dim > 8 else 1.0
         overrides["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": share}
+    if family == "nemotron_h":
+        every = ["linear_attention", "full_attention", "mlp"]
+        kinds = [*every[:2], *dice.choices(every, k=4)]
+        dice.shuffle(kinds)
+        groups, shared = dice.choice([1, 2, 4]), dice.choice([1, 2, 3])
+        overrides |= {
+            "layers_block_type": kinds, "n_groups": groups, "mamba_num_heads": groups * shared,
+            "mamba_head_dim": dice.choice([32, 64] if groups * shared % 2 else [16, 32, 64]),  # together whole blocks
+            "ssm_state_size": dice.choice([8, 16, 32]),
+            "conv_kernel": dice.randint(2, 5), "use_conv_bias": dice.random() < 0.7, "mlp_bias": dice.random() < 0.25,
+        }  # fmt: skip
     if family == "gemma4_text":
         overrides |= gemma4_shape(dice, head_dim, kv_heads)
     elif declared.gemma:
@@ -190,6 +201,7 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
     alike = bool(uniform) or dice.random() < (0.5 if only_alike else 0.2)
     first = next(index for index, shape in enumerate(spec.layers) if shape.attends)
     linear = next((index for index, shape in enumerate(spec.layers) if shape.linear), first)
+    wide = next((index for index, shape in enumerate(spec.layers) if shape.ffn), first)
 
     def layer(index: int) -> dict[str, int]:
         while True:
@@ -198,10 +210,12 @@ def random_widths(dice: random.Random, spec: ModelSpec, depth: bool) -> Widths:
                 return widths
 
     if alike:
-        of_attention, of_nets, none = layer(first), layer(linear), {"attention": 0, "slots": 0}
-        of_nets = of_nets | {"ffn": of_attention["ffn"]}
+        of_attention, of_nets = layer(first), layer(linear)
+        ffn = {"ffn": of_attention["ffn"] if space.dense()[first]["ffn"] else layer(wide)["ffn"]}
+        wanted = [(of_nets if shape.linear else of_attention) | ffn for shape in spec.layers]
         widths = [
-            of_attention | none if shape.conv else of_nets if shape.linear else of_attention for shape in spec.layers
+            {kind: width if own[kind] else 0 for kind, width in each.items()}
+            for each, own in zip(wanted, space.dense(), strict=True)
         ]
         if spec.is_gemma4:  # FFNs may be twice as wide where keys and values are borrowed
             wide = [shape.ffn // spec.layers[first].ffn for shape in spec.layers]

@@ -14,7 +14,7 @@ from saap_edge.exporting.executorch import CONTEXT, PIECE, write_executorch
 from saap_edge.families import FAMILIES
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model
-from tests.conftest import PER_LAYER, tiny_model, write_folder
+from tests.conftest import PER_LAYER, STATEFUL, tiny_model, write_folder
 from tests.exporting.executorch_support import (
     DEEP,
     IDS,
@@ -66,7 +66,7 @@ def test_what_runners_ask(fp32: Any) -> None:
 
 @with_executorch
 @pytest.mark.parametrize("rope", [None, "dynamic", "llama3"])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("lfm2", "qwen3_5_text", "gemma4_text")])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in (*STATEFUL, "gemma4_text")])
 def test_every_family_is_traced(family: str, rope: str | None, tmp_path: Path) -> None:
     """torch runs the traced graph: windows, caps on scores and rope scaling too. Lowering takes a minute each."""
     if rope and family != "llama":

@@ -30,7 +30,16 @@ from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.model.spec import LayerShape
 from saap_edge.model.tokenizer import load_tokenizer
 from saap_edge.recipe import bundled_model
-from tests.conftest import TEXT, VOCABULARY, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
+from tests.conftest import (
+    STATEFUL,
+    TEXT,
+    VOCABULARY,
+    WIDTHS,
+    randomise_projections,
+    raw_model,
+    tiny_model,
+    write_folder,
+)
 from tests.exporting.onnx_support import random_tokens, reference
 
 with_optimum = pytest.mark.skipif(find_spec("optimum") is None, reason="make test-optimum")
@@ -81,7 +90,7 @@ def check(model: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", [name for name in FAMILIES if name not in ("lfm2", "qwen3_5_text", "gemma4_text")]
+    "family", [name for name in FAMILIES if name not in (*STATEFUL, "gemma4_text")]
 )  # it knows no states of convolutions
 @with_optimum
 def test_dense_models(family: str, tmp_path: Path) -> None:
@@ -167,7 +176,7 @@ def test_config_json(family: str, widths: list[LayerShape] | None, expected: dic
 
 
 @pytest.mark.parametrize(
-    "family", [name for name in FAMILIES if name not in ("hunyuan_v1_dense", "lfm2", "qwen3_5_text", "gemma4_text")]
+    "family", [name for name in FAMILIES if name not in ("hunyuan_v1_dense", "gemma4_text", *STATEFUL)]
 )
 @with_optimum
 def test_optimums_exporter(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -31,11 +31,13 @@ from tests.conftest import tiny_model, write_folder
 IDS = list(range(1, 30))
 WIDE = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6}
 DELTA = {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
-TAPS = {"lfm2": "conv_L_cache", "qwen3_5_text": "linear_conv_kernel_dim"}
+MAMBA = {"mamba_head_dim": 32, "ssm_state_size": 32}
+TAPS = {"lfm2": "conv_L_cache", "qwen3_5_text": "linear_conv_kernel_dim", "nemotron_h": "conv_kernel"}
 # By family: a model, float32 numbers of its states, and how many of them are a token before each channel's.
 MODELS: dict[str, tuple[dict[str, int], int, int]] = {
     "lfm2": (WIDE, 2 * 2 * 256, 2 * 256),
     "qwen3_5_text": (WIDE | DELTA, 2 * (3 * 1024 + 8 * 64 * 64), 2 * 1024),
+    "nemotron_h": (WIDE | MAMBA, 2 * (3 * 384 + 256 * 32), 2 * 384),
 }
 
 
@@ -118,7 +120,9 @@ def test_costs_count_keys_values_and_states(exported: tuple[str, Path, Path, Any
     assert plain.state_bytes == 4 * (states + a_token)  # transformers keeps one token more
 
 
-@pytest.mark.parametrize(("family", "channels"), [("lfm2", 64), ("qwen3_5_text", 2 * 4 * 32 + 8 * 32)])
+@pytest.mark.parametrize(("family", "channels"), [
+    ("lfm2", 64), ("qwen3_5_text", 2 * 4 * 32 + 8 * 32), ("nemotron_h", 8 * 8 + 2 * 2 * 16),
+])  # fmt: skip
 def test_memory_counts_states(family: str, channels: int) -> None:
     small, large = (
         predict(cost, load_target("rpi5"), 64, 64).ram_mib
@@ -132,6 +136,7 @@ def test_memory_counts_states(family: str, channels: int) -> None:
 @pytest.mark.parametrize(("family", "shape"), [
     ("lfm2", {"conv_L_cache": 1024}),
     ("qwen3_5_text", {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 64}),
+    ("nemotron_h", {"mamba_head_dim": 64, "ssm_state_size": 128, "conv_kernel": 64}),
 ])  # fmt: skip
 def test_states_are_what_llama_cpp_reserves(family: str, shape: dict[str, int], tmp_path: Path) -> None:
     """By its own report, as it opens a context."""

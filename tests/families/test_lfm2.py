@@ -127,7 +127,7 @@ def test_what_convolutions_remember(tmp_path):
     raw = tiny_model("lfm2", conv_L_cache=5)
     names = ("self_attn", "mlp")
     cuttable = sum(p.numel() for name, p in raw.named_parameters() if "_proj" in name and any(n in name for n in names))
-    assert spec.layer_parameters() == cuttable and spec.convolution_weights() == 4 * 64 * 64
+    assert spec.layer_parameters() == cuttable and spec.mixer_weights() == 4 * 64 * 64
 
 
 def test_a_folder_of_ours_says_its_convolutions(tmp_path):

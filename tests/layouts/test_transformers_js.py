@@ -23,7 +23,7 @@ from saap_edge.layouts.registry import Given
 from saap_edge.layouts.transformers_js import dtype_of, write
 from saap_edge.model.folder import build_pruned, load_model
 from saap_edge.recipe import bundled_model
-from tests.conftest import WIDTHS, randomise_projections, tiny_model, write_folder
+from tests.conftest import STATEFUL, WIDTHS, randomise_projections, tiny_model, write_folder
 from tests.layouts.javascript_support import NODE, QUIET, chromium, needs_chromium, node_folder, served
 
 TEXT = "The quick brown fox jumps over 12 lazy dogs."
@@ -80,7 +80,7 @@ def cases(root, per_layer):
     add(per_layer, "chat", "onnx-int4", chat=CHAT)
     add(bundled_model(), "bundled", "onnx-int4")
     for family in FAMILIES:
-        if family in ("lfm2", "qwen3_5_text", "gemma4_text"):  # refused (tests/layouts/test_write.py)
+        if family in (*STATEFUL, "gemma4_text"):  # refused (tests/layouts/test_write.py)
             continue
         folder = write_folder(tiny_model(family), root / "models" / family)
         add(folder, family, "onnx-fp32")

@@ -144,7 +144,8 @@ def judge(
         except SaapError as error:
             line = str(error)
             judged.answers.append(Answer(entry, refusal=line))
-            if "\n" in line or not any(word in line for word in (*words, "nothing to evaluate")):
+            told = [word.removeprefix("backbone.") for word in words]  # which transformers calls "model."
+            if "\n" in line or not any(word in line for word in (*told, "nothing to evaluate")):
                 judged.faults.append(f"{entry}: refused in no good words: {line!r}")
         except BaseException as error:
             last = traceback.extract_tb(error.__traceback__)[-1]

@@ -28,7 +28,7 @@ from tests.conftest import VOCABULARY, randomise_projections, raw_model, tiny_mo
 
 __all__ = ["KINDS", "Draft", "write_valid"]
 
-_OURS = ("llama", "qwen2", "qwen3", "hunyuan_v1_dense", "lfm2", "qwen3_5_text", "gemma4_text")
+_OURS = ("llama", "qwen2", "qwen3", "hunyuan_v1_dense", "lfm2", "qwen3_5_text", "nemotron_h", "gemma4_text")
 KINDS = (*FAMILIES, *(f"{PRUNED_TYPE}/{name}" for name in _OURS))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # What transformers' own class has for a field that a folder leaves out is not always that of a tiny model.
@@ -113,6 +113,12 @@ def _dense(dice: random.Random, family: str) -> Any:
         overrides |= {"linear_value_head_dim": dice.choice([16, 32]), "linear_conv_kernel_dim": dice.choice([2, 4])}
         share = dice.choice([0.25, 0.5, 1.0]) if head_dim == 8 else 0.25
         overrides["rope_parameters"] = {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": share}
+    if family == "nemotron_h":
+        kinds = ["linear_attention", "full_attention", "mlp"]
+        overrides["layers_block_type"] = dice.sample(kinds, 3)
+        overrides |= {"layer_norm_epsilon": overrides.pop("rms_norm_eps"), "mlp_bias": dice.random() < 0.3}
+        overrides |= {"n_groups": dice.choice([1, 2, 8]), "use_conv_bias": dice.random() < 0.5}
+        overrides |= {"conv_kernel": dice.choice([2, 4]), "ssm_state_size": dice.choice([8, 16])}
     if family == "gemma4_text":
         overrides |= {"sliding_window": dice.choice([8, 64]), "layer_types": ["sliding_attention", "full_attention"]}
         overrides |= {"global_head_dim": dice.choice([head_dim, 2 * head_dim]), "attention_k_eq_v": dice.random() < 0.3}
@@ -136,7 +142,8 @@ def _dense(dice: random.Random, family: str) -> Any:
 def _per_layer(dice: random.Random, family: str) -> Any:
     """A random model of ours, whose layers have different widths."""
     dense = tiny_model(
-        family, dice.random() < 0.5, dice.randrange(2**31), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        family, dice.random() < 0.5, dice.randrange(2**31), hidden_size=32, intermediate_size=64,
+        num_hidden_layers=3 if family == "nemotron_h" else 2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     )  # fmt: skip
     others = [LayerShape(2, 1, 64), LayerShape(0, 0, 64), LayerShape(2, 1, 0)]
@@ -145,6 +152,8 @@ def _per_layer(dice: random.Random, family: str) -> Any:
     if FAMILIES[family].no_depth:
         others = [LayerShape(2, 1, 64), LayerShape(2, 2, 32)]
     widths = [LayerShape(4, 2, 32), dice.choice(others)]
+    if family == "nemotron_h":  # of which every third block has an FFN
+        widths = [LayerShape(2, 1, 32)] * 3
     return randomise_projections(build_pruned(dense, widths), dice.randrange(2**31))
 
 

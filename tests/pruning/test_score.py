@@ -34,7 +34,7 @@ def by_hand(model, batch, layer, kind, index):
     model(input_ids=batch, labels=batch).loss.backward()
     block = model.model.layers[layer]
     if kind == "ffn":
-        rows = [(block.mlp.gate_proj, slice(index, index + 1)), (block.mlp.up_proj, slice(index, index + 1))]
+        rows = [(module, slice(index, index + 1)) for module in inputs_of(block.mlp)]
         column, columns = block.mlp.down_proj, slice(index, index + 1)
     else:
         attention, kv, columns = block.self_attn, part(index, 16), part(index, 32)
@@ -42,6 +42,10 @@ def by_hand(model, batch, layer, kind, index):
         rows = [(attention.q_proj, q), (attention.k_proj, kv), (attention.v_proj, kv)]
         column = attention.o_proj
     return of_slices(model, rows, column, columns)
+
+
+def inputs_of(mlp):
+    return [getattr(mlp, name) for name in ("gate_proj", "up_proj") if hasattr(mlp, name)]
 
 
 def part(index, size):
@@ -60,10 +64,10 @@ def of_slices(model, rows, column, columns):
 
 @pytest.mark.parametrize(("kind", "index"), [("ffn", 0), ("ffn", 127), ("attention", 0), ("attention", 3)])
 def test_equals_the_formulas(scored, kind, index):
-    model, batches, scores = scored
+    (model, batches, scores), layer = scored, 2 if kind == "ffn" else 1
     for number, batch in enumerate(batches):
-        expected = by_hand(model, batch, 1, kind, index)
-        assert scores.values[1][kind][:2, number, index] == pytest.approx(expected, rel=1e-4)
+        expected = by_hand(model, batch, layer, kind, index)
+        assert scores.values[layer][kind][:2, number, index] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("index", [0, 3])
@@ -129,9 +133,7 @@ def test_activation_views_equal_their_definitions(scored):
     values = scores.values[2]["ffn"]
     np.testing.assert_allclose(values[VIEWS.index("flap"), 1], flap, rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(values[VIEWS.index("wanda"), 1], wanda, rtol=1e-4)
-    magnitude = module.weight.abs().sum(0) + sum(
-        m.weight.abs().sum(1) for m in (model.model.layers[2].mlp.gate_proj, model.model.layers[2].mlp.up_proj)
-    )
+    magnitude = module.weight.abs().sum(0) + sum(m.weight.abs().sum(1) for m in inputs_of(model.model.layers[2].mlp))
     np.testing.assert_allclose(values[VIEWS.index("magnitude"), 0], magnitude.detach(), rtol=1e-4)
 
 
@@ -163,7 +165,7 @@ def test_checkpointing_changes_nothing(scored):
     for layer, other in zip(scores.values, again.values, strict=True):
         for kind in layer:
             np.testing.assert_allclose(layer[kind], other[kind], rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(scores.fisher[1]["ffn"], again.fisher[1]["ffn"], rtol=1e-3)
+    np.testing.assert_allclose(scores.fisher[2]["ffn"], again.fisher[2]["ffn"], rtol=1e-3)
     assert not model.training and not model.is_gradient_checkpointing
 
 
@@ -171,17 +173,17 @@ def test_options_of_the_metrics(scored):
     model, batches, scores = scored
     second = score_model(model, batches, {}, second_order=True)
     running = score_model(model, batches, {}, running_fisher=True)
-    plain, other = scores.values[0]["ffn"], second.values[0]["ffn"]
+    plain, other = scores.values[2]["ffn"], second.values[2]["ffn"]
     np.testing.assert_allclose(plain[1], other[1], rtol=1e-4)
     assert not np.allclose(plain[0], other[0], rtol=1e-6)
-    np.testing.assert_allclose(running.values[0]["ffn"][1, 0], plain[1, 0], rtol=1e-4)  # the mean of one batch
-    assert not np.allclose(running.values[0]["ffn"][1, 2], plain[1, 2], rtol=1e-6)
+    np.testing.assert_allclose(running.values[2]["ffn"][1, 0], plain[1, 0], rtol=1e-4)  # the mean of one batch
+    assert not np.allclose(running.values[2]["ffn"][1, 2], plain[1, 2], rtol=1e-6)
 
 
 def test_bfloat16_ranks_alike(scored):
     model, batches, scores = scored
     half = score_model(copy.deepcopy(model).bfloat16(), batches, {})
-    a, b = (s.values[1]["ffn"][1].mean(0) for s in (scores, half))
+    a, b = (s.values[2]["ffn"][1].mean(0) for s in (scores, half))
     assert np.corrcoef(a, b)[0, 1] > 0.98
 
 

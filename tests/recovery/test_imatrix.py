@@ -21,7 +21,7 @@ def test_mean_of_squared_inputs_of_every_projection(per_layer_family, tmp_path):
     matrix = importance_matrix(model, windows)
     assert sorted(matrix) == sorted(name for name, _ in model.named_parameters() if PROJECTION.search(name))
     layer, state = model.model.layers[0], model.get_input_embeddings()(windows)
-    firsts = ("conv.in_proj", "linear_attn.in_proj_b", "self_attn.v_proj")
+    firsts = ("conv.in_proj", "linear_attn.in_proj_b", "mamba.in_proj", "self_attn.v_proj")
     first = next(name for name in firsts if getattr(layer, name.split(".")[0], None) is not None)
     expected = {first: layer.input_layernorm(state)}
     with torch.no_grad():

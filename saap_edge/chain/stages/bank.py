@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,9 @@ def _bank(context: Context, inputs: Inputs, out: Path) -> None:
     from saap_edge.pruning.score import load_scores
 
     model = dense_model(context)
-    space = space_of(context.spec, context.recipe, context.target)
+    # Plans of all methods take this bank, so that it has the widths of those whose layers differ, too.
+    why = context.spec.family.uniform_only
+    space = replace(space_of(context.spec, context.recipe, context.target), uniform_only=why)
     texts = calibration(context, inputs, context.recipe.score.samples)
     with context.bar("bank: layers", len(context.spec.layers)) as advance:
         scores, precision = load_scores(inputs["score"]), context.recipe.score.precision

@@ -26,7 +26,7 @@ def _report(context: Context, inputs: Inputs, out: Path) -> None:
     model: dict[str, Any] = {
         "name": context.model_name,
         "family": spec.family.title, "layers": len(spec.layers), "hidden": spec.hidden,
-        "heads": first.heads, "kv_heads": first.kv_heads, "head_dim": spec.head_dim, "ffn": first.ffn,
+        "heads": first.heads, "kv_heads": first.kv_heads, "head_dim": spec.head_dim, "ffn": spec.widest_ffn,
         "vocab_size": spec.vocab_size,
     }  # fmt: skip
     if context.source:
