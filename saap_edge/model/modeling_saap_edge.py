@@ -138,12 +138,13 @@ class SaapEdgeConfig(LlamaConfig):
     gated_mlp: bool = True
     sliding_window: int | None = None
     global_head_dim: int | None = None
-    num_kv_shared_layers: int = 0
     hidden_size_per_layer_input: int = 0
     vocab_size_per_layer_input: int = 0
     final_logit_softcapping: float | None = None
 
     def __post_init__(self, **keywords: Any) -> None:
+        if self.is_gemma4:  # no other model has the field: caches of transformers 4 would take 0 for all layers
+            self.num_kv_shared_layers = keywords.pop("num_kv_shared_layers", 0)
         if keywords.get("layer_types"):  # transformers asks for them before it sets fields of this class
             self.layer_types = keywords["layer_types"]
         super().__post_init__(**keywords)  # type: ignore[no-untyped-call]
