@@ -22,7 +22,9 @@ IDS = list(range(1, 30))
 
 
 def pruned(folder, widths, family="llama", seed=1):
-    dense = tiny_model(family, hidden_size=64, head_dim=16, num_attention_heads=4, num_key_value_heads=2)
+    dense = tiny_model(
+        family, hidden_size=64, head_dim=16, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2
+    )
     return write_folder(randomise_projections(build_pruned(dense, widths), seed), folder)
 
 
