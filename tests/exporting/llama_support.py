@@ -26,3 +26,13 @@ def exact_logits(path: Path, tokens: list[int]) -> np.ndarray:
     engine, half = ExactEngine(path, 1, 2 * len(tokens)), len(tokens) // 2
     prompt = engine.forward(tokens[:half], all_logits=True).copy()
     return np.concatenate([prompt, *(engine.forward([token]).copy() for token in tokens[half:])])
+
+
+def with_gelu_table(model: Any) -> Any:
+    """The model, in place, with GELU as llama.cpp has it: a table that rounds arguments and values to fp16."""
+    for layer in model.model.layers:
+        for owner in (layer, layer.mlp):  # Gemma 4 has one of its own in the layer
+            if hasattr(owner, "act_fn"):
+                gelu = owner.act_fn.forward
+                owner.act_fn.forward = lambda x, gelu=gelu: gelu(x.half().float()).half().float()
+    return model

@@ -31,7 +31,7 @@ from saap_edge.model.spec import LayerShape
 from saap_edge.model.tokenizer import load_tokenizer
 from tests.conftest import TEXT, WIDTHS, randomise_projections, raw_model, tiny_model, write_folder
 from tests.exporting.codes_support import tune
-from tests.exporting.llama_support import exact_logits
+from tests.exporting.llama_support import exact_logits, with_gelu_table
 from tests.exporting.test_onnx import genai_tokens
 
 IDS = list(range(1, 30))  # more than Gemma's window of 8
@@ -186,10 +186,7 @@ def test_gelu_in_llama_cpp_is_a_table_of_fp16(family: str, tmp_path: Path) -> No
     write_gguf(folder, tmp_path / "m.gguf", "f32")
     actual, model = exact_logits(tmp_path / "m.gguf", IDS), load_model(folder)
     exact = logits(model, IDS)
-    for layer in model.model.layers:
-        gelu = layer.mlp.act_fn.forward
-        layer.mlp.act_fn.forward = lambda x, gelu=gelu: gelu(x.half().float()).half().float()
-    emulated = logits(model, IDS)
+    emulated = logits(with_gelu_table(model), IDS)
     assert relative_error(actual, exact) > 1e-4
     assert np.median([relative_error(actual[[at]], emulated[[at]]) for at in range(len(IDS))]) < 1e-6
 

@@ -31,7 +31,7 @@ from saap_edge.pruning.space import model_cost
 from saap_edge.recovery.imatrix import importance_matrix
 from saap_edge.worth.fit import cost_at
 from tests.conftest import tiny_model, write_folder
-from tests.exporting.llama_support import exact_logits
+from tests.exporting.llama_support import exact_logits, with_gelu_table
 from tests.exporting.random_plans import GELU_TABLE
 from tests.exporting.test_families import assert_genai_answers_as_torch_does, assert_parity, pruned
 from tests.exporting.test_kquants import check
@@ -55,12 +55,7 @@ def assert_only_gelu_parts(folder: Path, path: Path) -> None:
     """In float32, llama.cpp's answers are torch's but for GELU, a table that rounds arguments and values to fp16."""
     actual, model = exact_logits(path, IDS), load_model(folder)
     assert relative_error(actual, logits(model, IDS)) < GELU_TABLE
-    for layer in model.model.layers:
-        for owner in (layer, layer.mlp):
-            if hasattr(owner, "act_fn"):
-                gelu = owner.act_fn.forward
-                owner.act_fn.forward = lambda x, gelu=gelu: gelu(x.half().float()).half().float()
-    emulated = logits(model, IDS)
+    emulated = logits(with_gelu_table(model), IDS)
     assert np.median([relative_error(actual[[at]], emulated[[at]]) for at in range(len(IDS))]) < 1e-4
 
 
