@@ -1,14 +1,18 @@
-"""What tests of families share: folders that say other things, and models that answer step by step as at once."""
+"""What tests of families share: folders that say other things, refusals, models that answer step by step as at once."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from saap_edge.errors import SaapError
+from saap_edge.families import FAMILIES
+from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model
-from tests.conftest import write_folder
+from tests.conftest import raw_model, write_folder
 
 
 def saved(model: PreTrainedModel, folder: Path, **changes: Any) -> Path:
@@ -18,6 +22,20 @@ def saved(model: PreTrainedModel, folder: Path, **changes: Any) -> Path:
     config = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
     return folder
+
+
+def assert_refused(family: str, change: dict[str, Any], reason: str, folder: Path) -> None:
+    """A tiny model of the family with other fields in config.json is neither read nor loaded, for that reason."""
+    saved(raw_model(family), folder, **change)
+    for read in (read_spec, load_model):
+        with pytest.raises(SaapError, match=f"this {FAMILIES[family].title} model cannot be handled: {reason}"):
+            read(folder)
+
+
+def assert_widths_of_others_refused(family: str, field: str, folder: Path) -> None:
+    """Widths by layer in `field`, per_layer_config or block_configs, are refused, as the family does not read them."""
+    layers = {"1": {"intermediate_size": 64}} if field == "per_layer_config" else [{}] * 3
+    assert_refused(family, {field: layers}, f"{field} gives its layers widths", folder)
 
 
 def assert_steps_as_it_reads(pruned: PreTrainedModel, folder: Path, ids: torch.Tensor, atol: float) -> PreTrainedModel:

@@ -16,7 +16,12 @@ from saap_edge.model.folder import build_pruned, load_model, save_model, spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.pruning.surgery import cut
 from tests.conftest import randomise_projections, raw_model, tiny_model, write_folder
-from tests.families.support import assert_steps_as_it_reads, saved
+from tests.families.support import (
+    assert_refused,
+    assert_steps_as_it_reads,
+    assert_widths_of_others_refused,
+    saved,
+)
 
 IDS = torch.arange(1, 40).view(1, -1)
 ALL = {"attention": np.arange(4), "slots": np.arange(2), "ffn": np.arange(128)}
@@ -67,18 +72,12 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "reason"), REFUSED)
 def test_what_cannot_be_carried_is_refused(change, reason, tmp_path):
-    folder = saved(raw_model("lfm2"), tmp_path, **change)
-    for read in (read_spec, load_model):
-        with pytest.raises(SaapError, match=f"this LFM2 model cannot be handled: {reason}"):
-            read(folder)
+    assert_refused("lfm2", change, reason, tmp_path)
 
 
 @pytest.mark.parametrize("field", ["per_layer_config", "block_configs"])
 def test_widths_by_layer_that_others_wrote_are_refused(field, tmp_path):
-    layers = {"1": {"intermediate_size": 64}} if field == "per_layer_config" else [{}] * 3
-    folder = saved(raw_model("lfm2"), tmp_path, **{field: layers})
-    with pytest.raises(SaapError, match=f"this LFM2 model cannot be handled: {field} gives its layers widths"):
-        read_spec(folder)
+    assert_widths_of_others_refused("lfm2", field, tmp_path)
 
 
 # The last layer's FFN gone, attention gone in the middle; a block gone: what follows moves up with what it has.

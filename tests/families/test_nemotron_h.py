@@ -19,7 +19,12 @@ from saap_edge.pruning.repair import repair
 from saap_edge.pruning.space import Space, plain_cost
 from saap_edge.pruning.surgery import cut, zero_removed
 from tests.conftest import randomise_projections, raw_model, tiny_model, write_folder
-from tests.families.support import assert_steps_as_it_reads, saved
+from tests.families.support import (
+    assert_refused,
+    assert_steps_as_it_reads,
+    assert_widths_of_others_refused,
+    saved,
+)
 
 pytestmark = pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 does not have Nemotron-H")
 IDS = torch.arange(1, 40).view(1, -1)
@@ -116,18 +121,12 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "reason"), REFUSED)
 def test_what_cannot_be_carried_is_refused(change, reason, tmp_path):
-    folder = saved(raw_model("nemotron_h"), tmp_path, **change)
-    for read in (read_spec, load_model):
-        with pytest.raises(SaapError, match=f"this Nemotron-H model cannot be handled: {reason}"):
-            read(folder)
+    assert_refused("nemotron_h", change, reason, tmp_path)
 
 
 @pytest.mark.parametrize("field", ["per_layer_config", "block_configs"])
 def test_widths_by_layer_that_others_wrote_are_refused(field, tmp_path):
-    layers = {"1": {"intermediate_size": 64}} if field == "per_layer_config" else [{}] * 3
-    folder = saved(raw_model("nemotron_h"), tmp_path, **{field: layers})
-    with pytest.raises(SaapError, match=f"this Nemotron-H model cannot be handled: {field} gives its layers widths"):
-        read_spec(folder)
+    assert_widths_of_others_refused("nemotron_h", field, tmp_path)
 
 
 # By block: what of it stays.

@@ -18,7 +18,12 @@ from saap_edge.pruning.repair import repair
 from saap_edge.pruning.space import Cost
 from saap_edge.pruning.surgery import cut, zero_removed
 from tests.conftest import randomise_projections, raw_model, tiny_model, write_folder
-from tests.families.support import assert_steps_as_it_reads, saved
+from tests.families.support import (
+    assert_refused,
+    assert_steps_as_it_reads,
+    assert_widths_of_others_refused,
+    saved,
+)
 
 pytestmark = pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 does not have Qwen3.5")
 IDS = torch.arange(1, 40).view(1, -1)
@@ -121,18 +126,12 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "reason"), REFUSED)
 def test_what_cannot_be_carried_is_refused(change, reason, tmp_path):
-    folder = saved(raw_model("qwen3_5_text"), tmp_path, **change)
-    for read in (read_spec, load_model):
-        with pytest.raises(SaapError, match=f"this Qwen3.5 model cannot be handled: {reason}"):
-            read(folder)
+    assert_refused("qwen3_5_text", change, reason, tmp_path)
 
 
 @pytest.mark.parametrize("field", ["per_layer_config", "block_configs"])
 def test_widths_by_layer_that_others_wrote_are_refused(field, tmp_path):
-    layers = {"1": {"intermediate_size": 64}} if field == "per_layer_config" else [{}] * 3
-    folder = saved(raw_model("qwen3_5_text"), tmp_path, **{field: layers})
-    with pytest.raises(SaapError, match=f"this Qwen3.5 model cannot be handled: {field} gives its layers widths"):
-        read_spec(folder)
+    assert_widths_of_others_refused("qwen3_5_text", field, tmp_path)
 
 
 KINDS = {
