@@ -11,10 +11,10 @@ with an allocator of their own for packed matrices; mapped pages given back afte
 huge pages; filled pages put into huge ones after loading, as saap-edge's engine does (*collapsed*); and a folder whose
 file holds the packed matrices, which ONNX Runtime wrote before on the same processor (*prepacked*): they are mapped
 then, too. Every measurement has a process of its own. *Peak* is its highest resident memory less that before the
-folder was opened, *held* what the kernel cannot drop at the end, both less what the KV cache took, over the folder's
-model files. The ways take turns: the ratio of decode speeds, by CPU time of steps, is the median of turns, with the
-lowest and highest. All ways must give the same tokens. Shapes have random weights, dense and with half of their
-widths removed. Ends with one JSON line.
+folder was opened, *held* the most that the kernel cannot drop, while loading or after the steps, both less what the KV
+cache took, over the folder's model files. The ways take turns: the ratio of decode speeds, by CPU time of steps, is the
+median of turns, with the lowest and highest. All ways must give the same tokens. Shapes have random weights, dense and
+with half of their widths removed. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def summary(runs: list[dict[str, Any]], plain: list[dict[str, Any]], size: int, 
     kv = middle["kv"] * used
     return in_mib | {
         "kv_mib": round(kv / MIB, 1), "peak_over": round((middle["peak"] - kv) / size, 3),
-        "held_over": round((middle["anonymous"] - kv) / size, 3), "load_s": round(middle["load_s"], 2),
+        "held_over": round(max(middle["anonymous"] - kv, middle["loading"]) / size, 3),
+        "load_s": round(middle["load_s"], 2),
         "decode_cpu_ms": round(1e3 * middle["decode_cpu_s"], 2), "faster": faster,
     }  # fmt: skip
 

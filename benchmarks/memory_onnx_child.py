@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,24 @@ def resident() -> dict[str, int]:
     return {"peak": found["VmHWM"], "now": found["VmRSS"], "anonymous": found["RssAnon"]}
 
 
+@contextmanager
+def highest_anonymous() -> Iterator[list[int]]:
+    """In the list, the most that was not of files at any moment of the block, looked at every half millisecond."""
+    highest, ended = [0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.0005):
+            highest[0] = max(highest[0], resident()["anonymous"])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield highest
+    finally:
+        ended.set()
+        thread.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -78,7 +99,8 @@ def main() -> None:
     begin = time.perf_counter()
     where = args.folder / "prepacked" if args.way == "prepacked" else args.folder
     ubatch = args.context if args.way == "whole" else args.ubatch
-    engine = engines.OnnxRuntimeEngine(where, args.threads, args.context, ubatch)
+    with highest_anonymous() as loading:
+        engine = engines.OnnxRuntimeEngine(where, args.threads, args.context, ubatch)
     if args.way == "collapsed":
         collapse()
     loaded = time.perf_counter() - begin
@@ -97,6 +119,7 @@ def main() -> None:
     print(json.dumps({
         "base": base["now"], "loaded": after_load["now"] - base["now"], "after": end["now"] - base["now"],
         "peak": end["peak"] - base["now"], "anonymous": end["anonymous"] - base["anonymous"],
+        "loading": loading[0] - base["anonymous"],
         "kv": args.context * engine.kv_bytes_per_token(), "load_s": loaded, "decode_cpu_s": cpu / args.steps,
         "tokens": tokens,
     }))  # fmt: skip
