@@ -133,7 +133,6 @@ stream = DecodeStream(skip_special_tokens=True)''',
     "ids": "tokenizer.encode(text).ids", "piece": 'stream.step(tokenizer, int(generator.get_next_tokens()[0])) or ""',
 }  # fmt: skip
 
-
 OPENVINO = '''\
 """python3 run.py TEXT TOKENS: OpenVINO through openvino_genai."""
 
@@ -200,14 +199,16 @@ def _of_llama_cpp(options: EngineOptions) -> dict[str, str]:
     return {"flags": flags, "arguments": arguments}
 
 
+def _in_genai(ids: dict[str, str]) -> Callable[[EngineOptions], dict[str, str]]:
+    """What the options of genai make, beside how ids are made."""
+    return lambda options: {"ubatch": str(options.ubatch or PIECE), **ids}
+
+
 IN_LLAMA_CPP = Program(GGUF, NATIVE, asked=_of_llama_cpp)
 IN_GENAI = Program(
     ONNX, packages=("onnxruntime-genai",), vocabulary="onnxruntime-genai",
-    asked=lambda options: {"ubatch": str(options.ubatch or PIECE), **BY_GENAI},
-    own_ids=Program(
-        ONNX, packages=("onnxruntime-genai", "tokenizers"),
-        asked=lambda options: {"ubatch": str(options.ubatch or PIECE), **BY_TOKENIZERS},
-    ),
+    asked=_in_genai(BY_GENAI),
+    own_ids=Program(ONNX, packages=("onnxruntime-genai", "tokenizers"), asked=_in_genai(BY_TOKENIZERS)),
 )  # fmt: skip
 IN_OPENVINO = Program(OPENVINO, packages=("openvino", "openvino-tokenizers", "openvino-genai"))
 

@@ -264,7 +264,7 @@ def _layer(weights: ExportWeights, index: int, quantisation: str, architecture: 
             f"{target}layer_output_scale.weight", _TYPE.F32, (1,), lambda: layer_factor(weights.tensor, index)
         )
     for ours, theirs in _norms(spec, index).items():
-        width = spec.layers[index].head_dim or spec.head_dim if theirs.startswith("self_attn.") else spec.hidden
+        width = spec.head_size(spec.layers[index]) if theirs.startswith("self_attn.") else spec.hidden
         yield _norm(weights, f"{source}{theirs}.weight", f"{target}{ours}.weight", width)
     for matrix in projections(spec, architecture, index):
         first = matrix.sources[0]

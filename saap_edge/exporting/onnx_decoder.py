@@ -266,7 +266,7 @@ class Decoder:
         return rotary, {"scale": 1 / math.sqrt(self.spec.head_dim)}
 
     def _cache(self, layer: LayerShape, length: str) -> tuple[ir.DataType, list[int | str]]:
-        return ir.DataType.FLOAT, ["batch_size", layer.kv_heads, length, layer.head_dim or self.spec.head_dim]
+        return ir.DataType.FLOAT, ["batch_size", layer.kv_heads, length, self.spec.head_size(layer)]
 
     def _ffn(self, x: ir.Value, prefix: str) -> ir.Value:
         both = self.linear(x, f"{prefix}mlp.gate_up_proj", [f"{prefix}mlp.{name}_proj" for name in ("gate", "up")])

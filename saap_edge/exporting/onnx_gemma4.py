@@ -60,7 +60,7 @@ class Gemma4Decoder(GemmaDecoder):
 
     def _attention(self, x: ir.Value, index: int) -> ir.Value:
         graph, layer, windowed = self.graph, self.spec.layers[index], self.gemma.windowed[index]
-        prefix, width = f"model.layers.{index}.self_attn.", layer.head_dim or self.spec.head_dim
+        prefix, width = f"model.layers.{index}.self_attn.", self.spec.head_size(layer)
         rotary, attributes = self._kind(index)
         assert rotary
         if layer.kv == "borrowed":

@@ -162,7 +162,7 @@ def _mixer_rows(spec: ModelSpec, layer: LayerShape) -> int:
     if layer.linear and spec.delta:
         return 2 * layer.kv_heads * spec.delta.keys + layer.heads * (2 * spec.delta.values + 2)
     keys = 2 * layer.kv_heads * layer.caches
-    return ((1 + spec.family.gated) * layer.heads + keys) * (layer.head_dim or spec.head_dim)
+    return ((1 + spec.family.gated) * layer.heads + keys) * spec.head_size(layer)
 
 
 def optimum_reason(spec: ModelSpec, format: Format, per_layer: bool) -> str | None:

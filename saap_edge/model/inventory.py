@@ -76,7 +76,7 @@ def _layer(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     if layer.attends:
         borrowed = layer.kv == "borrowed"  # keys too, and with their norm
         shapes |= {
-            f"{prefix}{norm}.weight": (layer.head_dim or spec.head_dim,)
+            f"{prefix}{norm}.weight": (spec.head_size(layer),)
             for norm in spec.family.qk_norms[: 1 if borrowed else None]
         }
     elif layer.heads and spec.delta:

@@ -129,9 +129,13 @@ class ModelSpec:
         """Bytes of KV cache for one token: keys and values of every layer, `element_bytes` a number."""
         return sum(2 * self.kv_width(layer) * element_bytes for layer in self.layers)
 
+    def head_size(self, layer: LayerShape) -> int:
+        """Numbers of a head of a layer's attention."""
+        return layer.head_dim or self.head_dim
+
     def kv_width(self, layer: LayerShape) -> int:
         """Numbers of a token's keys that a layer keeps, and as many of values; 0 where it keeps none."""
-        return layer.kv_heads * (layer.head_dim or self.head_dim) * layer.caches
+        return layer.kv_heads * self.head_size(layer) * layer.caches
 
     def state_bytes(self, element_bytes: int = 4) -> int:
         """Bytes that convolutions, the last `taps` - 1 tokens, DeltaNets and Mamba-2 remember of any text."""
@@ -218,7 +222,7 @@ def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
 
 
 def _of_attention(spec: ModelSpec, layer: LayerShape) -> dict[str, tuple[int, int]]:
-    width = layer.head_dim or spec.head_dim
+    width = spec.head_size(layer)
     q, kv = layer.heads * width, layer.kv_heads * width
     own = {} if layer.kv == "borrowed" else {f"self_attn.{name}_proj": (kv, spec.hidden) for name in "kv"}
     queries = {"self_attn.q_proj": (2 * q if spec.family.gated else q, spec.hidden)}
