@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from saap_edge.engines.llama_cpp import LlamaCppEngine
-from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
-from saap_edge.engines.torch import TorchEngine, folder_cost
+from saap_edge.engines.torch import folder_cost
 from saap_edge.errors import SaapError
 from saap_edge.evaluation.parity import logits, relative_error
 from saap_edge.exporting.gguf import write_gguf
@@ -31,6 +29,7 @@ from saap_edge.pruning.space import model_cost
 from saap_edge.recovery.imatrix import importance_matrix
 from saap_edge.worth.fit import cost_at
 from tests.conftest import tiny_model, write_folder
+from tests.exporting.artifacts_support import opened
 from tests.exporting.llama_support import exact_logits, with_gelu_table
 from tests.exporting.random_plans import GELU_TABLE
 from tests.exporting.test_families import assert_genai_answers_as_torch_does, assert_parity, pruned
@@ -176,11 +175,7 @@ def test_the_cache_is_what_llama_cpp_reserves(exported: tuple[Path, Path, Any]) 
 def test_a_sequence_is_shortened(engine: str, exported: tuple[Path, Path, Any]) -> None:
     """Also behind the window, of which transformers' own cache forgets the start."""
     folder, out, manifest = exported
-    paths = {artifact.format: out / artifact.path for artifact in manifest.artifacts}
-    made: Any = {
-        "torch": lambda: TorchEngine(folder, 1, 64), "gguf": lambda: LlamaCppEngine(paths["gguf-f32"], 1, 64, "f16"),
-        "onnx": lambda: OnnxRuntimeEngine(paths["onnx-fp32"], 1, 64),
-    }[engine]()  # fmt: skip
+    made = opened(engine, folder, out, manifest)
     whole = made.forward(IDS, all_logits=True).copy()
     for kept in (20, 9, 2, 0):
         made.truncate(kept)

@@ -21,9 +21,9 @@ from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.model.spec import LayerShape
 from saap_edge.prediction.cost import artifact_cost
-from saap_edge.pruning.space import model_cost
 from saap_edge.recovery.imatrix import importance_matrix
 from tests.conftest import tiny_model, write_folder
+from tests.exporting.artifacts_support import counted_and_written
 from tests.exporting.llama_support import exact_logits
 from tests.exporting.test_families import assert_genai_answers_as_torch_does, assert_parity, pruned
 from tests.exporting.test_kquants import check
@@ -110,11 +110,7 @@ def test_a_plan_in_bytes_knows_what_stays_in_the_file(tmp_path: Path) -> None:
     for name, ffn in (("wide", 128), ("narrow", 64)):
         model = tiny_model("nemotron_h", vocab_size=2048, hidden_size=128, layers_block_type=BLOCKS)
         folder = write_folder(pruned(model, [LayerShape(8, 4, ffn)] * 7), tmp_path / f"{name}-m")
-        write_gguf(folder, tmp_path / name, "q8_0")
-        spec = read_spec(folder)
-        cost = model_cost(spec, "bytes", "q8_0")
-        total = cost.fixed + sum(cost.layer(layer, spec.hidden, spec.head_dim) for layer in spec.layers)
-        file = sum(tensor.n_bytes for tensor in gguf.GGUFReader(tmp_path / name).tensors)
+        total, file = counted_and_written(folder, tmp_path / name)
         assert total == pytest.approx(file, rel=0.03)
         sizes.append((total, file))
     assert sizes[0][0] - sizes[1][0] == sizes[0][1] - sizes[1][1]

@@ -12,9 +12,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from saap_edge.engines.llama_cpp import LlamaCppEngine
-from saap_edge.engines.onnxruntime import OnnxRuntimeEngine
-from saap_edge.engines.torch import TorchEngine, folder_cost
+from saap_edge.engines.torch import folder_cost
 from saap_edge.evaluation.parity import logits
 from saap_edge.exporting.gguf import write_gguf
 from saap_edge.exporting.onnx import write_onnx
@@ -27,6 +25,7 @@ from saap_edge.prediction.predict import predict
 from saap_edge.targets import load_target
 from saap_edge.worth.fit import cost_at
 from tests.conftest import tiny_model, write_folder
+from tests.exporting.artifacts_support import opened
 
 IDS = list(range(1, 30))
 WIDE = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6}
@@ -83,11 +82,7 @@ def test_a_batch_with_right_padding(family: str, tmp_path: Path) -> None:
 def test_a_sequence_is_shortened(engine: str, exported: tuple[str, Path, Path, Any]) -> None:
     """Also inside a text, and to nothing: what is remembered has no way back, so that the rest is read again."""
     _, folder, out, manifest = exported
-    paths = {artifact.format: out / artifact.path for artifact in manifest.artifacts}
-    made: Any = {
-        "torch": lambda: TorchEngine(folder, 1, 64), "gguf": lambda: LlamaCppEngine(paths["gguf-f32"], 1, 64, "f16"),
-        "onnx": lambda: OnnxRuntimeEngine(paths["onnx-fp32"], 1, 64),
-    }[engine]()  # fmt: skip
+    made = opened(engine, folder, out, manifest)
     whole = made.forward(IDS, all_logits=True).copy()
     for kept in (9, 9, 2, 1, 0):
         made.truncate(kept)
