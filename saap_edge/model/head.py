@@ -11,16 +11,21 @@ from torch.nn.functional import cross_entropy
 
 from saap_edge.model.perplexity import Perplexity
 
-__all__ = ["LOGITS", "head_gradient", "logits_of", "next_token_gradient", "states_perplexity"]
+__all__ = ["LOGITS", "head_gradient", "logits_of", "multiplied_logits", "next_token_gradient", "states_perplexity"]
 
-LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient
+LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient; in bfloat16 twice as many
 
 
 def logits_of(model: Any, states: torch.Tensor) -> torch.Tensor:
     """Float32 logits [rows, vocab] of the decoder's output `states` [rows, hidden], with the family's soft cap."""
+    return multiplied_logits(model, states).float()
+
+
+def multiplied_logits(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """The same, in the precision in which products are taken."""
     logits: torch.Tensor = model.lm_head(states)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return (cap * torch.tanh(logits / cap) if cap else logits).float()
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def head_gradient(
@@ -33,20 +38,29 @@ def head_gradient(
 
     Args:
         states: output of the decoder, [rows, hidden], detached.
-        loss: (logits [some rows, vocab], the slice of these rows) -> sum of the loss over these rows.
+        loss: (logits [some rows, vocab], the slice of these rows) -> sum of the loss over these rows. Logits have the
+            precision of products.
         gradient: compute the gradient too.
     """
-    step, total = max(1, LOGITS // model.config.get_text_config().vocab_size), states.new_zeros((), dtype=torch.float32)
+    step, total = _rows_at_once(model, states), states.new_zeros((), dtype=torch.float32)
     found = torch.zeros_like(states)
     for first in range(0, len(states), step):
         rows = slice(first, min(first + step, len(states)))
         piece = states[rows].detach().clone().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            value = loss(logits_of(model, piece), rows) / len(states)
+            value = loss(multiplied_logits(model, piece), rows) / len(states)
         if gradient:
             found[rows] = torch.autograd.grad(value, piece)[0]
         total += value.detach().to(total.device)
     return total, found
+
+
+def _rows_at_once(model: Any, states: torch.Tensor) -> int:
+    """How many rows of logits are held at a time."""
+    held, vocabulary = LOGITS, int(model.config.get_text_config().vocab_size)
+    if torch.is_autocast_enabled(states.device.type):
+        held *= 2
+    return max(1, held // vocabulary)
 
 
 def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -85,6 +99,6 @@ def _next_token_loss(wanted: torch.Tensor) -> Callable[[torch.Tensor, slice], to
     """What `head_gradient` takes: the loss of the tokens `wanted` [rows], which come next."""
 
     def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        return cross_entropy(logits, wanted[rows].to(logits.device), reduction="sum")
+        return cross_entropy(logits.float(), wanted[rows].to(logits.device), reduction="sum")
 
     return loss

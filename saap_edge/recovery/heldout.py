@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from saap_edge.model.arithmetic import Precision, multiplied, products
+from saap_edge.model.attention import short_attention
 from saap_edge.model.head import head_gradient
 from saap_edge.model.perplexity import Perplexity
 from saap_edge.recovery.teacher import CachedTeacher, cached_teacher
@@ -68,7 +69,7 @@ class Heldout:
         """Perplexity and divergence of a transformers causal LM, in one pass."""
         was_training = model.training
         model.eval()
-        with products(self.precision):
+        with products(self.precision), short_attention(model):
             sums = sum((self._sums(model, number) for number in range(len(self.windows))), torch.zeros(2).double())
         model.train(was_training)
         count = self.windows[:, 1:].numel()
@@ -83,6 +84,7 @@ class Heldout:
         sums = torch.zeros(2, dtype=torch.float64)
 
         def losses(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            logits = logits.float()
             sums[0] += cross_entropy(logits, ids[0, 1:][rows], reduction="sum").cpu()
             if divergence:
                 sums[1] += divergence(logits, rows).cpu()

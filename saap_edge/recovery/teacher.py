@@ -16,10 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from saap_edge.model.arithmetic import halved_products
-from saap_edge.model.head import logits_of
+from saap_edge.model.attention import short_attention
+from saap_edge.model.head import logits_of, multiplied_logits
 
 __all__ = ["CachedTeacher", "DenseTeacher", "Divergence", "Teacher", "cached_teacher", "write_cache"]
 
+CACHED = 1 << 18  # logits of which a divergence is computed at a time: 1 MiB in float32
 # (logits [rows, vocab] of the student, slice of the batch's rows) -> sum over rows of KL(teacher || student), in nats.
 Divergence = Callable[[torch.Tensor, slice], torch.Tensor]
 
@@ -33,23 +35,31 @@ class Teacher(Protocol):
 
 
 class _Divergence(torch.autograd.Function):
-    """KL(teacher || student) in nats, summed over rows, from float32 logits [rows, vocab] of the student and teacher.
+    """KL(teacher || student) in nats, summed over rows, from logits [rows, vocab] of the student and teacher.
 
     torch's own kl_div takes eight passes over arrays of that size, and as many again for the gradient. This is
-    q - p, for distributions q of the student and p of the teacher, and is at hand when the loss is computed.
+    q - p, for distributions q of the student and p of the teacher, and is at hand when the loss is computed. It is
+    computed in float32, some rows at a time, which stay in the processor's cache.
     """
 
     @staticmethod
     def forward(context: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        mine, theirs = student.log_softmax(-1), teacher.log_softmax(-1)
-        share = theirs.exp()
-        value = theirs.sub_(mine).mul_(share).sum()
-        context.save_for_backward(mine.exp_().sub_(share))
+        value, gradient = student.new_zeros((), dtype=torch.float32), torch.empty_like(student)
+        step = max(1, CACHED // student.shape[-1])
+        held = student.new_empty((3, step, student.shape[-1]), dtype=torch.float32)
+        for own, other, found in zip(*(part.split(step) for part in (student, teacher, gradient)), strict=True):
+            mine, theirs, share = held[:, : len(own)]
+            torch.log_softmax(own.float(), -1, out=mine)
+            torch.log_softmax(other.float(), -1, out=theirs)
+            torch.exp(theirs, out=share)
+            value += theirs.sub_(mine).mul_(share).sum()
+            torch.sub(mine.exp_(), share, out=found)
+        context.gradient = gradient
         return value
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return context.saved_tensors[0] * gradient, None
+        return context.gradient.mul_(gradient), None
 
 
 class DenseTeacher:
@@ -64,12 +74,12 @@ class DenseTeacher:
 
     def __call__(self, ids: torch.Tensor, windows: torch.Tensor) -> Divergence:
         model = self.model.to(ids.device)
-        with torch.no_grad():
+        with torch.no_grad(), short_attention(model):
             states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
 
         def divergence(logits: torch.Tensor, rows: slice) -> torch.Tensor:
             with torch.no_grad():
-                target = logits_of(model, states[rows])
+                target = multiplied_logits(model, states[rows])
             value: torch.Tensor = _Divergence.apply(logits, target)  # type: ignore[no-untyped-call]
             return value
 
@@ -90,7 +100,8 @@ def write_cache(
     tokens, logs = torch.empty(shape, dtype=torch.int32), torch.empty(shape, dtype=torch.float16)
     device = next(model.parameters()).device
     for index, window in enumerate(windows):
-        states = model.model(input_ids=window[None].to(device), use_cache=False).last_hidden_state[0, :-1]
+        with short_attention(model):
+            states = model.model(input_ids=window[None].to(device), use_cache=False).last_hidden_state[0, :-1]
         found = logits_of(model, states).log_softmax(-1).topk(top)
         tokens[index], logs[index] = found.indices.int().cpu(), found.values.half().cpu()
         progress()
@@ -123,7 +134,7 @@ class CachedTeacher:
         tokens, target = read("tokens", torch.long), read("logs", torch.float32)
 
         def divergence(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            mine, theirs = logits.log_softmax(-1).gather(1, tokens[rows]), target[rows]
+            mine, theirs = logits.float().log_softmax(-1).gather(1, tokens[rows]), target[rows]
             known = (theirs.exp() * (theirs - mine)).sum()
             rest, my_rest = (_rest(figures) for figures in (theirs, mine))
             return known + (rest * (rest.log() - my_rest.log())).sum()

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from saap_edge.errors import SaapError
 from saap_edge.machine.memory import give_back
+from saap_edge.model.attention import short_attention
 from saap_edge.model.checkpointing import checkpointed
 from saap_edge.model.head import head_gradient
 from saap_edge.recovery.heldout import Heldout
@@ -114,7 +115,7 @@ class _Student(nn.Module):
         def loss(logits: torch.Tensor, rows: slice) -> torch.Tensor:
             if divergence and share == 1:
                 return divergence(logits, rows)
-            text = (1 - share) * nn.functional.cross_entropy(logits, wanted[rows], reduction="sum")
+            text = (1 - share) * nn.functional.cross_entropy(logits.float(), wanted[rows], reduction="sum")
             return text + share * divergence(logits, rows) if divergence else text
 
         value, gradient = head_gradient(self.model, states, loss, self.training)
@@ -233,7 +234,7 @@ def _run(
         eval_dataset=_Windows(heldout.windows), callbacks=callbacks,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    with checkpointed(model, training.checkpointing):
+    with checkpointed(model, training.checkpointing), short_attention(model):
         trainer.train(resume_from_checkpoint=_last_whole(work))
     model.eval()
     if trainer.is_world_process_zero():
