@@ -216,8 +216,10 @@ def _teacher(
     if not settings.distillation or not settings.tokens:
         return None
     if settings.top is None:
-        teacher = DenseTeacher(load_model(dense).requires_grad_(False), halved=uses_bfloat16(settings.precision))
-        if settings.shard and PartialState().num_processes > 1:
+        halved, sharing = uses_bfloat16(settings.precision), settings.shard and PartialState().num_processes > 1
+        again = settings.tokens > windows.numel() and not sharing  # for sharing, all take part in every pass
+        teacher = DenseTeacher(load_model(dense).requires_grad_(False), halved, again)
+        if sharing:
             shard(teacher.model)
         return teacher
     with PartialState().main_process_first():

@@ -62,20 +62,44 @@ class _Divergence(torch.autograd.Function):
         return context.gradient.mul_(gradient), None
 
 
+class _Known:
+    """What a model's last layer gave for training windows: later rounds over the same text need no pass.
+
+    It takes at most as much memory as the model's weights; windows beyond that are not kept.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self._room = sum(weight.nbytes for weight in model.parameters())
+        self._dtype, self._states = dtype, dict[int, torch.Tensor]()
+
+    def read(self, windows: list[int]) -> torch.Tensor | None:
+        """The states [batch, window - 1, hidden] of windows, by their numbers; None unless all of them are known."""
+        known = [self._states[number] for number in windows if number in self._states]
+        return torch.stack(known) if len(known) == len(windows) else None
+
+    def write(self, windows: list[int], states: torch.Tensor) -> None:
+        for number, found in zip(windows, states, strict=True):
+            kept = found.to("cpu", self._dtype, copy=True)
+            if number not in self._states and kept.nbytes <= self._room:
+                self._states[number], self._room = kept, self._room - kept.nbytes
+
+
 class DenseTeacher:
     """The dense model itself: exact, but its weights stay in memory and every batch takes a forward pass.
+
+    `again`: the same windows come again. What the last layer gave is kept, which takes no more memory than the weights.
 
     `halved`: it is asked under mixed precision only. Its matrices are then kept in bfloat16, as products would round
     them every time, which changes no answer and takes half the memory.
     """
 
-    def __init__(self, model: Any, halved: bool = False) -> None:
+    def __init__(self, model: Any, halved: bool = False, again: bool = False) -> None:
         self.model = halved_products(model) if halved else model
+        # Products would round the states to bfloat16 too.
+        self._known = _Known(self.model, torch.bfloat16 if halved else torch.float32) if again else None
 
     def __call__(self, ids: torch.Tensor, windows: torch.Tensor) -> Divergence:
-        model = self.model.to(ids.device)
-        with torch.no_grad(), short_attention(model):
-            states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        model, states = self.model.to(ids.device), self._last_states(ids, windows.tolist()).flatten(0, 1)
 
         def divergence(logits: torch.Tensor, rows: slice) -> torch.Tensor:
             with torch.no_grad():
@@ -84,6 +108,18 @@ class DenseTeacher:
             return value
 
         return divergence
+
+    @torch.no_grad()
+    def _last_states(self, ids: torch.Tensor, windows: list[int]) -> torch.Tensor:
+        """What the last layer gives for every token but the last: [batch, window - 1, hidden]."""
+        known = self._known.read(windows) if self._known else None
+        if known is not None:
+            return known.to(ids.device)
+        with short_attention(self.model):
+            states: torch.Tensor = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        if self._known:
+            self._known.write(windows, states)
+        return states
 
 
 @torch.no_grad()

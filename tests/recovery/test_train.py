@@ -217,6 +217,33 @@ def test_a_halved_teacher_says_the_same_under_mixed_precision(texts):
     assert model.model.layers[0].mlp.up_proj.weight.dtype == model.lm_head.weight.dtype == torch.bfloat16 and tied
 
 
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_teacher_that_is_asked_again_says_the_same_without_a_pass(texts, halved, monkeypatch):
+    ids, logits = texts[0][:2], torch.randn(62, 320)
+    teacher, passes = DenseTeacher(tiny_model("llama").requires_grad_(False), halved, again=True), []
+    whole = teacher.model.model.forward
+    monkeypatch.setattr(teacher.model.model, "forward", lambda **given: passes.append(1) or whole(**given))
+    with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+        first, second = (float(teacher(ids, torch.tensor([5, 3]))(logits, slice(0, 62))) for _ in range(2))
+        turned = float(
+            teacher(ids.flip(0), torch.tensor([3, 5]))(logits.view(2, 31, 320).flip(0).flatten(0, 1), slice(0, 62))
+        )
+        assert len(passes) == 1
+        teacher(ids, torch.tensor([5, 4]))
+    assert len(passes) == 2
+    assert first == second == pytest.approx(turned, rel=1e-6)
+
+
+def test_a_teacher_remembers_no_more_than_its_weights_take(texts):
+    model = tiny_model("llama").requires_grad_(False)
+    teacher, room = DenseTeacher(model, again=True), sum(weight.nbytes for weight in model.parameters())
+    window = torch.randint(1, 320, (1, 101))
+    fits = room // (100 * 4 * model.config.hidden_size)
+    for number in range(fits + 3):
+        teacher(window, torch.tensor([number]))
+    assert [teacher._known.read([number]) is not None for number in (0, fits - 1, fits)] == [True, True, False]
+
+
 def test_a_cache_of_all_tokens_is_the_teacher(dense, texts, tmp_path):
     windows = texts[0]
     write_cache(dense, windows, 320, tmp_path / "all.safetensors")
