@@ -22,6 +22,7 @@ from saap_edge.model.head import logits_of, multiplied_logits
 __all__ = ["CachedTeacher", "DenseTeacher", "Divergence", "Teacher", "cached_teacher", "write_cache"]
 
 CACHED = 1 << 18  # logits of which a divergence is computed at a time: 1 MiB in float32
+LEAST = 1e-5  # probability of all tokens beyond those that are known
 # (logits [rows, vocab] of the student, slice of the batch's rows) -> sum over rows of KL(teacher || student), in nats.
 Divergence = Callable[[torch.Tensor, slice], torch.Tensor]
 
@@ -170,14 +171,44 @@ class CachedTeacher:
         tokens, target = read("tokens", torch.long), read("logs", torch.float32)
 
         def divergence(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            mine, theirs = logits.float().log_softmax(-1).gather(1, tokens[rows]), target[rows]
-            known = (theirs.exp() * (theirs - mine)).sum()
-            rest, my_rest = (_rest(figures) for figures in (theirs, mine))
-            return known + (rest * (rest.log() - my_rest.log())).sum()
+            value: torch.Tensor = _TopDivergence.apply(logits, tokens[rows], target[rows])  # type: ignore[no-untyped-call]
+            return value
 
         return divergence
 
 
+class _TopDivergence(torch.autograd.Function):
+    """The same from the teacher's likeliest `tokens` [rows, top] and their log-probabilities `logs`.
+
+    With p and q the probabilities of the teacher and the student, P and Q their sums over these tokens and r the
+    teacher's rest, the gradient is q (P - r Q / (1 - Q)), and on these tokens q r / (1 - Q) - p beside it.
+    """
+
+    @staticmethod
+    def forward(context: Any, student: torch.Tensor, tokens: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
+        value, step = student.new_zeros((), dtype=torch.float32), max(1, CACHED // student.shape[-1])
+        gradient = torch.empty_like(student) if context.needs_input_grad[0] else None
+        held = student.new_empty((step, student.shape[-1]), dtype=torch.float32)
+        for first in range(0, len(student), step):
+            rows = slice(first, first + step)
+            named, theirs = tokens[rows], logs[rows]
+            all_mine = held[: len(named)]
+            torch.log_softmax(student[rows].float(), -1, out=all_mine)
+            mine, share, rest = all_mine.gather(1, named), theirs.exp(), _rest(theirs)
+            my_rest = _rest(mine)
+            value += (share * (theirs - mine)).sum() + (rest * (rest.log() - my_rest.log())).sum()
+            if gradient is not None:
+                pull, inside = torch.where(my_rest > LEAST, rest / my_rest, 0), mine.exp()
+                found = all_mine.exp_().mul_((share.sum(-1) - pull * inside.sum(-1))[:, None])
+                gradient[rows] = found.scatter_add_(1, named, pull[:, None] * inside - share)
+        context.gradient = gradient
+        return value
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return context.gradient.mul_(gradient), None, None
+
+
 def _rest(logs: torch.Tensor) -> torch.Tensor:
-    """Probability of all other tokens, at least 1e-5: the float16 probabilities may add up to 1 or more."""
-    return (1 - logs.exp().sum(-1)).clamp_min(1e-5)
+    """Probability of all other tokens, at least LEAST: the float16 probabilities may add up to 1 or more."""
+    return (1 - logs.exp().sum(-1)).clamp_min(LEAST)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from saap_edge.errors import SaapError
 from saap_edge.model import head
@@ -12,6 +13,7 @@ from saap_edge.model.blocks import BLOCK_FORMATS, dequantise
 from saap_edge.model.folder import spec_of
 from saap_edge.model.perplexity import perplexity
 from saap_edge.pruning.surgery import cut
+from saap_edge.recovery import teacher
 from saap_edge.recovery.heldout import Heldout, with_answers
 from saap_edge.recovery.start import in_blocks
 from saap_edge.recovery.teacher import CachedTeacher, DenseTeacher, write_cache
@@ -220,28 +222,28 @@ def test_a_halved_teacher_says_the_same_under_mixed_precision(texts):
 @pytest.mark.parametrize("halved", [False, True])
 def test_a_teacher_that_is_asked_again_says_the_same_without_a_pass(texts, halved, monkeypatch):
     ids, logits = texts[0][:2], torch.randn(62, 320)
-    teacher, passes = DenseTeacher(tiny_model("llama").requires_grad_(False), halved, again=True), []
-    whole = teacher.model.model.forward
-    monkeypatch.setattr(teacher.model.model, "forward", lambda **given: passes.append(1) or whole(**given))
+    asked, passes = DenseTeacher(tiny_model("llama").requires_grad_(False), halved, again=True), []
+    whole = asked.model.model.forward
+    monkeypatch.setattr(asked.model.model, "forward", lambda **given: passes.append(1) or whole(**given))
     with torch.autocast("cpu", torch.bfloat16, enabled=halved):
-        first, second = (float(teacher(ids, torch.tensor([5, 3]))(logits, slice(0, 62))) for _ in range(2))
+        first, second = (float(asked(ids, torch.tensor([5, 3]))(logits, slice(0, 62))) for _ in range(2))
         turned = float(
-            teacher(ids.flip(0), torch.tensor([3, 5]))(logits.view(2, 31, 320).flip(0).flatten(0, 1), slice(0, 62))
+            asked(ids.flip(0), torch.tensor([3, 5]))(logits.view(2, 31, 320).flip(0).flatten(0, 1), slice(0, 62))
         )
         assert len(passes) == 1
-        teacher(ids, torch.tensor([5, 4]))
+        asked(ids, torch.tensor([5, 4]))
     assert len(passes) == 2
     assert first == second == pytest.approx(turned, rel=1e-6)
 
 
 def test_a_teacher_remembers_no_more_than_its_weights_take(texts):
     model = tiny_model("llama").requires_grad_(False)
-    teacher, room = DenseTeacher(model, again=True), sum(weight.nbytes for weight in model.parameters())
+    asked, room = DenseTeacher(model, again=True), sum(weight.nbytes for weight in model.parameters())
     window = torch.randint(1, 320, (1, 101))
     fits = room // (100 * 4 * model.config.hidden_size)
     for number in range(fits + 3):
-        teacher(window, torch.tensor([number]))
-    assert [teacher._known.read([number]) is not None for number in (0, fits - 1, fits)] == [True, True, False]
+        asked(window, torch.tensor([number]))
+    assert [asked._known.read([number]) is not None for number in (0, fits - 1, fits)] == [True, True, False]
 
 
 def test_a_cache_of_all_tokens_is_the_teacher(dense, texts, tmp_path):
@@ -257,6 +259,22 @@ def test_a_cache_of_all_tokens_is_the_teacher(dense, texts, tmp_path):
     assert float(cached(logits, slice(0, 62))) == pytest.approx(float(exact), rel=1e-2)
     parts = sum(float(cached(logits[rows], rows)) for rows in (slice(0, 10), slice(10, 62)))
     assert parts == pytest.approx(float(cached(logits, slice(0, 62))), rel=1e-5)
+
+
+@pytest.mark.parametrize("held", [1 << 18, 320 * 3])
+def test_the_gradient_of_a_cache_is_that_of_its_formula(dense, texts, tmp_path, held, monkeypatch):
+    monkeypatch.setattr(teacher, "CACHED", held)
+    write_cache(dense, texts[0], 5, tmp_path / "top.safetensors")
+    logits = torch.randn(31, 320, requires_grad=True)
+    with torch.no_grad():
+        logits[0, 7] = 60.0  # nothing is left for the rest
+    found = CachedTeacher(tmp_path / "top.safetensors")(texts[0][:1], torch.tensor([0]))(logits, slice(0, 31))
+    file = load_file(tmp_path / "top.safetensors")
+    theirs, mine = file["logs"][0].float(), logits.log_softmax(-1).gather(1, file["tokens"][0].long())
+    rest, my_rest = ((1 - part.exp().sum(-1)).clamp_min(1e-5) for part in (theirs, mine))
+    wanted = (theirs.exp() * (theirs - mine)).sum() + (rest * (rest / my_rest).log()).sum()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(value / 31, logits)[0] for value in (found, wanted)))
 
 
 def test_a_cache_of_some_tokens_counts_the_rest_as_one(dense, texts, tmp_path):
