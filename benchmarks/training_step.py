@@ -19,6 +19,7 @@ from result import publish
 
 from saap_edge.model.adapters import change_projections
 from saap_edge.model.arithmetic import products
+from saap_edge.model.attention import short_attention
 from saap_edge.model.folder import load_model, spec_of
 from saap_edge.recovery.run import ADAPTERS
 from saap_edge.recovery.settings import RecoverSettings
@@ -49,7 +50,7 @@ def main() -> None:
     for _ in range(arguments.steps):
         for precision, student in students.items():
             started = time.process_time()
-            with products(precision):  # type: ignore[arg-type]
+            with products(precision), short_attention(model):  # type: ignore[arg-type]
                 loss = student(ids, torch.arange(len(ids)))["loss"]
             loss.backward()
             student.zero_grad()
