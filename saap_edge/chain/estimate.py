@@ -33,7 +33,7 @@ FACTORS = {
     "write": 1.0, "score": 1.25, "bank": 1.4, "plan": 1.2, "prune": 1.1, "recover": 0.95, "bench": 1.2,
 }  # fmt: skip
 MULTIPLIED = 5  # weight matrices that training holds where it multiplies them: values, gradient, products
-TRAINED = 1.5  # times as fast as in float32: small products, casts and attention gain less than passes over text
+TRAINED = 1.9  # times as fast as in float32: small products, casts and norms gain less than passes over text
 EVALUATED = 8  # times in each of recovery's two phases
 BASE = 760 << 20  # Python with torch and transformers
 CHILD = 150 << 20  # a runtime's process

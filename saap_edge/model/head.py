@@ -13,7 +13,7 @@ from saap_edge.model.perplexity import Perplexity
 
 __all__ = ["LOGITS", "head_gradient", "logits_of", "multiplied_logits", "next_token_gradient", "states_perplexity"]
 
-LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient; in bfloat16 twice as many
+LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient
 
 
 def logits_of(model: Any, states: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def head_gradient(
             precision of products.
         gradient: compute the gradient too.
     """
-    step, total = _rows_at_once(model, states), states.new_zeros((), dtype=torch.float32)
+    step, total = max(1, LOGITS // model.config.get_text_config().vocab_size), states.new_zeros((), dtype=torch.float32)
     found = torch.zeros_like(states)
     for first in range(0, len(states), step):
         rows = slice(first, min(first + step, len(states)))
@@ -53,14 +53,6 @@ def head_gradient(
             found[rows] = torch.autograd.grad(value, piece)[0]
         total += value.detach().to(total.device)
     return total, found
-
-
-def _rows_at_once(model: Any, states: torch.Tensor) -> int:
-    """How many rows of logits are held at a time."""
-    held, vocabulary = LOGITS, int(model.config.get_text_config().vocab_size)
-    if torch.is_autocast_enabled(states.device.type):
-        held *= 2
-    return max(1, held // vocabulary)
 
 
 def next_token_gradient(model: Any, states: torch.Tensor, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:
