@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,9 +11,29 @@ from torch.nn.functional import cross_entropy
 
 from saap_edge.model.perplexity import Perplexity
 
-__all__ = ["LOGITS", "head_gradient", "logits_of", "multiplied_logits", "next_token_gradient", "states_perplexity"]
+__all__ = [
+    "LOGITS",
+    "head_gradient",
+    "logits_of",
+    "multiplied_logits",
+    "next_token_gradient",
+    "pieces",
+    "states_perplexity",
+]
 
 LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient
+
+CACHED = 1 << 18  # logits that are worked on at a time: 1 MiB in float32, which stays in the processor's cache
+
+
+def pieces(logits: torch.Tensor) -> Iterator[slice]:
+    """Slices of the rows of logits [rows, vocab] that stay in the processor's cache.
+
+    >>> list(pieces(torch.empty(3, CACHED // 2)))
+    [slice(0, 2, None), slice(2, 3, None)]
+    """
+    step = max(1, CACHED // logits.shape[-1])
+    return (slice(first, min(first + step, len(logits))) for first in range(0, len(logits), step))
 
 
 def logits_of(model: Any, states: torch.Tensor) -> torch.Tensor:

@@ -17,12 +17,13 @@ from torch.nn.functional import cross_entropy
 
 from saap_edge.model.arithmetic import Precision, multiplied, products
 from saap_edge.model.attention import short_attention
-from saap_edge.model.head import head_gradient
+from saap_edge.model.head import head_gradient, pieces
 from saap_edge.model.perplexity import Perplexity
 from saap_edge.recovery.teacher import CachedTeacher, cached_teacher
 
 __all__ = ["TOP", "Found", "Heldout", "with_answers"]
 
+TOGETHER = 4  # windows in a pass: casting weights takes as long for one
 TOP = 256  # likeliest tokens of an answer that are kept: 400 kB a window of 256
 
 
@@ -70,22 +71,26 @@ class Heldout:
         was_training = model.training
         model.eval()
         with products(self.precision), short_attention(model):
-            sums = sum((self._sums(model, number) for number in range(len(self.windows))), torch.zeros(2).double())
+            chunks = torch.arange(len(self.windows)).split(TOGETHER)
+            sums = sum((self._sums(model, chunk) for chunk in chunks), torch.zeros(2).double())
         model.train(was_training)
         count = self.windows[:, 1:].numel()
         text, apart = (sums / count).tolist()
         return Found(Perplexity(text, count, self.windows.shape[1]), apart if self.answers else None)
 
-    def _sums(self, model: Any, number: int) -> torch.Tensor:
-        """Sums over one window's positions, float64 [2]: loss of the text, and divergence where there are answers."""
-        ids = self.windows[number][None].to(next(model.parameters()).device)
-        states = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-        divergence = self.answers(ids, torch.tensor([number])) if self.answers else None
+    def _sums(self, model: Any, chunk: torch.Tensor) -> torch.Tensor:
+        """Sums over the positions of some windows, float64 [2]: loss of the text, and divergence if there are answers.
+
+        `chunk`: the windows' numbers.
+        """
+        ids = self.windows[chunk].to(next(model.parameters()).device)
+        states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        divergence, wanted = self.answers(ids, chunk) if self.answers else None, ids[:, 1:].flatten()
         sums = torch.zeros(2, dtype=torch.float64)
 
         def losses(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-            logits = logits.float()
-            sums[0] += cross_entropy(logits, ids[0, 1:][rows], reduction="sum").cpu()
+            for piece in pieces(logits):
+                sums[0] += cross_entropy(logits[piece].float(), wanted[rows][piece], reduction="sum").cpu()
             if divergence:
                 sums[1] += divergence(logits, rows).cpu()
             return logits.new_zeros(())

@@ -17,11 +17,10 @@ from safetensors.torch import save_file
 
 from saap_edge.model.arithmetic import halved_products
 from saap_edge.model.attention import short_attention
-from saap_edge.model.head import logits_of, multiplied_logits
+from saap_edge.model.head import logits_of, multiplied_logits, pieces
 
 __all__ = ["CachedTeacher", "DenseTeacher", "Divergence", "Teacher", "cached_teacher", "write_cache"]
 
-CACHED = 1 << 18  # logits of which a divergence is computed at a time: 1 MiB in float32
 LEAST = 1e-5  # probability of all tokens beyond those that are known
 # (logits [rows, vocab] of the student, slice of the batch's rows) -> sum over rows of KL(teacher || student), in nats.
 Divergence = Callable[[torch.Tensor, slice], torch.Tensor]
@@ -46,15 +45,15 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         value, gradient = student.new_zeros((), dtype=torch.float32), torch.empty_like(student)
-        step = max(1, CACHED // student.shape[-1])
-        held = student.new_empty((3, step, student.shape[-1]), dtype=torch.float32)
-        for own, other, found in zip(*(part.split(step) for part in (student, teacher, gradient)), strict=True):
-            mine, theirs, share = held[:, : len(own)]
-            torch.log_softmax(own.float(), -1, out=mine)
-            torch.log_softmax(other.float(), -1, out=theirs)
+        held = torch.empty(0)
+        for rows in pieces(student):
+            held = held if len(held) else student.new_empty((3, *student[rows].shape), dtype=torch.float32)
+            mine, theirs, share = held[:, : rows.stop - rows.start]
+            torch.log_softmax(student[rows].float(), -1, out=mine)
+            torch.log_softmax(teacher[rows].float(), -1, out=theirs)
             torch.exp(theirs, out=share)
             value += theirs.sub_(mine).mul_(share).sum()
-            torch.sub(mine.exp_(), share, out=found)
+            torch.sub(mine.exp_(), share, out=gradient[rows])
         context.gradient = gradient
         return value
 
@@ -186,14 +185,11 @@ class _TopDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, student: torch.Tensor, tokens: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
-        value, step = student.new_zeros((), dtype=torch.float32), max(1, CACHED // student.shape[-1])
+        value = student.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(student) if context.needs_input_grad[0] else None
-        held = student.new_empty((step, student.shape[-1]), dtype=torch.float32)
-        for first in range(0, len(student), step):
-            rows = slice(first, first + step)
+        for rows in pieces(student):
             named, theirs = tokens[rows], logs[rows]
-            all_mine = held[: len(named)]
-            torch.log_softmax(student[rows].float(), -1, out=all_mine)
+            all_mine = student[rows].float().log_softmax(-1)
             mine, share, rest = all_mine.gather(1, named), theirs.exp(), _rest(theirs)
             my_rest = _rest(mine)
             value += (share * (theirs - mine)).sum() + (rest * (rest.log() - my_rest.log())).sum()

@@ -13,7 +13,6 @@ from saap_edge.model.blocks import BLOCK_FORMATS, dequantise
 from saap_edge.model.folder import spec_of
 from saap_edge.model.perplexity import perplexity
 from saap_edge.pruning.surgery import cut
-from saap_edge.recovery import teacher
 from saap_edge.recovery.heldout import Heldout, with_answers
 from saap_edge.recovery.start import in_blocks
 from saap_edge.recovery.teacher import CachedTeacher, DenseTeacher, write_cache
@@ -263,7 +262,7 @@ def test_a_cache_of_all_tokens_is_the_teacher(dense, texts, tmp_path):
 
 @pytest.mark.parametrize("held", [1 << 18, 320 * 3])
 def test_the_gradient_of_a_cache_is_that_of_its_formula(dense, texts, tmp_path, held, monkeypatch):
-    monkeypatch.setattr(teacher, "CACHED", held)
+    monkeypatch.setattr(head, "CACHED", held)
     write_cache(dense, texts[0], 5, tmp_path / "top.safetensors")
     logits = torch.randn(31, 320, requires_grad=True)
     with torch.no_grad():
