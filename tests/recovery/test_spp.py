@@ -8,6 +8,7 @@ import torch
 
 from saap_edge.model.adapters import SppLinear, put
 from saap_edge.model.arithmetic import products
+from saap_edge.model.attention import short_attention
 from saap_edge.model.blocks import dequantise
 from saap_edge.model.checkpoint import read_spec
 from saap_edge.model.folder import load_model, spec_of
@@ -54,7 +55,7 @@ def test_weights_that_are_multiplied_get_better_and_keep_their_zeros(sparse, tmp
         blocks = dequantise(Codes(folder).get(name))[:, : before.shape[1]]
         assert not blocks[before == 0].any(), name  # unlike gptq's, these codes keep zeros
     model = load_model(folder)
-    with products(precision):
+    with products(precision), short_attention(model):
         alone = np.exp(np.mean([perplexity(model, window[None]).nll for window in sparse[2].heldout]))
     assert alone == pytest.approx(result["after"]["perplexity_fp"])
 
