@@ -41,14 +41,20 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def add_earlier(result: dict[str, Any], conditions: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Put the earlier result's rows first, and of this one those that it lacks. Rows of different conditions are not
-    put beside each other."""
+    """Put the earlier result's rows first, then those that it lacks. A row that has tasks replaces one without.
+
+    Rows of different conditions are not put beside each other.
+    """
     changed = [name for name, value in conditions.items() if earlier[name] != value]
     if changed:
         raise SystemExit(f"the earlier result was measured otherwise: {', '.join(changed)}")
     for part, known_by in (("methods", ("ratio", "method")), ("recovered", KNOWN_BY)):
-        there = [[row[name] for name in known_by] for row in earlier[part]]
-        result[part] = earlier[part] + [row for row in result[part] if [row[name] for name in known_by] not in there]
+        mine = {tuple(row[name] for name in known_by): row for row in result[part]}
+        theirs = {tuple(row[name] for name in known_by): row for row in earlier[part]}
+        fuller = {
+            known: row for known, row in mine.items() if row.get("tasks") and not theirs.get(known, {}).get("tasks")
+        }
+        result[part] = list((mine | theirs | fuller)[known] for known in theirs | mine)
 
 
 def perplexities(losses: dict[str, list[float]]) -> dict[str, float]:
