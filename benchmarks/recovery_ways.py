@@ -4,7 +4,8 @@
         --ways lora:1e-3 all:3e-4 --tokens 65536 --work WORK --out benchmarks/results/recovery-ways-NAME.json
 
 A way is an adapter of `recover.adapter` and a learning rate, and what is changed beside them: `all:3e-4,window=512`,
-`all:3e-4,distillation=0.5`, `batch`, `seed`, or `text=FILE` to learn from another text. All learn from the first
+`all:3e-4,distillation=0.5`, `batch`, `seed`, `first=6` to train from the seventh layer on, or `text=FILE` to learn from
+another text. All learn from the first
 windows of the bundled calibration text, in the order of the seed, with the dense model's 256 likeliest tokens of every
 position as the teacher, which are written once. Divergence from the dense model and perplexity are those of the
 full-precision weights on the bundled held-out text, before training and at the best of its evaluations. Rows are
@@ -73,11 +74,12 @@ class Way:
     batch: int = 2
     window: int = WINDOW
     seed: int = 0
+    first: int = 0
     text: Path | None = None
 
 
 KINDS: dict[str, Callable[[str], Any]] = {
-    "distillation": float, "batch": int, "window": int, "seed": int, "text": Path
+    "distillation": float, "batch": int, "window": int, "seed": int, "first": int, "text": Path
 }  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def trained(way: Way, args: argparse.Namespace, work: Path) -> dict[str, Any]:
     teacher = cached(dense, training, args.work / f"teacher-{way.text.stem if way.text else 'text'}-{way.window}")
     torch.manual_seed(way.seed)
     model = load_model(args.pruned).requires_grad_(False)
-    change_projections(model, spec_of(model).family, lambda linear: ADAPTERS[way.adapter](linear, RANK))
+    change_projections(model, spec_of(model).family, lambda linear: ADAPTERS[way.adapter](linear, RANK), way.first)
     settings = Training(
         args.tokens, way.batch, way.rate, way.distillation, seed=way.seed, bfloat16=uses_bfloat16(args.precision)
     )

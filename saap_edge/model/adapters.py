@@ -193,9 +193,12 @@ def put(layer: nn.Module, name: str, module: nn.Module) -> None:
     setattr(layer.get_submodule(parent), leaf, module)
 
 
-def change_projections(model: Any, family: Family, change: Callable[[Any], Any]) -> None:
-    """Replace every projection of a transformers model by what `change` makes of it, in place, in the layers' order."""
-    for layer in model.model.layers:
+def change_projections(model: Any, family: Family, change: Callable[[Any], Any], first: int = 0) -> None:
+    """Replace projections of a transformers model by what `change` makes of them, in place, in the layers' order.
+
+    `first`: the first layer whose projections are replaced.
+    """
+    for layer in model.model.layers[first:]:
         for name in family.linears(layer):
             put(layer, name, change(layer.get_submodule(name)))
 

@@ -29,6 +29,7 @@ class Trained:
         untuned: what the full-precision weights had on held-out text before training.
         fp: what the trained ones have.
         better: the trained full-precision weights are kept.
+        first: the first layer whose full-precision weights were trained.
         weights, blocks: the two phases of training.
         fault: why trained weights were given up, or None.
     """
@@ -37,6 +38,7 @@ class Trained:
     untuned: Found
     fp: Found
     better: bool
+    first: int
     weights: Recovery
     blocks: Recovery
     fault: str | None
@@ -78,6 +80,7 @@ def judged(
         "dense": _figures(dense_fp, _rounded(dense, family, nearest, heldout)),
         "before": _figures(trained.untuned, rounded),
         "after": _figures(*after),
+        "first_trained_layer": trained.first,
         "kept": f"{'tuned' if better else 'untuned'} weights, {'tuned' if kept else 'untuned'} blocks",
         "phases": {"weights": asdict(trained.weights), "blocks": asdict(trained.blocks)},
         "notes": _notes(settings, trained.weights, trained.blocks, trained.fault),

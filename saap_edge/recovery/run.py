@@ -32,6 +32,7 @@ from saap_edge.recovery.sharding import shard, sharded
 from saap_edge.recovery.start import in_blocks
 from saap_edge.recovery.teacher import DenseTeacher, Teacher, cached_teacher
 from saap_edge.recovery.train import Recovery, Training, steps_of, train
+from saap_edge.recovery.unchanged import first_changed
 
 __all__ = ["PHASES", "Texts", "recover", "recovery_steps"]
 
@@ -100,7 +101,10 @@ def recover(
     tell("measuring")
     if not math.isfinite(start := untuned.loss(settings.distillation)):
         raise SaapError(f"'{pruned}': the loss on held-out text is {start}: the model or text is broken")
-    weights = _train_weights(model, family, teacher, texts.training, heldout, start, settings, seed, work, progress)
+    first = first_changed(dense, pruned, model) if settings.tokens and settings.distillation == 1 else 0
+    weights = _train_weights(
+        model, family, first, teacher, texts.training, heldout, start, settings, seed, work, progress
+    )
     fp = _measured(heldout, model, settings)
     tell("measuring")
     folder, layers = out / "model", iter(range(len(model.model.layers)))
@@ -136,7 +140,7 @@ def recover(
     tuned = {f"{name}.weight": part.blocks() for name, part in model.named_modules() if isinstance(part, GroupLinear)}
     del model, teacher
     give_back()
-    trained = Trained(tuned, untuned, fp, better and not fault, weights, blocks, fault)
+    trained = Trained(tuned, untuned, fp, better and not fault, first, weights, blocks, fault)
     document = judged(
         dense, pruned, folder, heldout, trained, family=family, format=format, group=group, settings=settings,
         measured=lambda: tell("measuring"),
@@ -179,20 +183,23 @@ def _refusal(act: Callable[[Any], None], model: Any) -> str | None:
 
 
 def _train_weights(
-    model: Any, family: Family, teacher: Teacher | None, windows: torch.Tensor, heldout: Heldout,
+    model: Any, family: Family, first: int, teacher: Teacher | None, windows: torch.Tensor, heldout: Heldout,
     start: float, settings: RecoverSettings, seed: int, work: Path, progress: Callable[[str, int, float, float], None],
 ) -> Recovery:  # fmt: skip
-    """Train the projections in full precision, by their adapters or all weights, and merge these, in place."""
+    """Train the projections in full precision, by their adapters or all weights, and merge these, in place.
+
+    `first`: the first layer that is trained.
+    """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     adapter = ADAPTERS[settings.adapter]
-    change_projections(model, family, lambda linear: adapter(linear, settings.rank))
+    change_projections(model, family, lambda linear: adapter(linear, settings.rank), first)
     with sharded(model, settings.shard):
         recovery = train(
-            model, teacher, windows, heldout, _training(settings, seed, blocks=False), work / "weights",
+            model, teacher, windows, heldout, _training(settings, seed, blocks=False), work / f"weights-from-{first}",
             lambda *news: progress("weights", *news), start,
         )  # fmt: skip
-    change_projections(model, family, lambda adapted: adapted.merge())
+    change_projections(model, family, lambda adapted: adapted.merge(), first)
     return recovery
 
 
