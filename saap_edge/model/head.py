@@ -22,17 +22,16 @@ __all__ = [
 ]
 
 LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32, thrice that with their gradient
-
 CACHED = 1 << 18  # logits that are worked on at a time: 1 MiB in float32, which stays in the processor's cache
 
 
 def pieces(logits: torch.Tensor) -> Iterator[slice]:
-    """Slices of the rows of logits [rows, vocab] that stay in the processor's cache.
+    """Slices of the rows of logits [rows, vocab] that stay in the processor's cache; on a GPU as many as are held.
 
     >>> list(pieces(torch.empty(3, CACHED // 2)))
     [slice(0, 2, None), slice(2, 3, None)]
     """
-    step = max(1, CACHED // logits.shape[-1])
+    step = max(1, (CACHED if logits.device.type == "cpu" else LOGITS) // logits.shape[-1])
     return (slice(first, min(first + step, len(logits))) for first in range(0, len(logits), step))
 
 

@@ -79,9 +79,10 @@ class _Known:
 
     def write(self, windows: list[int], states: torch.Tensor) -> None:
         for number, found in zip(windows, states, strict=True):
-            kept = found.to("cpu", self._dtype, copy=True)
-            if number not in self._states and kept.nbytes <= self._room:
-                self._states[number], self._room = kept, self._room - kept.nbytes
+            size = found.numel() * self._dtype.itemsize
+            if number not in self._states and size <= self._room:
+                self._states[number] = found.to("cpu", self._dtype, copy=True)
+                self._room -= size
 
 
 class DenseTeacher:
