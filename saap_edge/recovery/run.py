@@ -192,11 +192,12 @@ def _train_weights(
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    adapter = ADAPTERS[settings.adapter]
+    # Checkpoints that hold other weights are not gone on from, as those of a build that trained every layer.
+    adapter, place = ADAPTERS[settings.adapter], work / (f"weights-from-{first}" if first else "weights")
     change_projections(model, family, lambda linear: adapter(linear, settings.rank), first)
     with sharded(model, settings.shard):
         recovery = train(
-            model, teacher, windows, heldout, _training(settings, seed, blocks=False), work / f"weights-from-{first}",
+            model, teacher, windows, heldout, _training(settings, seed, blocks=False), place,
             lambda *news: progress("weights", *news), start,
         )  # fmt: skip
     change_projections(model, family, lambda adapted: adapted.merge(), first)
