@@ -69,7 +69,7 @@ def _fits(
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and query.shape[2] == key.shape[2] <= LONGEST
-        and (mask is None or (mask.shape[1] == 1 and (len(mask) == 1 or mask.stride(0) == 0)))
+        and (mask is None or (mask.shape[1] == 1 and torch.equal(mask[:1].expand_as(mask), mask)))
         and not dropout
         and others.get("is_causal") is not False
         and all(others.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
