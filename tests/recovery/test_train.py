@@ -206,6 +206,17 @@ def test_checkpointing_keeps_less_in_both_classes(dense, texts, tmp_path, pruned
     assert not model.is_activation_checkpointing
 
 
+def test_held_out_text_is_measured_the_same_in_pieces(dense, texts, tmp_path, monkeypatch):
+    heldout, model = with_answers(texts[1], lambda: dense, tmp_path / "answers.safetensors"), student(dense)
+    whole = heldout.measure(model)
+    monkeypatch.setattr(head, "LOGITS", 320 * 10)
+    monkeypatch.setattr(head, "CACHED", 320 * 3)
+    found = heldout.measure(model)
+    assert found.perplexity.nll == pytest.approx(whole.perplexity.nll, rel=1e-6)
+    assert found.perplexity.nll == pytest.approx(perplexity(model, texts[1].windows).nll, rel=1e-5)
+    assert found.divergence == pytest.approx(whole.divergence, rel=1e-5)
+
+
 def test_a_halved_teacher_says_the_same_under_mixed_precision(texts):
     model, ids, logits = tiny_model("llama").requires_grad_(False), texts[0][:2], torch.randn(62, 320)
     tied = model.lm_head.weight is model.model.embed_tokens.weight
