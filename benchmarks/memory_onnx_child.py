@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sampling import sampling
 
 from saap_edge.engines import onnxruntime as engines
 from saap_edge.engines.child import kilobytes
@@ -68,19 +68,13 @@ def resident() -> dict[str, int]:
 @contextmanager
 def highest_anonymous() -> Iterator[list[int]]:
     """In the list, the most that was not of files at any moment of the block, looked at every half millisecond."""
-    highest, ended = [0], threading.Event()
+    highest = [0]
 
     def look() -> None:
-        while not ended.wait(0.0005):
-            highest[0] = max(highest[0], resident()["anonymous"])
+        highest[0] = max(highest[0], resident()["anonymous"])
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    with sampling(look, 0.0005):
         yield highest
-    finally:
-        ended.set()
-        thread.join()
 
 
 def main() -> None:

@@ -51,10 +51,10 @@ def add_earlier(result: dict[str, Any], conditions: dict[str, Any], earlier: dic
     for part, known_by in (("methods", ("ratio", "method")), ("recovered", KNOWN_BY)):
         mine = {tuple(row[name] for name in known_by): row for row in result[part]}
         theirs = {tuple(row[name] for name in known_by): row for row in earlier[part]}
-        fuller = {
-            known: row for known, row in mine.items() if row.get("tasks") and not theirs.get(known, {}).get("tasks")
-        }
-        result[part] = list((mine | theirs | fuller)[known] for known in theirs | mine)
+        for known, row in mine.items():
+            if known not in theirs or (row.get("tasks") and not theirs[known]["tasks"]):
+                theirs[known] = row  # in the place of the earlier one, or at the end
+        result[part] = list(theirs.values())
 
 
 def perplexities(losses: dict[str, list[float]]) -> dict[str, float]:

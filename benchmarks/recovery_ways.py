@@ -5,11 +5,10 @@
 
 A way is an adapter of `recover.adapter` and a learning rate, and what is changed beside them: `all:3e-4,window=512`,
 `all:3e-4,distillation=0.5`, `batch`, `seed`, `first=6` to train from the seventh layer on, or `text=FILE` to learn from
-another text. All learn from the first
-windows of the bundled calibration text, in the order of the seed, with the dense model's 256 likeliest tokens of every
-position as the teacher, which are written once. Divergence from the dense model and perplexity are those of the
-full-precision weights on the bundled held-out text, before training and at the best of its evaluations. Rows are
-kept in WORK as they are made: a run that was stopped goes on. Ends with one JSON line.
+another text. All learn from the first windows of the bundled calibration text, in the order of the seed, with the dense
+model's 256 likeliest tokens of every position as the teacher, which are written once. Divergence from the dense model
+and perplexity are those of the full-precision weights on the bundled held-out text, before training and at the best of
+its evaluations. Rows are kept in WORK as they are made: a run that was stopped goes on. Ends with one JSON line.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +39,7 @@ from result import publish
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
+from sampling import sampling
 from transformers import LlamaConfig
 from transformers.utils import logging
 
@@ -117,21 +117,17 @@ def memory() -> dict[str, int]:
 def peaks(base: dict[str, int]) -> Iterator[dict[str, int]]:
     """Fills in the peak of memory inside the context, less `base`; own pages and mapped files by sampling."""
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
-    found, done = {"own": 0, "mapped": 0}, threading.Event()
+    found = {"own": 0, "mapped": 0}
 
-    def sample() -> None:
-        while not done.wait(0.01):
-            now = memory()
-            found["own"] = max(found["own"], now["RssAnon"] - base["RssAnon"])
-            found["mapped"] = max(found["mapped"], now["RssFile"] - base["RssFile"])
+    def look() -> None:
+        now = memory()
+        found["own"] = max(found["own"], now["RssAnon"] - base["RssAnon"])
+        found["mapped"] = max(found["mapped"], now["RssFile"] - base["RssFile"])
 
-    thread = threading.Thread(target=sample)
-    thread.start()
     try:
-        yield found
+        with sampling(look, 0.01):
+            yield found
     finally:
-        done.set()
-        thread.join()
         found["peak"] = memory()["VmHWM"] - base["VmRSS"]
 
 

@@ -45,13 +45,9 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         value, gradient = student.new_zeros((), dtype=torch.float32), torch.empty_like(student)
-        held = torch.empty(0)
         for rows in pieces(student):
-            held = held if len(held) else student.new_empty((3, *student[rows].shape), dtype=torch.float32)
-            mine, theirs, share = held[:, : rows.stop - rows.start]
-            torch.log_softmax(student[rows].float(), -1, out=mine)
-            torch.log_softmax(teacher[rows].float(), -1, out=theirs)
-            torch.exp(theirs, out=share)
+            mine, theirs = (logits[rows].float().log_softmax(-1) for logits in (student, teacher))
+            share = theirs.exp()
             value += theirs.sub_(mine).mul_(share).sum()
             torch.sub(mine.exp_(), share, out=gradient[rows])
         context.gradient = gradient

@@ -1,5 +1,7 @@
 """Attention of short windows by products of matrices: as near to float32 as torch's own kernel, in every family."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -33,12 +35,8 @@ def taken(monkeypatch):
 def run(model, short, halved=True):
     """States of the last layer, and the gradient of a loss of them with respect to the embeddings."""
     weights = model.model.embed_tokens.weight.requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=halved):
-        if short:
-            with short_attention(model):
-                states = model.model(input_ids=WINDOWS, use_cache=False).last_hidden_state
-        else:
-            states = model.model(input_ids=WINDOWS, use_cache=False).last_hidden_state
+    with torch.autocast("cpu", torch.bfloat16, enabled=halved), short_attention(model) if short else nullcontext():
+        states = model.model(input_ids=WINDOWS, use_cache=False).last_hidden_state
         loss = (states.float() * torch.linspace(-1, 1, states.shape[-1])).square().mean()
     return states.detach().float(), torch.autograd.grad(loss, weights)[0]
 
